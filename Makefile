@@ -1,0 +1,51 @@
+# make demo    train a classifier from a pool a tenth its size, save it, load it, compare the bits
+# make test    everything that the tests need, in a fresh environment, then the tests
+# make lint    ruff and mypy
+# make docs    the documentation, warnings are errors
+# make clean   remove what the targets above created
+#
+# PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="-n 0 -k exact" what pytest gets.
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2
+FRAMEWORKS ?= torch,jax,tensorflow
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# $(call environment,FOLDER,WHAT): a fresh virtual environment with WHAT installed.
+define environment
+	@echo "==> $(1): a fresh environment with $(2)"
+	rm -rf $(1)
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python $(PIP_INSTALL) $(2)
+endef
+
+.PHONY: demo test lint docs clean
+
+demo:
+	$(call environment,.venv-demo,".[demo]")
+	.venv-demo/bin/smh demo
+
+test:
+	$(call environment,.venv-test,--editable ".[test$(if $(FRAMEWORKS),$(comma)$(FRAMEWORKS))]")
+	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv-dev/made
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/mypy
+
+docs: .venv-dev/made
+	rm -rf docs/_build
+	.venv-dev/bin/sphinx-build -W -n --keep-going -b html docs docs/_build/html
+
+.venv-dev/made: pyproject.toml constraints.txt
+	$(call environment,.venv-dev,--editable ".[dev$(comma)docs]")
+	touch $@
+
+clean:
+	rm -rf .venv-demo .venv-test .venv-dev docs/_build build dist
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+comma := ,

@@ -1,0 +1,70 @@
+"""The exceptions that smh raises on purpose.
+
+Every one of them derives from :class:`SmhError`, so ``except smh.SmhError`` catches all that the library can tell
+about its input. Messages say what was wrong, what was received and what would work.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SmhError(Exception):
+    """Base class of all errors of smh."""
+
+
+class PlanError(SmhError, ValueError):
+    """A plan that cannot be made or read: sizes, rules, ratio, or its JSON."""
+
+
+class VariableError(SmhError, ValueError):
+    """An array that does not fit its plan: name, dtype or shape."""
+
+
+class CheckpointError(SmhError):
+    """A file that is not a whole, honest checkpoint of a known version."""
+
+
+class BackendError(SmhError):
+    """A backend that is unknown, not installed, or cannot do what was asked of it."""
+
+
+class UnknownNameError(SmhError, KeyError):
+    """A name that the plan does not hold."""
+
+    def __str__(self) -> str:
+        """Return the message as it is (``KeyError`` would quote it)."""
+        return str(self.args[0]) if self.args else ""
+
+
+def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Describe the known names nearest to a mistaken one, for the end of an error message.
+
+    Parameters
+    ----------
+    name : str
+        What was asked for.
+    known : iterable of str
+        What there is.
+    limit : int
+        The most names to show.
+
+    Returns
+    -------
+    str
+        For example ``"did you mean 'fc.weight'?"`` or ``"known names: 'a', 'b', ..."``.
+
+    Examples
+    --------
+    >>> near_names("fc.wieght", ["fc.weight", "conv.weight"])
+    "did you mean 'fc.weight' or 'conv.weight'?"
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    if not names:
+        return "there are no names to choose from"
+    shown = ", ".join(map(repr, names[:limit]))
+    return f"known names: {shown}{', ...' if len(names) > limit else ''}"

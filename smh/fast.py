@@ -1,0 +1,68 @@
+"""Fast arithmetic: the framework's own float32 products and sums, with no promise about bits (specification, section 3.4).
+
+The functions are those of :mod:`smh.exact` that pools and scales call, by the same names. All of them are ordinary
+differentiable array code, from which frameworks take second derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from smh.exact import flush
+from smh.ops import Array, Ops
+
+__all__ = [
+    "dot",
+    "flush",
+    "map_rows",
+    "multiply",
+    "right",
+    "rounded",
+    "segment_sums",
+    "transposed_product",
+    "wide",
+]
+
+
+def rounded(xp: Any, x: Array) -> Array:
+    """Return ``x``: it is float32 already."""
+    return x
+
+
+def wide(xp: Any, x: Array) -> Array:
+    """Return ``x``: terms are added in float32."""
+    return x
+
+
+def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+    """Return ``fn(x)``, in one piece so that it can be differentiated again."""
+    return fn(x)
+
+
+def right(ops: Ops, b: Array) -> Array:
+    """Return ``b``: there is nothing to prepare."""
+    return b
+
+
+def multiply(ops: Ops, a: Array, b: Array) -> Array:
+    """Return the float32 product of ``a``, shape (p, K), and ``b``, shape (K, q)."""
+    return ops.xp.matmul(a, b)
+
+
+def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
+    """Return the float32 product of the transpose of ``a``, shape (K, p), and ``b``, shape (K, q)."""
+    return ops.xp.matmul(ops.xp.matrix_transpose(a), b)
+
+
+def dot(ops: Ops, a: Array, c: Array) -> Array:
+    """Return the float32 dot product of two vectors of shape (K,)."""
+    return ops.xp.sum(a * c)
+
+
+def segment_sums(
+    ops: Ops, xs: tuple[Array, ...], terms: Callable[..., tuple[Array, Array]], size: int, width: int
+) -> Array:
+    """Return float32 sums per segment; the arguments are those of :func:`smh.exact.segment_sums`."""
+    x, segments = terms(*xs)
+    return ops.segment_sum(x, segments, size)

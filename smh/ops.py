@@ -1,0 +1,123 @@
+"""The few operations that the core needs and the array API does not have.
+
+The core is written on ``ops``: a namespace ``ops.xp`` of the Python array API, and the methods below. The defaults here
+are themselves pure array API, so any conforming namespace gets a working :class:`Ops` for nothing; a backend overrides
+those that its framework does better. None of them may change a bit of any result: the core calls them only where the
+order and the blocking of the computation cannot be seen (specification, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat
+
+Array = Any
+"""An array of the backend's own type."""
+
+
+class Ops:
+    """A namespace, and what the array API lacks.
+
+    Parameters
+    ----------
+    xp : module
+        An array-API namespace.
+    """
+
+    block_elements = 1 << 18
+    """About how many elements a block of rows holds: temporaries stay in the cache, and memory stays bounded."""
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+
+    def device(self, x: Array) -> Any:
+        """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
+        return array_api_compat.device(x)
+
+    def is_false(self, flag: Array) -> bool:
+        """Say whether a boolean scalar is *known* to be false, so that work that depends on it can be left out.
+
+        Law: True only where the value is at hand and false. While a program is traced the answer is False.
+        """
+        return False
+
+    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+        """Concatenate ``fn`` over blocks of the rows of ``x``, as float32.
+
+        Law: equal to ``astype(fn(x), float32)`` for every ``fn`` that treats rows independently.
+
+        Parameters
+        ----------
+        fn : callable
+            From ``(k, ...)`` to ``(k, ...)``, any floating dtype.
+        x : array, shape (rows, ...)
+            The input.
+        width : int
+            Elements of the result per row, from which the number of rows in a block follows.
+
+        Returns
+        -------
+        array, shape (rows, ...), float32
+        """
+        xp = self.xp
+        parts = [xp.astype(fn(block), xp.float32) for block in self._blocks(x, width)]
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+
+    def sum_rows(self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int) -> Array:
+        """Add ``fn`` over blocks of rows taken from all of ``xs`` together.
+
+        Law: equal to ``fn(*xs)`` for every ``fn`` that is a sum over rows and exact, so that no order shows.
+
+        Parameters
+        ----------
+        fn : callable
+            From blocks ``(k, ...)`` to one array whose shape does not depend on k.
+        xs : tuple of arrays, shape (rows, ...)
+            Inputs with the same number of rows.
+        width : int
+            Elements that ``fn`` handles per row.
+        """
+        total = None
+        for blocks in zip(*(self._blocks(x, width) for x in xs), strict=True):
+            part = fn(*blocks)
+            total = part if total is None else total + part
+        return total
+
+    def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
+        """Add the elements of ``x`` that share a segment number.
+
+        The values are integers whose absolute sum is at most 2**53, so every order gives the same float64. This default
+        sorts by segment and subtracts running sums, which are integers below the same bound.
+
+        Parameters
+        ----------
+        x : array, shape (K,), float64 or float32
+            Integers; in float32 (fast arithmetic) any values, and the order may show.
+        segments : array, shape (K,), int64
+            Segment numbers in ``[0, size)``.
+        size : int
+            How many segments.
+
+        Returns
+        -------
+        array, shape (size,), of the dtype of ``x``
+        """
+        xp = self.xp
+        device = self.device(x)
+        order = xp.argsort(segments)
+        running = xp.cumulative_sum(xp.astype(xp.take(x, order), xp.float64), include_initial=True)
+        bounds = xp.arange(size + 1, dtype=segments.dtype, device=device)
+        ends = xp.searchsorted(xp.take(segments, order), bounds, side="left")
+        at = xp.take(running, ends)
+        return xp.astype(at[1:] - at[:-1], x.dtype)
+
+    def block_rows(self, rows: int, width: int) -> int:
+        """Return how many rows a block has."""
+        return max(1, min(rows, self.block_elements // max(1, width)))
+
+    def _blocks(self, x: Array, width: int) -> list[Array]:
+        rows = x.shape[0]
+        step = self.block_rows(rows, width)
+        return [x[start : min(start + step, rows)] for start in range(0, rows, step)]

@@ -1,0 +1,309 @@
+"""What all pools have in common, and how they are named and read."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple, Self
+
+from smh.errors import PlanError, near_names
+from smh.ops import Array, Ops
+
+LIMIT = 2**31
+"""Sizes, capacities and numbers of weights are below this."""
+MAX_GAIN = 60
+GAIN_RULES = ("sgd", "adam")
+
+KINDS: dict[str, type[Pool]] = {}
+"""Pool classes by the name that plans and ``Plan.build(pool=...)`` use."""
+
+
+class Leaf(NamedTuple):
+    """A leaf pool in its place: what initialisation needs to know of it.
+
+    ``path`` is the prefix of its variables' names (``""``, ``"0/"``, ``"0/1/"``), ``seed`` and ``tau`` are what its
+    parents give it (specification, section 6).
+    """
+
+    path: str
+    pool: LeafPool
+    seed: int
+    tau: float
+
+
+class BoundPool(ABC):
+    """A pool together with one set of values for its variables, in one namespace: what a single call computes with."""
+
+    capacity: int
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Array:
+        """Return the virtual weights ``start`` to ``stop``, shape (stop - start,), touching just what they need.
+
+        Law: equal to the same slice of ``read(0, capacity)``, bit for bit.
+        """
+
+    @abstractmethod
+    def pull(self, dv: Array) -> dict[str, Array]:
+        """Return the gradient of every variable, given the cotangent of all virtual weights, shape (capacity,)."""
+
+
+class Pool(ABC):
+    """A rule that turns variables into virtual weights."""
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """How many virtual weights there are."""
+
+    @abstractmethod
+    def sized(self, weights: int, ratio: Fraction) -> Self:
+        """Return this pool with every size filled in, for so many weights and at most ``ratio`` variables a weight."""
+
+    @abstractmethod
+    def smallest_ratio(self, weights: int) -> Fraction:
+        """Return the least ratio at which :meth:`sized` works."""
+
+    @abstractmethod
+    def with_gain(self, gain: str | int, weights: int, scale: float, tau: float = 1.0) -> Self:
+        """Return this pool with the gain of every leaf set: to an integer, or by rule (specification, section 4.5).
+
+        ``scale`` is the size-weighted root mean square of the tensors' initial scales.
+        """
+
+    @abstractmethod
+    def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
+        """Iterate over the leaf pools in order."""
+
+    @abstractmethod
+    def indices(self, xp: Any, i: Array, seed: int) -> dict[str, Array]:
+        """Return the hash index: which elements of which variables virtual weights read.
+
+        Parameters
+        ----------
+        xp : module
+            The array-API namespace of ``i``.
+        i : array, shape (k,), int64
+            Virtual weights.
+        seed : int
+            The pool's seed.
+
+        Returns
+        -------
+        dict of str to array, shape (k, terms), int64
+            For each variable the flat (row-major) indices into it, in the order in which the terms are added.
+        """
+
+    @abstractmethod
+    def bind(self, ops: Ops, arithmetic: ModuleType, variables: Mapping[str, Array], seed: int) -> BoundPool:
+        """Join the pool with values of its variables, by their names within the pool.
+
+        ``arithmetic`` is :mod:`smh.exact` or :mod:`smh.fast`.
+        """
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of a plan; :func:`from_dict` reads it."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise :class:`~smh.PlanError` unless all sizes are present and allowed."""
+
+    def variable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every variable, in order, by its name within the pool."""
+        return {
+            leaf.path + name: shape for leaf in self.leaves(seed=0) for name, shape in leaf.pool.local_shapes().items()
+        }
+
+
+class LeafPool(Pool):
+    """A pool with variables of its own."""
+
+    gain: int
+    gain_power: ClassVar[int]
+    """delta: how many variables a term multiplies, so that gain g is worth 2**(delta g)."""
+
+    @abstractmethod
+    def local_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of this pool's variables; their order numbers the streams of initial values."""
+
+    @abstractmethod
+    def sigma(self, tau: float) -> float:
+        """Return the standard deviation of initial variables, without gain, for virtual weights with deviation tau."""
+
+    @abstractmethod
+    def gain_argument(self, rule: str, weights: int, scale: float, tau: float) -> float:
+        """Return the x of the gain rule, whose power of two is the gain."""
+
+    def with_gain(self, gain: str | int, weights: int, scale: float, tau: float = 1.0) -> Self:
+        """Return this pool with its gain set; see :meth:`Pool.with_gain`."""
+        if isinstance(gain, str):
+            if gain not in GAIN_RULES:
+                raise PlanError(f"gain must be an integer or one of {', '.join(GAIN_RULES)}; got {gain!r}")
+            exponent = math.frexp(self.gain_argument(gain, weights, scale, tau))[1]
+            gain = min(MAX_GAIN, max(0, exponent - 1))
+        return self._replace(gain=whole_number("gain", gain, 0, MAX_GAIN))
+
+    def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
+        """Iterate over this one leaf."""
+        yield Leaf(path, self, seed, tau)
+
+    @property
+    def factor(self) -> float:
+        """2**(delta g): what v0 is multiplied by."""
+        return 2.0 ** (self.gain_power * self.gain)
+
+    @abstractmethod
+    def _fields(self) -> dict[str, Any]:
+        """Return the fields with their values."""
+
+    def _replace(self, **changes: Any) -> Self:
+        return type(self)(**(self._fields() | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of this pool."""
+        return {"kind": self.kind, **self._fields()}
+
+
+class BoundLeaf(BoundPool):
+    """A leaf pool with its values: applies the gain around what the subclass computes."""
+
+    def __init__(self, pool: LeafPool, ops: Ops, arithmetic: Any) -> None:
+        self.ops = ops
+        self.arithmetic = arithmetic
+        self.capacity = pool.capacity
+        self.factor = pool.factor
+
+    def read(self, start: int, stop: int) -> Array:
+        """Return a slice of v = flush(2**(delta g) v0)."""
+        return self._gained(self._read_plain(start, stop))
+
+    def pull(self, dv: Array) -> dict[str, Array]:
+        """Return the gradients for dv0 = flush(2**(delta g) dv)."""
+        return self._pull_plain(self._gained(dv))
+
+    def _gained(self, x: Array) -> Array:
+        if self.factor == 1.0:
+            return x  # x is flushed already
+        factor, flush, xp = self.factor, self.arithmetic.flush, self.ops.xp
+        return self.arithmetic.map_rows(self.ops, lambda block: flush(xp, block * factor), x, 1)
+
+    @abstractmethod
+    def _read_plain(self, start: int, stop: int) -> Array:
+        """Return a slice of v0."""
+
+    @abstractmethod
+    def _pull_plain(self, dv: Array) -> dict[str, Array]:
+        """Return the gradients, given the cotangent of all of v0."""
+
+
+def whole_number(what: str, value: Any, low: int, high: int) -> int:
+    """Return an integer within bounds, or raise :class:`~smh.PlanError` that says what was received."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value.__index__() <= high:
+        raise PlanError(f"{what} must be an integer from {low} to {high}; got {value!r}")
+    return int(value.__index__())
+
+
+def fitting(what: str, budget: Fraction, unit: int, ratio: Fraction, smallest: Fraction) -> int:
+    """Return how many units fit into a budget of variables; none is an error that names the smallest ratio."""
+    count = math.floor(budget / unit)
+    if count < 1:
+        raise PlanError(
+            f"ratio {float(ratio):g} leaves no room for {what}; the smallest feasible ratio is "
+            f"{ceil_digits(smallest)} for this pool and these tensors"
+        )
+    return whole_number(what, count, 1, LIMIT - 1)
+
+
+def ceil_digits(value: Fraction, digits: int = 4) -> str:
+    """Return a short decimal that is not below ``value``, so that a user who types it is not refused again."""
+    exponent = digits - 1 - math.floor(math.log10(value))
+    scaled = math.ceil(value * Fraction(10) ** exponent)
+    return f"{float(Fraction(scaled) / Fraction(10) ** exponent):.{digits}g}"
+
+
+def named(pool: Pool | str) -> Pool:
+    """Return a pool request from its name, or a request as it is.
+
+    Parameters
+    ----------
+    pool : Pool or str
+        ``"matmul"``, ``"kronecker"`` or ``"hash"``, or an instance of a pool.
+
+    Raises
+    ------
+    PlanError
+        If there is no such pool.
+
+    Examples
+    --------
+    >>> named("matmul")
+    Matmul(n=None, m=None, gain=0)
+    """
+    if isinstance(pool, Pool):
+        return pool
+    leaf_kinds = [kind for kind, cls in KINDS.items() if issubclass(cls, LeafPool)]
+    if not isinstance(pool, str) or pool not in leaf_kinds:
+        raise PlanError(
+            f"pool must be one of {', '.join(map(repr, leaf_kinds))} or a specification such as smh.pools.Matmul(); "
+            f"got {pool!r}"
+        )
+    return KINDS[pool]()
+
+
+def from_dict(data: Any, where: str = "pool") -> Pool:
+    """Read a sized pool from the JSON object of a plan.
+
+    Parameters
+    ----------
+    data : object
+        What ``json`` gave.
+    where : str
+        The place in the plan, for messages.
+
+    Returns
+    -------
+    Pool
+
+    Raises
+    ------
+    PlanError
+        For an unknown kind, a missing or unknown key, or a size out of bounds.
+    """
+    if not isinstance(data, dict):
+        raise PlanError(f"{where} must be an object; got {type(data).__name__}")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        hint = near_names(kind, KINDS) if isinstance(kind, str) else f"known names: {', '.join(KINDS)}"
+        raise PlanError(f"{where} has an unknown kind {kind!r}: {hint}")
+    cls = KINDS[kind]
+    fields = {key: value for key, value in data.items() if key != "kind"}
+    pool = cls.parse(fields, where) if hasattr(cls, "parse") else parse_leaf(cls, fields, where)
+    pool.check()
+    return pool
+
+
+def parse_leaf(cls: type[Pool], fields: dict[str, Any], where: str) -> Pool:
+    """Make a leaf pool from its JSON keys, which must be exactly its fields."""
+    check_keys(where, fields, cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    return cls(**fields)
+
+
+def check_keys(where: str, found: Mapping[str, Any], expected: Any) -> None:
+    """Raise :class:`~smh.PlanError` unless the keys are exactly the expected ones."""
+    unknown = sorted(set(found) - set(expected))
+    missing = sorted(set(expected) - set(found))
+    if unknown:
+        raise PlanError(f"{where} has an unknown key {unknown[0]!r}: {near_names(unknown[0], expected)}")
+    if missing:
+        raise PlanError(f"{where} lacks the key {missing[0]!r}")

@@ -1,0 +1,269 @@
+"""Pools whose virtual weights are one matrix product: matmul and Kronecker (specification, sections 4.1 and 4.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from types import ModuleType
+from typing import Any, ClassVar, Self
+
+from smh.ops import Array, Ops
+from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, fitting, whole_number
+
+
+class _Factorized(LeafPool):
+    """A pool of ``terms`` products of one left and one right variable per virtual weight."""
+
+    gain_power: ClassVar[int] = 2
+
+    @property
+    def terms(self) -> int:
+        """M: products per virtual weight."""
+        raise NotImplementedError
+
+    @property
+    def side(self) -> int:
+        """Rows, and columns, of the matrix product; its square is the capacity."""
+        raise NotImplementedError
+
+    @property
+    def capacity(self) -> int:
+        """How many virtual weights there are."""
+        return self.side**2
+
+    def smallest_ratio(self, weights: int) -> Fraction:
+        """Return the least ratio at which one term fits."""
+        return Fraction(2 * self._side_for(weights), weights)
+
+    def sigma(self, tau: float) -> float:
+        """Return sqrt(tau / sqrt(M)): M products of two such variables have variance tau**2."""
+        return math.sqrt(tau / math.sqrt(self.terms))
+
+    def gain_argument(self, rule: str, weights: int, scale: float, tau: float) -> float:
+        """Return x of the gain rule."""
+        if rule == "sgd":
+            return 1.0 / ((scale * self.sigma(tau)) * math.sqrt(2.0 * self.side))
+        return 1.0 / (scale * math.sqrt(2.0 * self.terms))
+
+    def _side_for(self, weights: int) -> int:
+        raise NotImplementedError
+
+    def _terms_for(self, given: int | None, side: int, weights: int, ratio: Fraction) -> int:
+        if given is not None:
+            return given
+        smallest = Fraction(2 * side, weights)
+        return fitting("one product per weight", ratio * weights, 2 * side, ratio, smallest)
+
+
+@dataclass(frozen=True)
+class Matmul(_Factorized):
+    """Virtual weights are the entries of ``left @ right``, row-major (equation 4 of the paper).
+
+    Parameters
+    ----------
+    n : int, optional
+        Rows and columns; by default the least whose square holds all weights.
+    m : int, optional
+        Products per virtual weight; by default as many as the ratio allows.
+    gain : int
+        g: variables are stored 2**g times smaller. ``Plan.build`` sets it by its own ``gain`` argument.
+
+    Examples
+    --------
+    >>> Matmul().sized(10_000, Fraction(1, 10))
+    Matmul(n=100, m=5, gain=0)
+    """
+
+    n: int | None = None
+    m: int | None = None
+    gain: int = 0
+    kind: ClassVar[str] = "matmul"
+
+    @property
+    def terms(self) -> int:
+        """M: products per virtual weight."""
+        return self.m or 0
+
+    @property
+    def side(self) -> int:
+        """Rows and columns."""
+        return self.n or 0
+
+    def local_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of left and right."""
+        return {"left": (self.side, self.terms), "right": (self.terms, self.side)}
+
+    def sized(self, weights: int, ratio: Fraction) -> Self:
+        """Fill in n = ceil(sqrt(N)) and m = floor(r N / 2 n)."""
+        n = self._side_for(weights)
+        return self._replace(n=n, m=self._terms_for(self.m, n, weights, ratio))
+
+    def check(self) -> None:
+        """Raise unless n and m are present and allowed."""
+        whole_number("n of a matmul pool", self.n, 1, math.isqrt(LIMIT - 1))
+        whole_number("m of a matmul pool", self.m, 1, (LIMIT - 1) // self.side)
+        whole_number("gain of a matmul pool", self.gain, 0, MAX_GAIN)
+
+    def indices(self, xp: Any, i: Array, seed: int) -> dict[str, Array]:
+        """Virtual weight i reads row i // n of left and column i % n of right."""
+        k = _terms_like(xp, i, self.terms)
+        row, column = i[:, None] // self.side, i[:, None] % self.side
+        return {"left": row * self.terms + k, "right": k * self.side + column}
+
+    def bind(self, ops: Ops, arithmetic: ModuleType, variables: Mapping[str, Array], seed: int) -> BoundLeaf:
+        """Join the pool with its values."""
+        return _BoundMatmul(self, ops, arithmetic, variables["left"], variables["right"])
+
+    def _side_for(self, weights: int) -> int:
+        return self.n if self.n is not None else math.isqrt(weights - 1) + 1
+
+    def _fields(self) -> dict[str, Any]:
+        return {"n": self.n, "m": self.m, "gain": self.gain}
+
+
+@dataclass(frozen=True)
+class Kronecker(_Factorized):
+    """Virtual weights are the entries of a sum of Kronecker products, row-major.
+
+    ``v = sum over r of left[r] (x) right[r]``: the same products as in a matmul pool of side d**2, in another order.
+
+    Parameters
+    ----------
+    d : int, optional
+        Rows and columns of each factor; by default the least whose fourth power holds all weights.
+    t : int, optional
+        Kronecker products; by default as many as the ratio allows.
+    gain : int
+        g: variables are stored 2**g times smaller. ``Plan.build`` sets it by its own ``gain`` argument.
+
+    Examples
+    --------
+    >>> Kronecker().sized(10_000, Fraction(1, 10))
+    Kronecker(d=10, t=5, gain=0)
+    """
+
+    d: int | None = None
+    t: int | None = None
+    gain: int = 0
+    kind: ClassVar[str] = "kronecker"
+
+    @property
+    def terms(self) -> int:
+        """M: products per virtual weight."""
+        return self.t or 0
+
+    @property
+    def side(self) -> int:
+        """d**2."""
+        return (self.d or 0) ** 2
+
+    def local_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of left and right."""
+        shape = (self.terms, self.d or 0, self.d or 0)
+        return {"left": shape, "right": shape}
+
+    def sized(self, weights: int, ratio: Fraction) -> Self:
+        """Fill in d = ceil(N**(1/4)) and t = floor(r N / 2 d**2)."""
+        side = self._side_for(weights)
+        return self._replace(d=math.isqrt(side), t=self._terms_for(self.t, side, weights, ratio))
+
+    def check(self) -> None:
+        """Raise unless d and t are present and allowed."""
+        whole_number("d of a kronecker pool", self.d, 1, math.isqrt(math.isqrt(LIMIT - 1)))
+        whole_number("t of a kronecker pool", self.t, 1, (LIMIT - 1) // self.side)
+        whole_number("gain of a kronecker pool", self.gain, 0, MAX_GAIN)
+
+    def indices(self, xp: Any, i: Array, seed: int) -> dict[str, Array]:
+        """Virtual weight (i1, i2, j1, j2) reads left[r, i1, j1] and right[r, i2, j2] for every r."""
+        d = self.d or 0
+        r = _terms_like(xp, i, self.terms) * self.side
+        i = i[:, None]
+        i1, i2, j1, j2 = i // d**3, i // d**2 % d, i // d % d, i % d
+        return {"left": r + i1 * d + j1, "right": r + i2 * d + j2}
+
+    def bind(self, ops: Ops, arithmetic: ModuleType, variables: Mapping[str, Array], seed: int) -> BoundLeaf:
+        """Join the pool with its values, seen as one matrix product."""
+        xp = ops.xp
+        left = xp.reshape(xp.permute_dims(variables["left"], (1, 2, 0)), (self.side, self.terms))
+        right = xp.reshape(variables["right"], (self.terms, self.side))
+        return _BoundKronecker(self, ops, arithmetic, left, right)
+
+    def _side_for(self, weights: int) -> int:
+        if self.d is not None:
+            return self.d**2
+        d = math.isqrt(math.isqrt(weights))
+        return (d if d**4 >= weights else d + 1) ** 2
+
+    def _fields(self) -> dict[str, Any]:
+        return {"d": self.d, "t": self.t, "gain": self.gain}
+
+
+class _BoundFactorized(BoundLeaf):
+    """The matrix product that both pools share: left is (side, terms), right (terms, side)."""
+
+    def __init__(self, pool: _Factorized, ops: Ops, arithmetic: ModuleType, left: Array, right: Array) -> None:
+        super().__init__(pool, ops, arithmetic)
+        self.side = pool.side
+        self.left = left
+        self.right = right
+        self.prepared = self.arithmetic.right(ops, right)
+
+    def _entries(self, rows: slice, columns: slice) -> Array:
+        return self.arithmetic.multiply(self.ops, self.left[rows, :], self.prepared[:, columns])
+
+    def _gradients(self, dv: Array) -> tuple[Array, Array]:
+        """Return the gradients of left and right, given that of the whole product, shape (side, side)."""
+        transposed = self.arithmetic.right(self.ops, self.ops.xp.matrix_transpose(self.right))
+        return (
+            self.arithmetic.multiply(self.ops, dv, transposed),
+            self.arithmetic.transposed_product(self.ops, self.left, dv),
+        )
+
+
+class _BoundMatmul(_BoundFactorized):
+    def _read_plain(self, start: int, stop: int) -> Array:
+        n = self.side
+        first, last = start // n, (stop - 1) // n
+        if first == last:
+            columns = slice(start - first * n, stop - first * n)
+            return self.ops.xp.reshape(self._entries(slice(first, first + 1), columns), (-1,))
+        block = self._entries(slice(first, last + 1), slice(0, n))
+        return self.ops.xp.reshape(block, (-1,))[start - first * n : stop - first * n]
+
+    def _pull_plain(self, dv: Array) -> dict[str, Array]:
+        left, right = self._gradients(self.ops.xp.reshape(dv, (self.side, self.side)))
+        return {"left": left, "right": right}
+
+
+class _BoundKronecker(_BoundFactorized):
+    def _read_plain(self, start: int, stop: int) -> Array:
+        xp, side = self.ops.xp, self.side
+        d = math.isqrt(side)
+        first, last = start // d**3, (stop - 1) // d**3
+        low, high = 0, d  # which rows of the right factors
+        if first == last:
+            low, high = start // side % d, (stop - 1) // side % d + 1
+        entries = self._entries(slice(first * d, (last + 1) * d), slice(low * d, high * d))
+        grid = xp.reshape(entries, (last + 1 - first, d, high - low, d))  # i1, j1, i2, j2
+        flat = xp.reshape(xp.permute_dims(grid, (0, 2, 1, 3)), (-1,))
+        origin = first * d**3 + low * side
+        return flat[start - origin : stop - origin]
+
+    def _pull_plain(self, dv: Array) -> dict[str, Array]:
+        xp, side = self.ops.xp, self.side
+        d = math.isqrt(side)
+        grid = xp.permute_dims(xp.reshape(dv, (d, d, d, d)), (0, 2, 1, 3))  # i1, j1, i2, j2
+        left, right = self._gradients(xp.reshape(grid, (side, side)))
+        return {
+            "left": xp.permute_dims(xp.reshape(left, (d, d, -1)), (2, 0, 1)),
+            "right": xp.reshape(right, (-1, d, d)),
+        }
+
+
+def _terms_like(xp: Any, i: Array, terms: int) -> Array:
+    """Return 0, 1, ..., terms - 1 as one row, on the device and in the type of ``i``."""
+    return xp.cumulative_sum(xp.ones_like(i[:1]) * xp.ones((1,), dtype=i.dtype), axis=0)[:, None] * 0 + xp.arange(
+        terms, dtype=i.dtype
+    )
