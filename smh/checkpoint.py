@@ -1,17 +1,19 @@
-"""Checkpoint files: a plan, its variables and the dense tensors in one safetensors file (specification, section 7).
+"""Checkpoint files: a plan, its variables and the dense tensors in one safetensors file (section 7).
 
-The tensors are named ``pool/...``, ``scale/...`` and ``dense/...``. Everything else is canonical JSON (sorted keys, no
-spaces, ASCII) under the metadata key ``smh``, an object of five keys::
+The tensors are named ``pool/...``, ``scale/...`` and ``dense/...``. All else is canonical JSON (sorted keys, no
+spaces, ASCII) under the single metadata key ``smh``, an object of five keys:
 
-    checksum         SHA-256 of the data section
-    digest           of the generated weights, see smh.digest
-    header_checksum  SHA-256 of the header, taken with these 64 digits as zeros
-    plan             the plan's JSON object
-    version          "1.0"
+==================  =========================================================
+``checksum``        SHA-256 of the data section
+``digest``          digest of the generated weights, as the writer states it
+``header_checksum`` SHA-256 of the header, taken with these 64 digits as ``0``
+``plan``            the plan's JSON object
+``version``         ``"1.0"``
+==================  =========================================================
 
-Two checksums, because one over the data alone cannot see a changed seed, digest or name of a dense tensor: these are in
-the header, and nothing else in the file contradicts them. Sorted, the fixed-length keys come first, so that the
-checksums lie at the same place in every file; the header is verified before it is parsed.
+Two checksums, because one of the data alone cannot see a changed seed, digest or dense name: these are in the
+header only. Keys of fixed length sort first, so both lie at the same place in every file, and the header is
+verified before it is parsed.
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import re
+import reprlib
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -37,30 +41,29 @@ from smh.errors import CheckpointError, PlanError, VariableError, near_names
 from smh.plan import Plan
 
 VERSION = "1.0"
-"""Of the file format. A reader takes every file of the same major version."""
+"""Of the file format; files of the same major version can be read."""
 MAX_HEADER = 8 << 20
-"""Most bytes of a header, enough for about 20,000 tensors; safetensors itself would take 100 MB."""
+"""Most bytes of a header: enough for some 20,000 tensors (safetensors alone would take 100 MB)."""
 MAX_VALUES = 1 << 19
-"""Most JSON values of a header, counted by the characters that begin them. Together the two limits bound what a header
-can make a reader allocate beyond the size of the file: below 128 MiB."""
+"""Most JSON values of a header. With ``MAX_HEADER`` it bounds what parsing can allocate: below 128 MiB."""
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-_BFLOAT16 = "bfloat16"  # NumPy has no such type: it comes from ml_dtypes, which JAX and TensorFlow bring along
 _DTYPES = {
     **{"BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
     **{"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
-    **{"F16": "float16", "BF16": _BFLOAT16, "F32": "float32", "F64": "float64"},
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
 }
 _MAX_RANK = 64  # NumPy's own limit
-_ZEROS = "0" * 64
-_DIGEST = re.compile("[0-9a-f]{64}")
+_KEYS = ["checksum", "digest", "header_checksum", "plan", "version"]
+_HEX = re.compile("[0-9a-f]{64}")
 _START = re.compile(
-    rb'\{"__metadata__":\{"smh":"\{'
-    rb'\\"checksum\\":\\"([0-9a-f]{64})\\",'
-    rb'\\"digest\\":\\"([0-9a-f]{64})\\",'
+    rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
     rb'\\"header_checksum\\":\\"([0-9a-f]{64})\\",'
 )
+_REPR = reprlib.Repr()
+_REPR.maxstring = 100
+_short = _REPR.repr  # shows what was received, but not all of it, however large or deep it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +77,9 @@ class Checkpoint:
     variables : dict of str to numpy.ndarray
         Pool variables and scales, float32, in the plan's order.
     dense : dict of str to numpy.ndarray
-        Tensors that are kept as they are, sorted by name.
+        The tensors that are kept as they are, sorted by name.
     digest : str
-        The digest of the generated weights that the writer stated; loading does not generate them to compare.
+        Digest of the generated weights as the writer stated it. Reading does not generate them to compare.
     """
 
     plan: Plan
@@ -85,19 +88,16 @@ class Checkpoint:
     digest: str
 
 
-class _Fault(Exception):
-    """What is wrong with a file and where, before the path is put in front of it."""
+class _FaultError(Exception):
+    """What is wrong with a file and where, without its path."""
 
 
 class _Entry(NamedTuple):
-    """A tensor of the header."""
+    """A tensor as the header describes it."""
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
 
 
 def write(
@@ -107,31 +107,31 @@ def write(
     dense: Mapping[str, Any],
     digest: str,
 ) -> None:
-    """Write a checkpoint file, atomically: at every moment ``path`` is the whole old file or the whole new one.
+    """Write a checkpoint file; at every moment there is the whole old file or the whole new one.
 
-    Equal content gives equal bytes, whatever the order of the dictionaries, the memory order of the arrays or their
-    byte order. The data are streamed; arrays are copied only if they are not contiguous and little-endian. A file that
-    is replaced keeps its permissions, a symbolic link keeps pointing to the file.
+    Equal content gives equal bytes, whatever the order of the dictionaries or the memory and byte order of the
+    arrays. Arrays are copied only if they are not contiguous and little-endian. A file that is replaced keeps its
+    permissions, and a symbolic link keeps pointing to it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Where to. The folder must exist; the temporary file is made there.
+        Where to. Its folder must exist; the temporary file is made there.
     plan : Plan
         The plan of the variables.
     variables : mapping of str to numpy.ndarray
         Exactly the names and shapes of ``plan.variable_shapes``, all float32.
     dense : mapping of str to numpy.ndarray
-        Tensors to keep as they are: bool, integers, float16, bfloat16, float32 or float64 of any shape.
+        Tensors to keep as they are, of any shape: bool, integers, float16, bfloat16, float32 or float64.
     digest : str
-        Digest of the generated weights, 64 hexadecimal digits.
+        Digest of the generated weights: 64 hexadecimal digits.
 
     Raises
     ------
     VariableError
         If a name, dtype or shape does not fit. Nothing is written.
     CheckpointError
-        If names and plan are too large for a header, or ``path`` is something other than a file.
+        If plan and names are too large for a header, or the path is that of a device or the like.
     OSError
         If the system cannot write there.
 
@@ -140,7 +140,7 @@ def write(
     >>> import tempfile
     >>> from pathlib import Path
     >>> import numpy as np
-    >>> plan = Plan.build({"w": (2, 3)}, ratio=1.0, learn_scale=False)
+    >>> plan = Plan.build({"w": (2, 3)}, ratio=2, learn_scale=False)
     >>> variables = {name: np.ones(shape, np.float32) for name, shape in plan.variable_shapes.items()}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "model.safetensors"
@@ -148,26 +148,28 @@ def write(
     ...     read(path).dense
     {'bias': array([0., 0., 0.])}
     """
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise VariableError(f"a digest is 64 lower-case hexadecimal digits: give what smh.digest returns, got {digest!r}")
-    tensors = dict(_variables(plan, variables)) | dict(_dense(dense))
-    metadata = {
-        "checksum": _ZEROS,
-        "digest": digest,
-        "header_checksum": _ZEROS,
-        "plan": json.loads(plan.to_json()),
-        "version": VERSION,
-    }
+    if not isinstance(digest, str) or not _HEX.fullmatch(digest):
+        raise VariableError(
+            f"the digest must be 64 hexadecimal digits, as smh.digest returns it, got {digest!r}"
+        )
+    tensors = _checked(plan, variables, dense)
+    values = dict(zip(_KEYS, ["0" * 64, digest, "0" * 64, json.loads(plan.to_json()), VERSION], strict=True))
     target = os.path.realpath(path)
     mode = _mode(target)
     folder = os.path.dirname(target)
-    # Not tempfile.mkstemp: a file created here gets the permissions that a new file should have, umask and all.
     temporary = os.path.join(folder, f".smh-{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) if mode is None else mode
-        os.chmod(temporary, 0o600)  # until it is finished; the file to be replaced may be private
-        _save(tensors, temporary, _canonical(metadata))
+        with open(temporary, "xb") as created:  # with the permissions of a new file; mkstemp's are 0600
+            mode = mode or stat.S_IMODE(os.fstat(created.fileno()).st_mode)
+        os.chmod(temporary, 0o600)  # while it is written: what it replaces may be private
+        try:
+            # The order in the file is by dtype, then name, so a function of the content. Several metadata keys
+            # would be in random order.
+            save_file(tensors, temporary, {"smh": _canonical(values)})
+        except SafetensorError as error:
+            raise OSError(
+                f"cannot write {target!r}: make sure that the disk has room, got {error}"
+            ) from error
         with open(temporary, "r+b") as file:
             _seal(file)
             os.chmod(temporary, mode)
@@ -180,119 +182,100 @@ def write(
     _sync_folder(folder)
 
 
-def _variables(plan: Plan, variables: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Yield the variables as the plan wants them."""
+def _checked(plan: Plan, variables: Mapping[str, Any], dense: Mapping[str, Any]) -> Arrays:
+    """Return contiguous little-endian arrays under their names in the file."""
+    tensors = {}
     shapes = plan.variable_shapes
     for name in variables:
         if name not in shapes:
-            raise VariableError(f"the plan has no variable of this name: {near_names(str(name), shapes)} Got {name!r}")
+            hint = near_names(str(name), shapes)
+            raise VariableError(f"variables must be those of plan.variable_shapes: {hint} Got {name!r}")
     for name, shape in shapes.items():
-        want = f"variable {name!r} must be a float32 array of shape {shape}"
+        want = f"variable {name!r} must be a float32 NumPy array of shape {shape}"
         if name not in variables:
-            raise VariableError(f"{want}: smh.initialize(plan) makes them all, got {sorted(variables)}")
-        array = _host(f"variable {name!r}", name, variables[name])
+            raise VariableError(f"{want}: add it, got only {_short(sorted(variables))}")
+        array = _host(want, name, variables[name])
         if array.dtype.name != "float32":
             raise VariableError(f"{want}: convert it with array.astype(numpy.float32), got {array.dtype}")
         if array.shape != shape:
-            raise VariableError(f"{want}: give the array that belongs to this plan, got shape {array.shape}")
-        yield name, array
-
-
-def _dense(dense: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Yield the dense tensors under their names in the file."""
+            raise VariableError(f"{want}: give the one of this plan, got shape {array.shape}")
+        tensors[name] = array
     for name, value in dense.items():
         if not isinstance(name, str) or not name:
-            raise VariableError(f"a dense tensor needs a name: give a string that is not empty, got {name!r}")
-        yield f"dense/{name}", _host(f"dense tensor {name!r}", name, value)
+            raise VariableError(
+                f"a dense tensor must have a string that is not empty as its name, got {name!r}"
+            )
+        want = f"dense tensor {name!r} must be a NumPy array of bool, integers or floats"
+        tensors[f"dense/{name}"] = _host(want, name, value)
+    return tensors
 
 
-def _host(what: str, name: str, value: Any) -> np.ndarray[Any, Any]:
-    """Return a contiguous little-endian array, the same object if it is one already."""
+def _host(want: str, name: str, value: Any) -> np.ndarray[Any, Any]:
     if not _encodable(name):
-        raise VariableError(f"{what} has a name that is not Unicode text: rename it, got {name!r}")
+        raise VariableError(f"{want} with a name in valid Unicode: rename it, got {name!r}")
     if not isinstance(value, np.ndarray | np.generic):
-        raise VariableError(f"{what} must be a NumPy array: convert it with numpy.asarray, got {type(value).__name__}")
+        raise VariableError(f"{want}: convert it with numpy.asarray, got {type(value).__name__}")
     array = np.asarray(value)
     if array.dtype.name not in _DTYPES.values():
-        kinds = ", ".join(_DTYPES.values())
-        raise VariableError(f"{what} must have a dtype that a file can hold ({kinds}), got {array.dtype}")
-    if array.dtype == np.bool_:
-        array = np.asarray(array.view(np.uint8) != 0)  # one byte for True, however the array came about
+        raise VariableError(f"{want} ({', '.join(_DTYPES.values())}): convert it, got {array.dtype}")
+    if array.dtype.name == "bool":  # a view as bool may have other bytes than 0 and 1
+        array = np.asarray(array.view(np.uint8) != 0)
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
 def _mode(target: str) -> int | None:
-    """Return the permissions of the file that will be replaced; None if there is none."""
+    """Return the permissions of the file to be replaced, None if there is none."""
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
-    if not stat.S_ISREG(mode):  # os.replace would put a file in the place of a device
+    if not stat.S_ISREG(mode):  # the rename would put a file in the place of a device
         raise CheckpointError(f"only a regular file can be replaced: choose another path, got {target!r}")
     return stat.S_IMODE(mode)
 
 
-def _save(tensors: Arrays, path: str, metadata: str) -> None:
-    # Its order is a function of the content: by dtype, then by name. Several metadata keys would come in any order.
-    try:
-        save_file(tensors, path, {"smh": metadata})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path!r}, is the disk full? Got {error}") from error
+def _seal(file: io.BufferedRandom) -> None:
+    """Put the checksums in the place of their zeros.
 
-
-def _seal(file: BinaryIO) -> None:
-    """Put the checksums where there are zeros.
-
-    They are part of the header and depend on what the serialiser wrote, so they are taken from the file itself: one
-    pass in small pieces, where serialising twice in memory would need twice the data, and knowing the serialiser's
-    order beforehand would mean to copy it.
+    They are taken from what the serialiser wrote, in one pass with a small buffer. To know them before it writes,
+    one would have to copy its order of the tensors, or to serialise twice.
     """
     length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER:
-        raise CheckpointError(
-            f"plan and names need a larger header than the {MAX_HEADER} bytes that a file may have: "
-            f"hash fewer tensors, or give them shorter names, got {length} bytes"
-        )
-    header = file.read(length)
-    if (values := _count_values(header)) > MAX_VALUES:
-        raise CheckpointError(
-            f"a header may hold at most {MAX_VALUES} JSON values: hash fewer tensors, got {values} values"
-        )
+    header = file.read(min(length, MAX_HEADER + 1))
+    if (counts := (length, _count_values(header))) > (MAX_HEADER, 0) or counts[1] > MAX_VALUES:
+        limits = f"{MAX_HEADER} bytes and {MAX_VALUES} values"
+        raise CheckpointError(f"plan and names must fit into {limits}: use fewer tensors, got {counts}")
     start = _START.match(header)
     if start is None:
-        raise CheckpointError(f"safetensors lays out its header differently: use another release, got {header[:80]!r}")
-    checksum = hashlib.file_digest(file, "sha256").hexdigest().encode()
+        raise CheckpointError(f"this safetensors orders headers otherwise: upgrade it, got {header[:80]!r}")
+    checksum = hashlib.file_digest(file, "sha256").hexdigest()
     header = _replace(header, start.span(1), checksum)
-    header = _replace(header, start.span(3), _header_checksum(header, start).encode())
+    header = _replace(header, start.span(3), _header_checksum(header, start))
     file.seek(8)
     file.write(header)
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the new name last, where folders can be synchronised."""
-    if os.name == "nt":
+    if os.name == "nt":  # there folders cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
             raise
     finally:
         os.close(descriptor)
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
-
-
 def read(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint file and trust nothing in it.
 
-    Sizes, names, dtypes, shapes, version, plan and header are checked before any array is allocated, the data while
-    they are read. Arrays are writable, own their memory and have together the size of the data section; nothing else
-    grows with the file.
+    Header, sizes, names, dtypes, shapes, version and plan are checked before any array is allocated, the data
+    while they are read. The arrays are writable, own their memory and are together as large as the data section;
+    all else stays within a constant.
 
     Parameters
     ----------
@@ -307,50 +290,228 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If the file is not a whole, honest checkpoint of a known version: cut, changed, lying or of another kind.
+        If the file is cut, changed, lying, of an unknown version, or no checkpoint at all.
     OSError
         If the system cannot open or read the path (``FileNotFoundError``, ``PermissionError``,
-        ``IsADirectoryError``): that says nothing about a file.
+        ``IsADirectoryError``), which says nothing about a file.
 
     Examples
     --------
     >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     read(file.name)
-    Traceback (most recent call last):
-        ...
-    smh.errors.CheckpointError: ...
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> plan = Plan.build({"w": (2, 3)}, ratio=2, learn_scale=False)
+    >>> variables = {name: np.ones(shape, np.float32) for name, shape in plan.variable_shapes.items()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "model.safetensors"
+    ...     write(path, plan, variables, {}, "0" * 64)
+    ...     checkpoint = read(path)
+    >>> checkpoint.plan == plan, list(checkpoint.variables)
+    (True, ['pool/left', 'pool/right'])
     """
     with open(path, "rb", opener=_open) as file:
         try:
             return _read(file)
-        except _Fault as fault:
-            message = f"cannot load {os.fspath(path)!r}, save it again or fetch another copy: {fault}"
-            raise CheckpointError(message) from fault.__cause__
+        except _FaultError as fault:
+            advice = "save it again or fetch another copy"
+            raise CheckpointError(f"cannot load {os.fspath(path)!r}, {advice}: {fault}") from fault.__cause__
 
 
 def _open(path: str, flags: int) -> int:
-    # To open a named pipe would wait for its writer, forever perhaps.
+    # Without the flag, opening a named pipe waits for its writer.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _read(file: BinaryIO) -> Checkpoint:
+def _read(file: io.BufferedReader) -> Checkpoint:
     status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise _Fault(f"it must be a regular file, got mode {stat.filemode(status.st_mode)!r}")
+    _check(stat.S_ISREG(status.st_mode), "it must be a regular file", stat.filemode(status.st_mode))
     header, start = _read_header(file, status.st_size)
+    # That tree and metadata are objects and "smh" a string is seen from the header's start: no key comes twice.
     tree = _parse(header, "the header")
     metadata = tree.pop("__metadata__")
-    if metadata.keys() != {"smh"}:
-        raise _Fault(f"the metadata must have the single key 'smh', got {_short(sorted(metadata))}")
-    plan = _read_plan(_parse(metadata["smh"].encode("utf-8", "surrogatepass"), "the metadata"))
+    _check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
+    plan = _read_plan(_parse(metadata["smh"].encode("utf-8", "replace"), "its metadata"))
     entries = _check_entries(tree, status.st_size - 8 - len(header))
     _check_names(entries, plan)
-    arrays = _read_data(file, entries, start.group(1).decode())
+    arrays = _read_data(file, entries, start[1].decode())
     dense = sorted(name for name in arrays if name.startswith("dense/"))
     return Checkpoint(
         plan,
         {name: arrays[name] for name in plan.variable_shapes},
         {name.removeprefix("dense/"): arrays[name] for name in dense},
-        start.group(2).decode(),
+        start[2].decode(),
     )
+
+
+def _read_header(file: io.BufferedReader, size: int) -> tuple[bytes, re.Match[bytes]]:
+    """Read the header and verify it; find the checksums in it."""
+    _check(size >= 8, "the file must begin with the 8 bytes of its header's length", size)
+    length = int.from_bytes(file.read(8), "little")
+    _check(length <= MAX_HEADER, f"the header's length must be at most {MAX_HEADER}", length)
+    _check(8 + length <= size, f"the file ends within its header, which ends at byte {8 + length}", size)
+    header = file.read(length)
+    start = _START.match(header)
+    if start is None:
+        raise _FaultError(f"it is no smh checkpoint of version {VERSION}, got a header of {_short(header)}")
+    actual, stated = _header_checksum(header, start), start[3].decode()
+    where = f"the header (bytes 8 to {8 + length}) is damaged: its SHA-256 must be {stated}"
+    _check(actual == stated, where, actual)
+    values = _count_values(header)
+    _check(values <= MAX_VALUES, f"the header must have at most {MAX_VALUES} JSON values", values)
+    return header, start
+
+
+def _read_plan(metadata: dict[str, Any]) -> Plan:
+    version = metadata.get("version")
+    known = isinstance(version, str) and version.partition(".")[0] == VERSION.partition(".")[0]
+    _check(known, f"its version must be {VERSION}, or smh newer", version)
+    _check(sorted(metadata) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(metadata))
+    try:
+        return Plan.from_json(_canonical(metadata["plan"]))
+    except (PlanError, RecursionError) as error:
+        raise _FaultError(f"its plan is not valid: {error}") from error
+
+
+def _check_entries(tree: dict[str, Any], size: int) -> dict[str, _Entry]:
+    """Check what the header says of the tensors, and that they fill the data section without gap or overlap."""
+    entries = {}
+    position = 0
+    for name, entry in tree.items():
+        what = f"tensor {_short(name)} must"
+        keys = {"dtype", "shape", "data_offsets"}
+        _check(
+            isinstance(entry, dict) and entry.keys() == keys, f"{what} have the keys {sorted(keys)}", entry
+        )
+        dtype, shape = entry["dtype"], entry["shape"]
+        _check(isinstance(dtype, str) and dtype in _DTYPES, f"{what} have a dtype of {list(_DTYPES)}", dtype)
+        sizes = isinstance(shape, list) and all(type(axis) is int and axis >= 0 for axis in shape)
+        _check(sizes and len(shape) <= _MAX_RANK, f"{what} have a shape of at most {_MAX_RANK} sizes", shape)
+        itemsize = _dtype(dtype).itemsize
+        # NumPy counts an axis of size 0 as 1 when it looks whether a shape is too large.
+        _check(
+            itemsize * math.prod(axis or 1 for axis in shape) < 2**63, f"{what} be below 2**63 bytes", shape
+        )
+        end = position + itemsize * math.prod(shape)
+        place = (
+            [type(offset) for offset in entry["data_offsets"]] == [int, int]
+            if isinstance(entry["data_offsets"], list)
+            else False
+        )
+        _check(
+            place and entry["data_offsets"] == [position, end],
+            f"{what} have the data_offsets {[position, end]}",
+            entry,
+        )
+        entries[name] = _Entry(dtype, tuple(shape), end - position)
+        position = end
+    _check(position == size, f"the tensors have {position} bytes, and so must the data section", size)
+    return entries
+
+
+def _check_names(entries: dict[str, _Entry], plan: Plan) -> None:
+    shapes = plan.variable_shapes
+    for name, entry in entries.items():
+        _check(_encodable(name), "the name of every tensor must be valid Unicode", name)
+        if name.startswith("dense/") and name != "dense/":
+            continue
+        _check(name in shapes, "every tensor must be a variable of the plan or named 'dense/...'", name)
+        got, want = (entry.dtype, entry.shape), ("F32", shapes[name])
+        _check(got == want, f"by its plan, tensor {_short(name)} must have dtype and shape {want}", got)
+    missing = [name for name in shapes if name not in entries]
+    _check(not missing, "it must have all variables of its plan", f"none of {missing}")
+
+
+def _read_data(file: io.BufferedReader, entries: dict[str, _Entry], checksum: str) -> Arrays:
+    """Read each tensor into an array of its own, and verify them all.
+
+    Not through safetensors: its ``load`` takes the whole file as bytes and copies it; its ``load_file`` opens the
+    path again, where another file may be by then. Here the bytes that are verified are those that are returned.
+    """
+    arrays = {}
+    hashed = hashlib.sha256()
+    for name, entry in entries.items():
+        try:
+            arrays[name] = np.empty(entry.shape, _dtype(entry.dtype))
+        except MemoryError as error:
+            raise _FaultError(f"no memory for tensor {_short(name)}, got {entry.nbytes} bytes") from error
+        data = arrays[name].reshape(-1).view(np.uint8)
+        count = file.readinto(data.data)
+        _check(count == entry.nbytes, f"tensor {_short(name)} was cut while it was read", count)
+        hashed.update(data.data)
+        honest = entry.dtype != "BOOL" or not data.size or data.max() <= 1
+        _check(honest, f"tensor {_short(name)} must have the bytes 0 and 1 only", "others")
+    actual = hashed.hexdigest()
+    _check(actual == checksum, f"the data section is damaged: its SHA-256 must be {checksum}", actual)
+    return arrays
+
+
+def _check(condition: bool, what: str, got: Any) -> None:
+    if not condition:
+        raise _FaultError(f"{what}, got {_short(got)}")
+
+
+def _parse(text: bytes, where: str) -> Any:
+    """Parse JSON, without Python's additions to it and without what it would take silently."""
+    try:
+        return json.loads(
+            text.decode(),
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise _FaultError(f"{where} is not plain JSON in UTF-8: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"every key must come once, got {_short(name)} twice")
+        result[name] = value
+    return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:  # of long ones, the time to read them grows with the square
+        raise ValueError(f"an integer must have at most 20 characters, got {len(digits)}")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"a number must be finite, got {_short(digits)}")
+    return value
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _count_values(header: bytes) -> int:
+    # Also those of the plan, which is JSON in a string. A little more than parsing makes.
+    return sum(header.count(character) for character in (b",", b"[", b"{"))
+
+
+def _header_checksum(header: bytes, start: re.Match[bytes]) -> str:
+    return hashlib.sha256(_replace(header, start.span(3), "0" * 64)).hexdigest()
+
+
+def _replace(header: bytes, span: tuple[int, int], digits: str) -> bytes:
+    return header[: span[0]] + digits.encode() + header[span[1] :]
+
+
+def _encodable(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _dtype(code: str) -> np.dtype[Any]:
+    """Return the little-endian NumPy dtype of a safetensors dtype."""
+    if code == "BF16":
+        try:
+            import ml_dtypes  # noqa: F401  (it teaches NumPy the name)
+        except ImportError as error:
+            raise _FaultError("BF16 needs a package more: pip install ml_dtypes, got none") from error
+    return np.dtype(_DTYPES[code]).newbyteorder("<")

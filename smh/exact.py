@@ -364,14 +364,14 @@ def segment_sum(ops: Ops, x: Array, segments: Array, size: int) -> Array:
     array([2., 5., 0.], dtype=float32)
     """
 
-    def whole(values: Array) -> tuple[Array, Array]:
-        return values, segments
+    def pairs(values: Array, numbers: Array) -> tuple[Array, Array]:
+        return values, numbers
 
-    return segment_sums(ops, (flush(ops.xp, x),), whole, size, width=1)
+    return segment_sums(ops, (flush(ops.xp, x), segments), pairs, size, x.shape[0])
 
 
 def segment_sums(
-    ops: Ops, xs: tuple[Array, ...], terms: Callable[..., tuple[Array, Array]], size: int, width: int
+    ops: Ops, xs: tuple[Array, ...], terms: Callable[..., tuple[Array, Array]], size: int, count: int
 ) -> Array:
     """Return exact segment sums of terms that are made block by block.
 
@@ -380,13 +380,13 @@ def segment_sums(
     ops : Ops
         The namespace of the arrays.
     xs : tuple of arrays, shape (rows, ...)
-        The first holds the values, flushed float32, whose largest magnitude and number set the grid.
+        The first holds the values, flushed float32, whose largest magnitude sets the grid.
     terms : callable
         From a block of rows of ``xs`` to its values and their segment numbers, both flat. It may change signs only.
     size : int
         How many segments.
-    width : int
-        Values per row.
+    count : int
+        K, the number of terms for the grid; ``xs[0]`` may hold zeros besides.
 
     Returns
     -------
@@ -394,7 +394,8 @@ def segment_sums(
     """
     xp = ops.xp
     values = xp.reshape(xs[0], (-1,))
-    grid = sum_grid(xp, wide(xp, _largest_magnitude(xp, values, 0)), values.shape[0])
+    grid = sum_grid(xp, wide(xp, _largest_magnitude(xp, values, 0)), count)
+    width = values.shape[0] // xs[0].shape[0]
 
     def block_sums(*blocks: Array) -> Array:
         x, segments = terms(*blocks)

@@ -61,7 +61,7 @@ def dot(ops: Ops, a: Array, c: Array) -> Array:
 
 
 def segment_sums(
-    ops: Ops, xs: tuple[Array, ...], terms: Callable[..., tuple[Array, Array]], size: int, width: int
+    ops: Ops, xs: tuple[Array, ...], terms: Callable[..., tuple[Array, Array]], size: int, count: int
 ) -> Array:
     """Return float32 sums per segment; the arguments are those of :func:`smh.exact.segment_sums`."""
     x, segments = terms(*xs)

@@ -32,6 +32,11 @@ class Ops:
     def __init__(self, xp: Any) -> None:
         self.xp = xp
 
+    @property
+    def word_dtype(self) -> Any:
+        """The type for hash words: uint32 where its arithmetic wraps, int64 where it has none."""
+        return self.xp.uint32
+
     def device(self, x: Array) -> Any:
         """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
         return array_api_compat.device(x)
@@ -120,4 +125,4 @@ class Ops:
     def _blocks(self, x: Array, width: int) -> list[Array]:
         rows = x.shape[0]
         step = self.block_rows(rows, width)
-        return [x[start : min(start + step, rows)] for start in range(0, rows, step)]
+        return [x[start : min(start + step, rows), ...] for start in range(0, rows, step)]

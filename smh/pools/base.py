@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -86,13 +87,13 @@ class Pool(ABC):
         """Iterate over the leaf pools in order."""
 
     @abstractmethod
-    def indices(self, xp: Any, i: Array, seed: int) -> dict[str, Array]:
+    def indices(self, ops: Ops, i: Array, seed: int) -> dict[str, Array]:
         """Return the hash index: which elements of which variables virtual weights read.
 
         Parameters
         ----------
-        xp : module
-            The array-API namespace of ``i``.
+        ops : Ops
+            The namespace of ``i``.
         i : array, shape (k,), int64
             Virtual weights.
         seed : int
@@ -114,6 +115,11 @@ class Pool(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of a plan; :func:`from_dict` reads it."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, fields: dict[str, Any], where: str) -> Pool:
+        """Read the pool from the keys of its JSON object."""
 
     @abstractmethod
     def check(self) -> None:
@@ -163,9 +169,14 @@ class LeafPool(Pool):
         """2**(delta g): what v0 is multiplied by."""
         return 2.0 ** (self.gain_power * self.gain)
 
-    @abstractmethod
+    @classmethod
+    def parse(cls, fields: dict[str, Any], where: str) -> Self:
+        """Read the pool from its JSON keys, which must be exactly its fields."""
+        check_keys(where, fields, [field.name for field in dataclasses.fields(cls)])  # type: ignore[arg-type]
+        return cls(**fields)
+
     def _fields(self) -> dict[str, Any]:
-        """Return the fields with their values."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def _replace(self, **changes: Any) -> Self:
         return type(self)(**(self._fields() | changes))
@@ -212,17 +223,6 @@ def whole_number(what: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value.__index__() <= high:
         raise PlanError(f"{what} must be an integer from {low} to {high}; got {value!r}")
     return int(value.__index__())
-
-
-def fitting(what: str, budget: Fraction, unit: int, ratio: Fraction, smallest: Fraction) -> int:
-    """Return how many units fit into a budget of variables; none is an error that names the smallest ratio."""
-    count = math.floor(budget / unit)
-    if count < 1:
-        raise PlanError(
-            f"ratio {float(ratio):g} leaves no room for {what}; the smallest feasible ratio is "
-            f"{ceil_digits(smallest)} for this pool and these tensors"
-        )
-    return whole_number(what, count, 1, LIMIT - 1)
 
 
 def ceil_digits(value: Fraction, digits: int = 4) -> str:
@@ -288,15 +288,7 @@ def from_dict(data: Any, where: str = "pool") -> Pool:
         raise PlanError(f"{where} has an unknown kind {kind!r}: {hint}")
     cls = KINDS[kind]
     fields = {key: value for key, value in data.items() if key != "kind"}
-    pool = cls.parse(fields, where) if hasattr(cls, "parse") else parse_leaf(cls, fields, where)
-    pool.check()
-    return pool
-
-
-def parse_leaf(cls: type[Pool], fields: dict[str, Any], where: str) -> Pool:
-    """Make a leaf pool from its JSON keys, which must be exactly its fields."""
-    check_keys(where, fields, cls.__dataclass_fields__)  # type: ignore[attr-defined]
-    return cls(**fields)
+    return cls.parse(fields, where)
 
 
 def check_keys(where: str, found: Mapping[str, Any], expected: Any) -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Self
 
 from smh.ops import Array, Ops
-from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, fitting, whole_number
+from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, whole_number
 
 
 class _Factorized(LeafPool):
@@ -34,8 +34,8 @@ class _Factorized(LeafPool):
         return self.side**2
 
     def smallest_ratio(self, weights: int) -> Fraction:
-        """Return the least ratio at which one term fits."""
-        return Fraction(2 * self._side_for(weights), weights)
+        """Return the least ratio at which the given number of terms fits, or one."""
+        return Fraction(2 * self._side_for(weights) * max(1, self.terms), weights)
 
     def sigma(self, tau: float) -> float:
         """Return sqrt(tau / sqrt(M)): M products of two such variables have variance tau**2."""
@@ -50,11 +50,8 @@ class _Factorized(LeafPool):
     def _side_for(self, weights: int) -> int:
         raise NotImplementedError
 
-    def _terms_for(self, given: int | None, side: int, weights: int, ratio: Fraction) -> int:
-        if given is not None:
-            return given
-        smallest = Fraction(2 * side, weights)
-        return fitting("one product per weight", ratio * weights, 2 * side, ratio, smallest)
+    def _terms_for(self, side: int, weights: int, ratio: Fraction) -> int:
+        return self.terms or math.floor(ratio * weights / (2 * side))
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Matmul(_Factorized):
     def sized(self, weights: int, ratio: Fraction) -> Self:
         """Fill in n = ceil(sqrt(N)) and m = floor(r N / 2 n)."""
         n = self._side_for(weights)
-        return self._replace(n=n, m=self._terms_for(self.m, n, weights, ratio))
+        return self._replace(n=n, m=self._terms_for(n, weights, ratio))
 
     def check(self) -> None:
         """Raise unless n and m are present and allowed."""
@@ -106,9 +103,9 @@ class Matmul(_Factorized):
         whole_number("m of a matmul pool", self.m, 1, (LIMIT - 1) // self.side)
         whole_number("gain of a matmul pool", self.gain, 0, MAX_GAIN)
 
-    def indices(self, xp: Any, i: Array, seed: int) -> dict[str, Array]:
+    def indices(self, ops: Ops, i: Array, seed: int) -> dict[str, Array]:
         """Virtual weight i reads row i // n of left and column i % n of right."""
-        k = _terms_like(xp, i, self.terms)
+        k = _terms_like(ops, i, self.terms)
         row, column = i[:, None] // self.side, i[:, None] % self.side
         return {"left": row * self.terms + k, "right": k * self.side + column}
 
@@ -118,9 +115,6 @@ class Matmul(_Factorized):
 
     def _side_for(self, weights: int) -> int:
         return self.n if self.n is not None else math.isqrt(weights - 1) + 1
-
-    def _fields(self) -> dict[str, Any]:
-        return {"n": self.n, "m": self.m, "gain": self.gain}
 
 
 @dataclass(frozen=True)
@@ -167,7 +161,7 @@ class Kronecker(_Factorized):
     def sized(self, weights: int, ratio: Fraction) -> Self:
         """Fill in d = ceil(N**(1/4)) and t = floor(r N / 2 d**2)."""
         side = self._side_for(weights)
-        return self._replace(d=math.isqrt(side), t=self._terms_for(self.t, side, weights, ratio))
+        return self._replace(d=math.isqrt(side), t=self._terms_for(side, weights, ratio))
 
     def check(self) -> None:
         """Raise unless d and t are present and allowed."""
@@ -175,10 +169,10 @@ class Kronecker(_Factorized):
         whole_number("t of a kronecker pool", self.t, 1, (LIMIT - 1) // self.side)
         whole_number("gain of a kronecker pool", self.gain, 0, MAX_GAIN)
 
-    def indices(self, xp: Any, i: Array, seed: int) -> dict[str, Array]:
+    def indices(self, ops: Ops, i: Array, seed: int) -> dict[str, Array]:
         """Virtual weight (i1, i2, j1, j2) reads left[r, i1, j1] and right[r, i2, j2] for every r."""
         d = self.d or 0
-        r = _terms_like(xp, i, self.terms) * self.side
+        r = _terms_like(ops, i, self.terms) * self.side
         i = i[:, None]
         i1, i2, j1, j2 = i // d**3, i // d**2 % d, i // d % d, i % d
         return {"left": r + i1 * d + j1, "right": r + i2 * d + j2}
@@ -195,9 +189,6 @@ class Kronecker(_Factorized):
             return self.d**2
         d = math.isqrt(math.isqrt(weights))
         return (d if d**4 >= weights else d + 1) ** 2
-
-    def _fields(self) -> dict[str, Any]:
-        return {"d": self.d, "t": self.t, "gain": self.gain}
 
 
 class _BoundFactorized(BoundLeaf):
@@ -262,8 +253,6 @@ class _BoundKronecker(_BoundFactorized):
         }
 
 
-def _terms_like(xp: Any, i: Array, terms: int) -> Array:
+def _terms_like(ops: Ops, i: Array, terms: int) -> Array:
     """Return 0, 1, ..., terms - 1 as one row, on the device and in the type of ``i``."""
-    return xp.cumulative_sum(xp.ones_like(i[:1]) * xp.ones((1,), dtype=i.dtype), axis=0)[:, None] * 0 + xp.arange(
-        terms, dtype=i.dtype
-    )
+    return ops.xp.arange(terms, dtype=i.dtype, device=ops.device(i))[None, :]

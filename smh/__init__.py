@@ -1,0 +1,55 @@
+"""smh: Structured Multi-Hashing for model compression, with the same bits in every framework.
+
+>>> import smh
+>>> plan = smh.Plan.build({"fc1": (64, 100), "fc2": (100, 10)}, ratio=0.1)
+>>> variables = smh.initialize(plan)
+>>> weights = smh.materialize(plan, variables)
+
+The functions here use the backend that the environment variable ``SMH_BACKEND`` names, NumPy by default. To choose one
+in code, import it: ``from smh.backends import torch as smh``.
+"""
+
+from smh import pools
+from smh._version import __version__
+from smh.api import Api as _Api
+from smh.backends.registry import get_backend, list_backends
+from smh.checkpoint import Checkpoint
+from smh.errors import (
+    BackendError,
+    CheckpointError,
+    PlanError,
+    SmhError,
+    UnknownNameError,
+    VariableError,
+)
+from smh.plan import Plan, TensorSpec
+
+__all__ = [
+    "BackendError",
+    "Checkpoint",
+    "CheckpointError",
+    "Plan",
+    "PlanError",
+    "SmhError",
+    "TensorSpec",
+    "UnknownNameError",
+    "VariableError",
+    "__version__",
+    "digest",
+    "get_backend",
+    "initialize",
+    "list_backends",
+    "load",
+    "materialize",
+    "pools",
+    "save",
+    "vjp",
+]
+
+_api = _Api(get_backend)
+initialize = _api.initialize
+materialize = _api.materialize
+vjp = _api.vjp
+digest = _api.digest
+save = _api.save
+load = _api.load

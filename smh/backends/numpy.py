@@ -1,0 +1,99 @@
+"""The NumPy backend: the reference in everyday use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from smh import generate
+from smh.api import Api
+from smh.backends.protocol import Backend
+from smh.errors import BackendError
+from smh.ops import Array, Ops
+from smh.plan import Plan
+
+__all__ = ["Plan", "backend", "digest", "initialize", "load", "materialize", "save", "vjp"]
+
+
+class NumpyOps(Ops):
+    """Blocks are written straight into their place, and NumPy's own counting adds segments."""
+
+    def __init__(self) -> None:
+        super().__init__(np)
+
+    def device(self, x: Array) -> str:
+        """Return ``"cpu"``: there is no other."""
+        return "cpu"
+
+    def is_false(self, flag: Array) -> bool:
+        """Look at the flag: its value is always at hand."""
+        return not flag
+
+    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+        """Fill one float32 array block by block."""
+        out = None
+        start = 0
+        for block in self._blocks(x, width):
+            part = fn(block)
+            if out is None:
+                out = np.empty((x.shape[0], *part.shape[1:]), dtype=np.float32)
+            out[start : start + part.shape[0]] = part
+            start += part.shape[0]
+        return out
+
+    def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
+        """Add in float64, element by element."""
+        return np.bincount(segments, weights=x, minlength=size).astype(x.dtype)
+
+
+class NumpyBackend(Backend):
+    """Arrays are ``numpy.ndarray``; gradients come from :func:`smh.vjp`."""
+
+    name = "numpy"
+
+    def __init__(self) -> None:
+        self._ops = NumpyOps()
+
+    def asarray(self, x: Any, device: Any = None) -> np.ndarray:
+        """Return ``x`` as an array of its own."""
+        if device not in (None, "cpu"):
+            raise BackendError(f"the numpy backend has the device 'cpu' only; got {device!r}")
+        return np.array(x)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """Return ``x``."""
+        return np.asarray(x)
+
+    @np.errstate(all="ignore")
+    def materialize(
+        self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
+        """Return weights."""
+        return generate.materialize(self._ops, plan, variables, names)
+
+    @np.errstate(all="ignore")
+    def vjp(
+        self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Return gradients."""
+        return generate.vjp(self._ops, plan, variables, cotangents)
+
+    def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
+        """Return the hash index."""
+        return generate.indices(self._ops, plan, np.arange(start, stop, dtype=np.int64))
+
+    def devices(self) -> list[str]:
+        """Return the one device."""
+        return ["cpu"]
+
+
+backend = NumpyBackend()
+_api = Api(lambda: backend)
+initialize = _api.initialize
+materialize = _api.materialize
+vjp = _api.vjp
+digest = _api.digest
+save = _api.save
+load = _api.load

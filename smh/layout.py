@@ -1,0 +1,102 @@
+"""Layouts: how tensors are allotted to virtual weights (specification, section 5).
+
+The tensors of a plan, one after another, are cells 0, 1, 2, ... A layout says which virtual weight a cell shows:
+``basic`` the one of its own number, ``cyclic`` that number modulo the capacity, ``padding`` the one of its own number or,
+past the capacity, a constant.
+"""
+
+from __future__ import annotations
+
+from smh import exact
+from smh.ops import Array, Ops
+from smh.pools import BoundPool
+
+LAYOUTS = ("basic", "cyclic", "padding")
+PADDING = 0.01
+"""What cells past the capacity show in the ``padding`` layout, rounded to float32."""
+
+
+def read(ops: Ops, layout: str, pool: BoundPool, start: int, stop: int) -> Array:
+    """Return cells ``start`` to ``stop``, reading just the virtual weights that they show.
+
+    Parameters
+    ----------
+    ops : Ops
+        The namespace of the pool's variables.
+    layout : str
+        One of ``LAYOUTS``.
+    pool : BoundPool
+        The pool with its values.
+    start, stop : int
+        The range of cells, not empty.
+
+    Returns
+    -------
+    array, shape (stop - start,), float32
+    """
+    capacity = pool.capacity
+    if stop <= capacity:
+        return pool.read(start, stop)
+    if layout == "padding":
+        xp = ops.xp
+        within = pool.read(min(start, capacity - 1), capacity)
+        padding = xp.full(
+            (stop - max(start, capacity),), PADDING, dtype=xp.float32, device=ops.device(within)
+        )
+        return padding if start >= capacity else xp.concat([within, padding])
+    return _read_cyclic(ops, pool, start, stop)
+
+
+def _read_cyclic(ops: Ops, pool: BoundPool, start: int, stop: int) -> Array:
+    """Return a head, whole cycles and a tail; nothing is computed twice."""
+    capacity = pool.capacity
+    head, tail = start % capacity, stop % capacity
+    cycles = stop // capacity - -(-start // capacity)  # whole ones within the range; -1: the range lies inside one
+    if cycles < 0:
+        return pool.read(head, tail)
+    if cycles > 0:
+        cycle = pool.read(0, capacity)
+        parts = [cycle[head:]] if head else []
+        parts += [cycle] * cycles
+        parts += [cycle[:tail]] if tail else []
+    else:
+        parts = [pool.read(head, capacity)] if head else []
+        parts += [pool.read(0, tail)] if tail else []
+    return parts[0] if len(parts) == 1 else ops.xp.concat(parts)
+
+
+def scatter(ops: Ops, layout: str, capacity: int, cells: Array) -> Array:
+    """Return the cotangent of every virtual weight, given that of all cells: the transpose of reading them all.
+
+    Parameters
+    ----------
+    ops : Ops
+        The namespace of ``cells``.
+    layout : str
+        One of ``LAYOUTS``.
+    capacity : int
+        How many virtual weights there are.
+    cells : array, shape (N,), float32
+        Flushed cotangents of all cells.
+
+    Returns
+    -------
+    array, shape (capacity,), float32
+        Where several cells show one virtual weight, theirs added in float64, ascending, and rounded once.
+    """
+    xp = ops.xp
+    count = cells.shape[0]
+    if layout == "padding":
+        cells = cells[:capacity]
+        count = min(count, capacity)
+    cycles = -(-count // capacity)
+    missing = cycles * capacity - count
+    if missing:
+        cells = xp.concat([cells, xp.zeros((missing,), dtype=cells.dtype, device=ops.device(cells))])
+    if cycles == 1:
+        return cells
+    rows = xp.reshape(cells, (cycles, capacity))
+    total = exact.wide(xp, rows[0, :])
+    for cycle in range(1, cycles):
+        total = total + exact.wide(xp, rows[cycle, :])
+    return exact.rounded(xp, total)

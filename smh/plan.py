@@ -1,0 +1,515 @@
+"""Plans: the immutable description of a compressed model (specification, sections 2, 9 and 10)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from smh import scales
+from smh.errors import PlanError, UnknownNameError, near_names
+from smh.layout import LAYOUTS
+from smh.pools import Pool, from_dict, named
+from smh.pools.base import LIMIT, ceil_digits, check_keys, whole_number
+from smh.selection import Selector, select
+from smh.views import View
+
+VERSION = "1.0"
+ARITHMETICS = ("exact", "fast")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One generated tensor.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the model.
+    shape : tuple of int
+        The canonical shape.
+    offset : int
+        The cell of its first element.
+    scale : str or float
+        The rule of its initial scale, or the number.
+    learn_scale : bool
+        Whether the scale is a variable.
+    modifiers : tuple of str
+        Applied in order after the scale.
+    axes : str
+        What its axes mean, for fans: ``o`` out, ``i`` in, other letters spatial.
+    view : View or None
+        How the model sees it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    scale: str | float
+    learn_scale: bool
+    modifiers: tuple[str, ...]
+    axes: str
+    view: View | None
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """The cell after its last element."""
+        return self.offset + self.size
+
+    @property
+    def scale_variable(self) -> str:
+        """The name of its scale among the variables."""
+        return f"scale/{self.name}"
+
+    @cached_property
+    def initial_scale(self) -> float:
+        """The scale that it starts with, and keeps unless it is learnable; a float32 value."""
+        return scales.initial(self.scale, self.shape, self.axes)
+
+    @cached_property
+    def viewed_shape(self) -> tuple[int, ...]:
+        """The shape after the view."""
+        return self.view.shape(self.shape) if self.view else self.shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of a plan."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        view = {"pattern": self.view.pattern, "sizes": dict(self.view.sizes)} if self.view else None
+        return {**fields, "shape": list(self.shape), "modifiers": list(self.modifiers), "view": view}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> TensorSpec:
+        """Read a tensor from the JSON object of a plan, or raise :class:`~smh.PlanError`."""
+        if not isinstance(data, dict):
+            raise PlanError(f"{where} must be an object; got {type(data).__name__}")
+        check_keys(where, data, [field.name for field in dataclasses.fields(cls)])
+        for key in ("shape", "modifiers"):
+            if not isinstance(data[key], list):
+                raise PlanError(f"{where}.{key} must be a list; got {data[key]!r}")
+        view = data["view"]
+        if view is not None:
+            if not isinstance(view, dict):
+                raise PlanError(f"{where}.view must be an object or null; got {view!r}")
+            check_keys(f"{where}.view", view, ["pattern", "sizes"])
+            view = View.make((view["pattern"], view["sizes"]))
+        return cls(**{**data, "shape": tuple(data["shape"]), "modifiers": tuple(data["modifiers"]), "view": view})
+
+    def check(self) -> None:
+        """Raise :class:`~smh.PlanError` unless all fields make sense together."""
+        if not isinstance(self.name, str) or not self.name:
+            raise PlanError(f"a tensor's name must be a string that is not empty; got {self.name!r}")
+        what = f"tensor {self.name!r}"
+        for size in self.shape:
+            whole_number(f"every size in the shape {self.shape} of {what}", size, 1, LIMIT - 1)
+        if self.size >= LIMIT:
+            raise PlanError(f"{what} is too large: shape {self.shape} has {self.size} elements, the limit is {LIMIT - 1}")
+        if not isinstance(self.learn_scale, bool):
+            raise PlanError(f"learn_scale of {what} must be true or false; got {self.learn_scale!r}")
+        letters = self.axes.split() if isinstance(self.axes, str) else None
+        if (
+            letters is None
+            or len(letters) != len(self.shape)
+            or len(set(letters)) != len(letters)
+            or any(len(letter) != 1 or not letter.isalpha() for letter in letters)
+        ):
+            raise PlanError(
+                f"axes of {what} must be {len(self.shape)} different letters separated by spaces, one per axis of "
+                f"{self.shape}; got {self.axes!r}"
+            )
+        scales.check_modifiers(self.modifiers)
+        _ = self.initial_scale, self.viewed_shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every weight of a model is generated: pool, layout, tensors, seed and arithmetic.
+
+    A plan is immutable, hashable, and equal to every plan with the same content. Make one with :meth:`build` or
+    :meth:`from_json`.
+
+    Parameters
+    ----------
+    pool : Pool
+        A sized pool.
+    tensors : tuple of TensorSpec
+        In declaration order.
+    seed : int
+        In ``[0, 2**32)``.
+    layout : str
+        ``"basic"``, ``"cyclic"`` or ``"padding"``.
+    arithmetic : str
+        ``"exact"`` or ``"fast"``.
+
+    Raises
+    ------
+    PlanError
+        If anything does not fit.
+    """
+
+    pool: Pool
+    tensors: tuple[TensorSpec, ...]
+    seed: int = 0
+    layout: str = "basic"
+    arithmetic: str = "exact"
+
+    def __post_init__(self) -> None:
+        """Check everything, so that every plan that exists is valid."""
+        self.pool.check()
+        whole_number("seed", self.seed, 0, 2**32 - 1)
+        _one_of("layout", self.layout, LAYOUTS)
+        _one_of("arithmetic", self.arithmetic, ARITHMETICS)
+        if not self.tensors:
+            raise PlanError("a plan needs at least one tensor; got none")
+        offset = 0
+        seen = set()
+        for tensor in self.tensors:
+            tensor.check()
+            if tensor.name in seen:
+                raise PlanError(f"two tensors have the name {tensor.name!r}: names must differ")
+            seen.add(tensor.name)
+            if tensor.offset != offset or isinstance(tensor.offset, bool):
+                raise PlanError(f"tensor {tensor.name!r} must start at cell {offset}; got offset {tensor.offset!r}")
+            offset = tensor.stop
+        if offset >= LIMIT:
+            raise PlanError(f"a plan holds at most {LIMIT - 1} weights; got {offset}")
+        if self.capacity >= LIMIT:
+            raise PlanError(f"a pool has at most {LIMIT - 1} virtual weights; got {self.capacity}")
+        if self.layout == "basic" and offset > self.capacity:
+            raise PlanError(
+                f"{offset} weights do not fit into a pool of capacity {self.capacity} in the basic layout: "
+                "use a larger pool, or layout 'cyclic' or 'padding'"
+            )
+
+    @classmethod
+    def build(
+        cls,
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        ratio: float | Fraction,
+        pool: Pool | str = "matmul",
+        layout: str = "basic",
+        scale: str | float | Mapping[str, str | float] = "fan_in",
+        learn_scale: bool = True,
+        modifiers: Sequence[str] | Mapping[str, Sequence[str]] = (),
+        seed: int = 0,
+        arithmetic: str = "exact",
+        gain: str | int = "sgd",
+        axes: Mapping[str, str] | None = None,
+        views: Mapping[str, Any] | None = None,
+        include: Selector | None = None,
+        exclude: Selector | None = None,
+        values: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Make a plan for a model.
+
+        Parameters
+        ----------
+        shapes : mapping of str to sequence of int
+            The model's tensors, by name; the order counts.
+        ratio : float or Fraction
+            Upper bound on pool variables per hashed weight. A float is read as the decimal that it prints as.
+        pool : Pool or str
+            ``"matmul"``, ``"kronecker"``, ``"hash"``, or a specification from :mod:`smh.pools`.
+        layout : str
+            ``"basic"``, ``"cyclic"`` or ``"padding"``.
+        scale : str, float or mapping
+            ``"fan_in"``, ``"fan_out"``, ``"he"``, ``"glorot"``, ``"match"`` (the standard deviation of ``values``) or a
+            number; or one of these for each hashed tensor.
+        learn_scale : bool
+            Whether scales are variables.
+        modifiers : sequence of str or mapping
+            ``"relu"`` and ``"sign"``, for all tensors or by name.
+        seed : int
+            In ``[0, 2**32)``; decides hash functions and initial variables.
+        arithmetic : str
+            ``"exact"`` (the same bits everywhere) or ``"fast"``.
+        gain : str or int
+            ``"sgd"`` or ``"adam"``: the optimiser whose usual learning rate shall fit; or an integer, 0 for the paper's
+            parametrisation.
+        axes : mapping of str to str, optional
+            What the axes of tensors mean, where the default by rank does not hold.
+        views : mapping, optional
+            Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
+        include, exclude : str, iterable of str or callable, optional
+            Which tensors to hash; see :func:`smh.selection.select`. By default those of two or more axes.
+        values : mapping of str to array, optional
+            Present values of the tensors, for ``scale="match"``.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        PlanError
+            For anything that cannot work; the message says what was received and what would work.
+
+        Examples
+        --------
+        >>> plan = Plan.build({"fc1": (64, 100), "fc2": (100, 10), "bias": (10,)}, ratio=0.1)
+        >>> plan.num_weights, plan.num_variables, plan.capacity
+        (7400, 690, 7396)
+        """
+        checked = {name: _shape(name, shape) for name, shape in shapes.items()}
+        names = select(checked, include, exclude)
+        for what, given in (("axes", axes), ("views", views)):
+            _known(what, given, names, checked)
+        tensors = []
+        offset = 0
+        for name in names:
+            shape = checked[name]
+            tensor = TensorSpec(
+                name=name,
+                shape=shape,
+                offset=offset,
+                scale=_resolve(name, _per_tensor("scale", scale, name, names), values, shape),
+                learn_scale=learn_scale,
+                modifiers=_modifiers(_per_tensor("modifiers", modifiers, name, names)),
+                axes=(axes or {}).get(name) or scales.default_axes(shape),
+                view=View.make((views or {}).get(name)),
+            )
+            tensor.check()
+            tensors.append(tensor)
+            offset = tensor.stop
+        sized = _size(named(pool), offset, ratio)
+        return cls(
+            pool=sized.with_gain(gain, offset, _mean_scale(tensors)),
+            tensors=tuple(tensors),
+            seed=whole_number("seed", seed, 0, 2**32 - 1),
+            layout=layout,
+            arithmetic=arithmetic,
+        )
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights are generated."""
+        return self.tensors[-1].stop
+
+    @property
+    def num_variables(self) -> int:
+        """How many numbers are trained and stored: the pool's variables and the learnable scales."""
+        return sum(math.prod(shape) for shape in self.variable_shapes.values())
+
+    @property
+    def capacity(self) -> int:
+        """How many virtual weights the pool has."""
+        return self.pool.capacity
+
+    @property
+    def ratio(self) -> float:
+        """Pool variables per hashed weight."""
+        return sum(math.prod(shape) for shape in self.pool.variable_shapes().values()) / self.num_weights
+
+    @cached_property
+    def variable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all variables by name, pool first, then scales; all are float32."""
+        shapes = {f"pool/{name}": shape for name, shape in self.pool.variable_shapes().items()}
+        return shapes | {tensor.scale_variable: () for tensor in self.tensors if tensor.learn_scale}
+
+    def select(self, names: Iterable[str] | None = None) -> tuple[TensorSpec, ...]:
+        """Return the named tensors, in the order of their names; all by default.
+
+        Raises
+        ------
+        UnknownNameError
+            If the plan has no tensor of a name, or a name comes twice.
+        """
+        if names is None:
+            return self.tensors
+        if isinstance(names, str):
+            raise UnknownNameError(f"names must be a list of names; got the string {names!r}: write [{names!r}]")
+        known = {tensor.name: tensor for tensor in self.tensors}
+        chosen: dict[str, TensorSpec] = {}
+        for name in names:
+            if name not in known:
+                raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
+            if name in chosen:
+                raise UnknownNameError(f"the name {name!r} comes twice: ask for every tensor once")
+            chosen[name] = known[name]
+        return tuple(chosen.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as the JSON object that files hold."""
+        return {
+            "arithmetic": self.arithmetic,
+            "layout": self.layout,
+            "pool": self.pool.to_dict(),
+            "seed": self.seed,
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "version": VERSION,
+        }
+
+    def to_json(self) -> str:
+        """Return canonical JSON: sorted keys, no spaces, ASCII. Equal plans give equal strings."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan from JSON.
+
+        Raises
+        ------
+        PlanError
+            For what is not JSON, unknown or missing keys, an unknown major version, or sizes that contradict each other.
+
+        Examples
+        --------
+        >>> plan = Plan.build({"fc": (20, 5)}, ratio=0.4)
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+        """
+        try:
+            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        except (ValueError, TypeError, RecursionError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"a plan must be JSON: {error}") from error
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """Read a plan from its JSON object; raises :class:`~smh.PlanError` as :meth:`from_json` does."""
+        if not isinstance(data, dict):
+            raise PlanError(f"a plan must be a JSON object; got {type(data).__name__}")
+        version = data.get("version")
+        if not isinstance(version, str) or version.split(".")[0] != VERSION.split(".")[0]:
+            raise PlanError(f"this version of smh reads plans of version {VERSION}; got version {version!r}")
+        check_keys("the plan", data, ["arithmetic", "layout", "pool", "seed", "tensors", "version"])
+        if not isinstance(data["tensors"], list):
+            raise PlanError(f"tensors of a plan must be a list; got {type(data['tensors']).__name__}")
+        try:
+            pool = from_dict(data["pool"])
+        except RecursionError as error:
+            raise PlanError("the pools of a plan are nested too deeply") from error
+        tensors = tuple(TensorSpec.from_dict(tensor, f"tensors[{t}]") for t, tensor in enumerate(data["tensors"]))
+        return cls(pool, tensors, data["seed"], data["layout"], data["arithmetic"])
+
+    def __str__(self) -> str:
+        """Return a table of the tensors and a summary."""
+        rows = [("tensor", "shape", "weights", "scale", "modifiers", "view")]
+        for tensor in self.tensors:
+            scale = tensor.scale if isinstance(tensor.scale, str) else f"{tensor.scale:.4g}"
+            rows.append(
+                (
+                    tensor.name,
+                    "x".join(map(str, tensor.shape)),
+                    f"{tensor.size:,}",
+                    scale if tensor.learn_scale else f"{scale} (fixed)",
+                    " ".join(tensor.modifiers),
+                    tensor.view.pattern if tensor.view else "",
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "-" * max(map(len, lines)))
+        summary = (
+            f"{self.num_weights:,} weights from {self.num_variables:,} variables (pool ratio {self.ratio:.4g})\n"
+            f"pool {self.pool!r}, capacity {self.capacity:,}, layout {self.layout}, "
+            f"seed {self.seed}, arithmetic {self.arithmetic}"
+        )
+        return "\n".join([*lines, "", summary])
+
+
+def _one_of(what: str, value: Any, allowed: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise PlanError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _shape(name: Any, shape: Any) -> tuple[int, ...]:
+    if not isinstance(name, str) or not name:
+        raise PlanError(f"a tensor's name must be a string that is not empty; got {name!r}")
+    try:
+        sizes = tuple(shape)
+    except TypeError as error:
+        raise PlanError(f"the shape of {name!r} must be a sequence of integers; got {shape!r}") from error
+    return tuple(whole_number(f"every size in the shape {sizes} of tensor {name!r}", size, 1, LIMIT - 1) for size in sizes)
+
+
+def _known(what: str, given: Mapping[str, Any] | None, names: list[str], shapes: Mapping[str, Any]) -> None:
+    for name in given or ():
+        if name not in names:
+            why = "is not hashed" if name in shapes else f"is no tensor: {near_names(str(name), names)}"
+            raise PlanError(f"{what} names {name!r}, which {why}")
+
+
+def _per_tensor(what: str, given: Any, name: str, names: list[str]) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    _known(what, given, names, {})
+    if name not in given:
+        raise PlanError(f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} hashed tensors")
+    return given[name]
+
+
+def _modifiers(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise PlanError(f"modifiers must be a list; got the string {given!r}: write [{given!r}]")
+    return tuple(given)
+
+
+def _resolve(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple[int, ...]) -> str | float:
+    """Return a rule as it is, and ``match`` and numbers as float32 values."""
+    if rule != "match":
+        return rule if isinstance(rule, str) else scales.number(rule)
+    if values is None or name not in values:
+        raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")
+    value = np.asarray(values[name], dtype=np.float64)
+    if value.size != math.prod(shape):
+        raise PlanError(f"the values of {name!r} have shape {value.shape}, which does not hold the elements of {shape}")
+    deviation = float(np.std(value))
+    if not deviation > 0.0 or not math.isfinite(deviation):
+        raise PlanError(
+            f"scale 'match' of tensor {name!r} needs values that vary and are finite; their deviation is {deviation}: "
+            "exclude the tensor, or give its scale as a number"
+        )
+    return scales.number(deviation)
+
+
+def _mean_scale(tensors: Sequence[TensorSpec]) -> float:
+    """Return the size-weighted root mean square of the initial scales."""
+    total = 0.0
+    for tensor in tensors:
+        total += float(tensor.size) * (tensor.initial_scale * tensor.initial_scale)
+    return math.sqrt(total / tensors[-1].stop)
+
+
+def _size(pool: Pool, weights: int, ratio: Any) -> Pool:
+    if weights >= LIMIT:
+        raise PlanError(f"a plan holds at most {LIMIT - 1} weights; got {weights}")
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float, Fraction, np.integer, np.floating)):
+        raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
+    if not 0 < ratio < math.inf:
+        raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
+    share = ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
+    smallest = pool.smallest_ratio(weights)
+    if share < smallest:
+        raise PlanError(
+            f"ratio {float(share):g} leaves no room for this pool over {weights} weights; "
+            f"the smallest feasible ratio is {ceil_digits(smallest)}"
+        )
+    sized = pool.sized(weights, share)
+    sized.check()
+    return sized
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise PlanError("a JSON object of the plan has the same key twice")
+    return data
+
+
+def _no_constant(name: str) -> float:
+    raise PlanError(f"a plan holds finite numbers only; got {name}")
