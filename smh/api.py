@@ -97,9 +97,7 @@ class Api:
         """
         return self._get_backend().materialize(plan, variables, names)
 
-    def vjp(
-        self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return the gradient of every variable, given those of weights.
 
         Parameters

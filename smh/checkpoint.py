@@ -1,25 +1,22 @@
-"""Checkpoint files: a plan, its variables and the dense tensors in one safetensors file (section 7).
+"""Checkpoint files: a plan, its variables and dense tensors in one safetensors file (docs/specification.md).
 
 The tensors are named ``pool/...``, ``scale/...`` and ``dense/...``. All else is canonical JSON (sorted keys,
 no spaces, ASCII) under the single metadata key ``smh``, an object of five keys:
 
-==================  =========================================================
-``checksum``        SHA-256 of the data section
-``digest``          digest of the generated weights, as the writer states it
-``header_checksum`` SHA-256 of the header, taken with these 64 digits as ``0``
-``plan``            the plan's JSON object
-``version``         ``"1.0"``
-==================  =========================================================
+* ``checksum``: SHA-256 of the data section,
+* ``digest``: digest of the generated weights,
+* ``header_checksum``: SHA-256 of the header without these 64 digits,
+* ``plan``: the plan's JSON object,
+* ``version``: ``"1.0"``.
 
-Two checksums, because one of the data alone cannot see a changed seed, digest or dense name: these are in the
-header only. Keys of fixed length sort first, so both lie at the same place in every file, and the header is
-verified before it is parsed.
+Two checksums, because one of the data cannot see a changed seed, digest or name of a dense tensor. Keys of
+fixed length sort first, so both lie at the same place in every file, and the header is verified
+before it is parsed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -37,24 +34,23 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from smh.errors import CheckpointError, PlanError, VariableError, near_names
+from smh.errors import CheckpointError, PlanError, VariableError
 from smh.plan import Plan
 
 VERSION = "1.0"
 """Of the file format; files of the same major version can be read."""
-MAX_HEADER = 8 << 20
-"""Most bytes of a header: enough for some 20,000 tensors (safetensors alone would take 100 MB)."""
-MAX_VALUES = 1 << 19
-"""Most JSON values of a header. With ``MAX_HEADER`` it bounds what parsing can allocate: below 128 MiB."""
+MAX_HEADER, MAX_VALUES = 8 << 20, 1 << 19
+"""Most bytes and JSON values of a header, enough for some 20,000 tensors. They bound what parsing can allocate
+beyond the size of the file: below 128 MiB."""
 
-Arrays = dict[str, np.ndarray[Any, Any]]
-
+Arrays = dict[str, np.ndarray]
+Given = Mapping[str, np.ndarray]
+Entries = dict[str, tuple[str, list[int]]]  # dtype and shape in the words of the header
 _DTYPES = {
     **{"BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
     **{"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
     **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
 }
-_MAX_RANK = 64  # NumPy's own limit
 _KEYS = ["checksum", "digest", "header_checksum", "plan", "version"]
 _HEX = re.compile("[0-9a-f]{64}")
 _START = re.compile(
@@ -87,13 +83,7 @@ class Checkpoint:
     digest: str
 
 
-def write(
-    path: str | os.PathLike[str],
-    plan: Plan,
-    variables: Mapping[str, Any],
-    dense: Mapping[str, Any],
-    digest: str,
-) -> None:
+def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str) -> None:
     """Write a checkpoint file; at every moment there is the whole old file or the whole new one.
 
     Equal content gives equal bytes, whatever the order of the dictionaries or the memory and byte order of
@@ -136,50 +126,56 @@ def write(
     if not isinstance(digest, str) or not _HEX.fullmatch(digest):
         raise VariableError(f"a digest must be 64 hexadecimal digits, as smh.digest gives it, got {digest!r}")
     tensors = _checked(plan, variables, dense)
-    values = ["0" * 64, digest, "0" * 64, json.loads(plan.to_json()), VERSION]
-    metadata = _canonical(dict(zip(_KEYS, values, strict=True)))
+    zeros = "0" * 64
+    metadata = (
+        f'{{"checksum":"{zeros}","digest":"{digest}","header_checksum":"{zeros}",'
+        f'"plan":{plan.to_json()},"version":"{VERSION}"}}'
+    )
     target = os.path.realpath(path)
-    mode = _mode(target)
+    mode = os.stat(target).st_mode if os.path.exists(target) else None
+    if mode is not None and not stat.S_ISREG(mode):  # a rename would put the file in the place of a device
+        kind = stat.filemode(mode)
+        raise CheckpointError(f"only a file can be replaced: choose another path, got {target!r} ({kind})")
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".smh-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as created:  # with the permissions of a new file; mkstemp gives 0600
-            mode = stat.S_IMODE(os.fstat(created.fileno()).st_mode) if mode is None else mode
+            mode = os.fstat(created.fileno()).st_mode if mode is None else mode
         os.chmod(temporary, 0o600)  # while it is written: what it replaces may be private
         try:
-            # Sorts the tensors by dtype, then name, so by content only. (Several metadata keys come at random.)
+            # Sorts tensors by dtype, then name, so by content only. Several metadata keys come at random.
             save_file(tensors, temporary, {"smh": metadata})
         except SafetensorError as error:
             raise OSError(f"cannot write {target!r}: make sure the disk has room, got {error}") from error
         with open(temporary, "r+b") as file:
             _seal(file)
-            os.chmod(temporary, mode)
+            os.chmod(temporary, stat.S_IMODE(mode))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-    _sync_folder(folder)
+    if os.name != "nt":  # there, folders cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _checked(plan: Plan, variables: Mapping[str, Any], dense: Mapping[str, Any]) -> Arrays:
+def _checked(plan: Plan, variables: Given, dense: Given) -> Arrays:
     """Return contiguous little-endian arrays under their names in the file."""
     tensors = {}
     shapes = plan.variable_shapes
-    for name in variables:
-        if name not in shapes:
-            hint = near_names(str(name), shapes)
-            raise VariableError(f"variables must be those of plan.variable_shapes: {hint} Got {name!r}")
+    if odd := set(shapes) ^ set(variables):
+        what = f"variables must be those of plan.variable_shapes: add or leave out {_short(odd)}"
+        raise VariableError(f"{what}, got {_short(list(variables))}")
     for name, shape in shapes.items():
         want = f"variable {name!r} must be a float32 NumPy array of shape {shape}"
-        if name not in variables:
-            raise VariableError(f"{want}: add it, got only {_short(sorted(variables))}")
         tensors[name] = array = _host(want, name, variables[name])
-        if array.dtype.name != "float32":
-            raise VariableError(f"{want}: convert it with array.astype(numpy.float32), got {array.dtype}")
-        if array.shape != shape:
-            raise VariableError(f"{want}: give the one of this plan, got shape {array.shape}")
+        if array.dtype.name != "float32" or array.shape != shape:
+            raise VariableError(f"{want}: convert it or take another, got {array.dtype} {array.shape}")
     for name, value in dense.items():
         if not isinstance(name, str) or not name:
             raise VariableError(f"a dense tensor must have a name, a string that is not empty, got {name!r}")
@@ -188,7 +184,7 @@ def _checked(plan: Plan, variables: Mapping[str, Any], dense: Mapping[str, Any])
     return tensors
 
 
-def _host(want: str, name: str, value: Any) -> np.ndarray[Any, Any]:
+def _host(want: str, name: str, value: Any) -> np.ndarray:
     if _SURROGATE.search(name):
         raise VariableError(f"{want} with a name in valid Unicode: rename it, got {name!r}")
     if not isinstance(value, np.ndarray | np.generic):
@@ -201,19 +197,6 @@ def _host(want: str, name: str, value: Any) -> np.ndarray[Any, Any]:
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def _mode(target: str) -> int | None:
-    """Return the permissions of the file to be replaced, None if there is none."""
-    try:
-        mode = os.stat(target).st_mode
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
-    if not stat.S_ISREG(mode):  # the rename would put a file in the place of a device
-        raise CheckpointError(f"only a regular file can be replaced: choose another path, got {target!r}")
-    return stat.S_IMODE(mode)
-
-
 def _seal(file: io.BufferedRandom) -> None:
     """Put the checksums in the place of their zeros.
 
@@ -221,27 +204,13 @@ def _seal(file: io.BufferedRandom) -> None:
     writes, one would have to copy its order of the tensors, or to serialise twice.
     """
     header = file.read(int.from_bytes(file.read(8), "little"))
-    size, values = len(header), _count_values(header)
-    if size > MAX_HEADER or values > MAX_VALUES:
-        limits = f"a header of {MAX_HEADER} bytes and {MAX_VALUES} values"
-        raise CheckpointError(f"plan and names must fit {limits}: use fewer tensors, got {size} and {values}")
-    start = _START.match(header)
-    if start is None:
-        raise CheckpointError(f"this safetensors orders headers otherwise: upgrade it, got {_short(header)}")
-    header = _replace(header, start.span(1), hashlib.file_digest(file, "sha256").hexdigest())
-    header = _replace(header, start.span(3), _header_checksum(header, start))
+    _check(len(header) <= MAX_HEADER, f"plan and names must fit a header of {MAX_HEADER} bytes", len(header))
+    start = _find_checksums(header)
+    sealed = bytearray(header)
+    sealed[slice(*start.span(1))] = hashlib.file_digest(file, "sha256").hexdigest().encode()
+    sealed[slice(*start.span(3))] = _header_checksum(bytes(sealed), start).encode()
     file.seek(8)
-    file.write(header)
-
-
-def _sync_folder(folder: str) -> None:
-    if os.name == "nt":  # there, folders cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    file.write(sealed)
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -297,16 +266,20 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     tree = _parse(header, "its header")
     metadata = tree.pop("__metadata__")
     _check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
-    plan = _read_plan(_parse(metadata["smh"], "its metadata"))
+    values = _parse(metadata["smh"], "its metadata")
+    version = values.get("version")
+    known = isinstance(version, str) and version.startswith("1.")
+    _check(known, f"this smh reads version {VERSION}: upgrade it", version)
+    _check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
+    try:
+        plan = Plan.from_json(json.dumps(values["plan"]))
+    except (PlanError, RecursionError) as error:
+        raise CheckpointError(f"its plan must be valid: {error}") from error
     entries = _check_entries(tree, plan.variable_shapes, status.st_size - 8 - len(header))
     arrays = _read_data(file, entries, start[1].decode())
-    dense = sorted(name for name in arrays if name.startswith("dense/"))
-    return Checkpoint(
-        plan,
-        {name: arrays[name] for name in plan.variable_shapes},
-        {name.removeprefix("dense/"): arrays[name] for name in dense},
-        start[2].decode(),
-    )
+    variables = {name: arrays[name] for name in plan.variable_shapes}
+    dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
+    return Checkpoint(plan, variables, dense, start[2].decode())
 
 
 def _read_header(file: io.BufferedReader, size: int) -> tuple[bytes, re.Match[bytes]]:
@@ -316,32 +289,24 @@ def _read_header(file: io.BufferedReader, size: int) -> tuple[bytes, re.Match[by
     _check(length <= MAX_HEADER, f"its header must have at most {MAX_HEADER} bytes", length)
     _check(8 + length <= size, f"its header ends at byte {8 + length}, so must not the file before", size)
     header = file.read(length)
-    start = _START.match(header)
-    if start is None:
-        raise CheckpointError(f"it is no smh checkpoint of version {VERSION}, got a header {_short(header)}")
+    start = _find_checksums(header)
     actual, stated = _header_checksum(header, start), start[3].decode()
-    _check(
-        actual == stated, f"its header (bytes 8 to {8 + length}) is damaged: SHA-256 must be {stated}", actual
-    )
-    values = _count_values(header)
-    _check(values <= MAX_VALUES, f"its header must have at most {MAX_VALUES} JSON values", values)
+    _check(actual == stated, f"its header is damaged: bytes 8 to {8 + length} must have {stated}", actual)
     return header, start
 
 
-def _read_plan(metadata: dict[str, Any]) -> Plan:
-    version = metadata.get("version")
-    known = isinstance(version, str) and version.partition(".")[0] == VERSION.partition(".")[0]
-    _check(known, f"this smh reads files of version {VERSION}: upgrade it", version)
-    _check(sorted(metadata) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(metadata))
-    try:
-        return Plan.from_json(_canonical(metadata["plan"]))
-    except (PlanError, RecursionError) as error:
-        raise CheckpointError(f"its plan must be valid: {error}") from error
+def _find_checksums(header: bytes) -> re.Match[bytes]:
+    """Find the checksums in a header that is small enough to be parsed."""
+    # At least as many as parsing makes, those of the plan included, which is JSON in a string.
+    values = sum(header.count(character) for character in (b",", b"[", b"{"))
+    _check(values <= MAX_VALUES, f"a header must have at most {MAX_VALUES} JSON values", values)
+    start = _START.match(header)
+    if start is None:
+        raise CheckpointError(f"it is no smh checkpoint of version {VERSION}, got a header {_short(header)}")
+    return start
 
 
-def _check_entries(
-    tree: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], size: int
-) -> dict[str, tuple[str, list[int]]]:
+def _check_entries(tree: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], size: int) -> Entries:
     """Return dtype and shape of each tensor, once they fit the plan and fill the data section exactly."""
     entries = {}
     position = 0
@@ -354,14 +319,11 @@ def _check_entries(
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         _check(isinstance(dtype, str) and dtype in _DTYPES, f"{what} have a dtype of {list(_DTYPES)}", dtype)
         _check(_are_sizes(shape) and len(shape) <= 64, f"{what} have a shape, of at most 64 axes", shape)
-        if name in shapes:
-            _check(dtype == "F32", f"{what} be F32", dtype)
-            _check(tuple(shape) == shapes[name], f"{what} have the plan's shape {shapes[name]}", shape)
+        want, got = ("F32", list(shapes.get(name, ()))), (dtype, shape)
+        _check(name not in shapes or got == want, f"{what} be {want} by the plan", got)
         itemsize = _dtype(dtype).itemsize
-        # NumPy counts an axis of size 0 as 1 when it looks whether a shape is too large.
-        _check(
-            itemsize * math.prod(n or 1 for n in shape) < 2**63, f"{what} have less than 2**63 bytes", shape
-        )
+        most = itemsize * math.prod(axis or 1 for axis in shape)  # NumPy counts an axis of 0 like this, too
+        _check(most < 2**63, f"{what} have less than 2**63 bytes", shape)
         place = [position, position + itemsize * math.prod(shape)]
         _check(_are_sizes(offsets) and offsets == place, f"{what} have the data_offsets {place}", offsets)
         entries[name] = dtype, shape
@@ -376,7 +338,7 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
-def _read_data(file: io.BufferedReader, entries: dict[str, tuple[str, list[int]]], checksum: str) -> Arrays:
+def _read_data(file: io.BufferedReader, entries: Entries, checksum: str) -> Arrays:
     """Read each tensor into an array of its own, and verify them all.
 
     Not through safetensors: its ``load`` takes the whole file as bytes and copies it; its ``load_file`` opens
@@ -393,9 +355,8 @@ def _read_data(file: io.BufferedReader, entries: dict[str, tuple[str, list[int]]
         count = file.readinto(data.data)
         _check(count == data.size, f"tensor {_short(name)} must have {data.size} bytes", count)
         hashed.update(data.data)
-        _check(
-            dtype != "BOOL" or not data.size or data.max() <= 1, f"{_short(name)} must be 0 or 1", "others"
-        )
+        largest = int(data.max(initial=0)) if dtype == "BOOL" else 0
+        _check(largest <= 1, f"tensor {_short(name)} must be of bytes 0 and 1", largest)
     actual = hashed.hexdigest()
     _check(actual == checksum, f"its data section is damaged: SHA-256 must be {checksum}", actual)
     return arrays
@@ -432,21 +393,8 @@ def _number(text: str) -> int | float:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _count_values(header: bytes) -> int:
-    # At least as many as parsing makes, those of the plan included, which is JSON in a string.
-    return sum(header.count(character) for character in (b",", b"[", b"{"))
-
-
 def _header_checksum(header: bytes, start: re.Match[bytes]) -> str:
-    return hashlib.sha256(_replace(header, start.span(3), "0" * 64)).hexdigest()
-
-
-def _replace(header: bytes, span: tuple[int, int], digits: str) -> bytes:
-    return header[: span[0]] + digits.encode() + header[span[1] :]
+    return hashlib.sha256(header[: start.start(3)] + header[start.end(3) :]).hexdigest()
 
 
 def _dtype(code: str) -> np.dtype[Any]:

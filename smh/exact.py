@@ -1,8 +1,8 @@
 """Exact arithmetic: products and sums whose bits do not depend on order (specification, section 3).
 
-Every operand is rounded to a grid, so coarse that all the sums that follow are integers below 2**53 times one power of
-two. Such sums are exact in float64, whatever their order, blocking, threads, fused multiply-adds or device; what is left
-to agree on is one rounding at the end. The functions here and those of :mod:`smh.fast` have the same names and
+Every operand is rounded to a grid, so coarse that all the sums that follow are integers up to 2**53 times one power of
+two. Such sums are exact in float64, whatever their order, blocking, threads, fused multiply-adds or device; what is
+left to agree on is one rounding at the end. The functions here and those of :mod:`smh.fast` have the same names and
 arguments: pools call one module or the other, as the plan says.
 """
 
@@ -101,7 +101,7 @@ def grid_bits(terms: int) -> int:
 
 
 def on_grid(ops: Ops, x: Array, axis: int, bits: int) -> Array:
-    """Round every line along ``axis`` to multiples of ``2**(e - bits)``, ``2**e`` just above its maximum (rules 1-4, 6).
+    """Round every line along ``axis`` to multiples of ``2**(e - bits)``, 2**e just above its maximum (rules 1-4, 6).
 
     Parameters
     ----------

@@ -21,12 +21,7 @@ _ARITHMETIC: dict[str, ModuleType] = {"exact": exact, "fast": fast}
 
 
 def materialize(
-    ops: Ops,
-    plan: Plan,
-    variables: Mapping[str, Array],
-    names: Iterable[str] | None = None,
-    *,
-    view: bool = True,
+    ops: Ops, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
 ) -> dict[str, Array]:
     """Build weights from variables.
 
@@ -40,12 +35,11 @@ def materialize(
         All variables of the plan.
     names : iterable of str, optional
         The tensors to build; all by default. Only the virtual weights that they show are computed.
-    view : bool
-        Whether to apply the tensors' views, or return canonical shapes.
 
     Returns
     -------
     dict of str to array, float32
+        In their viewed shapes.
 
     Raises
     ------
@@ -63,13 +57,11 @@ def materialize(
         v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
         w = scales.apply(ops, arithmetic, _scale(ops, tensor, variables), tensor.modifiers, v)
         w = ops.xp.reshape(w, tensor.shape)
-        weights[tensor.name] = tensor.view.apply(w) if view and tensor.view else w
+        weights[tensor.name] = tensor.view.apply(ops.xp, w) if tensor.view else w
     return weights
 
 
-def vjp(
-    ops: Ops, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
-) -> dict[str, Array]:
+def vjp(ops: Ops, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
     """Return the gradient of every variable: the vector-Jacobian product of :func:`materialize`.
 
     Parameters
@@ -110,7 +102,7 @@ def vjp(
                 gradients[tensor.scale_variable] = xp.zeros((), dtype=xp.float32, device=ops.device(some))
             continue
         g = cotangents[tensor.name]
-        g = tensor.view.invert(g, tensor.shape) if tensor.view else g
+        g = tensor.view.invert(xp, g, tensor.shape) if tensor.view else g
         g = exact.flush(xp, xp.reshape(g, (-1,)))
         scale = _scale(ops, tensor, variables)
         if tensor.learn_scale or tensor.modifiers:

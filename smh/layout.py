@@ -1,8 +1,8 @@
 """Layouts: how tensors are allotted to virtual weights (specification, section 5).
 
 The tensors of a plan, one after another, are cells 0, 1, 2, ... A layout says which virtual weight a cell shows:
-``basic`` the one of its own number, ``cyclic`` that number modulo the capacity, ``padding`` the one of its own number or,
-past the capacity, a constant.
+``basic`` the one of its own number, ``cyclic`` that number modulo the capacity, ``padding`` the one of its own number
+or, past the capacity, a constant.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ def read(ops: Ops, layout: str, pool: BoundPool, start: int, stop: int) -> Array
         return pool.read(start, stop)
     if layout == "padding":
         xp = ops.xp
-        within = pool.read(min(start, capacity - 1), capacity)
-        padding = xp.full(
-            (stop - max(start, capacity),), PADDING, dtype=xp.float32, device=ops.device(within)
-        )
+        within = pool.read(min(start, capacity - 1), capacity)  # at least one, which tells the device
+        padding = xp.full((stop - max(start, capacity),), PADDING, dtype=xp.float32, device=ops.device(within))
         return padding if start >= capacity else xp.concat([within, padding])
     return _read_cyclic(ops, pool, start, stop)
 
@@ -87,8 +85,8 @@ def scatter(ops: Ops, layout: str, capacity: int, cells: Array) -> Array:
     xp = ops.xp
     count = cells.shape[0]
     if layout == "padding":
-        cells = cells[:capacity]
         count = min(count, capacity)
+        cells = cells[:count]
     cycles = -(-count // capacity)
     missing = cycles * capacity - count
     if missing:

@@ -11,9 +11,7 @@ Selector = str | Iterable[str] | Callable[[str], bool]
 """A regular expression, exact names or suffixes of names, or a function of the name."""
 
 
-def select(
-    shapes: Mapping[str, tuple[int, ...]], include: Selector | None, exclude: Selector | None
-) -> list[str]:
+def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, exclude: Selector | None) -> list[str]:
     """Return the names of the tensors that are hashed, in order.
 
     Parameters

@@ -1,6 +1,7 @@
 """Views: the shape in which a framework sees a tensor (specification, section 9).
 
-A view is an einops pattern applied to the canonical tensor. It permutes and reshapes only, so it changes no bit.
+A view is an einops pattern applied to the canonical tensor. It permutes and reshapes only, so it changes no bit. Einops
+itself reads the pattern when a plan is made and refuses what is none; applying it takes three array-API calls.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import einops
-import einops.array_api
 import numpy as np
 
 from smh.errors import PlanError
@@ -74,26 +74,44 @@ class View:
             raise PlanError(f"view {self.pattern!r} does not fit shape {canonical}: {error}") from error
         return shape
 
-    def apply(self, x: Array) -> Array:
-        """Return the viewed tensor."""
-        return _rearrange(x, self.pattern, dict(self.sizes))
+    def apply(self, xp: Any, x: Array) -> Array:
+        """Return the viewed tensor of a canonical one: split its axes, permute them, merge them.
 
-    def invert(self, x: Array, canonical: tuple[int, ...]) -> Array:
+        Parameters
+        ----------
+        xp : module
+            The array-API namespace of ``x``.
+        x : array
+            Of a shape that :meth:`shape` accepts.
+        """
+        before, after = self._sides()
+        sizes = self._axis_sizes(tuple(x.shape))
+        order = tuple(before.index(axis) for group in after for axis in group)
+        x = xp.permute_dims(xp.reshape(x, tuple(sizes[axis] for axis in before)), order)
+        return xp.reshape(x, tuple(math.prod(sizes[axis] for axis in group) for group in after))
+
+    def invert(self, xp: Any, x: Array, canonical: tuple[int, ...]) -> Array:
         """Return the canonical tensor of a viewed one."""
-        before, after = self.pattern.split("->")
-        return _rearrange(x, f"{after.strip()} -> {before.strip()}", self._axis_sizes(before, canonical))
+        before, after = self._sides()
+        sizes = self._axis_sizes(canonical)
+        axes = [axis for group in after for axis in group]
+        order = tuple(axes.index(axis) for axis in before)
+        return xp.reshape(xp.permute_dims(xp.reshape(x, tuple(sizes[axis] for axis in axes)), order), canonical)
 
-    def _axis_sizes(self, before: str, canonical: tuple[int, ...]) -> dict[str, int]:
-        """Return the sizes of all named axes; at most one axis in each parenthesis has to be worked out."""
+    def _sides(self) -> tuple[list[str], list[list[str]]]:
+        """Return all named axes on the left, and the groups of named axes on the right."""
+        left, right = (_groups(side) for side in self.pattern.split("->"))
+        return [axis for group in left for axis in group], right
+
+    def _axis_sizes(self, canonical: tuple[int, ...]) -> dict[str, int]:
+        """Return the sizes of all named axes; in each group at most one has to be worked out."""
         sizes = dict(self.sizes)
-        for token, size in zip(_TOKEN.findall(before), canonical, strict=True):
-            axes = [axis for axis in token.strip("()").split() if axis != "1"]
-            known = math.prod(sizes[axis] for axis in axes if axis in sizes)
-            sizes.update({axis: size // known for axis in axes if axis not in sizes})
+        for group, size in zip(_groups(self.pattern.split("->")[0]), canonical, strict=True):
+            known = math.prod(sizes[axis] for axis in group if axis in sizes)
+            sizes.update({axis: size // known for axis in group if axis not in sizes})
         return sizes
 
 
-def _rearrange(x: Array, pattern: str, sizes: dict[str, int]) -> Array:
-    # einops finds the framework of a tensor by itself, and has a module for arrays that tell their namespace.
-    rearrange: Any = einops.array_api.rearrange if hasattr(x, "__array_namespace__") else einops.rearrange
-    return rearrange(x, pattern, **sizes)
+def _groups(side: str) -> list[list[str]]:
+    """Return the named axes of every dimension of one side of a pattern; a 1 names none."""
+    return [[axis for axis in token.strip("()").split() if axis != "1"] for token in _TOKEN.findall(side)]

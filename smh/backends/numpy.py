@@ -74,9 +74,7 @@ class NumpyBackend(Backend):
         return generate.materialize(self._ops, plan, variables, names)
 
     @np.errstate(all="ignore")
-    def vjp(
-        self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return gradients."""
         return generate.vjp(self._ops, plan, variables, cotangents)
 

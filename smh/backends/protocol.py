@@ -43,9 +43,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def vjp(
-        self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return gradients, as :func:`smh.vjp` describes, by the way in which the framework's users get theirs.
 
         Law: the bits of the specification, one gradient for every variable, zeros where nothing flows.

@@ -1,7 +1,7 @@
 """``smh demo``: a classifier on real handwritten digits, trained from a pool a tenth the size of its weights.
 
-Everything runs in NumPy. The dense network and the compressed one have the same shapes, the same loss, the same optimiser
-and the same batches; the compressed one only adds ``smh.materialize`` before the forward pass and ``smh.vjp`` after the
+Everything runs in NumPy. The dense network and the compressed one have the same shapes, the same loss, the same
+optimiser and the same batches; the compressed one only adds ``smh.materialize`` before the forward pass and ``smh.vjp`` after the
 backward pass.
 """
 
@@ -139,9 +139,7 @@ def _train(
     return {name: trained[name] for name in variables}, {name: trained[name] for name in biases}
 
 
-def _batches(
-    digits: Digits, epochs: int, advance: Callable[[], object]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(digits: Digits, epochs: int, advance: Callable[[], object]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(1)
     for _ in range(epochs):
         order = rng.permutation(len(digits.train_labels))

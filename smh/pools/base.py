@@ -16,6 +16,7 @@ from smh.ops import Array, Ops
 LIMIT = 2**31
 """Sizes, capacities and numbers of weights are below this."""
 MAX_GAIN = 60
+MAX_DEPTH = 8
 GAIN_RULES = ("sgd", "adam")
 
 KINDS: dict[str, type[Pool]] = {}
@@ -118,7 +119,7 @@ class Pool(ABC):
 
     @classmethod
     @abstractmethod
-    def parse(cls, fields: dict[str, Any], where: str) -> Pool:
+    def parse(cls, fields: dict[str, Any], where: str, depth: int) -> Pool:
         """Read the pool from the keys of its JSON object."""
 
     @abstractmethod
@@ -138,6 +139,14 @@ class LeafPool(Pool):
     gain: int
     gain_power: ClassVar[int]
     """delta: how many variables a term multiplies, so that gain g is worth 2**(delta g)."""
+    size_fields: ClassVar[tuple[str, ...]]
+    """Fields that may be None in a request."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be, also in a request."""
+        for field in self.size_fields:
+            if getattr(self, field) is not None:
+                whole_number(f"{field} of a {self.kind} pool", getattr(self, field), 1, LIMIT - 1)
 
     @abstractmethod
     def local_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -170,7 +179,7 @@ class LeafPool(Pool):
         return 2.0 ** (self.gain_power * self.gain)
 
     @classmethod
-    def parse(cls, fields: dict[str, Any], where: str) -> Self:
+    def parse(cls, fields: dict[str, Any], where: str, depth: int) -> Self:
         """Read the pool from its JSON keys, which must be exactly its fields."""
         check_keys(where, fields, [field.name for field in dataclasses.fields(cls)])  # type: ignore[arg-type]
         return cls(**fields)
@@ -261,7 +270,7 @@ def named(pool: Pool | str) -> Pool:
     return KINDS[pool]()
 
 
-def from_dict(data: Any, where: str = "pool") -> Pool:
+def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
     """Read a sized pool from the JSON object of a plan.
 
     Parameters
@@ -270,6 +279,8 @@ def from_dict(data: Any, where: str = "pool") -> Pool:
         What ``json`` gave.
     where : str
         The place in the plan, for messages.
+    depth : int
+        How many combinations of pools it lies in.
 
     Returns
     -------
@@ -280,6 +291,8 @@ def from_dict(data: Any, where: str = "pool") -> Pool:
     PlanError
         For an unknown kind, a missing or unknown key, or a size out of bounds.
     """
+    if depth > MAX_DEPTH:
+        raise PlanError(f"pools are nested too deeply at {where}: the limit is {MAX_DEPTH}")
     if not isinstance(data, dict):
         raise PlanError(f"{where} must be an object; got {type(data).__name__}")
     kind = data.get("kind")
@@ -288,7 +301,7 @@ def from_dict(data: Any, where: str = "pool") -> Pool:
         raise PlanError(f"{where} has an unknown kind {kind!r}: {hint}")
     cls = KINDS[kind]
     fields = {key: value for key, value in data.items() if key != "kind"}
-    return cls.parse(fields, where)
+    return cls.parse(fields, where, depth)
 
 
 def check_keys(where: str, found: Mapping[str, Any], expected: Any) -> None:

@@ -54,9 +54,7 @@ class _Combination(Pool):
     def with_gain(self, gain: str | int, weights: int, scale: float, tau: float = 1.0) -> Self:
         """Set the gain of every leaf."""
         taus = self._taus(tau)
-        return type(self)(
-            *(part.with_gain(gain, weights, scale, t) for part, t in zip(self.parts, taus, strict=True))
-        )
+        return type(self)(*(part.with_gain(gain, weights, scale, t) for part, t in zip(self.parts, taus, strict=True)))
 
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
         """Iterate over the leaves of all parts, each with a seed of its own."""
@@ -90,12 +88,12 @@ class _Combination(Pool):
         return {"kind": self.kind, "parts": [part.to_dict() for part in self.parts]}
 
     @classmethod
-    def parse(cls, fields: dict[str, Any], where: str) -> Self:
+    def parse(cls, fields: dict[str, Any], where: str, depth: int) -> Self:
         """Read the pool from the keys of its JSON object."""
         check_keys(where, fields, ["parts"])
         if not isinstance(fields["parts"], list):
             raise PlanError(f"{where}.parts must be a list; got {type(fields['parts']).__name__}")
-        return cls(*(from_dict(part, f"{where}.parts[{p}]") for p, part in enumerate(fields["parts"])))
+        return cls(*(from_dict(part, f"{where}.parts[{p}]", depth + 1) for p, part in enumerate(fields["parts"])))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from smh.ops import Array, Ops
 from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, whole_number
@@ -77,6 +77,7 @@ class Matmul(_Factorized):
     m: int | None = None
     gain: int = 0
     kind: ClassVar[str] = "matmul"
+    size_fields: ClassVar[tuple[str, ...]] = ("n", "m")
 
     @property
     def terms(self) -> int:
@@ -142,6 +143,7 @@ class Kronecker(_Factorized):
     t: int | None = None
     gain: int = 0
     kind: ClassVar[str] = "kronecker"
+    size_fields: ClassVar[tuple[str, ...]] = ("d", "t")
 
     @property
     def terms(self) -> int:

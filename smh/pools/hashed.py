@@ -49,9 +49,12 @@ class Hash(LeafPool):
     capacity: int | None = None  # type: ignore[assignment]
     gain: int = 0
     kind: ClassVar[str] = "hash"
+    size_fields: ClassVar[tuple[str, ...]] = ("size", "capacity")
     gain_power: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        """Refuse sizes that cannot be, also in a request."""
+        super().__post_init__()
         whole_number("hashes of a hash pool", self.hashes, 1, MAX_HASHES)
 
     def local_shapes(self) -> dict[str, tuple[int, ...]]:

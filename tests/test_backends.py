@@ -1,0 +1,132 @@
+import os
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+
+import smh
+import smh.backends.numpy
+from smh.backends import registry
+from smh.backends.protocol import Backend
+from tests.support import assert_same_bits
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+LOADED = """
+    import sys
+    frameworks = {"torch", "jax", "jaxlib", "tensorflow", "keras"} & set(sys.modules)
+    print(sorted(frameworks))
+"""
+
+
+def test_importing_smh_loads_no_framework():
+    result = run("import smh, smh.cli, smh.backends.numpy\nsmh.list_backends()" + textwrap.dedent(LOADED))
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_the_check_above_can_fail():
+    result = run("import sys; sys.modules['torch'] = sys" + textwrap.dedent(LOADED))
+    assert result.stdout.strip() == "['torch']"
+
+
+def test_the_protocol_has_at_most_ten_methods_with_docstrings():
+    methods = [name for name in vars(Backend) if not name.startswith("_") and callable(getattr(Backend, name))]
+    assert 0 < len(methods) <= 10
+    assert all("Return" in getattr(Backend, name).__doc__ for name in methods)
+
+
+def test_the_backend_is_chosen_by_name_by_import_or_by_the_environment(monkeypatch):
+    from smh.backends import numpy as chosen
+
+    assert smh.get_backend("numpy") is chosen.backend
+    monkeypatch.delenv("SMH_BACKEND", raising=False)
+    assert smh.get_backend() is chosen.backend
+    monkeypatch.setenv("SMH_BACKEND", "numpyy")
+    with pytest.raises(
+        smh.BackendError, match="'numpyy' .from the environment variable SMH_BACKEND.: did you mean 'numpy'"
+    ):
+        smh.get_backend()
+    with pytest.raises(smh.BackendError, match="numpyy"):
+        smh.initialize(smh.Plan.build({"a": (4, 4)}, ratio=1))
+
+
+class Doubled(smh.backends.numpy.NumpyBackend):
+    name = "doubled"
+
+
+doubled = Doubled()
+not_a_backend = object()
+
+
+@pytest.fixture
+def entry(monkeypatch):
+    def register(name, value):
+        monkeypatch.setattr(registry, "_loaded", {})
+        monkeypatch.setattr(
+            registry,
+            "entry_points",
+            lambda group: [EntryPoint(name, value, group)] if group == "smh.backends" else [],
+        )
+
+    return register
+
+
+def test_other_packages_bring_backends_as_entry_points(entry):
+    entry("doubled", "tests.test_backends:doubled")
+    assert smh.list_backends() == ["numpy", "doubled"]
+    assert smh.get_backend("doubled") is doubled
+
+
+def test_an_entry_point_cannot_replace_a_built_in_backend(entry):
+    entry("numpy", "tests.test_backends:doubled")
+    assert smh.get_backend("numpy") is smh.backends.numpy.backend
+
+
+def test_a_backend_whose_framework_is_missing_names_what_to_install(entry, monkeypatch):
+    entry("other", "a_framework_that_is_not_there:backend")
+    with pytest.raises(smh.BackendError, match="a_framework_that_is_not_there"):
+        smh.get_backend("other")
+    monkeypatch.setattr(registry, "_BUILT_IN", {"torch": "a_framework_that_is_not_there:backend"})
+    with pytest.raises(smh.BackendError, match=r"pip install 'smh\[torch\]'"):
+        smh.get_backend("torch")
+
+
+def test_what_is_no_backend_is_refused(entry):
+    entry("thing", "tests.test_backends:not_a_backend")
+    with pytest.raises(smh.BackendError, match="must be a smh.backends.protocol.Backend; got object"):
+        smh.get_backend("thing")
+
+
+def test_arrays_go_through_the_numpy_backend_unchanged():
+    backend = smh.get_backend("numpy")
+    assert backend.devices() == ["cpu"]
+    x = np.asarray([1.5, -0.0, np.nan], dtype=np.float32)
+    y = backend.asarray(x, "cpu")
+    y[0] = 2
+    assert x[0] == 1.5
+    assert_same_bits(backend.to_numpy(backend.asarray(x)), x)
+    with pytest.raises(smh.BackendError, match="'cpu' only; got 'cuda'"):
+        backend.asarray(x, "cuda")
+
+
+def test_threads_do_not_change_a_bit():
+    code = """
+        import smh
+        plan = smh.Plan.build({"a": (300, 300)}, ratio=0.5)
+        print(smh.digest(plan, smh.initialize(plan)))
+    """
+    digests = {run(code, OPENBLAS_NUM_THREADS=threads, OMP_NUM_THREADS=threads).stdout for threads in ("1", "2")}
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == 64

@@ -1,0 +1,333 @@
+import tracemalloc
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import smh
+from conformance import oracle
+from smh import generate, pools
+from smh.backends.numpy import NumpyOps
+from smh.ops import Ops
+from tests.support import (
+    as_dict,
+    assert_same_bits,
+    cotangents_for,
+    floats,
+    kinds,
+    plans,
+    seeds,
+    variables_for,
+)
+
+
+@settings(max_examples=250)
+@given(plans(), seeds, kinds, kinds)
+def test_weights_and_gradients_equal_the_oracle(plan, seed, kind, cotangent_kind):
+    variables, cotangents = variables_for(plan, seed, kind), cotangents_for(plan, seed, cotangent_kind)
+    weights = smh.materialize(plan, variables)
+    expected = oracle.weights(as_dict(plan), variables)
+    assert list(weights) == [tensor.name for tensor in plan.tensors]
+    for name in expected:
+        assert_same_bits(weights[name], expected[name], name)
+    gradients = smh.vjp(plan, variables, cotangents)
+    expected = oracle.gradients(as_dict(plan), variables, cotangents)
+    assert list(gradients) == list(plan.variable_shapes)
+    for name in plan.variable_shapes:
+        assert_same_bits(gradients[name], expected[name], name)
+
+
+@settings(max_examples=60)
+@given(plans(), seeds, kinds)
+def test_the_core_runs_unchanged_under_array_api_strict(plan, seed, kind):
+    variables, cotangents = variables_for(plan, seed, kind), cotangents_for(plan, seed, kind)
+    ops = Ops(array_api_strict)
+    with np.errstate(all="ignore"):
+        strict = {name: array_api_strict.asarray(x) for name, x in variables.items()}
+        weights = generate.materialize(ops, plan, strict)
+        gradients = generate.vjp(
+            ops, plan, strict, {name: array_api_strict.asarray(x) for name, x in cotangents.items()}
+        )
+    for name, w in smh.materialize(plan, variables).items():
+        assert_same_bits(np.asarray(weights[name]), w, name)
+    for name, g in smh.vjp(plan, variables, cotangents).items():
+        assert_same_bits(np.asarray(gradients[name]), g, name)
+
+
+@given(plans(), seeds, kinds, st.data())
+def test_building_by_name_equals_building_all(plan, seed, kind, data):
+    variables = variables_for(plan, seed, kind)
+    weights = smh.materialize(plan, variables)
+    names = data.draw(st.permutations([tensor.name for tensor in plan.tensors]))[: data.draw(st.integers(0, 4))]
+    some = smh.materialize(plan, variables, names)
+    assert list(some) == names
+    for name in names:
+        assert_same_bits(some[name], weights[name], name)
+
+
+@settings(max_examples=50)
+@given(plans(), st.sampled_from(["normal", "uniform"]))
+def test_initial_variables_and_digest_equal_the_oracle(plan, distribution):
+    variables = smh.initialize(plan, distribution)
+    expected = oracle.initial_variables(as_dict(plan), distribution)
+    assert list(variables) == list(plan.variable_shapes)
+    for name, x in variables.items():
+        assert_same_bits(x, expected[name], name)
+    assert smh.digest(plan, variables) == oracle.digest(as_dict(plan), variables)
+
+
+@given(plans(), seeds)
+def test_indices_equal_the_oracle(plan, seed):
+    rng = np.random.default_rng(seed)
+    start, stop = sorted(int(i) for i in rng.integers(0, plan.capacity + 1, 2))
+    found = smh.get_backend("numpy").indices(plan, start, stop)
+    expected = oracle.indices(as_dict(plan), np.arange(start, stop))
+    assert set(found) == set(expected)
+    for name in expected:
+        assert found[name].dtype == np.int64
+        assert np.array_equal(found[name], expected[name])
+
+
+POOLS = {
+    "matmul": lambda capacity: pools.Matmul(n=int(np.sqrt(capacity)), m=3),
+    "kronecker": lambda capacity: pools.Kronecker(d=round(capacity**0.25), t=3),
+    "hash": lambda capacity: pools.Hash(size=11, hashes=2, capacity=capacity),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("size", [1, 80, 81, 82, 161, 162, 163, 5 * 81])
+@pytest.mark.parametrize("first", [0, 1, 80, 81, 100])
+def test_cyclic_wraps_exactly_at_capacity(pool, size, first):
+    shapes = {"a": (first,), "b": (size,)} if first else {"b": (size,)}
+    plan = smh.Plan.build(
+        shapes,
+        ratio=10**9,
+        pool=POOLS[pool](81),
+        layout="cyclic",
+        scale=1.0,
+        learn_scale=False,
+        include=r"\w",
+    )
+    variables = smh.initialize(plan)
+    v = oracle.virtual(as_dict(plan), variables)
+    expected = v[(first + np.arange(size)) % 81]
+    assert_same_bits(smh.materialize(plan, variables, ["b"])["b"], expected)
+
+
+@pytest.mark.parametrize(("size", "first"), [(10, 0), (10, 78), (10, 81), (10, 90), (200, 5)])
+def test_padding_shows_its_constant_past_the_end(size, first):
+    shapes = {"a": (first,), "b": (size,)} if first else {"b": (size,)}
+    plan = smh.Plan.build(
+        shapes,
+        ratio=10**9,
+        pool=pools.Matmul(n=9, m=2),
+        layout="padding",
+        scale=2.0,
+        learn_scale=False,
+        include=r"\w",
+    )
+    w = smh.materialize(plan, smh.initialize(plan), ["b"])["b"]
+    outside = first + np.arange(size) >= 81
+    assert np.all(w[outside] == np.float32(2) * np.float32(0.01))
+    assert not np.any(w[~outside] == np.float32(2) * np.float32(0.01))
+
+
+@settings(max_examples=30)
+@given(plans(), seeds, st.integers(-3, 3))
+def test_vjp_scales_with_the_cotangent_by_powers_of_two(plan, seed, power):
+    """Grids move with powers of two, so this linearity is exact where nothing meets the flush threshold."""
+    variables = smh.initialize(plan)
+    cotangents = cotangents_for(plan, seed, "normal")
+    factor = np.float32(2.0**power)
+    plain = smh.vjp(plan, variables, cotangents)
+    scaled = smh.vjp(plan, variables, {name: g * factor for name, g in cotangents.items()})
+    for name in plain:
+        assert_same_bits(scaled[name], plain[name] * factor, name)
+
+
+@given(plans(), seeds)
+def test_missing_cotangents_are_zeros(plan, seed):
+    variables, cotangents = variables_for(plan, seed, "normal"), cotangents_for(plan, seed, "normal")
+    kept = dict(list(cotangents.items())[::2])
+    zeros = {name: g if name in kept else np.zeros_like(g) for name, g in cotangents.items()}
+    expected = smh.vjp(plan, variables, zeros)
+    for name, g in smh.vjp(plan, variables, kept).items():
+        assert_same_bits(g, expected[name], name)
+
+
+@given(plans(), seeds, kinds)
+def test_arguments_are_left_as_they_are(plan, seed, kind):
+    variables, cotangents = variables_for(plan, seed, kind), cotangents_for(plan, seed, kind)
+    for x in [*variables.values(), *cotangents.values()]:
+        x.flags.writeable = False
+    smh.materialize(plan, variables)
+    smh.vjp(plan, variables, cotangents)
+
+
+def smooth(plan, variables):
+    """The same formula in float64, without grids, flushes or roundings: what gradients must agree with."""
+    counter = iter(range(100))
+
+    def virtual(pool, prefix):
+        if isinstance(pool, pools.Sum):
+            return sum(virtual(part, f"{prefix}{p}/")[: plan.capacity] for p, part in enumerate(pool.parts))
+        if isinstance(pool, pools.Product):
+            return np.prod(
+                [virtual(part, f"{prefix}{p}/")[: plan.capacity] for p, part in enumerate(pool.parts)], axis=0
+            )
+        seed = seeds_of_leaves[next(counter)]
+        found = pool.indices(NumpyOps(), np.arange(plan.capacity), seed)
+        if isinstance(pool, pools.Hash):
+            terms = variables[f"{prefix}table"].reshape(-1)[found["table"]]
+            terms = terms * pool.signs(NumpyOps(), np.arange(plan.capacity), seed)
+        else:
+            terms = variables[f"{prefix}left"].reshape(-1)[found["left"]]
+            terms = terms * variables[f"{prefix}right"].reshape(-1)[found["right"]]
+        return terms.sum(axis=1) * pool.factor
+
+    seeds_of_leaves = [leaf.seed for leaf in plan.pool.leaves(plan.seed)]
+    v = virtual(plan.pool, "pool/")
+    weights = {}
+    for tensor in plan.tensors:
+        cells = np.arange(tensor.offset, tensor.stop)
+        shown = v[cells % plan.capacity]
+        if plan.layout == "padding":
+            shown = np.where(cells < plan.capacity, shown, 0.01)
+        w = shown * variables.get(tensor.scale_variable, tensor.initial_scale)
+        for modifier in tensor.modifiers:
+            w = np.maximum(w, 0) if modifier == "relu" else w
+        weights[tensor.name] = w
+    return weights
+
+
+@pytest.mark.parametrize("layout", ["basic", "cyclic", "padding"])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pools.Matmul(n=7, m=3),
+        pools.Kronecker(d=3, t=2),
+        pools.Hash(size=20, hashes=2, capacity=49),
+        pools.Sum(pools.Matmul(n=7, m=2), pools.Product(pools.Hash(size=9, capacity=49), pools.Kronecker(d=3, t=2))),
+    ],
+    ids=lambda pool: pool.kind,
+)
+@pytest.mark.parametrize("arithmetic", ["exact", "fast"])
+def test_gradients_agree_with_finite_differences(pool, layout, arithmetic):
+    sizes = (30, 19) if layout == "basic" else (30, 40)
+    plan = smh.Plan.build(
+        {"a": sizes[:1], "b": sizes[1:]},
+        ratio=10**9,
+        pool=pool,
+        layout=layout,
+        scale={"a": 0.7, "b": 1.3},
+        modifiers={"a": (), "b": ("relu",)},
+        gain=1,
+        arithmetic=arithmetic,
+        include=r"\w",
+    )
+    variables = smh.initialize(plan)
+    cotangents = cotangents_for(plan, 0, "normal")
+    gradients = smh.vjp(plan, variables, cotangents)
+    wide = {name: x.astype(np.float64) for name, x in variables.items()}
+
+    def loss(variables):
+        return sum(float(np.sum(w * cotangents[name])) for name, w in smooth(plan, variables).items())
+
+    step = 1e-6
+    for name, x in wide.items():
+        numeric = np.zeros_like(x)
+        for at in np.ndindex(x.shape):
+            up, down = x.copy(), x.copy()
+            up[at] += step
+            down[at] -= step
+            numeric[at] = (loss({**wide, name: up}) - loss({**wide, name: down})) / (2 * step)
+        scale = max(1.0, float(np.max(abs(numeric))))
+        assert np.max(abs(numeric - gradients[name])) < 2e-5 * scale, name
+
+
+@settings(max_examples=60)
+@given(plans(arithmetic="fast"), seeds)
+def test_fast_stays_within_its_bound_of_exact(plan, seed):
+    """Weights of leaf pools differ by at most 4 K 2**-24 |a| |b|, K the terms of a sum."""
+    if isinstance(plan.pool, (pools.Sum, pools.Product)) or any(tensor.modifiers for tensor in plan.tensors):
+        return
+    exact_plan = smh.Plan(plan.pool, plan.tensors, plan.seed, plan.layout, "exact")
+    rng = np.random.default_rng(seed)
+    variables = {name: floats(rng, shape, "normal") for name, shape in plan.variable_shapes.items()}
+    magnitudes = {name: abs(x) for name, x in variables.items()}
+    terms = plan.pool.hashes if isinstance(plan.pool, pools.Hash) else plan.pool.terms
+    a, b = smh.materialize(plan, variables), smh.materialize(exact_plan, variables)
+    if isinstance(plan.pool, pools.Hash):
+        unsigned = pools.Hash(plan.pool.size, plan.pool.hashes, False, plan.pool.capacity, plan.pool.gain)
+        exact_plan = smh.Plan(unsigned, plan.tensors, plan.seed, plan.layout, "exact")
+    bound = smh.materialize(exact_plan, magnitudes)
+    for name in a:
+        limit = (4 * terms + 2) * 2.0**-24 * bound[name].astype(np.float64)
+        assert np.all(abs(a[name].astype(np.float64) - b[name]) <= limit), name
+
+
+def test_one_tensor_of_a_billion_weights_needs_little_memory():
+    for pool in ("matmul", "kronecker", pools.Hash(hashes=2)):
+        shapes = {f"t{i}": (1000, 1000) for i in range(1000)}
+        plan = smh.Plan.build(shapes, ratio=0.001, pool=pool)
+        assert plan.num_weights == 10**9
+        variables = {name: np.ones(shape, dtype=np.float32) for name, shape in plan.variable_shapes.items()}
+        tracemalloc.start()
+        smh.materialize(plan, variables, ["t617"])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 300e6, f"{plan.pool}: {peak / 1e6:.0f} MB"
+
+
+def test_building_all_weights_needs_little_more_than_the_weights():
+    """The whole float64 matrix is never there: at most 1.5 times the weights' own bytes beyond the variables."""
+    for pool in ("matmul", pools.Hash(hashes=2)):
+        plan = smh.Plan.build({f"t{i}": (400, 500) for i in range(20)}, ratio=0.1, pool=pool)
+        variables = smh.initialize(plan)
+        tracemalloc.start()
+        weights = smh.materialize(plan, variables)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        size = sum(w.nbytes for w in weights.values())
+        assert peak < 1.5 * size + 8e6, f"{pool}: {peak / size:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: {k: x for k, x in v.items() if k != "pool/right"}, "missing"),
+        (lambda v: {**v, "pool/rigth": v["pool/right"]}, "did you mean 'pool/right'"),
+        (lambda v: {**v, "pool/left": v["pool/left"].astype(np.float64)}, "float32; got float64"),
+        (lambda v: {**v, "pool/left": v["pool/left"].T}, "must have shape (10, 2); got (2, 10)"),
+        (lambda v: {**v, "pool/left": [[1.0]]}, "got list"),
+        (lambda v: {**v, "scale/a": np.float32([1.0])}, "must have shape (); got (1,)"),
+    ],
+)
+def test_variables_that_do_not_fit_are_refused(change, message):
+    plan = smh.Plan.build({"a": (20, 5)}, ratio=0.4)
+    variables = change(smh.initialize(plan))
+    with pytest.raises(smh.VariableError) as caught:
+        smh.materialize(plan, variables)
+    assert message in str(caught.value)
+    with pytest.raises(smh.VariableError):
+        smh.vjp(plan, variables, {})
+
+
+def test_names_and_cotangents_that_do_not_fit_are_refused():
+    plan = smh.Plan.build({"fc.weight": (20, 5)}, ratio=0.4)
+    variables = smh.initialize(plan)
+    with pytest.raises(smh.UnknownNameError, match="did you mean 'fc.weight'"):
+        smh.materialize(plan, variables, ["fc.wieght"])
+    with pytest.raises(smh.UnknownNameError, match="twice"):
+        smh.materialize(plan, variables, ["fc.weight", "fc.weight"])
+    with pytest.raises(smh.UnknownNameError, match=r"write \['fc.weight'\]"):
+        smh.materialize(plan, variables, "fc.weight")
+    with pytest.raises(smh.UnknownNameError, match="did you mean"):
+        smh.vjp(plan, variables, {"fc.weights": np.zeros((20, 5), dtype=np.float32)})
+    with pytest.raises(smh.VariableError, match=r"must have shape \(20, 5\); got \(5, 20\)"):
+        smh.vjp(plan, variables, {"fc.weight": np.zeros((5, 20), dtype=np.float32)})
+    with pytest.raises(smh.PlanError, match="normal, uniform"):
+        smh.initialize(plan, "gaussian")
