@@ -7,8 +7,8 @@
 # PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="-n 0 -k exact" what pytest gets.
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2
-FRAMEWORKS ?= torch,jax,tensorflow
+PYTEST_ARGS ?= -n 2# two processes, so each gets one thread below
+FRAMEWORKS ?=
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -28,7 +28,7 @@ demo:
 
 test:
 	$(call environment,.venv-test,--editable ".[test$(if $(FRAMEWORKS),$(comma)$(FRAMEWORKS))]")
-	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: .venv-dev/made
 	.venv-dev/bin/ruff check .
@@ -37,7 +37,7 @@ lint: .venv-dev/made
 
 docs: .venv-dev/made
 	rm -rf docs/_build
-	.venv-dev/bin/sphinx-build -W -n --keep-going -b html docs docs/_build/html
+	.venv-dev/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 .venv-dev/made: pyproject.toml constraints.txt
 	$(call environment,.venv-dev,--editable ".[dev$(comma)docs]")

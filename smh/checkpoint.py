@@ -34,14 +34,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from smh.errors import CheckpointError, PlanError, VariableError
+from smh.errors import CheckpointError, VariableError
 from smh.plan import Plan
 
 VERSION = "1.0"
 """Of the file format; files of the same major version can be read."""
 MAX_HEADER, MAX_VALUES = 8 << 20, 1 << 19
-"""Most bytes and JSON values of a header, enough for some 20,000 tensors. They bound what parsing can allocate
-beyond the size of the file: below 128 MiB."""
+"""Most bytes and JSON values of a header, enough for some 20,000 tensors: so that parsing allocates less than
+128 MiB, whatever the header."""
 
 Arrays = dict[str, np.ndarray]
 Given = Mapping[str, np.ndarray]
@@ -272,8 +272,8 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     _check(known, f"this smh reads version {VERSION}: upgrade it", version)
     _check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
     try:
-        plan = Plan.from_json(json.dumps(values["plan"]))
-    except (PlanError, RecursionError) as error:
+        plan = Plan.from_dict(values["plan"])
+    except Exception as error:  # a PlanError, or whatever a stranger's plan may bring about
         raise CheckpointError(f"its plan must be valid: {error}") from error
     entries = _check_entries(tree, plan.variable_shapes, status.st_size - 8 - len(header))
     arrays = _read_data(file, entries, start[1].decode())

@@ -1,4 +1,4 @@
-"""The digest: one SHA-256 over all generated weights (specification, section 11)."""
+"""The digest: one SHA-256 over all generated weights (specification, section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans: the immutable description of a compressed model (specification, sections 2, 9 and 10)."""
+"""Plans: the immutable description of a compressed model (specification, sections 2 and 7)."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def decompose(x: F32) -> tuple[I64, I64]:
 
 
 def multiply(a: npt.ArrayLike, b: npt.ArrayLike) -> F32:
-    """flush(flush(a) * flush(b)): one float32 rounding, half to even, then rule 1 (section 5).
+    """flush(flush(a) * flush(b)): one float32 rounding, half to even, then rule 1 (section 2).
 
     The product is rounded first and compared with 2^-120 afterwards, as a float32 multiplication does.
     """

@@ -17,7 +17,7 @@ Variables = Mapping[str, F32]
 
 
 def parts(pool: Pool, prefix: str, seed: int) -> list[tuple[Pool, str, int]]:
-    """Parts of a sum or product with their variable prefixes and seeds (section 6, seeds)."""
+    """Parts of a sum or product with their variable prefixes and seeds (section 4, seeds)."""
     return [(part, f"{prefix}/{p}", key(seed, 65536 + p)) for p, part in enumerate(pool["parts"])]
 
 

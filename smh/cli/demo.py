@@ -1,8 +1,8 @@
 """``smh demo``: a classifier on real handwritten digits, trained from a pool a tenth the size of its weights.
 
 Everything runs in NumPy. The dense network and the compressed one have the same shapes, the same loss, the same
-optimiser and the same batches; the compressed one only adds ``smh.materialize`` before the forward pass and ``smh.vjp`` after the
-backward pass.
+optimiser and the same batches; the compressed one only adds ``smh.materialize`` before the forward pass and ``smh.vjp``
+after the backward pass.
 """
 
 from __future__ import annotations

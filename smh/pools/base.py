@@ -78,7 +78,7 @@ class Pool(ABC):
 
     @abstractmethod
     def with_gain(self, gain: str | int, weights: int, scale: float, tau: float = 1.0) -> Self:
-        """Return this pool with the gain of every leaf set: to an integer, or by rule (specification, section 4.5).
+        """Return this pool with the gain of every leaf set: to an integer, or by rule (specification, section 5).
 
         ``scale`` is the size-weighted root mean square of the tensors' initial scales.
         """
