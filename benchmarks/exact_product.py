@@ -2,9 +2,9 @@
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/exact_product.py [--rounds 7] [--sides 2300 4612]
 
-For every side n and ratio r the table gives the median over rounds of (exact time / raw time), forward (``left @ right``)
-and backward (both gradients), and the thread count. float64 arithmetic has half the rate of float32, so 2.0 is the floor
-where arithmetic is the bound.
+For every side n and ratio r the table gives the median over rounds of (exact time / raw time), forward
+(``left @ right``) and backward (both gradients), and the thread count. float64 arithmetic has half the rate of float32,
+so 2.0 is the floor where arithmetic is the bound.
 """
 
 import argparse

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from smh import checkpoint
-from smh import digest as digests
+from smh import checkpoint, digests
 from smh.backends.protocol import Backend
 from smh.checkpoint import Checkpoint
-from smh.initialize import initial_variables
+from smh.initial import initial_variables
 from smh.ops import Array
-from smh.plan import Plan, TensorSpec
+from smh.plan import Plan
 
 
 class Api:
@@ -135,8 +134,8 @@ class Api:
     def digest(self, plan: Plan, variables: Mapping[str, Array]) -> str:
         """Return the SHA-256 of all weights: equal digests are equal bits.
 
-        The weights are built by this backend, with exact arithmetic whatever the plan says, one tensor at a time. Names
-        and views do not count, so a model keeps its digest when it is ported.
+        The weights are built by this backend, with exact arithmetic whatever the plan says, some tensors at a time.
+        Names and views do not count, so a model keeps its digest when it is ported.
 
         Parameters
         ----------
@@ -166,8 +165,9 @@ class Api:
         canonical = tuple(dataclasses.replace(tensor, view=None) for tensor in plan.tensors)
         exact_plan = dataclasses.replace(plan, tensors=canonical, arithmetic="exact")
 
-        def build(tensor: TensorSpec) -> np.ndarray:
-            return backend.to_numpy(backend.materialize(exact_plan, variables, [tensor.name])[tensor.name])
+        def build(names: list[str]) -> list[np.ndarray]:
+            weights = backend.materialize(exact_plan, variables, names)
+            return [backend.to_numpy(weights[name]) for name in names]
 
         return digests.digest(plan, build)
 

@@ -9,19 +9,18 @@ no spaces, ASCII) under the single metadata key ``smh``, an object of five keys:
 * ``plan``: the plan's JSON object,
 * ``version``: ``"1.0"``.
 
-Two checksums, because one of the data cannot see a changed seed, digest or name of a dense tensor. Keys of
-fixed length sort first, so both lie at the same place in every file, and the header is verified
-before it is parsed.
+Two checksums, because one of the data cannot see a changed seed, digest or name of a dense tensor. They lie at
+the same place in every file, for the keys of fixed length sort first: the header is verified, then parsed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import math
 import os
+import pathlib
 import re
 import reprlib
 import secrets
@@ -40,8 +39,7 @@ from smh.plan import Plan
 VERSION = "1.0"
 """Of the file format; files of the same major version can be read."""
 MAX_HEADER, MAX_VALUES = 8 << 20, 1 << 19
-"""Most bytes and JSON values of a header, enough for some 20,000 tensors: so that parsing allocates less than
-128 MiB, whatever the header."""
+"""Most bytes and JSON values of a header (some 20,000 tensors): parsing one allocates less than 128 MiB."""
 
 Arrays = dict[str, np.ndarray]
 Given = Mapping[str, np.ndarray]
@@ -52,7 +50,6 @@ _DTYPES = {
     **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
 }
 _KEYS = ["checksum", "digest", "header_checksum", "plan", "version"]
-_HEX = re.compile("[0-9a-f]{64}")
 _START = re.compile(
     rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
     rb'\\"header_checksum\\":\\"([0-9a-f]{64})\\",'
@@ -123,19 +120,16 @@ def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Giv
     ...     read(f"{folder}/model.safetensors").dense
     {'bias': array([0., 0., 0.])}
     """
-    if not isinstance(digest, str) or not _HEX.fullmatch(digest):
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise VariableError(f"a digest must be 64 hexadecimal digits, as smh.digest gives it, got {digest!r}")
     tensors = _checked(plan, variables, dense)
     zeros = "0" * 64
-    metadata = (
-        f'{{"checksum":"{zeros}","digest":"{digest}","header_checksum":"{zeros}",'
-        f'"plan":{plan.to_json()},"version":"{VERSION}"}}'
-    )
+    metadata = f'{{"checksum":"{zeros}","digest":"{digest}","header_checksum":"{zeros}",'
+    metadata += f'"plan":{plan.to_json()},"version":"{VERSION}"}}'
     target = os.path.realpath(path)
     mode = os.stat(target).st_mode if os.path.exists(target) else None
-    if mode is not None and not stat.S_ISREG(mode):  # a rename would put the file in the place of a device
-        kind = stat.filemode(mode)
-        raise CheckpointError(f"only a file can be replaced: choose another path, got {target!r} ({kind})")
+    # A rename would put the file in the place of a device.
+    _check(mode is None or stat.S_ISREG(mode), "only a file can be replaced: choose another path", target)
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".smh-{secrets.token_hex(8)}.tmp")
     try:
@@ -154,8 +148,7 @@ def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Giv
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        pathlib.Path(temporary).unlink(missing_ok=True)
     if os.name != "nt":  # there, folders cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -216,9 +209,8 @@ def _seal(file: io.BufferedRandom) -> None:
 def read(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint file and trust nothing in it.
 
-    Header, sizes, names, dtypes, shapes, version and plan are checked before any array is allocated, the data
-    while they are read. The arrays are writable, own their memory and are together as large as the data
-    section; all else stays within a constant.
+    The header and all that it says are checked before any array is allocated, the data while they are read. The
+    arrays are writable, own their memory and together have the size of the data; the rest is within a constant.
 
     Parameters
     ----------
@@ -235,8 +227,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     CheckpointError
         If the file is cut, changed, lying, of an unknown version, or no checkpoint at all.
     OSError
-        If the system cannot open or read the path (``FileNotFoundError``, ``PermissionError``,
-        ``IsADirectoryError``), which says nothing about a file.
+        If the system cannot open or read the path, as ``FileNotFoundError`` or ``IsADirectoryError``.
 
     Examples
     --------
@@ -268,8 +259,7 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     _check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
     values = _parse(metadata["smh"], "its metadata")
     version = values.get("version")
-    known = isinstance(version, str) and version.startswith("1.")
-    _check(known, f"this smh reads version {VERSION}: upgrade it", version)
+    _check(isinstance(version, str) and version[:2] == "1.", f"this smh reads {VERSION}: upgrade it", version)
     _check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
     try:
         plan = Plan.from_dict(values["plan"])
@@ -291,7 +281,8 @@ def _read_header(file: io.BufferedReader, size: int) -> tuple[bytes, re.Match[by
     header = file.read(length)
     start = _find_checksums(header)
     actual, stated = _header_checksum(header, start), start[3].decode()
-    _check(actual == stated, f"its header is damaged: bytes 8 to {8 + length} must have {stated}", actual)
+    what = f"its header, bytes 8 to {8 + length}, is damaged: its SHA-256 must be {stated}"
+    _check(actual == stated, what, actual)
     return header, start
 
 
@@ -355,10 +346,11 @@ def _read_data(file: io.BufferedReader, entries: Entries, checksum: str) -> Arra
         count = file.readinto(data.data)
         _check(count == data.size, f"tensor {_short(name)} must have {data.size} bytes", count)
         hashed.update(data.data)
-        largest = int(data.max(initial=0)) if dtype == "BOOL" else 0
-        _check(largest <= 1, f"tensor {_short(name)} must be of bytes 0 and 1", largest)
     actual = hashed.hexdigest()
-    _check(actual == checksum, f"its data section is damaged: SHA-256 must be {checksum}", actual)
+    _check(actual == checksum, f"its data are damaged: their SHA-256 must be {checksum}", actual)
+    for name, array in arrays.items():
+        largest = int(array.view(np.uint8).max(initial=0)) if array.dtype.name == "bool" else 0
+        _check(largest <= 1, f"tensor {_short(name)} must be of bytes 0 and 1", largest)
     return arrays
 
 

@@ -173,7 +173,7 @@ def multiply(ops: Ops, a: Array, b: Array) -> Array:
 
 
 def product(ops: Ops, a: Array, b: Array) -> Array:
-    """Return the exact product of two float32 matrices (specification, section 3).
+    """Return the exact product of two float32 matrices (specification, section 3.1).
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def to_integers(xp: Any, x: Array, grid: SumGrid) -> Array:
 
 
 def exact_sum(ops: Ops, x: Array) -> Array:
-    """Return the sum of float64 values, rounded to float32 (specification, section 3).
+    """Return the sum of float64 values, rounded to float32 (specification, section 3.2).
 
     Parameters
     ----------
@@ -310,7 +310,7 @@ def exact_sum(ops: Ops, x: Array) -> Array:
 
 
 def dot(ops: Ops, a: Array, c: Array) -> Array:
-    """Return the exact dot product of two float32 vectors (specification, section 3).
+    """Return the exact dot product of two float32 vectors (specification, section 3.2).
 
     Parameters
     ----------
@@ -337,7 +337,7 @@ def dot(ops: Ops, a: Array, c: Array) -> Array:
 
 
 def segment_sum(ops: Ops, x: Array, segments: Array, size: int) -> Array:
-    """Return the sums of the float32 values that share a segment number (specification, section 3).
+    """Return the sums of the float32 values that share a segment number (specification, section 3.2).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Fast arithmetic: the framework's own float32 products and sums, with no promise about bits (section 3).
+"""Fast arithmetic: the framework's own float32 products and sums, with no promise about bits (section 3.4).
 
 The functions are those of :mod:`smh.exact` that pools and scales call, by the same names. All of them are ordinary
 differentiable array code, from which frameworks take second derivatives.

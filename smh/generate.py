@@ -1,4 +1,4 @@
-"""Weights from variables, and gradients back: the whole way through the core (specification, sections 4 and 5).
+"""Weights from variables, and gradients back: the whole way through the core (specification, sections 4 to 7).
 
     variables -> virtual weights (pool) -> cells (layout) -> scale, modifiers -> canonical shape -> view
 

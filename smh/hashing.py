@@ -1,4 +1,4 @@
-"""Hash words: 32-bit murmur3 finalisers (specification, section 4).
+"""Hash words: 32-bit murmur3 finalisers (specification, section 5.1).
 
 A word is computed from a key and an index whenever it is needed, on whatever device, so no index array as large as the
 weights is ever stored. Arrays of words are uint32 where the namespace has arithmetic that wraps, or int64 with a mask

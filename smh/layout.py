@@ -1,4 +1,4 @@
-"""Layouts: how tensors are allotted to virtual weights (specification, section 4).
+"""Layouts: how tensors are allotted to virtual weights (specification, section 5.2).
 
 The tensors of a plan, one after another, are cells 0, 1, 2, ... A layout says which virtual weight a cell shows:
 ``basic`` the one of its own number, ``cyclic`` that number modulo the capacity, ``padding`` the one of its own number

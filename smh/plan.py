@@ -1,4 +1,4 @@
-"""Plans: the immutable description of a compressed model (specification, sections 2 and 7)."""
+"""Plans: the immutable description of a compressed model (specification, section 10)."""
 
 from __future__ import annotations
 

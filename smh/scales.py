@@ -1,4 +1,4 @@
-"""Scales and modifiers: from a tensor's virtual weights to its weights (specification, section 5)."""
+"""Scales and modifiers: from a tensor's virtual weights to its weights (specification, section 6)."""
 
 from __future__ import annotations
 

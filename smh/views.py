@@ -1,4 +1,4 @@
-"""Views: the shape in which a framework sees a tensor (specification, section 7).
+"""Views: the shape in which a framework sees a tensor (specification, section 9).
 
 A view is an einops pattern applied to the canonical tensor. It permutes and reshapes only, so it changes no bit. Einops
 itself reads the pattern when a plan is made and refuses what is none; applying it takes three array-API calls.

@@ -28,7 +28,7 @@ def from_bits(bits: npt.ArrayLike) -> F32:
 
 
 def flush(x: npt.ArrayLike) -> F32:
-    """Magnitudes below 2^-120, and -0, become +0; every NaN becomes 0x7fc00000 (section 3, rule 1)."""
+    """Magnitudes below 2^-120, and -0, become +0; every NaN becomes 0x7fc00000 (section 3.1, rule 1)."""
     bits = bits_of(x)
     magnitude = bits & ~SIGN
     bits = np.where(magnitude < TINY, 0, bits)
@@ -36,12 +36,12 @@ def flush(x: npt.ArrayLike) -> F32:
 
 
 def is_finite(x: F32) -> npt.NDArray[np.bool_]:
-    """True where the exponent field is not all ones (section 3, rule 6)."""
+    """True where the exponent field is not all ones (section 3.1, rule 6)."""
     return np.asarray((bits_of(x) & INFINITY) != INFINITY)
 
 
 def shift_half_even(m: I64, shift: npt.ArrayLike) -> I64:
-    """Nearest integer to m / 2^shift, ties to even, for 0 <= shift <= 61 (section 3, rule 4)."""
+    """Nearest integer to m / 2^shift, ties to even, for 0 <= shift <= 61 (section 3.1, rule 4)."""
     s = np.asarray(shift, dtype=np.int64)
     quotient = m >> s
     twice = (m - (quotient << s)) << 1
@@ -51,7 +51,7 @@ def shift_half_even(m: I64, shift: npt.ArrayLike) -> I64:
 
 
 def round32(x: npt.ArrayLike) -> F32:
-    """Float64 to float32, half to even; below 2^-120 gives +0, overflow ±inf (section 3, rule 7)."""
+    """Float64 to float32, half to even; below 2^-120 gives +0, overflow ±inf (section 3.1, rule 7)."""
     wide = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x)).view(np.int64)
     sign = np.where(wide < 0, SIGN, 0)
     exponent = (wide >> 52) & 0x7FF
@@ -76,7 +76,7 @@ def decompose(x: F32) -> tuple[I64, I64]:
 
 
 def multiply(a: npt.ArrayLike, b: npt.ArrayLike) -> F32:
-    """flush(flush(a) * flush(b)): one float32 rounding, half to even, then rule 1 (section 2).
+    """flush(flush(a) * flush(b)): one float32 rounding, half to even, then rule 1 (section 3.3).
 
     The product is rounded first and compared with 2^-120 afterwards, as a float32 multiplication does.
     """

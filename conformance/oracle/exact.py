@@ -22,17 +22,17 @@ CHUNK = 2048
 
 
 def ceil_log2(k: int) -> int:
-    """Smallest c with 2^c >= k, for k >= 1 (section 3, rule 2)."""
+    """Smallest c with 2^c >= k, for k >= 1 (section 3.1, rule 2)."""
     return (k - 1).bit_length()
 
 
 def grid_bits(k: int) -> int:
-    """Bits b of the grid of a product over k terms (section 3, rule 2)."""
+    """Bits b of the grid of a product over k terms (section 3.1, rule 2)."""
     return min(24, (53 - ceil_log2(min(k, CHUNK))) // 2)
 
 
 def _grid(x: F32, b: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
-    """Integers, their exponent and whether all is finite, for each row of x (section 3, rules 3, 4 and 6)."""
+    """Integers, their exponent and whether all is finite, for each row of x (section 3.1, rules 3, 4 and 6)."""
     finite = is_finite(x)
     mantissa, exponent = decompose(np.where(finite, x, np.float32(0)))
     # 2^23 <= |mantissa| < 2^24, so the row's e is the largest exponent plus 24.
@@ -42,7 +42,7 @@ def _grid(x: F32, b: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
 
 
 def product(a: npt.ArrayLike, b: npt.ArrayLike) -> F32:
-    """Exact product of a (p, K) and b (K, q), float32 (section 3, rules 1 to 7)."""
+    """Exact product of a (p, K) and b (K, q), float32 (section 3.1, rules 1 to 7)."""
     rows, columns = flush(a), flush(b).T
     k = rows.shape[1]
     bits = grid_bits(k)
@@ -61,7 +61,7 @@ def product(a: npt.ArrayLike, b: npt.ArrayLike) -> F32:
 
 
 def _common_grid(mantissa: I64, exponent: I64) -> tuple[I64, int]:
-    """All mantissa * 2^exponent as integers on one grid, and its exponent e - b (section 3, exact_sum).
+    """All mantissa * 2^exponent as integers on one grid, and its exponent e - b (section 3.2, exact_sum).
 
     |mantissa| <= 2^53. The integers add up to at most 2^53.
     """
@@ -78,19 +78,19 @@ def _common_grid(mantissa: I64, exponent: I64) -> tuple[I64, int]:
 
 
 def _scaled(total: npt.ArrayLike, unit: int) -> F32:
-    """Round total * 2^unit, |total| <= 2^53, once (section 3, rule 7)."""
+    """Round total * 2^unit, |total| <= 2^53, once (section 3.1, rule 7)."""
     with np.errstate(over="ignore", under="ignore"):
         return round32(np.ldexp(np.asarray(total).astype(np.float64), unit))
 
 
 def _split64(x: F64) -> tuple[I64, I64]:
-    """Integers and exponents with x = integer * 2^exponent, for finite float64 (section 3, exact_sum)."""
+    """Integers and exponents with x = integer * 2^exponent, for finite float64 (section 3.2, exact_sum)."""
     fraction, exponent = np.frexp(x)
     return (fraction * 2.0**53).astype(np.int64), exponent.astype(np.int64) - 53
 
 
 def exact_sum(x: npt.ArrayLike) -> F32:
-    """Exact sum of all values of a float64 array (section 3, exact_sum); non-finite input gives NaN."""
+    """Exact sum of all values of a float64 array (section 3.2, exact_sum); non-finite input gives NaN."""
     values = np.asarray(x, dtype=np.float64).reshape(-1)
     if not np.isfinite(values).all():
         return from_bits(NAN)
@@ -99,7 +99,7 @@ def exact_sum(x: npt.ArrayLike) -> F32:
 
 
 def exact_segment_sum(x: npt.ArrayLike, segment: npt.ArrayLike, size: int) -> F32:
-    """Exact sums per segment, K and e those of all of x (section 3, exact_segment_sum).
+    """Exact sums per segment, K and e those of all of x (section 3.2, exact_segment_sum).
 
     Any non-finite value makes every segment NaN.
     """
@@ -113,7 +113,7 @@ def exact_segment_sum(x: npt.ArrayLike, segment: npt.ArrayLike, size: int) -> F3
 
 
 def exact_dot(a: npt.ArrayLike, c: npt.ArrayLike) -> F32:
-    """exact_sum(flush(a) * flush(c)) with exact products (section 3, exact_dot)."""
+    """exact_sum(flush(a) * flush(c)) with exact products (section 3.2, exact_dot)."""
     left, right = flush(a).reshape(-1), flush(c).reshape(-1)
     if not (is_finite(left).all() and is_finite(right).all()):
         return from_bits(NAN)

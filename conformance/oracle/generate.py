@@ -35,7 +35,7 @@ def signs(plan: Plan | str, cells: npt.ArrayLike) -> dict[str, I64]:
 
 
 def cell_values(plan: Plan, variables: Mapping[str, F32]) -> F32:
-    """v of the concatenation of all tensors, by the layout (section 4, layouts).
+    """v of the concatenation of all tensors, by the layout (section 5.2).
 
     Raises
     ------
@@ -51,7 +51,7 @@ def cell_values(plan: Plan, variables: Mapping[str, F32]) -> F32:
 
 
 def cell_gradients(plan: Plan, dv: F32) -> F32:
-    """Cotangent of the virtual weights from that of the tensors' cells (section 4, layouts).
+    """Cotangent of the virtual weights from that of the tensors' cells (section 5.2).
 
     Cyclic: the cells of one virtual weight are added in float64, ascending, and rounded once (rule 7).
     """
@@ -68,12 +68,12 @@ def cell_gradients(plan: Plan, dv: F32) -> F32:
 
 
 def tensor_scale(tensor: Tensor, variables: Mapping[str, F32]) -> F32:
-    """The learned scale, or the fixed one of the rule, flushed (section 5)."""
+    """The learned scale, or the fixed one of the rule, flushed (section 6.1)."""
     return flush(variables[f"scale/{tensor['name']}"] if tensor["learn_scale"] else initial_scale(tensor))
 
 
 def _modify(modifier: str, w: F32) -> F32:
-    """Relu or sign; NaN stays (section 5, modifiers)."""
+    """Relu or sign; NaN stays (section 6.3)."""
     nan = np.isnan(w)
     if modifier == "relu":
         return np.where(nan | (w > 0), w, np.float32(0))
@@ -81,7 +81,7 @@ def _modify(modifier: str, w: F32) -> F32:
 
 
 def _stages(tensor: Tensor, scale: F32, v: F32) -> list[F32]:
-    """The scaled weight and what each modifier makes of it, in order (section 5)."""
+    """The scaled weight and what each modifier makes of it, in order (section 6)."""
     stages = [multiply(scale, v)]
     for modifier in tensor["modifiers"]:
         stages.append(_modify(modifier, stages[-1]))
@@ -128,7 +128,7 @@ def gradients(plan: Plan | str, variables: Mapping[str, F32], cotangents: Mappin
 
 
 def digest(plan: Plan | str, variables: Mapping[str, F32]) -> str:
-    """SHA-256 over canonical shapes and weights before the view (section 7)."""
+    """SHA-256 over canonical shapes and weights before the view (section 11)."""
     plan = parse(plan)
     sha = hashlib.sha256()
     for tensor, w in zip(plan["tensors"], weights(plan, variables, view=False).values(), strict=True):

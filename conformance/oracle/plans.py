@@ -21,7 +21,7 @@ DEFAULT_AXES = ("", "o", "i o", "w i o", "h w i o", "d h w i o")
 
 
 def parse(plan: Plan | str) -> Plan:
-    """Plan JSON or the dictionary it parses to, as the dictionary (section 7)."""
+    """Plan JSON or the dictionary it parses to, as the dictionary (section 10)."""
     if isinstance(plan, str):
         parsed: Plan = json.loads(plan)
         return parsed
@@ -29,35 +29,35 @@ def parse(plan: Plan | str) -> Plan:
 
 
 def tensor_size(tensor: Tensor) -> int:
-    """Number of elements; 1 for rank 0 (section 7)."""
+    """Number of elements; 1 for rank 0 (section 10)."""
     return math.prod(int(size) for size in tensor["shape"])
 
 
 def num_weights(plan: Plan) -> int:
-    """Number N of hashed weights (section 4, sizes)."""
+    """Number N of hashed weights (section 4.6)."""
     return sum(tensor_size(tensor) for tensor in plan["tensors"])
 
 
 def variable_shapes(plan: Plan | str) -> dict[str, tuple[int, ...]]:
-    """Shapes of all variables in their order: those of the pool, then the learnable scales (section 7)."""
+    """Shapes of all variables in their order: those of the pool, then the learnable scales (section 10)."""
     plan = parse(plan)
     shapes = pool_shapes(plan["pool"])
     return shapes | {f"scale/{t['name']}": () for t in plan["tensors"] if t["learn_scale"]}
 
 
 def _ceil_root(n: int, power: int) -> int:
-    """Smallest integer whose power is at least n (section 4, sizes)."""
+    """Smallest integer whose power is at least n (section 4.6)."""
     root = math.isqrt(n) if power == 2 else math.isqrt(math.isqrt(n))
     return root + int(math.prod([root] * power) < n)
 
 
 def _ratio(ratio: float | int | Fraction) -> Fraction:
-    """A float as the shortest decimal that names it, else the exact value (section 4, sizes)."""
+    """A float as the shortest decimal that names it, else the exact value (section 4.6)."""
     return Fraction(repr(float(ratio))) if isinstance(ratio, float) else Fraction(ratio)
 
 
 def sizes(pool: Pool, n_weights: int, ratio: float | int | Fraction) -> dict[str, Any]:
-    """Pool with the sizes that the ratio gives; keeps a given `gain` or `capacity`, else 0 and N (section 4).
+    """Pool with the sizes that the ratio gives; keeps a given `gain` or `capacity`, else 0 and N (section 4.6).
 
     Raises
     ------
@@ -86,7 +86,7 @@ def sizes(pool: Pool, n_weights: int, ratio: float | int | Fraction) -> dict[str
 
 
 def fans(tensor: Tensor) -> tuple[int, int, int]:
-    """fan_in, fan_out and the size of the `o` axis, from the axes string (section 5)."""
+    """fan_in, fan_out and the size of the `o` axis, from the axes string (section 6.2)."""
     letters = tensor["axes"].split()
     by_letter = list(zip(letters, tensor["shape"], strict=True))
     fan_in = math.prod(size for letter, size in by_letter if letter != "o")
@@ -95,7 +95,7 @@ def fans(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def initial_scale(tensor: Tensor) -> F32:
-    """The scale rule in float64, rounded once to float32 (section 5, scale rules)."""
+    """The scale rule in float64, rounded once to float32 (section 6.2)."""
     rule = tensor["scale"]
     fan_in, fan_out, out = fans(tensor)
     if rule == "fan_in":
@@ -112,7 +112,7 @@ def initial_scale(tensor: Tensor) -> F32:
 
 
 class Leaf(NamedTuple):
-    """A leaf pool with what its surroundings decide: prefix of its variables, seed, tau (section 6)."""
+    """A leaf pool with what its surroundings decide: prefix of its variables, seed, tau (section 8)."""
 
     pool: Pool
     prefix: str
@@ -121,7 +121,7 @@ class Leaf(NamedTuple):
 
 
 def leaves(pool: Pool, seed: int, prefix: str = "pool", tau: float = 1.0) -> list[Leaf]:
-    """Leaf pools in order (section 6, tau in nesting).
+    """Leaf pools in order (section 8).
 
     A sum of k parts gives each tau/√k; a product gives its first part tau and the others 1.
     """
@@ -139,18 +139,18 @@ def leaves(pool: Pool, seed: int, prefix: str = "pool", tau: float = 1.0) -> lis
 
 
 def terms(pool: Pool) -> int:
-    """M: inner dimension m, terms t, or hashes (section 5, gain)."""
+    """M: inner dimension m, terms t, or hashes (section 4.5)."""
     return int(pool[{"matmul": "m", "kronecker": "t", "hash": "hashes"}[pool["kind"]]])
 
 
 def sigma(leaf: Leaf) -> float:
-    """Standard deviation of the variables without gain (section 6)."""
+    """Standard deviation of the variables without gain (section 8)."""
     root = math.sqrt(terms(leaf.pool))
     return leaf.tau / root if leaf.pool["kind"] == "hash" else math.sqrt(leaf.tau / root)
 
 
 def gains(plan: Plan | str, rule: str) -> list[int]:
-    """Gains of the leaves in order by the rule `sgd` or `adam`, whatever the plan says (section 5, gain)."""
+    """Gains of the leaves in order by the rule `sgd` or `adam`, whatever the plan says (section 4.5)."""
     plan = parse(plan)
     N, total = num_weights(plan), 0.0
     for tensor in plan["tensors"]:
@@ -172,7 +172,7 @@ def gains(plan: Plan | str, rule: str) -> list[int]:
 
 
 def initial_variables(plan: Plan | str, distribution: str = "normal") -> dict[str, F32]:
-    """Initial variables, learnable scales included, in their order (section 6)."""
+    """Initial variables, learnable scales included, in their order (section 8)."""
     plan = parse(plan)
     found: dict[str, F32] = {}
     for leaf in leaves(plan["pool"], plan["seed"]):

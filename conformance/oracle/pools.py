@@ -17,7 +17,7 @@ Variables = Mapping[str, F32]
 
 
 def parts(pool: Pool, prefix: str, seed: int) -> list[tuple[Pool, str, int]]:
-    """Parts of a sum or product with their variable prefixes and seeds (section 4, seeds)."""
+    """Parts of a sum or product with their variable prefixes and seeds (section 4.4)."""
     return [(part, f"{prefix}/{p}", key(seed, 65536 + p)) for p, part in enumerate(pool["parts"])]
 
 
@@ -51,7 +51,7 @@ def pool_shapes(pool: Pool, prefix: str = "pool") -> dict[str, tuple[int, ...]]:
 
 
 def gain_factor(pool: Pool) -> F32:
-    """2^(delta * g), delta 2 for matmul and kronecker, 1 for hash (section 5, gain)."""
+    """2^(delta * g), delta 2 for matmul and kronecker, 1 for hash (section 4.5)."""
     delta = 1 if pool["kind"] == "hash" else 2
     return np.asarray(2.0 ** (delta * pool["gain"]), dtype=np.float32)  # at most 2^120: exact
 
@@ -68,7 +68,7 @@ def hash_signs(pool: Pool, seed: int, m: int, cells: npt.ArrayLike) -> I64:
 
 
 def add_ascending(terms: list[F32] | list[F64]) -> F32:
-    """Float64 sum, first term first, rounded once (section 4, hash and sum; section 3, rule 7)."""
+    """Float64 sum, first term first, rounded once (sections 4.3 and 4.4; section 3.1, rule 7)."""
     with np.errstate(invalid="ignore"):
         total = terms[0].astype(np.float64)
         for term in terms[1:]:
@@ -91,7 +91,7 @@ def _swap(x: F32, d: int) -> F32:
 
 
 def virtual(pool: Pool, prefix: str, seed: int, variables: Variables) -> F32:
-    """Virtual weights of the pool's whole capacity (section 4; gain of section 5)."""
+    """Virtual weights of the pool's whole capacity (section 4)."""
     kind = pool["kind"]
     if kind in ("sum", "product"):
         size = capacity(pool)

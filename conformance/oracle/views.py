@@ -11,7 +11,7 @@ from conformance.oracle.bits import F32
 
 
 def groups(side: str) -> list[list[str]]:
-    """Axes of one side of a pattern, each a list of names; `1` and `()` have none (section 7)."""
+    """Axes of one side of a pattern, each a list of names; `1` and `()` have none (section 9)."""
     found: list[list[str]] = []
     open_group: list[str] | None = None
     for token in re.findall(r"[()]|[^\s()]+", side):
@@ -31,7 +31,7 @@ def groups(side: str) -> list[list[str]]:
 
 
 def resolve(view: Mapping[str, Any], shape: Sequence[int]) -> tuple[dict[str, int], list[list[str]]]:
-    """Sizes of the names on the left, in order, and the groups on the right (section 7).
+    """Sizes of the names on the left, in order, and the groups on the right (section 9).
 
     Raises
     ------
@@ -55,7 +55,7 @@ def resolve(view: Mapping[str, Any], shape: Sequence[int]) -> tuple[dict[str, in
 
 
 def viewed_shape(view: Mapping[str, Any] | None, shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape after the view (section 7)."""
+    """Shape after the view (section 9)."""
     if view is None:
         return tuple(shape)
     known, right = resolve(view, shape)
@@ -63,7 +63,7 @@ def viewed_shape(view: Mapping[str, Any] | None, shape: Sequence[int]) -> tuple[
 
 
 def apply(view: Mapping[str, Any] | None, x: F32) -> F32:
-    """View of an array of canonical shape (section 7)."""
+    """View of an array of canonical shape (section 9)."""
     if view is None:
         return x
     known, right = resolve(view, x.shape)
@@ -73,7 +73,7 @@ def apply(view: Mapping[str, Any] | None, x: F32) -> F32:
 
 
 def undo(view: Mapping[str, Any] | None, x: F32, shape: Sequence[int]) -> F32:
-    """Array of canonical shape from one of viewed shape: the gradient of `apply` (section 7)."""
+    """Array of canonical shape from one of viewed shape: the gradient of `apply` (section 9)."""
     if view is None:
         return x.reshape(tuple(shape))
     known, right = resolve(view, shape)

@@ -27,7 +27,7 @@ class Leaf(NamedTuple):
     """A leaf pool in its place: what initialisation needs to know of it.
 
     ``path`` is the prefix of its variables' names (``""``, ``"0/"``, ``"0/1/"``), ``seed`` and ``tau`` are what its
-    parents give it (specification, section 6).
+    parents give it (specification, section 8).
     """
 
     path: str
@@ -78,7 +78,7 @@ class Pool(ABC):
 
     @abstractmethod
     def with_gain(self, gain: str | int, weights: int, scale: float, tau: float = 1.0) -> Self:
-        """Return this pool with the gain of every leaf set: to an integer, or by rule (specification, section 5).
+        """Return this pool with the gain of every leaf set: to an integer, or by rule (specification, section 4.5).
 
         ``scale`` is the size-weighted root mean square of the tensors' initial scales.
         """

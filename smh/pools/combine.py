@@ -1,4 +1,4 @@
-"""Pools made of pools: sums and products, nested as deep as one likes (specification, section 4)."""
+"""Pools made of pools: sums and products, nested as deep as one likes (specification, section 4.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools whose virtual weights are one matrix product: matmul and Kronecker (specification, section 4)."""
+"""Pools whose virtual weights are one matrix product: matmul and Kronecker (specification, sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 

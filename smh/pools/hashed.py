@@ -1,4 +1,4 @@
-"""The hash pool: virtual weights are signed sums of hashed table entries (specification, section 4)."""
+"""The hash pool: virtual weights are signed sums of hashed table entries (specification, section 4.3)."""
 
 from __future__ import annotations
 

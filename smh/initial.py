@@ -1,4 +1,4 @@
-"""Initial variables: the same on every machine (specification, section 6).
+"""Initial variables: the same on every machine (specification, section 8).
 
 Everything is computed on the host in NumPy, in float64 and with + - * / and square roots only, which IEEE 754 rounds
 correctly; no function is used whose last bit depends on a library.
