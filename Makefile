@@ -7,8 +7,8 @@
 # PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="-n 0 -k exact" what pytest gets.
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2# two processes, so each gets one thread below
-FRAMEWORKS ?=
+# Two processes, so each gets one thread below.
+PYTEST_ARGS ?= -n 2
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -27,7 +27,7 @@ demo:
 	.venv-demo/bin/smh demo
 
 test:
-	$(call environment,.venv-test,--editable ".[test$(if $(FRAMEWORKS),$(comma)$(FRAMEWORKS))]")
+	$(call environment,.venv-test,--editable ".[test]")
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: .venv-dev/made

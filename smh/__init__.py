@@ -22,7 +22,8 @@ from smh.errors import (
     UnknownNameError,
     VariableError,
 )
-from smh.plan import Plan, TensorSpec
+from smh.plan import Plan
+from smh.tensors import TensorSpec
 
 __all__ = [
     "BackendError",

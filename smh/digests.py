@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from smh.plan import Plan, TensorSpec
+from smh.plan import Plan
+from smh.tensors import TensorSpec
 
 _GROUP = 1 << 24  # weights that are held at a time, but for a single larger tensor
 

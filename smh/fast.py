@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from smh.exact import flush
+from smh.grid import flush
 from smh.ops import Array, Ops
 
 __all__ = [

@@ -13,9 +13,11 @@ from types import ModuleType
 
 from smh import exact, fast, layout, scales
 from smh.errors import UnknownNameError, VariableError, near_names
+from smh.grid import flush
 from smh.ops import Array, Ops
-from smh.plan import Plan, TensorSpec
+from smh.plan import Plan
 from smh.pools import BoundPool
+from smh.tensors import TensorSpec
 
 _ARITHMETIC: dict[str, ModuleType] = {"exact": exact, "fast": fast}
 
@@ -88,7 +90,7 @@ def vjp(ops: Ops, plan: Plan, variables: Mapping[str, Array], cotangents: Mappin
         If the plan has no tensor of a cotangent's name.
     """
     check_variables(ops, plan, variables)
-    _check_cotangents(ops, plan, cotangents)
+    check_cotangents(ops, plan, cotangents)
     xp = ops.xp
     arithmetic = _ARITHMETIC[plan.arithmetic]
     pool = _bind(ops, plan, variables)
@@ -103,14 +105,14 @@ def vjp(ops: Ops, plan: Plan, variables: Mapping[str, Array], cotangents: Mappin
             continue
         g = cotangents[tensor.name]
         g = tensor.view.invert(xp, g, tensor.shape) if tensor.view else g
-        g = exact.flush(xp, xp.reshape(g, (-1,)))
+        g = flush(xp, xp.reshape(g, (-1,)))
         scale = _scale(ops, tensor, variables)
         if tensor.learn_scale or tensor.modifiers:
             v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
             g = scales.pull(ops, scale, tensor.modifiers, v, g)
             if tensor.learn_scale:
                 gradients[tensor.scale_variable] = arithmetic.dot(ops, g, v)
-        cells.append(exact.flush(xp, g * scale))
+        cells.append(flush(xp, g * scale))
     flat = cells[0] if len(cells) == 1 else xp.concat(cells)
     dv = layout.scatter(ops, plan.layout, plan.capacity, flat)
     gradients.update({f"pool/{name}": gradient for name, gradient in pool.pull(dv).items()})
@@ -149,7 +151,8 @@ def check_variables(ops: Ops, plan: Plan, variables: Mapping[str, Array]) -> Non
         _check_array(ops, f"variable {name!r}", variables[name], shape)
 
 
-def _check_cotangents(ops: Ops, plan: Plan, cotangents: Mapping[str, Array]) -> None:
+def check_cotangents(ops: Ops, plan: Plan, cotangents: Mapping[str, Array]) -> None:
+    """Raise unless every cotangent is that of a tensor, in its viewed shape."""
     known = {tensor.name: tensor for tensor in plan.tensors}
     for name, cotangent in cotangents.items():
         if name not in known:
@@ -174,4 +177,4 @@ def _bind(ops: Ops, plan: Plan, variables: Mapping[str, Array]) -> BoundPool:
 def _scale(ops: Ops, tensor: TensorSpec, variables: Mapping[str, Array]) -> Array | float:
     if not tensor.learn_scale:
         return tensor.initial_scale
-    return exact.flush(ops.xp, variables[tensor.scale_variable])
+    return flush(ops.xp, variables[tensor.scale_variable])

@@ -7,7 +7,7 @@ or, past the capacity, a constant.
 
 from __future__ import annotations
 
-from smh import exact
+from smh.grid import rounded
 from smh.ops import Array, Ops
 from smh.pools import BoundPool
 
@@ -94,7 +94,7 @@ def scatter(ops: Ops, layout: str, capacity: int, cells: Array) -> Array:
     if cycles == 1:
         return cells
     rows = xp.reshape(cells, (cycles, capacity))
-    total = exact.wide(xp, rows[0, :])
+    total = xp.astype(rows[0, :], xp.float64)
     for cycle in range(1, cycles):
-        total = total + exact.wide(xp, rows[cycle, :])
-    return exact.rounded(xp, total)
+        total = total + xp.astype(rows[cycle, :], xp.float64)
+    return rounded(xp, total)

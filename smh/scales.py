@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from smh.errors import PlanError
-from smh.exact import TINY, flush
+from smh.grid import TINY, flush
 from smh.ops import Array, Ops
 
 RULES = ("fan_in", "fan_out", "he", "glorot")

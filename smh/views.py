@@ -88,7 +88,7 @@ class View:
         sizes = self._axis_sizes(tuple(x.shape))
         order = tuple(before.index(axis) for group in after for axis in group)
         x = xp.permute_dims(xp.reshape(x, tuple(sizes[axis] for axis in before)), order)
-        return xp.reshape(x, tuple(math.prod(sizes[axis] for axis in group) for group in after))
+        return xp.reshape(x, tuple(math.prod([sizes[axis] for axis in group]) for group in after))
 
     def invert(self, xp: Any, x: Array, canonical: tuple[int, ...]) -> Array:
         """Return the canonical tensor of a viewed one."""
@@ -107,7 +107,7 @@ class View:
         """Return the sizes of all named axes; in each group at most one has to be worked out."""
         sizes = dict(self.sizes)
         for group, size in zip(_groups(self.pattern.split("->")[0]), canonical, strict=True):
-            known = math.prod(sizes[axis] for axis in group if axis in sizes)
+            known = math.prod([sizes[axis] for axis in group if axis in sizes])
             sizes.update({axis: size // known for axis in group if axis not in sizes})
         return sizes
 

@@ -327,6 +327,13 @@ def test_what_is_no_plan_is_refused(text):
 
 def test_deeply_nested_pools_are_refused():
     data = as_dict(Plan.build({"a": (4, 4)}, ratio=2))
+    request = "matmul"
+    for _ in range(8):
+        request = pools.Sum(request)
+    plan = Plan.build({"a": (4, 4)}, ratio=2, pool=request)
+    assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(smh.PlanError, match="at most 8"):
+        Plan.build({"a": (4, 4)}, ratio=2, pool=pools.Product(request))
     pool = data["pool"]
     for _ in range(20):
         pool = {"kind": "sum", "parts": [pool]}

@@ -68,6 +68,11 @@ class Pool(ABC):
     def capacity(self) -> int:
         """How many virtual weights there are."""
 
+    @property
+    def depth(self) -> int:
+        """How many sums and products lie around its deepest leaf."""
+        return 0
+
     @abstractmethod
     def sized(self, weights: int, ratio: Fraction) -> Self:
         """Return this pool with every size filled in, for so many weights and at most ``ratio`` variables a weight."""

@@ -10,8 +10,8 @@ from fractions import Fraction
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
-from smh import exact
 from smh.errors import PlanError
+from smh.grid import flush
 from smh.hashing import PART_STREAM, key
 from smh.ops import Array, Ops
 from smh.pools.base import BoundPool, Leaf, Pool, check_keys, from_dict, named
@@ -42,6 +42,11 @@ class _Combination(Pool):
     def capacity(self) -> int:
         """The smallest capacity of the parts."""
         return min(part.capacity for part in self.parts)
+
+    @property
+    def depth(self) -> int:
+        """One more than the deepest part."""
+        return 1 + max(part.depth for part in self.parts)
 
     def sized(self, weights: int, ratio: Fraction) -> Self:
         """Give every part an equal share of the variables."""
@@ -190,7 +195,7 @@ class _BoundProduct(_BoundCombination):
 
     def _times(self, x: Array, factors: list[Array]) -> Array:
         for factor in factors:
-            x = exact.flush(self.ops.xp, x * factor)
+            x = flush(self.ops.xp, x * factor)
         return x
 
 

@@ -1,0 +1,123 @@
+"""Tensors of a plan: shape, place, scale, modifiers and view (specification, sections 6, 9 and 10)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from smh import scales
+from smh.errors import PlanError
+from smh.pools.base import LIMIT, check_keys, whole_number
+from smh.views import View
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One generated tensor.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the model.
+    shape : tuple of int
+        The canonical shape.
+    offset : int
+        The cell of its first element.
+    scale : str or float
+        The rule of its initial scale, or the number.
+    learn_scale : bool
+        Whether the scale is a variable.
+    modifiers : tuple of str
+        Applied in order after the scale.
+    axes : str
+        What its axes mean, for fans: ``o`` out, ``i`` in, other letters spatial.
+    view : View or None
+        How the model sees it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    scale: str | float
+    learn_scale: bool
+    modifiers: tuple[str, ...]
+    axes: str
+    view: View | None
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """The cell after its last element."""
+        return self.offset + self.size
+
+    @property
+    def scale_variable(self) -> str:
+        """The name of its scale among the variables."""
+        return f"scale/{self.name}"
+
+    @cached_property
+    def initial_scale(self) -> float:
+        """The scale that it starts with, and keeps unless it is learnable; a float32 value."""
+        return scales.initial(self.scale, self.shape, self.axes)
+
+    @cached_property
+    def viewed_shape(self) -> tuple[int, ...]:
+        """The shape after the view."""
+        return self.view.shape(self.shape) if self.view else self.shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of a plan."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        view = {"pattern": self.view.pattern, "sizes": dict(self.view.sizes)} if self.view else None
+        return {**fields, "shape": list(self.shape), "modifiers": list(self.modifiers), "view": view}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> TensorSpec:
+        """Read a tensor from the JSON object of a plan, or raise :class:`~smh.PlanError`."""
+        if not isinstance(data, dict):
+            raise PlanError(f"{where} must be an object; got {type(data).__name__}")
+        check_keys(where, data, [field.name for field in dataclasses.fields(cls)])
+        for key in ("shape", "modifiers"):
+            if not isinstance(data[key], list):
+                raise PlanError(f"{where}.{key} must be a list; got {data[key]!r}")
+        view = data["view"]
+        if view is not None:
+            if not isinstance(view, dict):
+                raise PlanError(f"{where}.view must be an object or null; got {view!r}")
+            check_keys(f"{where}.view", view, ["pattern", "sizes"])
+            view = View.make((view["pattern"], view["sizes"]))
+        return cls(**{**data, "shape": tuple(data["shape"]), "modifiers": tuple(data["modifiers"]), "view": view})
+
+    def check(self) -> None:
+        """Raise :class:`~smh.PlanError` unless all fields make sense together."""
+        if not isinstance(self.name, str) or not self.name:
+            raise PlanError(f"a tensor's name must be a string that is not empty; got {self.name!r}")
+        what = f"tensor {self.name!r}"
+        for size in self.shape:
+            whole_number(f"every size in the shape {self.shape} of {what}", size, 1, LIMIT - 1)
+        if self.size >= LIMIT:
+            raise PlanError(
+                f"{what} is too large: shape {self.shape} has {self.size} elements, the limit is {LIMIT - 1}"
+            )
+        if not isinstance(self.learn_scale, bool):
+            raise PlanError(f"learn_scale of {what} must be true or false; got {self.learn_scale!r}")
+        letters = self.axes.split() if isinstance(self.axes, str) else None
+        if (
+            letters is None
+            or len(letters) != len(self.shape)
+            or len(set(letters)) != len(letters)
+            or any(len(letter) != 1 or not letter.isalpha() for letter in letters)
+        ):
+            raise PlanError(
+                f"axes of {what} must be {len(self.shape)} different letters separated by spaces, one per axis of "
+                f"{self.shape}; got {self.axes!r}"
+            )
+        scales.check_modifiers(self.modifiers)
+        _ = self.initial_scale, self.viewed_shape
