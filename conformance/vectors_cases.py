@@ -112,13 +112,15 @@ def layouts() -> Iterator[Case]:
     twice = tensor("c", 5, 5)
     yield Case("cyclic_twice", "Cyclic, N = 2 capacity.", plan(matmul(5, 2), a, b, twice, **cyclic))
     turns = [tensor(name, 2, 2, scale=1.0) for name in "abc"]
-    values = {"a": 2.0**60, "b": 1.0, "c": -(2.0**60)}
-    yield Case(
-        "cyclic_ascending",
-        "Cyclic gradients 2^60 + 1 - 2^60 of a cell are added in float64, ascending, which gives 0.",
-        plan(hashed(4, 2), *turns, **cyclic),
-        cotangents={name: floats(np.full((2, 2), value)) for name, value in values.items()},
-    )
+    big = 2.0**60
+    for name, values, total in (("rounded", (big, 1.0, -big), 0), ("ascending", (big, -big, 1.0), 1)):
+        yield Case(
+            f"cyclic_{name}",
+            f"Cyclic gradients {', '.join(f'{value:.0f}' for value in values)} of a cell are added in float64, "
+            f"ascending, which gives {total}.",
+            plan(hashed(4, 2, signed=False), *turns, **cyclic),
+            cotangents={t["name"]: floats(np.full((2, 2), value)) for t, value in zip(turns, values, strict=True)},
+        )
     yield Case(
         "padding",
         "Cells past the capacity are float32(0.01): no gradient to the pool, but to the scale.",
@@ -218,6 +220,17 @@ def extremes() -> Iterator[Case]:
             "scale/w": above.reshape(()),
         },
         cotangents={"w": np.full((2, 2), below)},
+    )
+    yield Case(
+        "flush_before_rounding",
+        "(1 - 2^-26) * 2^-120 is zero as an exact product, also where a scale of 2^60 would show what rounding first gives.",
+        plan(matmul(2, 1), tensor("w", 2, 2)),
+        given={
+            "pool/left": np.stack([[below], floats([2.0**-60])]),
+            "pool/right": np.stack([above, floats(1.0)])[None],
+            "scale/w": floats(2.0**60).reshape(()),
+        },
+        cotangents={"w": floats(np.ones((2, 2)))},
     )
     zeros = seeded(32, (4, 3))
     zeros[1], zeros[2, :2] = 0.0, bits(NEG_ZERO, SUBNORMAL)

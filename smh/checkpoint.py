@@ -277,7 +277,7 @@ def _read_header(file: io.BufferedReader, size: int) -> tuple[bytes, re.Match[by
     _check(size >= 8, "its header's length, the first 8 bytes, must be there", size)
     length = int.from_bytes(file.read(8), "little")
     _check(length <= MAX_HEADER, f"its header must have at most {MAX_HEADER} bytes", length)
-    _check(8 + length <= size, f"its header ends at byte {8 + length}, so must not the file before", size)
+    _check(8 + length <= size, f"its header must be there up to byte {8 + length}", size)
     header = file.read(length)
     start = _find_checksums(header)
     actual, stated = _header_checksum(header, start), start[3].decode()

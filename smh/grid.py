@@ -118,10 +118,11 @@ def largest_magnitude(xp: Any, x: Array, axis: int) -> Array:
 
 def floor_power(xp: Any, magnitude: Array) -> Array:
     """Return the largest power of two that is not above ``magnitude``; 2**-240 where there is none in range."""
+    one = xp.ones_like(magnitude)
     power = xp.full_like(magnitude, 2.0**_LOWEST)
     for step in (256, 128, 64, 32, 16, 8, 4, 2, 1):
-        higher = power * 2.0**step
-        power = xp.where(magnitude >= higher, higher, power)
+        # Few uses of ``power``: a compiler that inlines them all repeats the steps before each.
+        power = power * xp.where(magnitude >= power * 2.0**step, 2.0**step, one)
     return power
 
 

@@ -229,9 +229,11 @@ def test_every_flipped_bit_is_found(honest, tmp_path, bit):
 
 def test_every_cut_and_every_extension_is_found(honest, tmp_path):
     path = tmp_path / "x"
+    end = 8 + int.from_bytes(honest[:8], "little")
     for length in range(len(honest)):
         path.write_bytes(honest[:length])
-        assert_refused(path, "got")
+        part = "header's length" if length < 8 else f"header must be there up to byte {end}" if length < end else "data"
+        assert_refused(path, f"{part}.*, got {length - end if length >= end else length}$")
     for tail in (b"\0", b" ", b"}", honest, bytes(4096)):
         path.write_bytes(honest + tail)
         assert_refused(path, "data section must have")
@@ -745,11 +747,12 @@ def test_the_file_is_synchronised_before_it_gets_its_name_and_the_folder_after(t
 
     def record_fsync(descriptor):
         calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        (path,) = tmp_path.iterdir()
+        assert read(path).plan == PLAN  # nothing is left in a buffer
         fsync(descriptor)
 
     def record_replace(source, target):
         assert os.path.dirname(source) == os.path.dirname(target)
-        assert read(source).plan == PLAN  # it is complete
         calls.append("replace")
         replace(source, target)
 
@@ -803,6 +806,19 @@ def test_permissions_of_a_replaced_file_stay(tmp_path, mode):
     write(tmp_path / "x", PLAN, VARIABLES, {}, DIGEST)
     assert stat.S_IMODE(os.stat(tmp_path / "x").st_mode) == mode
     assert read(tmp_path / "x").plan == PLAN
+
+
+def test_nobody_else_can_read_a_file_before_it_is_finished(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(0o600)
+    save_file = checkpoint.save_file
+
+    def check(tensors, path, metadata):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", check)
+    write(tmp_path / "x", PLAN, VARIABLES, {}, DIGEST)
 
 
 @pytest.mark.parametrize("exists", [True, False])
