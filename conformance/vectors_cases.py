@@ -223,7 +223,7 @@ def extremes() -> Iterator[Case]:
     )
     yield Case(
         "flush_before_rounding",
-        "(1 - 2^-26) * 2^-120 is zero as an exact product, also where a scale of 2^60 would show what rounding first gives.",
+        "(1 - 2^-26) * 2^-120 is zero as an exact product, where a scale of 2^60 would show it.",
         plan(matmul(2, 1), tensor("w", 2, 2)),
         given={
             "pool/left": np.stack([[below], floats([2.0**-60])]),
