@@ -36,8 +36,23 @@ def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Ar
     return ops.map_rows(fn, x, width)
 
 
-def right(ops: Ops, b: Array) -> Array:
-    """Prepare the right operand of products: do once what does not depend on the left one.
+STRIP = 1 << 22
+"""About how many elements of a right operand are held in float64 at a time."""
+
+
+class Right(NamedTuple):
+    """A right operand, and what of its work does not depend on the left one."""
+
+    values: Array
+    """The operand, shape (K, q), float32."""
+    shifter: Array
+    """What rounds each column to its grid, shape (1, q), float64."""
+    grid: Array | None
+    """All columns on their grids, float64, unless that would be large; then strips of them are made when needed."""
+
+
+def right(ops: Ops, b: Array) -> Right:
+    """Prepare the right operand of products.
 
     Parameters
     ----------
@@ -48,14 +63,17 @@ def right(ops: Ops, b: Array) -> Array:
 
     Returns
     -------
-    array, shape (K, q), float64
-        Columns on their grids, for :func:`multiply`.
+    Right
+        For :func:`multiply`.
     """
-    return on_grid(ops, b, 0, grid_bits(b.shape[0]))
+    bits = grid_bits(b.shape[0])
+    shifter = shifter_of(ops.xp, largest_magnitude(ops.xp, b, 0), bits)
+    whole = b.shape[0] * b.shape[1] <= STRIP
+    return Right(b, shifter, to_grid(ops, b, shifter) if whole else None)
 
 
-def multiply(ops: Ops, a: Array, b: Array) -> Array:
-    """Return the exact product of ``a`` and a right operand made by :func:`right`.
+def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int) -> Array:
+    """Return columns of the exact product of ``a`` and a right operand made by :func:`right`.
 
     Parameters
     ----------
@@ -63,27 +81,41 @@ def multiply(ops: Ops, a: Array, b: Array) -> Array:
         The namespace of the arrays.
     a : array, shape (p, K), float32
         The left operand: rows are independent of one another, so any of them may be left out.
-    b : array, shape (K, q), float64
-        The prepared right operand: any of its columns may be left out.
+    b : Right
+        The prepared right operand.
+    first, stop : int
+        Which columns.
 
     Returns
     -------
-    array, shape (p, q), float32
+    array, shape (p, stop - first), float32
     """
+    if b.grid is not None:
+        return _times_grid(ops, a, b.grid[:, first:stop])
+    width = max(1, STRIP // b.values.shape[0])
+    strips = []
+    for start in range(first, stop, width):
+        columns = slice(start, min(start + width, stop))
+        strips.append(_times_grid(ops, a, to_grid(ops, b.values[:, columns], b.shifter[:, columns])))
+    return strips[0] if len(strips) == 1 else ops.xp.concat(strips, axis=1)
+
+
+def _times_grid(ops: Ops, a: Array, grid: Array) -> Array:
+    """Return the product of float32 rows, in blocks, with columns that are on their grids."""
     xp = ops.xp
-    terms, columns = b.shape
+    terms, columns = grid.shape
     bits = grid_bits(terms)
 
-    def rows_times_b(rows: Array) -> Array:
-        grid = on_grid(ops, rows, 1, bits)
+    def rows_times_grid(rows: Array) -> Array:
+        left = on_grid(ops, rows, 1, bits)
         total = None
         for start in range(0, terms, CHUNK):
             stop = min(start + CHUNK, terms)
-            part = xp.matmul(grid[:, start:stop], b[start:stop, :])
+            part = xp.matmul(left[:, start:stop], grid[start:stop, :])
             total = part if total is None else total + part
         return flush(xp, total)
 
-    return ops.map_rows(rows_times_b, a, max(terms, columns))
+    return ops.map_rows(rows_times_grid, a, max(terms, columns))
 
 
 def product(ops: Ops, a: Array, b: Array) -> Array:
@@ -112,7 +144,7 @@ def product(ops: Ops, a: Array, b: Array) -> Array:
     >>> product(Ops(np), a, a.T)
     array([[5.]], dtype=float32)
     """
-    return multiply(ops, a, right(ops, b))
+    return multiply(ops, a, right(ops, b), 0, b.shape[1])
 
 
 def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
@@ -149,7 +181,7 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
     shifter = shifter_of(xp, largest_magnitude(xp, b, 0), bits)
 
     def rows_times_rows(left: Array, rows: Array) -> Array:
-        return xp.matmul(xp.matrix_transpose(left), to_grid(ops, rows, shifter, bits))
+        return xp.matmul(xp.matrix_transpose(left), to_grid(ops, rows, shifter))
 
     total = None
     for start in range(0, terms, CHUNK):

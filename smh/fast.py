@@ -45,9 +45,9 @@ def right(ops: Ops, b: Array) -> Array:
     return b
 
 
-def multiply(ops: Ops, a: Array, b: Array) -> Array:
-    """Return the float32 product of ``a``, shape (p, K), and ``b``, shape (K, q)."""
-    return ops.xp.matmul(a, b)
+def multiply(ops: Ops, a: Array, b: Array, first: int, stop: int) -> Array:
+    """Return columns ``first`` to ``stop`` of the float32 product of ``a``, shape (p, K), and ``b``, shape (K, q)."""
+    return ops.xp.matmul(a, b[:, first:stop])
 
 
 def transposed_product(ops: Ops, a: Array, b: Array) -> Array:

@@ -102,7 +102,7 @@ def on_grid(ops: Ops, x: Array, axis: int, bits: int) -> Array:
     array, shape (p, q), float64
         A line that holds NaN or an infinity is all NaN.
     """
-    return to_grid(ops, x, shifter_of(ops.xp, largest_magnitude(ops.xp, x, axis), bits), bits)
+    return to_grid(ops, x, shifter_of(ops.xp, largest_magnitude(ops.xp, x, axis), bits))
 
 
 def ceil_log2(k: int) -> int:
@@ -138,7 +138,7 @@ def shifter_of(xp: Any, magnitude: Array, bits: int) -> Array:
     return xp.where(magnitude <= _LARGEST, power * (1.5 * 2.0 ** (53 - bits)), xp.nan)
 
 
-def to_grid(ops: Ops, x: Array, shifter: Array, bits: int) -> Array:
+def to_grid(ops: Ops, x: Array, shifter: Array) -> Array:
     """Round ``x`` to the grid of its lines, flushing first where the grid is finer than the flush threshold."""
     xp = ops.xp
     # Where half a unit is at least 2**-120, rounding alone takes all that the flush would.

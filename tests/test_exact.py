@@ -80,7 +80,19 @@ def test_rows_and_columns_can_be_computed_alone(seed, kind, row, column):
     a, b = floats(rng, (10, 37), kind), floats(rng, (37, 8), kind)
     whole = exact.product(OPS, a, b)
     assert_same_bits(exact.product(OPS, a[row:], b), whole[row:])
-    assert_same_bits(exact.multiply(OPS, a[:row], exact.right(OPS, b)[:, :column]), whole[:row, :column])
+    assert_same_bits(exact.multiply(OPS, a[:row], exact.right(OPS, b), 0, column), whole[:row, :column])
+    assert_same_bits(exact.multiply(OPS, a, exact.right(OPS, b), column, 8), whole[:, column:])
+
+
+@given(seeds, kinds, st.integers(1, 400))
+def test_strips_of_a_large_right_operand_give_the_same_bits(seed, kind, strip):
+    rng = np.random.default_rng(seed)
+    a, b = floats(rng, (5, 40), kind), floats(rng, (40, 9), kind)
+    whole = exact.product(OPS, a, b)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "STRIP", strip)
+        assert_same_bits(exact.product(OPS, a, b), whole)
+        assert_same_bits(exact.multiply(OPS, a, exact.right(OPS, b), 2, 7), whole[:, 2:7])
 
 
 @given(seeds, st.integers(-60, 60), st.integers(-50, 50))
@@ -111,7 +123,7 @@ def test_error_stays_within_what_grids_and_one_rounding_allow(terms):
     assert np.all(abs(actual - reference) <= bound + 2.0**-24 * (abs(reference) + bound))
     scale = abs(a).astype(float) @ abs(b).astype(float)
     assert np.max(abs(actual - reference) / scale) < 2.0**-22
-    assert np.all(abs(fast.multiply(OPS, a, b) - reference) <= 4 * terms * 2.0**-24 * scale)
+    assert np.all(abs(fast.multiply(OPS, a, b, 0, 40) - reference) <= 4 * terms * 2.0**-24 * scale)
 
 
 @given(seeds, kinds, st.integers(1, 5000))

@@ -181,10 +181,8 @@ class Kronecker(_Factorized):
 
     def bind(self, ops: Ops, arithmetic: ModuleType, variables: Mapping[str, Array], seed: int) -> BoundLeaf:
         """Join the pool with its values, seen as one matrix product."""
-        xp = ops.xp
-        left = xp.reshape(xp.permute_dims(variables["left"], (1, 2, 0)), (self.side, self.terms))
-        right = xp.reshape(variables["right"], (self.terms, self.side))
-        return _BoundKronecker(self, ops, arithmetic, left, right)
+        right = ops.xp.reshape(variables["right"], (self.terms, self.side))
+        return _BoundKronecker(self, ops, arithmetic, variables["left"], right)
 
     def _side_for(self, weights: int) -> int:
         if self.d is not None:
@@ -194,7 +192,7 @@ class Kronecker(_Factorized):
 
 
 class _BoundFactorized(BoundLeaf):
-    """The matrix product that both pools share: left is (side, terms), right (terms, side)."""
+    """The matrix product that both pools share: left as the pool stores it, right as (terms, side)."""
 
     def __init__(self, pool: _Factorized, ops: Ops, arithmetic: ModuleType, left: Array, right: Array) -> None:
         super().__init__(pool, ops, arithmetic)
@@ -203,15 +201,17 @@ class _BoundFactorized(BoundLeaf):
         self.right = right
         self.prepared = self.arithmetic.right(ops, right)
 
-    def _entries(self, rows: slice, columns: slice) -> Array:
-        return self.arithmetic.multiply(self.ops, self.left[rows, :], self.prepared[:, columns])
+    def _entries(self, rows: Array, first: int, stop: int) -> Array:
+        """Return columns of the matrix product, for some rows of the left factor."""
+        return self.arithmetic.multiply(self.ops, rows, self.prepared, first, stop)
 
-    def _gradients(self, dv: Array) -> tuple[Array, Array]:
-        """Return the gradients of left and right, given that of the whole product, shape (side, side)."""
+    def _gradients(self, left: Array, dv: Array) -> tuple[Array, Array]:
+        """Return the gradients of both factors, given left as (side, terms) and that of the product, (side, side)."""
+        terms = self.right.shape[0]
         transposed = self.arithmetic.right(self.ops, self.ops.xp.matrix_transpose(self.right))
         return (
-            self.arithmetic.multiply(self.ops, dv, transposed),
-            self.arithmetic.transposed_product(self.ops, self.left, dv),
+            self.arithmetic.multiply(self.ops, dv, transposed, 0, terms),
+            self.arithmetic.transposed_product(self.ops, left, dv),
         )
 
 
@@ -220,13 +220,13 @@ class _BoundMatmul(_BoundFactorized):
         n = self.side
         first, last = start // n, (stop - 1) // n
         if first == last:
-            columns = slice(start - first * n, stop - first * n)
-            return self.ops.xp.reshape(self._entries(slice(first, first + 1), columns), (-1,))
-        block = self._entries(slice(first, last + 1), slice(0, n))
+            row = self.left[first : first + 1, :]
+            return self.ops.xp.reshape(self._entries(row, start - first * n, stop - first * n), (-1,))
+        block = self._entries(self.left[first : last + 1, :], 0, n)
         return self.ops.xp.reshape(block, (-1,))[start - first * n : stop - first * n]
 
     def _pull_plain(self, dv: Array) -> dict[str, Array]:
-        left, right = self._gradients(self.ops.xp.reshape(dv, (self.side, self.side)))
+        left, right = self._gradients(self.left, self.ops.xp.reshape(dv, (self.side, self.side)))
         return {"left": left, "right": right}
 
 
@@ -238,7 +238,7 @@ class _BoundKronecker(_BoundFactorized):
         low, high = 0, d  # which rows of the right factors
         if first == last:
             low, high = start // side % d, (stop - 1) // side % d + 1
-        entries = self._entries(slice(first * d, (last + 1) * d), slice(low * d, high * d))
+        entries = self._entries(self._rows(first, last + 1), low * d, high * d)
         grid = xp.reshape(entries, (last + 1 - first, d, high - low, d))  # i1, j1, i2, j2
         flat = xp.reshape(xp.permute_dims(grid, (0, 2, 1, 3)), (-1,))
         origin = first * d**3 + low * side
@@ -248,11 +248,17 @@ class _BoundKronecker(_BoundFactorized):
         xp, side = self.ops.xp, self.side
         d = math.isqrt(side)
         grid = xp.permute_dims(xp.reshape(dv, (d, d, d, d)), (0, 2, 1, 3))  # i1, j1, i2, j2
-        left, right = self._gradients(xp.reshape(grid, (side, side)))
+        left, right = self._gradients(self._rows(0, d), xp.reshape(grid, (side, side)))
         return {
             "left": xp.permute_dims(xp.reshape(left, (d, d, -1)), (2, 0, 1)),
             "right": xp.reshape(right, (-1, d, d)),
         }
+
+    def _rows(self, first: int, stop: int) -> Array:
+        """Return left[r, i1, j1] for some i1 as a matrix with rows (i1, j1) and columns r."""
+        xp = self.ops.xp
+        part = xp.permute_dims(self.left[:, first:stop, :], (1, 2, 0))
+        return xp.reshape(part, (-1, part.shape[2]))
 
 
 def _terms_like(ops: Ops, i: Array, terms: int) -> Array:

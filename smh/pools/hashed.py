@@ -118,19 +118,19 @@ class _BoundHash(BoundLeaf):
         super().__init__(pool, ops, arithmetic)
         self.pool = pool
         self.size = pool.size or 1
-        self.table = self.arithmetic.flush(ops.xp, table)
+        self.table = table
         self.seed = seed
 
     def _read_plain(self, start: int, stop: int) -> Array:
         xp = self.ops.xp
         first, last = start // _WIDTH, (stop - 1) // _WIDTH
-        terms = self.arithmetic.wide(xp, self.table)
 
         def virtual(rows: Array) -> Array:
             i = self._cells(rows)
             total = None
             for m in range(self.pool.hashes):
-                term = self._signed(m, i, xp.take(terms[m, :], self._buckets(m, i)))
+                entries = self.arithmetic.flush(xp, xp.take(self.table[m, :], self._buckets(m, i)))
+                term = self._signed(m, i, self.arithmetic.wide(xp, entries))
                 total = term if total is None else total + term
             return xp.reshape(self.arithmetic.rounded(xp, total), (-1, _WIDTH))
 
