@@ -86,6 +86,7 @@ class Plan:
                 f"{offset} weights do not fit into a pool of capacity {self.capacity} in the basic layout: "
                 "use a larger pool, or layout 'cyclic' or 'padding'"
             )
+        _ = self.variable_shapes  # a compiler that traces the use of a plan cannot fill its caches
 
     @classmethod
     def build(

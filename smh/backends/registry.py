@@ -12,7 +12,7 @@ GROUP = "smh.backends"
 VARIABLE = "SMH_BACKEND"
 DEFAULT = "numpy"
 
-_BUILT_IN = {"numpy": "smh.backends.numpy:backend"}
+_BUILT_IN = {"numpy": "smh.backends.numpy:backend", "torch": "smh.backends.torch:backend"}
 _loaded: dict[str, Backend] = {}
 
 

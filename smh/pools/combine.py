@@ -176,7 +176,9 @@ class _BoundSum(_BoundCombination):
         xp = self.ops.xp
         total = None
         for part in self.parts:
-            term = self.arithmetic.wide(xp, part.read(start, stop))
+            # The flush changes nothing, but stands between two conversions: a compiler that joins these would drop
+            # the rounding of the part.
+            term = self.arithmetic.wide(xp, flush(xp, part.read(start, stop)))
             total = term if total is None else total + term
         return self.arithmetic.rounded(xp, total)
 

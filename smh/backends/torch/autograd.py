@@ -1,0 +1,114 @@
+"""The core as differentiable functions of PyTorch: first derivatives exact, second ones fast (section 7).
+
+Both functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and the compiler follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from smh import generate
+from smh.backends.torch.ops import TorchOps
+from smh.ops import Array
+from smh.plan import Plan
+
+OPS = TorchOps()
+
+
+class Materialize(torch.autograd.Function):
+    """From ``(plan, names, *variables)`` to the weights of those names."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Array, ...]:
+        """Run the core."""
+        plan, names, *variables = _arguments(args)
+        with _no_autocast(variables[0]):
+            weights = generate.materialize(OPS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
+        return tuple(weights.values())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        """Keep the variables."""
+        ctx.plan, ctx.names, *variables = inputs
+        ctx.save_for_backward(*variables)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
+        """Return the gradients of all variables; an output that was not used has no cotangent."""
+        given = {name: g for name, g in zip(ctx.names, cotangents, strict=True) if g is not None}
+        if not given:
+            return (None,) * (2 + len(ctx.saved_tensors))
+        return None, None, *Vjp.apply(ctx.plan, tuple(given), *ctx.saved_tensors, *given.values())
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+        """Run the elements of a batch one after another."""
+        return _one_by_one(Materialize.apply, info.batch_size, in_dims, args)
+
+
+class Vjp(torch.autograd.Function):
+    """From ``(plan, names, *variables, *cotangents)`` to the gradients of all variables."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Array, ...]:
+        """Run the core."""
+        plan, names, *tensors = _arguments(args)
+        with _no_autocast(tensors[0]):
+            return _vjp(plan, names, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        """Keep variables and cotangents."""
+        ctx.plan, ctx.names, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> tuple[Any, ...]:
+        """Differentiate the same formulas in fast arithmetic; the result can be differentiated again."""
+        fast = dataclasses.replace(ctx.plan, arithmetic="fast")
+        names = ctx.names
+        with torch.enable_grad(), _no_autocast(cotangents[0]):
+            _, pull = torch.func.vjp(lambda *tensors: _vjp(fast, names, tensors), *ctx.saved_tensors)
+            return None, None, *pull(tuple(cotangents))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+        """Run the elements of a batch one after another."""
+        return _one_by_one(Vjp.apply, info.batch_size, in_dims, args)
+
+
+def _vjp(plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
+    """Return the gradients of all variables; ``tensors`` holds these, and then a cotangent for each name."""
+    shapes = plan.variable_shapes
+    variables = dict(zip(shapes, tensors[: len(shapes)], strict=True))
+    cotangents = dict(zip(names, tensors[len(shapes) :], strict=True))
+    return tuple(generate.vjp(OPS, plan, variables, cotangents).values())
+
+
+def _no_autocast(x: Array) -> Any:
+    """Return a context in which float32 products of the fast arithmetic stay float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of ``apply``: where no gradient is needed, Dynamo puts a context before an open list."""
+    return args if isinstance(args[0], Plan) else args[1:]
+
+
+def _one_by_one(
+    apply: Callable[..., tuple[Array, ...]], size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
+) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+    """Stack the results of every element of a batch: the bits of an element cannot depend on the others."""
+    plan, names, *tensors = args
+    dims = in_dims[2:]
+    rows = [
+        apply(plan, names, *(x if dim is None else x.select(dim, i) for x, dim in zip(tensors, dims, strict=True)))
+        for i in range(size)
+    ]
+    results = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+    return results, (0,) * len(results)
