@@ -390,3 +390,8 @@ def test_devices_are_kept():
     assert "cuda:0" in backend.devices()
     x = np.asarray([1.5, -0.0, 1e-45], dtype=np.float32)
     assert_same_bits(backend.to_numpy(backend.asarray(x, "cuda:0")), x)
+
+
+def test_compiled_transforms_are_refused_rather_than_wrong(case, warnings_of_compilation):
+    with pytest.raises(Exception, match="maybe_current_level|torch.func transforms"):
+        torch.compile(torch.func.grad(case.loss), backend="aot_eager", fullgraph=True)(case.variables)

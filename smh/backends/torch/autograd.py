@@ -13,6 +13,7 @@ import torch
 
 from smh import generate
 from smh.backends.torch.ops import TorchOps
+from smh.errors import BackendError
 from smh.ops import Array
 from smh.plan import Plan
 
@@ -96,8 +97,19 @@ def _no_autocast(x: Array) -> Any:
 
 
 def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of ``apply``: where no gradient is needed, Dynamo puts a context before an open list."""
-    return args if isinstance(args[0], Plan) else args[1:]
+    """Return the arguments of ``apply``: where no gradient is needed, Dynamo puts a context before an open list.
+
+    It also does so under the transforms of ``torch.func``, and would then differentiate the roundings: it must not.
+    Dynamo cannot trace the question for the level where there is one, and so stops, or leaves the call uncompiled.
+    """
+    if isinstance(args[0], Plan):
+        return args
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise BackendError(
+            "torch.compile does not see the exact gradient under torch.func transforms: "
+            "compile with torch.autograd instead, or leave the transform uncompiled"
+        )
+    return args[1:]
 
 
 def _one_by_one(
