@@ -172,6 +172,15 @@ def test_arrays_are_writable_and_own_their_memory(honest, tmp_path):
     assert (tmp_path / "x").read_bytes() == honest
 
 
+def test_variables_come_in_the_order_of_the_plan_and_dense_tensors_by_name(tmp_path):
+    plan = Plan.build({"b": (3, 4), "a": (4, 3)}, ratio=1.0)
+    dense = {"z": np.zeros(1, np.uint8), "b": np.zeros(1, np.float64), "a": np.zeros(1, np.uint8)}
+    write(tmp_path / "x", plan, variables_for(plan, 0, "normal"), dense, DIGEST)
+    found = read(tmp_path / "x")
+    assert list(found.variables) == ["pool/left", "pool/right", "scale/b", "scale/a"]
+    assert list(found.dense) == ["a", "b", "z"]
+
+
 def test_a_file_is_what_the_specification_says(honest, tmp_path):
     (tmp_path / "x").write_bytes(honest)
     expected = {**VARIABLES, **{f"dense/{name}": array for name, array in DENSE.items()}}
@@ -427,6 +436,7 @@ TEXT_LIES = {
     "NaN": (b'\\"seed\\":7', b'\\"seed\\":NaN', "must be finite"),
     "infinity": (b'\\"seed\\":7', b'\\"seed\\":-Infinity', "must be finite"),
     "too large a float": (b'\\"seed\\":7', b'\\"seed\\":1e999', "must be finite"),
+    "long integer": (b'\\"seed\\":7', b'\\"seed\\":' + b"9" * 33, "at most 32 characters"),
     "huge integer": (b'\\"seed\\":7', b'\\"seed\\":' + b"9" * 100_000, "at most 32 characters"),
     "huge offset": (b'"data_offsets":[0,', b'"data_offsets":[' + b"9" * 5000 + b",", "at most 32 characters"),
     "deep nesting": (b'"dense/bias":', b'"x":' + b"[" * 50_000 + b"]" * 50_000 + b',"dense/bias":', "recursion"),
@@ -570,8 +580,11 @@ def test_a_header_of_the_largest_size_stays_within_the_constant(honest, tmp_path
     assert peak < 128 * MIB
 
 
-def test_too_many_values_are_not_parsed(honest, tmp_path):
-    bomb = b"[" + b",".join([b"0"] * checkpoint.MAX_VALUES) + b"]"
+@pytest.mark.parametrize("element", [b"0", b"[[[]]]", b'{"":{}}'])
+def test_too_many_values_are_not_parsed(honest, tmp_path, element):
+    element = element.replace(b'"', b'\\"')
+    count = checkpoint.MAX_VALUES // sum(map((element + b",").count, (b",", b"[", b"{")))
+    bomb = b"[" + b",".join([element] * count) + b"]"
     (tmp_path / "x").write_bytes(replaced(honest, b'\\"seed\\":7', b'\\"seed\\":' + bomb))
     peak, result = peak_of_reading(tmp_path / "x")
     assert "at most 524288 JSON values" in str(result)
