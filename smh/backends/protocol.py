@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from smh.errors import BackendError, near_names
 from smh.ops import Array
 from smh.plan import Plan
+
+Function = Callable[..., Any]
+"""From arrays, or dicts of arrays, of a backend to the same."""
+
+
+def as_it_is(fn: Function) -> Function:
+    """Return ``fn``."""
+    return fn
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way in which people run a backend: eagerly, traced, compiled, transformed, in a context.
+
+    Modes are what a backend says of itself; the conformance suite runs every law in each of them.
+    """
+
+    name: str
+    about: str
+    """One line: what is done."""
+    around: Callable[[Function], Function] = as_it_is
+    """Wraps a whole call, as ``jax.jit`` or a context: from a function of arrays to one with the same results."""
+    within: Callable[[Function], Function] = as_it_is
+    """Wraps the building of weights *inside* of what is differentiated, as ``torch.compile`` or ``jax.checkpoint``."""
+    slowness: int = 1
+    """How many times fewer cases the conformance suite runs, for modes that compile every plan."""
+    missing: str = ""
+    """Why the mode cannot run here, where it cannot."""
+
+
+EAGER = Mode("eager", "calls as they are")
 
 
 class Backend(ABC):
@@ -20,6 +54,7 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
+    mode: Mode = EAGER
 
     @abstractmethod
     def asarray(self, x: Any, device: Any = None) -> Array:
@@ -59,3 +94,27 @@ class Backend(ABC):
     @abstractmethod
     def devices(self) -> list[str]:
         """Return the devices that ``asarray`` takes, the default first."""
+
+    def modes(self) -> tuple[Mode, ...]:
+        """Return the ways in which people run this backend, also those that cannot run here; eager comes first.
+
+        Law: no mode changes a bit.
+        """
+        return (EAGER,)
+
+    def in_mode(self, name: str) -> Self:
+        """Return this backend with all its functions running in a mode.
+
+        Raises
+        ------
+        BackendError
+            If the backend has no such mode, or the mode cannot run here.
+        """
+        modes = {mode.name: mode for mode in self.modes()}
+        if name not in modes:
+            raise BackendError(f"the {self.name} backend has no mode {name!r}: {near_names(name, modes)}")
+        if modes[name].missing:
+            raise BackendError(f"mode {name!r} of the {self.name} backend cannot run here: {modes[name].missing}")
+        other = copy.copy(self)
+        other.mode = modes[name]
+        return other

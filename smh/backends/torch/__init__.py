@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from smh import generate
 from smh.api import Api
-from smh.backends.protocol import Backend
+from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.torch.autograd import OPS, Materialize
+from smh.backends.torch.modes import MODES
 from smh.errors import BackendError, VariableError
 from smh.ops import Array
 from smh.plan import Plan
@@ -46,20 +48,24 @@ class TorchBackend(Backend):
         """Return weights, through which gradients flow to the variables."""
         chosen = tuple(tensor.name for tensor in plan.select(names))
         flat = _flat(plan, variables)
-        weights = Materialize.apply(plan, chosen, *flat) if chosen else ()
+        weights = self.mode.around(self._build(plan, chosen))(*flat) if chosen else ()
         return dict(zip(chosen, weights, strict=True))
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return what ``torch.autograd.grad`` gives for the weights that have cotangents."""
         flat = _flat(plan, variables)
         generate.check_cotangents(OPS, plan, cotangents)
-        with torch.inference_mode(False), torch.enable_grad():
-            leaves = [(x.clone() if x.is_inference() else x.detach()).requires_grad_() for x in flat]
-            weights = self.materialize(plan, dict(zip(plan.variable_shapes, leaves, strict=True)), cotangents)
-            if not weights:
-                return {name: torch.zeros_like(x) for name, x in zip(plan.variable_shapes, flat, strict=True)}
-            gradients = torch.autograd.grad(list(weights.values()), leaves, list(cotangents.values()))
-        return dict(zip(plan.variable_shapes, gradients, strict=True))
+        if not cotangents:
+            return {name: torch.zeros_like(x) for name, x in zip(plan.variable_shapes, flat, strict=True)}
+        names = tuple(cotangents)
+        build = self._build(plan, names)
+
+        def gradients(*flat: Array) -> Any:
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = [(x.clone() if x.is_inference() else x.detach()).requires_grad_() for x in flat]
+                return torch.autograd.grad(build(*leaves), leaves, [cotangents[name] for name in names])
+
+        return dict(zip(plan.variable_shapes, self.mode.around(gradients)(*flat), strict=True))
 
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index, on PyTorch's default device."""
@@ -69,6 +75,22 @@ class TorchBackend(Backend):
         """Return the CPU, and what accelerators of CUDA and Metal there are."""
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
         return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+    def modes(self) -> tuple[Mode, ...]:
+        """Return contexts, transforms and compilers."""
+        return (EAGER, *MODES)
+
+    def _build(self, plan: Plan, names: tuple[str, ...]) -> Function:
+        """Return the function from all variables to the named weights."""
+        if self.mode is EAGER:  # nothing to keep; and a compiler that traces this cannot use a cache
+            return functools.partial(Materialize.apply, plan, names)
+        return _within(self.mode, plan, names)
+
+
+@functools.lru_cache(maxsize=64)
+def _within(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
+    """Return the building of weights in a mode, which may have compiled it."""
+    return mode.within(functools.partial(Materialize.apply, plan, names))
 
 
 def _device_type(x: Array) -> str:
