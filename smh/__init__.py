@@ -17,6 +17,7 @@ from smh.checkpoint import Checkpoint
 from smh.errors import (
     BackendError,
     CheckpointError,
+    ConformanceError,
     PlanError,
     SmhError,
     UnknownNameError,
@@ -29,6 +30,7 @@ __all__ = [
     "BackendError",
     "Checkpoint",
     "CheckpointError",
+    "ConformanceError",
     "Plan",
     "PlanError",
     "SmhError",

@@ -30,6 +30,10 @@ class BackendError(SmhError):
     """A backend that is unknown, not installed, or cannot do what was asked of it."""
 
 
+class ConformanceError(SmhError):
+    """The conformance suite cannot run here."""
+
+
 class UnknownNameError(SmhError, KeyError):
     """A name that the plan does not hold."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from importlib.metadata import EntryPoint, entry_points
 
@@ -12,12 +13,18 @@ GROUP = "smh.backends"
 VARIABLE = "SMH_BACKEND"
 DEFAULT = "numpy"
 
+# By the names of the packages that they need.
 _BUILT_IN = {"numpy": "smh.backends.numpy:backend", "torch": "smh.backends.torch:backend"}
 _loaded: dict[str, Backend] = {}
 
 
-def list_backends() -> list[str]:
-    """Return the names of all backends that are registered, installed frameworks or not.
+def list_backends(installed: bool = False) -> list[str]:
+    """Return the names of the backends that are registered; no framework is imported for that.
+
+    Parameters
+    ----------
+    installed : bool
+        Leave out built-in backends whose frameworks are not installed.
 
     Returns
     -------
@@ -29,7 +36,8 @@ def list_backends() -> list[str]:
     >>> "numpy" in list_backends()
     True
     """
-    return list(_entries())
+    there = (name for name in _entries() if name not in _BUILT_IN or importlib.util.find_spec(name) is not None)
+    return list(there if installed else _entries())
 
 
 def get_backend(name: str | None = None) -> Backend:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from smh import __version__
-from smh.cli import demo, info
+from smh.cli import conformance, demo, info
 from smh.errors import SmhError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _options(
 
 app.command("demo")(demo.run)
 app.command("info")(info.run)
+app.command("conformance")(conformance.run)
 
 
 def main() -> None:

@@ -55,8 +55,8 @@ class TorchBackend(Backend):
         """Return what ``torch.autograd.grad`` gives for the weights that have cotangents."""
         flat = _flat(plan, variables)
         generate.check_cotangents(OPS, plan, cotangents)
-        if not cotangents:
-            return {name: torch.zeros_like(x) for name, x in zip(plan.variable_shapes, flat, strict=True)}
+        if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
+            return generate.vjp(OPS, plan, variables, {})
         names = tuple(cotangents)
         build = self._build(plan, names)
 
