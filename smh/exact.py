@@ -18,9 +18,8 @@ from smh.grid import (
     flush,
     grid_bits,
     largest_magnitude,
-    on_grid,
+    line_shifters,
     rounded,
-    shifter_of,
     to_grid,
 )
 from smh.ops import Array, Ops
@@ -36,7 +35,7 @@ def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Ar
     return ops.map_rows(fn, x, width)
 
 
-STRIP = 1 << 22
+STRIP = 1 << 23
 """About how many elements of a right operand are held in float64 at a time."""
 
 
@@ -66,8 +65,7 @@ def right(ops: Ops, b: Array) -> Right:
     Right
         For :func:`multiply`.
     """
-    bits = grid_bits(b.shape[0])
-    shifter = shifter_of(ops.xp, largest_magnitude(ops.xp, b, 0), bits)
+    shifter = line_shifters(ops.xp, b, 0, grid_bits(b.shape[0]))
     whole = b.shape[0] * b.shape[1] <= STRIP
     return Right(b, shifter, to_grid(ops, b, shifter) if whole else None)
 
@@ -91,31 +89,51 @@ def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int) -> Array:
     array, shape (p, stop - first), float32
     """
     if b.grid is not None:
-        return _times_grid(ops, a, b.grid[:, first:stop])
+        return _times_grid(ops, a, b.grid[:, first:stop], b.shifter[:, first:stop])
     width = max(1, STRIP // b.values.shape[0])
     strips = []
     for start in range(first, stop, width):
         columns = slice(start, min(start + width, stop))
-        strips.append(_times_grid(ops, a, to_grid(ops, b.values[:, columns], b.shifter[:, columns])))
+        shifter = b.shifter[:, columns]
+        strips.append(_times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter))
     return strips[0] if len(strips) == 1 else ops.xp.concat(strips, axis=1)
 
 
-def _times_grid(ops: Ops, a: Array, grid: Array) -> Array:
-    """Return the product of float32 rows, in blocks, with columns that are on their grids."""
+def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array) -> Array:
+    """Return the product of float32 rows, in blocks, with columns that their shifters have brought to their grids."""
     xp = ops.xp
     terms, columns = grid.shape
     bits = grid_bits(terms)
+    first, *others = _chunks(terms)
+    fine = _has_fine_line(xp, shifter)
 
     def rows_times_grid(rows: Array) -> Array:
-        left = on_grid(ops, rows, 1, bits)
-        total = None
-        for start in range(0, terms, CHUNK):
-            stop = min(start + CHUNK, terms)
-            part = xp.matmul(left[:, start:stop], grid[start:stop, :])
-            total = part if total is None else total + part
-        return flush(xp, total)
+        own = line_shifters(xp, rows, 1, bits)
+        left = to_grid(ops, rows, own)
+        total = xp.matmul(left[:, first], grid[first, :])
+        for chunk in others:
+            total += xp.matmul(left[:, chunk], grid[chunk, :])
+        return _flush_sums(ops, total, fine | _has_fine_line(xp, own))
 
     return ops.map_rows(rows_times_grid, a, max(terms, columns))
+
+
+def _has_fine_line(xp: Any, shifter: Array) -> Array:
+    """Say whether the unit of any line is below 2**-60: only then can sums be other than 0 and yet below 2**-120."""
+    return xp.any(shifter < 1.5 * 2.0 ** (52 - 60))
+
+
+def _flush_sums(ops: Ops, sums: Array, fine: Array) -> Array:
+    """Flush a fresh array of sums of products; where neither grid has a fine line, only -0 has to become +0."""
+    if not ops.is_false(fine):
+        return flush(ops.xp, sums)
+    sums += 0.0
+    return sums
+
+
+def _chunks(terms: int) -> list[slice]:
+    """Return the terms whose sums are exact, in the order in which these are added."""
+    return [slice(start, min(start + CHUNK, terms)) for start in range(0, terms, CHUNK)]
 
 
 def product(ops: Ops, a: Array, b: Array) -> Array:
@@ -177,18 +195,21 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
     xp = ops.xp
     terms, columns = b.shape
     bits = grid_bits(terms)
-    grid = on_grid(ops, a, 0, bits)
-    shifter = shifter_of(xp, largest_magnitude(xp, b, 0), bits)
+    own = line_shifters(xp, a, 0, bits)
+    shifter = line_shifters(xp, b, 0, bits)
+    grid = to_grid(ops, a, own)
 
     def rows_times_rows(left: Array, rows: Array) -> Array:
         return xp.matmul(xp.matrix_transpose(left), to_grid(ops, rows, shifter))
 
-    total = None
-    for start in range(0, terms, CHUNK):
-        stop = min(start + CHUNK, terms)
-        part = ops.sum_rows(rows_times_rows, (grid[start:stop, :], b[start:stop, :]), columns)
-        total = part if total is None else total + part
-    return rounded(xp, total)
+    # Blocks with at least as many rows as the result has: adding to it then costs no more than making the block.
+    width = min(columns, max(1, ops.block_elements // a.shape[1]))
+    first, *others = _chunks(terms)
+    total = ops.sum_rows(rows_times_rows, (grid[first, :], b[first, :]), width)
+    for chunk in others:
+        total += ops.sum_rows(rows_times_rows, (grid[chunk, :], b[chunk, :]), width)
+    fine = _has_fine_line(xp, own) | _has_fine_line(xp, shifter)
+    return xp.astype(_flush_sums(ops, total, fine), xp.float32)
 
 
 class SumGrid(NamedTuple):

@@ -102,7 +102,7 @@ def on_grid(ops: Ops, x: Array, axis: int, bits: int) -> Array:
     array, shape (p, q), float64
         A line that holds NaN or an infinity is all NaN.
     """
-    return to_grid(ops, x, shifter_of(ops.xp, largest_magnitude(ops.xp, x, axis), bits))
+    return to_grid(ops, x, line_shifters(ops.xp, x, axis, bits))
 
 
 def ceil_log2(k: int) -> int:
@@ -136,6 +136,11 @@ def shifter_of(xp: Any, magnitude: Array, bits: int) -> Array:
     magnitude = xp.astype(magnitude, xp.float64)
     power = xp.where(magnitude < TINY, 1.0, floor_power(xp, magnitude))
     return xp.where(magnitude <= _LARGEST, power * (1.5 * 2.0 ** (53 - bits)), xp.nan)
+
+
+def line_shifters(xp: Any, x: Array, axis: int, bits: int) -> Array:
+    """Return the shifters of the lines of float32 ``x`` along ``axis``, shaped to be added to it."""
+    return shifter_of(xp, largest_magnitude(xp, x, axis), bits)
 
 
 def to_grid(ops: Ops, x: Array, shifter: Array) -> Array:

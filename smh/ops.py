@@ -26,7 +26,7 @@ class Ops:
         An array-API namespace.
     """
 
-    block_elements = 1 << 18
+    block_elements = 1 << 19
     """About how many elements a block of rows holds: temporaries stay in the cache, and memory stays bounded."""
 
     def __init__(self, xp: Any) -> None:

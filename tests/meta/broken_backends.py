@@ -78,7 +78,7 @@ class GradientsThatAccumulate(NumpyBackend):
         gradients = super().vjp(plan, variables, cotangents)
         key = plan, *(x.tobytes() for x in (*variables.values(), *cotangents.values()))
         self.calls[key] = self.calls.get(key, 0) + 1
-        return {name: g * np.float32(self.calls[key]) for name, g in gradients.items()}
+        return {name: np.asarray(g * np.float32(self.calls[key])) for name, g in gradients.items()}
 
 
 class WeightDecayInFastGradients(NumpyBackend):
@@ -86,7 +86,7 @@ class WeightDecayInFastGradients(NumpyBackend):
         gradients = super().vjp(plan, variables, cotangents)
         if plan.arithmetic == "exact":
             return gradients
-        return {name: g + np.float32(1e-9) * variables[name] for name, g in gradients.items()}
+        return {name: np.asarray(g + np.float32(1e-9) * variables[name]) for name, g in gradients.items()}
 
 
 class FastInHalfPrecision(NumpyBackend):
@@ -148,10 +148,8 @@ class FusedMultiplyAdd(NumpyBackend):
             g = tensor.view.invert(np, g, tensor.shape) if tensor.view else g
             cells = (tensor.offset + np.arange(tensor.size)) % capacity
             np.add.at(total, cells, np.float64(scale) * g.reshape(-1))
-        own = {name: x for name, x in variables.items() if name.startswith("pool/")}
-        pool = plan.pool.bind(
-            self._ops, generate.exact, {n.removeprefix("pool/"): x for n, x in own.items()}, plan.seed
-        )
+        own = {name.removeprefix("pool/"): x for name, x in variables.items() if name.startswith("pool/")}
+        pool = plan.pool.bind(self._ops, generate.exact, own, plan.seed)
         found = {f"pool/{name}": g for name, g in pool.pull(total.astype(np.float32)).items()}
         return super().vjp(plan, variables, cotangents) | found
 
@@ -160,9 +158,7 @@ class SilentCast(NumpyBackend):
     """Variables of another type are converted without a word."""
 
     def materialize(self, plan, variables, names=None):
-        variables = {
-            name: np.asarray(x, dtype=np.float32) if hasattr(x, "dtype") else x for name, x in variables.items()
-        }
+        variables = {name: x.astype(np.float32) if hasattr(x, "dtype") else x for name, x in variables.items()}
         return super().materialize(plan, variables, names)
 
 

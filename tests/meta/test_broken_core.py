@@ -60,7 +60,7 @@ def accumulation_in_float32(patch):
 
 
 def chunks_added_in_descending_order(patch):
-    def times_grid(ops, a, b):
+    def times_grid(ops, a, b, *_):
         rows = grid.on_grid(ops, a, 1, grid.grid_bits(len(b)))
         chunks = [slice(start, start + 2048) for start in range(0, len(b), 2048)]
         total = np.zeros((len(a), b.shape[1]))
