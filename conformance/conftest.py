@@ -108,10 +108,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("subject", argument), parameters)
 
 
+@pytest.hookimpl(tryfirst=True)  # before any are deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark expected failures; one that fits no test is stale, unless only a part of the tests was asked for."""
     names = {item.name: item for item in items}
-    part = config.getoption("mode") or config.getoption("device") or config.getoption("keyword")
+    part = config.getoption("mode") or config.getoption("device") or any("::" in arg for arg in config.args)
     for backend in config.getoption("backend") or ["numpy"]:
         for entry in expected_failures(config.getoption("xfail") / f"{backend}.toml"):
             if entry["id"] in names:

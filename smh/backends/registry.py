@@ -14,7 +14,7 @@ VARIABLE = "SMH_BACKEND"
 DEFAULT = "numpy"
 
 # By the names of the packages that they need.
-_BUILT_IN = {"numpy": "smh.backends.numpy:backend", "torch": "smh.backends.torch:backend"}
+_BUILT_IN = {name: f"smh.backends.{name}:backend" for name in ("numpy", "torch", "jax", "tensorflow")}
 _loaded: dict[str, Backend] = {}
 
 

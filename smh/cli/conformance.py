@@ -143,5 +143,5 @@ def _print(console: Console, result: dict[str, Any]) -> None:
     seeds = ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
     console.print(f"plans drawn from the seeds: {seeds}", highlight=False)
     for failure in result["failures"]:
-        console.print(f"[red]failed:[/] {failure['id']}", highlight=False)
-        console.print(failure["error"][-2000:], markup=False, highlight=False)
+        console.print(f"failed: {failure['id']}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(failure["error"][-2000:], markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,111 @@
+"""Tests of how the conformance suite is run: what is missing, what is expected to fail, what is reported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from smh.cli import app
+
+ROOT = Path(__file__).parents[2]
+BROKEN = "tests.meta.broken_backends:IndicesOfAnotherSeed"
+
+
+def suite(*options, **environment):
+    command = [sys.executable, "-m", "pytest", "conformance", "-q", "-p", "no:cacheprovider", "--plans", "1", *options]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_backend_of_another_package_passes(tmp_path):
+    report = tmp_path / "report.json"
+    toy = str(Path(__file__).with_name("toy"))
+    done = suite("--backend", "toy", "--plans", "2", "--report", str(report), PYTHONPATH=toy)
+    assert done.returncode == 0, done.stdout
+    (row,) = json.loads(report.read_text())["rows"]
+    assert (row["backend"], row["device"], row["mode"]) == ("toy", "CPU_DEVICE", "eager")
+    assert row["passed"] == 24
+    assert row["different"] == 0 < row["bits"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backend", "toyy"], "there is no backend 'toyy'"),
+        (["--backend", "numpy", "--mode", "quickly"], "has no mode 'quickly': known names: 'eager'"),
+        (["--backend", "numpy", "--device", "cuda"], "the device 'cpu' only; got 'cuda'"),
+    ],
+)
+def test_what_was_asked_for_and_is_missing_is_an_error(options, message):
+    done = suite(*options)
+    assert done.returncode == 4
+    assert message in done.stderr
+
+
+def broken_indices(tmp_path, *entries):
+    lines = []
+    for entry in entries:
+        lines += ["[[xfail]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+    (tmp_path / f"{BROKEN}.toml").write_text("\n".join(lines))
+    return suite("--backend", BROKEN, "--xfail", str(tmp_path), "-k", "not environment and not large", "-rxX")
+
+
+def entry(test, law):
+    return {"id": f"{test}[{BROKEN}-cpu-eager-{law}]", "reason": "known", "link": "https://example.org/1"}
+
+
+def test_expected_failures_have_exact_names_and_go_stale(tmp_path):
+    assert broken_indices(tmp_path).returncode == 1
+    known = entry("test_golden_vectors", "indices")
+    done = broken_indices(tmp_path, known)
+    assert done.returncode == 0, done.stdout
+    assert "known (https://example.org/1)" in done.stdout
+    assert "1 xfailed" in done.stdout
+    done = broken_indices(tmp_path, known, entry("test_golden_vectors", "weights"))
+    assert done.returncode == 1
+    assert "[XPASS(strict)] known" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "test_golden_vectors[indices]"}, "names 'test_golden_vectors[indices]', which is no test: remove it"),
+        ({"link": ""}, "every entry needs an id, a reason and a link"),
+        ({"why": "x"}, "every entry needs an id, a reason and a link"),
+    ],
+)
+def test_entries_that_mean_nothing_are_errors(tmp_path, change, message):
+    done = broken_indices(tmp_path, entry("test_golden_vectors", "indices") | change)
+    assert done.returncode not in (0, 1)
+    assert message in done.stdout + done.stderr
+
+
+def test_the_command_prints_a_table_or_json():
+    runner = CliRunner(env={"COLUMNS": "160"})
+    arguments = ["conformance", "--backend", "numpy", "--plans", "1", "--seed", "5"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "bits different" in result.output
+    assert "numpy 5" in result.output
+    content = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
+    assert content["passed"] is True
+    assert content["seeds"] == {"numpy": 5}
+    assert [row["mode"] for row in content["rows"]] == ["eager"]
+    assert content["rows"][0]["different"] == 0
+
+
+def test_the_command_fails_when_a_law_does():
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["conformance", "--backend", BROKEN, "--plans", "1"])
+    assert result.exit_code == 1
+    assert f"test_golden_vectors[{BROKEN}-cpu-eager-indices]" in result.output
+    assert "indices into" in result.output
+
+
+def test_the_command_says_what_cannot_run():
+    result = CliRunner().invoke(app, ["conformance", "--backend", "nump"])
+    assert "there is no backend 'nump'" in str(result.exception)
