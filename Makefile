@@ -1,5 +1,5 @@
 # make demo    train a classifier from a pool a tenth its size, save it, load it, compare the bits
-# make test    everything that the tests need, in a fresh environment, then the tests
+# make test    everything that the tests need, in a fresh environment, then the tests and the conformance suite
 # make lint    ruff and mypy
 # make docs    the documentation, warnings are errors
 # make clean   remove what the targets above created
@@ -27,8 +27,9 @@ demo:
 	.venv-demo/bin/smh demo
 
 test:
-	$(call environment,.venv-test,--editable ".[test$(comma)torch]")
+	$(call environment,.venv-test,--editable ".[test$(comma)torch$(comma)jax$(comma)tensorflow]")
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
+	.venv-test/bin/smh conformance
 
 lint: .venv-dev/made
 	.venv-dev/bin/ruff check .

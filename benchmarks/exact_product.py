@@ -22,6 +22,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
+LINE = (
+    "{backend:9s} {n:5d}  {ratio:5.2f}  {m:4d}  {direction:8s}  {median:5.2f}  ({low:.2f} to {high:.2f}) {raw_ms:7.1f}"
+)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -111,15 +114,14 @@ def measure(arguments):
                     "median": float(median),
                     "low": float(low),
                     "high": float(high),
-                    "raw_seconds": float(np.median([b for _, b in times])),
+                    "raw_ms": float(1e3 * np.median([b for _, b in times])),
                 }
 
 
 def environment(threads):
     """Return the environment in which every library uses that many threads."""
-    names = "OMP OPENBLAS MKL TF_INTRAOP".split()
-    count = {f"{name}_NUM_THREADS": str(threads) for name in names[:3]}
-    count |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
+    libraries = ("OMP", "OPENBLAS", "MKL", "TF_NUM_INTRAOP", "TF_NUM_INTEROP")
+    count = {name + ("_THREADS" if "TF" in name else "_NUM_THREADS"): str(threads) for name in libraries}
     if threads == 1:
         count["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     return os.environ | count | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu"}
@@ -135,13 +137,7 @@ def run(backend, arguments):
     done = subprocess.Popen(command, env=environment(arguments.threads), stdout=subprocess.PIPE, text=True)
     for line in done.stdout:
         row = json.loads(line)
-        print(
-            "{backend:10s} {n:5d}  {ratio:5.2f}  {m:4d}  {direction:8s}  {median:5.2f}  ({low:.2f} to {high:.2f})".format(
-                **row
-            )
-            + f"  {1e3 * row['raw_seconds']:8.1f}",
-            flush=True,
-        )
+        print(LINE.format(**row), flush=True)
         yield row
     if done.wait():
         sys.exit(f"the measurement of {backend} failed")

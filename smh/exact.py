@@ -35,7 +35,7 @@ def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Ar
     return ops.map_rows(fn, x, width)
 
 
-STRIP = 1 << 23
+STRIP = 1 << 22
 """About how many elements of a right operand are held in float64 at a time."""
 
 

@@ -83,28 +83,6 @@ def grid_bits(terms: int) -> int:
     return min(24, (53 - ceil_log2(min(terms, CHUNK))) // 2)
 
 
-def on_grid(ops: Ops, x: Array, axis: int, bits: int) -> Array:
-    """Round every line along ``axis`` to multiples of ``2**(e - bits)``, 2**e just above its maximum (rules 1-4, 6).
-
-    Parameters
-    ----------
-    ops : Ops
-        The namespace of ``x``.
-    x : array, shape (p, q), float32
-        The operand.
-    axis : int
-        The axis of the sum: lines along it share an exponent.
-    bits : int
-        b.
-
-    Returns
-    -------
-    array, shape (p, q), float64
-        A line that holds NaN or an infinity is all NaN.
-    """
-    return to_grid(ops, x, line_shifters(ops.xp, x, axis, bits))
-
-
 def ceil_log2(k: int) -> int:
     """Return the smallest c with 2**c >= k."""
     return (k - 1).bit_length()
@@ -139,7 +117,24 @@ def shifter_of(xp: Any, magnitude: Array, bits: int) -> Array:
 
 
 def line_shifters(xp: Any, x: Array, axis: int, bits: int) -> Array:
-    """Return the shifters of the lines of float32 ``x`` along ``axis``, shaped to be added to it."""
+    """Return what rounds lines along ``axis`` to multiples of ``2**(e - b)``, 2**e just above the maximum (rule 3).
+
+    Parameters
+    ----------
+    xp : module
+        The array-API namespace of ``x``.
+    x : array, shape (p, q), float32
+        An operand of a product.
+    axis : int
+        The axis of the sum: lines along it share an exponent.
+    bits : int
+        b.
+
+    Returns
+    -------
+    array, shape (p, 1) or (1, q), float64
+        For :func:`to_grid`; NaN for a line that holds NaN or an infinity.
+    """
     return shifter_of(xp, largest_magnitude(xp, x, axis), bits)
 
 

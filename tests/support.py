@@ -1,30 +1,11 @@
-"""Strategies for plans and arrays, and the comparison of bits."""
+"""What tests of the core share."""
 
-from conformance.bits import assert_same_bits, canonical_bits
-from conformance.cases import (
-    KINDS,
-    any_pools,
-    as_dict,
-    cotangents_for,
-    floats,
-    kinds,
-    leaf_pools,
-    plans,
-    seeds,
-    variables_for,
-)
+import numpy as np
 
-__all__ = [
-    "KINDS",
-    "any_pools",
-    "as_dict",
-    "assert_same_bits",
-    "canonical_bits",
-    "cotangents_for",
-    "floats",
-    "kinds",
-    "leaf_pools",
-    "plans",
-    "seeds",
-    "variables_for",
-]
+from smh.backends.numpy import NumpyOps
+from smh.grid import line_shifters, to_grid
+
+
+def on_grid(x, axis, bits):
+    """Return a matrix whose lines along an axis are rounded to their grids (rules 1 to 4)."""
+    return to_grid(NumpyOps(), x, line_shifters(np, x, axis, bits))

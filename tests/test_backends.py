@@ -9,9 +9,9 @@ import pytest
 
 import smh
 import smh.backends.numpy
+from conformance.bits import assert_same_bits
 from smh.backends import registry
 from smh.backends.protocol import Backend
-from tests.support import assert_same_bits
 
 
 def run(code, **environment):

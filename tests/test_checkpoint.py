@@ -20,11 +20,11 @@ from hypothesis.extra import numpy as hnp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from conformance.cases import kinds, plans, seeds, variables_for
 from smh import checkpoint
 from smh.checkpoint import Checkpoint, read, write
 from smh.errors import CheckpointError, SmhError, VariableError
 from smh.plan import Plan
-from tests.support import kinds, plans, seeds, variables_for
 
 MIB = 2**20
 DIGEST = "0123456789abcdef" * 4

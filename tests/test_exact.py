@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conformance import oracle
+from conformance.bits import assert_same_bits
+from conformance.cases import floats, kinds, seeds
 from smh import exact, fast
 from smh.backends.numpy import NumpyOps
 from smh.ops import Ops
-from tests.support import assert_same_bits, floats, kinds, seeds
 
 OPS = NumpyOps()
 STRICT = Ops(array_api_strict)
@@ -181,3 +182,20 @@ def test_nothing_is_written_into_arguments():
     exact.transposed_product(OPS, b, b)
     exact.dot(OPS, a.reshape(-1), b.reshape(-1))
     exact.segment_sum(OPS, a.reshape(-1), np.arange(20), 20)
+
+
+@pytest.mark.parametrize("unit", [-62, -61, -60, -59], ids=str)
+@pytest.mark.parametrize("terms", [1, 3, 600, 2100])
+def test_the_smallest_sums_are_flushed_and_zeros_are_positive(unit, terms):
+    """Around the units at which the flush of the result is left out; and where all products are -0."""
+    rng = np.random.default_rng(terms)
+    bits = exact.grid_bits(terms)
+    # Rows of a few units beside one number that sets the grid; columns likewise.
+    a, b = (np.ldexp(rng.integers(-1, 2, (6, terms)), unit).astype(np.float32) for _ in range(2))
+    a[:, 0], b[:, -1] = np.ldexp(1.0, unit + bits - 1), np.ldexp(1.0, unit + bits - 1)
+    a[:, -1] = b[:, 0] = 0.0
+    a[0], b[1] = 0.0, -1.0
+    expected = oracle.product(a, b.T)
+    assert_same_bits(exact.product(OPS, a, b.T), expected)
+    assert_same_bits(exact.transposed_product(OPS, a.T.copy(), b.T.copy()), expected)
+    assert not np.signbit(exact.product(OPS, a[:1], b.T)).any()

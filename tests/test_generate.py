@@ -9,18 +9,11 @@ from hypothesis import strategies as st
 
 import smh
 from conformance import oracle
+from conformance.bits import assert_same_bits
+from conformance.cases import as_dict, cotangents_for, kinds, plans, seeds, variables_for
 from smh import generate, pools
 from smh.backends.numpy import NumpyOps
 from smh.ops import Ops
-from tests.support import (
-    as_dict,
-    assert_same_bits,
-    cotangents_for,
-    kinds,
-    plans,
-    seeds,
-    variables_for,
-)
 
 
 @settings(max_examples=250)

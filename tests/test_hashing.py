@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 import smh
 from conformance import oracle
+from conformance.cases import seeds
 from smh import hashing, pools
 from smh.ops import Ops
-from tests.support import seeds
 
 
 @given(seeds, st.integers(0, 2**17))

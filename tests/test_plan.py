@@ -9,10 +9,10 @@ from hypothesis import given
 
 import smh
 from conformance import oracle
+from conformance.cases import as_dict, plans
 from smh import pools
 from smh.plan import Plan
 from smh.views import View
-from tests.support import as_dict, plans
 
 MODEL = {"conv.weight": (3, 3, 8, 16), "norm.weight": (16,), "fc.weight": (64, 10), "fc.bias": (10,)}
 

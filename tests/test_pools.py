@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 import smh
 from conformance import oracle
-from smh import exact, generate, grid, pools
+from conformance.bits import assert_same_bits
+from conformance.cases import any_pools, as_dict, floats, kinds, seeds
+from smh import exact, generate, pools
 from smh.backends.numpy import NumpyOps
-from tests.support import any_pools, as_dict, assert_same_bits, floats, kinds, seeds
+from tests.support import on_grid
 
 OPS = NumpyOps()
 
@@ -42,9 +44,9 @@ def explicit(pool, variables, seed, count):
         bits = exact.grid_bits(pool.terms)
         left, right = variables["left"], variables["right"]
         if isinstance(pool, pools.Kronecker):
-            grids = [grid.on_grid(OPS, x.reshape(pool.t, -1), 0, bits) for x in (left, right)]
+            grids = [on_grid(x.reshape(pool.t, -1), 0, bits) for x in (left, right)]
         else:
-            grids = [grid.on_grid(OPS, left, 1, bits), grid.on_grid(OPS, right, 0, bits)]
+            grids = [on_grid(left, 1, bits), on_grid(right, 0, bits)]
         products = grids[0].reshape(-1)[found["left"]] * grids[1].reshape(-1)[found["right"]]
         total = np.asarray([math.fsum(row) if np.isfinite(row).all() else math.nan for row in products])
     v0 = exact.rounded(np, total)
@@ -66,8 +68,8 @@ def test_factorised_construction_equals_the_explicit_multi_hash(data, seed, kind
 def test_long_sums_equal_the_explicit_multi_hash_chunk_by_chunk(m):
     plan = smh.Plan.build({"a": (3, 3)}, ratio=10**9, pool=pools.Matmul(m=m))
     variables = smh.initialize(plan)
-    left = grid.on_grid(OPS, variables["pool/left"], 1, 21)
-    right = grid.on_grid(OPS, variables["pool/right"], 0, 21)
+    left = on_grid(variables["pool/left"], 1, 21)
+    right = on_grid(variables["pool/right"], 0, 21)
     found = plan.pool.indices(OPS, np.arange(9), 0)
     products = left.reshape(-1)[found["left"]] * right.reshape(-1)[found["right"]]
     total = np.zeros(9)

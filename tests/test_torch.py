@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 
 import smh
+from conformance.bits import assert_same_bits
+from conformance.cases import cotangents_for, kinds, plans, seeds, variables_for
 from conformance.vectors import load_vectors
 from smh import pools
-from tests.support import assert_same_bits, cotangents_for, kinds, plans, seeds, variables_for
 
 torch = pytest.importorskip("torch")
 

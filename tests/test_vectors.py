@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import smh
+from conformance.bits import assert_same_bits
 from conformance.vectors import FOLDER, load_sizes, load_vectors, load_words
 from smh import generate, hashing, pools
 from smh.backends.numpy import NumpyOps
-from tests.support import assert_same_bits
 
 VECTORS = load_vectors()
 

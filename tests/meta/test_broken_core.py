@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import smh
+from conformance.bits import assert_same_bits
 from conformance.vectors import load_vectors
 from smh import exact, fast, generate, grid, hashing, layout, scales
 from smh.pools import combine, factorized, hashed
-from tests.support import assert_same_bits
+from tests.support import on_grid
 
 VECTORS = [vector for vector in load_vectors() if vector.plan["arithmetic"] == "exact"]
 
@@ -61,7 +62,7 @@ def accumulation_in_float32(patch):
 
 def chunks_added_in_descending_order(patch):
     def times_grid(ops, a, b, *_):
-        rows = grid.on_grid(ops, a, 1, grid.grid_bits(len(b)))
+        rows = on_grid(a, 1, grid.grid_bits(len(b)))
         chunks = [slice(start, start + 2048) for start in range(0, len(b), 2048)]
         total = np.zeros((len(a), b.shape[1]))
         for chunk in reversed(chunks):
