@@ -205,9 +205,9 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
     # Blocks with at least as many rows as the result has: adding to it then costs no more than making the block.
     width = min(columns, max(1, ops.block_elements // a.shape[1]))
     first, *others = _chunks(terms)
-    total = ops.sum_rows(rows_times_rows, (grid[first, :], b[first, :]), width)
+    total = ops.sum_rows(rows_times_rows, (grid, b), width, first.start, first.stop)
     for chunk in others:
-        total += ops.sum_rows(rows_times_rows, (grid[chunk, :], b[chunk, :]), width)
+        total += ops.sum_rows(rows_times_rows, (grid, b), width, chunk.start, chunk.stop)
     fine = _has_fine_line(xp, own) | _has_fine_line(xp, shifter)
     return xp.astype(_flush_sums(ops, total, fine), xp.float32)
 

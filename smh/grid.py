@@ -95,13 +95,16 @@ def largest_magnitude(xp: Any, x: Array, axis: int) -> Array:
 
 
 def floor_power(xp: Any, magnitude: Array) -> Array:
-    """Return the largest power of two that is not above ``magnitude``; 2**-240 where there is none in range."""
-    one = xp.ones_like(magnitude)
-    power = xp.full_like(magnitude, 2.0**_LOWEST)
-    for step in (256, 128, 64, 32, 16, 8, 4, 2, 1):
-        # Few uses of ``power``: a compiler that inlines them all repeats the steps before each.
-        power = power * xp.where(magnitude >= power * 2.0**step, 2.0**step, one)
-    return power
+    """Return the largest power of two that is not above a float64 magnitude; 2**-240 where that is smaller.
+
+    A number in ``[2**k, 2**(k + 1))`` times 2**52 has the unit 2**k in its last place, so adding the number rounds it
+    to once or twice 2**k. The product is exact, so that fusing it with the additions changes nothing. NaN and
+    infinities give NaN.
+    """
+    magnitude = xp.where(magnitude < 2.0**_LOWEST, 2.0**_LOWEST, magnitude)
+    large = magnitude * 2.0**52
+    power = (large + magnitude) - large
+    return xp.where(power > magnitude, 0.5 * power, power)
 
 
 def shifter_of(xp: Any, magnitude: Array, bits: int) -> Array:

@@ -70,10 +70,13 @@ class Ops:
         parts = [xp.astype(fn(block), xp.float32) for block in self._blocks(x, width)]
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
-    def sum_rows(self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int) -> Array:
-        """Add ``fn`` over blocks of rows taken from all of ``xs`` together.
+    def sum_rows(
+        self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int, start: int = 0, stop: int | None = None
+    ) -> Array:
+        """Add ``fn`` over blocks of the rows ``start`` to ``stop``, taken from all of ``xs`` together.
 
-        Law: equal to ``fn(*xs)`` for every ``fn`` that is a sum over rows and exact, so that no order shows.
+        Law: equal to ``fn(*(x[start:stop, ...] for x in xs))`` for every ``fn`` that is a sum over rows and exact, so
+        that no order shows.
 
         Parameters
         ----------
@@ -83,8 +86,11 @@ class Ops:
             Inputs with the same number of rows.
         width : int
             Elements that ``fn`` handles per row.
+        start, stop : int
+            Which rows, by default all; a part need not be cut out first.
         """
         total = None
+        xs = tuple(x[start:stop, ...] for x in xs)
         for blocks in zip(*(self._blocks(x, width) for x in xs), strict=True):
             part = fn(*blocks)
             total = part if total is None else total + part

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from conformance import oracle
 from conformance.bits import assert_same_bits
 from conformance.cases import floats, kinds, seeds
-from smh import exact, fast
+from smh import exact, fast, grid
 from smh.backends.numpy import NumpyOps
 from smh.ops import Ops
 
@@ -199,3 +199,17 @@ def test_the_smallest_sums_are_flushed_and_zeros_are_positive(unit, terms):
     assert_same_bits(exact.product(OPS, a, b.T), expected)
     assert_same_bits(exact.transposed_product(OPS, a.T.copy(), b.T.copy()), expected)
     assert not np.signbit(exact.product(OPS, a[:1], b.T)).any()
+
+
+@given(st.floats(min_value=2.0**-240, max_value=2.0**256, exclude_max=True))
+def test_floor_power_is_the_leading_power_of_two(x):
+    expected = math.ldexp(0.5, math.frexp(x)[1])
+    for value in (x, expected, math.nextafter(expected, math.inf), 1.5 * expected):
+        assert float(grid.floor_power(np, np.asarray(value))) == expected
+    below = math.nextafter(expected, 0.0)
+    assert float(grid.floor_power(np, np.asarray(below))) == max(expected / 2, 2.0**-240)
+
+
+@pytest.mark.parametrize(("x", "expected"), [(0.0, 2.0**-240), (2.0**-300, 2.0**-240), (np.nan, np.nan)])
+def test_floor_power_where_there_is_none(x, expected):
+    np.testing.assert_equal(float(grid.floor_power(np, np.asarray(x))), expected)

@@ -54,19 +54,22 @@ class TensorFlowOps(Ops):
         blocks = (_stack_eagerly if tf.executing_eagerly() else _stack_in_loop)(block, last, count)
         return tf.reshape(blocks, (count * step, *rest))[:rows, ...]
 
-    def sum_rows(self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int) -> Array:
+    def sum_rows(
+        self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int, start: int = 0, stop: int | None = None
+    ) -> Array:
         """Add block after block to one total."""
-        rows = xs[0].shape[0]
-        step = self.block_rows(rows, width)
-        count = rows // step
+        stop = xs[0].shape[0] if stop is None else stop
+        step = self.block_rows(stop - start, width)
+        count = (stop - start) // step
         if tf.executing_eagerly() or count == 1:
-            return super().sum_rows(fn, xs, width)
+            return super().sum_rows(fn, xs, width, start, stop)
 
         def add(i: Array, total: Array) -> Array:
-            return total + fn(*(_rows(x, i * step, step) for x in xs))
+            return total + fn(*(_rows(x, start + i * step, step) for x in xs))
 
-        total = _loop(1, count, add, fn(*(x[:step, ...] for x in xs)))
-        return total + fn(*(x[count * step :, ...] for x in xs)) if count * step < rows else total
+        total = _loop(1, count, add, fn(*(x[start : start + step, ...] for x in xs)))
+        rest = start + count * step
+        return total + fn(*(x[rest:stop, ...] for x in xs)) if rest < stop else total
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
