@@ -35,8 +35,8 @@ def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Ar
     return ops.map_rows(fn, x, width)
 
 
-STRIP = 1 << 22
-"""About how many elements of a right operand are held in float64 at a time."""
+ROWS = 512
+"""How many rows of a left operand go into one product, where there are as many terms and rows."""
 
 
 class Right(NamedTuple):
@@ -66,7 +66,7 @@ def right(ops: Ops, b: Array) -> Right:
         For :func:`multiply`.
     """
     shifter = line_shifters(ops.xp, b, 0, grid_bits(b.shape[0]))
-    whole = b.shape[0] * b.shape[1] <= STRIP
+    whole = b.shape[0] * b.shape[1] <= ops.strip_elements
     return Right(b, shifter, to_grid(ops, b, shifter) if whole else None)
 
 
@@ -90,13 +90,15 @@ def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int) -> Array:
     """
     if b.grid is not None:
         return _times_grid(ops, a, b.grid[:, first:stop], b.shifter[:, first:stop])
-    width = max(1, STRIP // b.values.shape[0])
-    strips = []
-    for start in range(first, stop, width):
+    count = -(-b.values.shape[0] * (stop - first) // ops.strip_elements)
+    width = -(-(stop - first) // count)
+
+    def strip(start: int) -> Array:
         columns = slice(start, min(start + width, stop))
         shifter = b.shifter[:, columns]
-        strips.append(_times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter))
-    return strips[0] if len(strips) == 1 else ops.xp.concat(strips, axis=1)
+        return _times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter)
+
+    return ops.join_columns(map(strip, range(first, stop, width)), stop - first)
 
 
 def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array) -> Array:
@@ -115,7 +117,9 @@ def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array) -> Array:
             total += xp.matmul(left[:, chunk], grid[chunk, :])
         return _flush_sums(ops, total, fine | _has_fine_line(xp, own))
 
-    return ops.map_rows(rows_times_grid, a, max(terms, columns))
+    # Every block of rows reads the whole grid, which flat blocks would do too often.
+    width = min(max(terms, columns), max(1, ops.block_elements // min(terms, ROWS)))
+    return ops.map_rows(rows_times_grid, a, width)
 
 
 def _has_fine_line(xp: Any, shifter: Array) -> Array:

@@ -8,7 +8,7 @@ order and the blocking of the computation cannot be seen (specification, section
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import array_api_compat
@@ -28,6 +28,9 @@ class Ops:
 
     block_elements = 1 << 19
     """About how many elements a block of rows holds: temporaries stay in the cache, and memory stays bounded."""
+
+    strip_elements = 1 << 21
+    """About how many elements of a right operand are held in float64 at a time."""
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
@@ -95,6 +98,23 @@ class Ops:
             part = fn(*blocks)
             total = part if total is None else total + part
         return total
+
+    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
+        """Concatenate matrices along their columns; parts are made as they are asked for.
+
+        Parameters
+        ----------
+        parts : iterable of arrays, shape (rows, k)
+            At least one.
+        columns : int
+            How many columns they have together.
+
+        Returns
+        -------
+        array, shape (rows, columns)
+        """
+        found = list(parts)
+        return found[0] if len(found) == 1 else self.xp.concat(found, axis=1)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add the elements of ``x`` that share a segment number.

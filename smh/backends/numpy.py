@@ -43,6 +43,19 @@ class NumpyOps(Ops):
             start += part.shape[0]
         return out
 
+    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
+        """Write one part after another into its place."""
+        out, at = None, 0
+        for part in parts:
+            if part.shape[1] == columns:
+                return part
+            if out is None:
+                out = np.empty((part.shape[0], columns), dtype=part.dtype)
+            out[:, at : at + part.shape[1]] = part
+            at += part.shape[1]
+            del part  # before the next one is made
+        return out
+
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in float64, element by element."""
         return np.bincount(segments, weights=x, minlength=size).astype(x.dtype)

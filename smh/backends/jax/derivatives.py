@@ -84,13 +84,13 @@ _materialize.defvjp(_keep_variables, _pull, symbolic_zeros=True)
 
 
 def _core_weights(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
-    weights = generate.materialize(OPS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
+    weights = generate.materialize(JaxOps(), plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
     return tuple(weights.values())
 
 
 def _core_vjp(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Arrays) -> Arrays:
     named = dict(zip(plan.variable_shapes, variables, strict=True))
-    return tuple(generate.vjp(OPS, plan, named, dict(zip(names, cotangents, strict=True))).values())
+    return tuple(generate.vjp(JaxOps(), plan, named, dict(zip(names, cotangents, strict=True))).values())
 
 
 def _differentiable(fn: Function, smooth: Function) -> Function:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as xp
@@ -11,13 +11,20 @@ from smh.ops import Array, Ops
 
 
 class JaxOps(Ops):
-    """Blocks are steps of a loop inside of the compiled program, so that memory is bounded there as well."""
+    """Blocks are steps of a loop inside of the compiled program, so that memory is bounded there as well.
 
+    Each loop waits for the one before: the compiler would hold the temporaries of all tensors at a time. So an object
+    serves one trace, that of one function, and holds its last result.
+    """
+
+    strip_elements = 1 << 23
+    """More than elsewhere: nothing makes the compiler finish one strip before it starts the next."""
     accelerator_elements = 1 << 24
     """Elements of a block away from the CPU, where every block costs the start of its kernels."""
 
     def __init__(self) -> None:
         super().__init__(xp)
+        self._last: Array = None
 
     def device(self, x: Array) -> None:
         """Return None: JAX places arrays where those are that they meet."""
@@ -26,10 +33,12 @@ class JaxOps(Ops):
     def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
         """Fill one float32 array block by block; where the function is elementwise, the array of its arguments."""
         first, step, blocks = self._split(x.shape[0], width)
-        head = xp.astype(fn(x[:first]), xp.float32)
-        if blocks == 0:
-            return head
         in_place = width == 1
+        start = 0 if in_place else self._in_turn()
+        head = xp.astype(fn(jax.lax.dynamic_slice_in_dim(x, start, first)), xp.float32)
+        if blocks == 0:
+            self._last = head
+            return head
 
         def fill(i: Array, out: Array) -> Array:
             start = first + i * step
@@ -42,7 +51,8 @@ class JaxOps(Ops):
             # Padded, not written into an empty array: what goes round the loop must be placed as the blocks are.
             missing = [(0, x.shape[0] - first, 0)] + [(0, 0, 0)] * (head.ndim - 1)
             out = jax.lax.pad(head, xp.zeros((), dtype=xp.float32), missing)
-        return jax.lax.fori_loop(0, blocks, fill, out)
+        self._last = jax.lax.fori_loop(0, blocks, fill, out)
+        return self._last
 
     def sum_rows(
         self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int, start: int = 0, stop: int | None = None
@@ -59,6 +69,17 @@ class JaxOps(Ops):
 
         return jax.lax.fori_loop(0, blocks, add, total)
 
+    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
+        """Write one part after another into its place."""
+        out, at = None, 0
+        for part in parts:
+            if out is None:
+                out = jax.lax.pad(part, xp.zeros((), part.dtype), [(0, 0, 0), (0, columns - part.shape[1], 0)])
+            else:
+                out = jax.lax.dynamic_update_slice_in_dim(out, part, at, 1)
+            at += part.shape[1]
+        return out
+
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
         return jax.ops.segment_sum(x, segments, num_segments=size)
@@ -67,6 +88,13 @@ class JaxOps(Ops):
         """Return how many rows a block has, where programs run by default."""
         elements = self.block_elements if jax.default_backend() == "cpu" else self.accelerator_elements
         return max(1, min(rows, elements // max(1, width)))
+
+    def _in_turn(self) -> Array | int:
+        """Return a 0 that the compiler cannot know before the last loop is done: its own barriers order nothing."""
+        if self._last is None:
+            return 0
+        bits = jax.lax.bitcast_convert_type(xp.reshape(self._last, (-1,))[0], xp.int32)
+        return 1 + (bits >> 31) + (~bits >> 31)
 
     def _split(self, rows: int, width: int) -> tuple[int, int, int]:
         """Return the rows of the first block, those of each further block, and how many further blocks there are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -45,6 +45,19 @@ class TorchOps(Ops):
                 out = torch.empty((x.shape[0], *part.shape[1:]), dtype=torch.float32, device=x.device)
             out[start : start + part.shape[0]] = part
             start += part.shape[0]
+        return out
+
+    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
+        """Write one part after another into its place."""
+        out, at = None, 0
+        for part in parts:
+            if part.shape[1] == columns:
+                return part
+            if out is None:
+                out = part.new_empty((part.shape[0], columns))
+            out[:, at : at + part.shape[1]] = part
+            at += part.shape[1]
+            del part  # before the next one is made
         return out
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
