@@ -374,7 +374,8 @@ ON_EIGHT_DEVICES = """
     from smh.backends import jax as smh_jax
     from smh.backends.jax import backend
     from smh.backends.jax.ops import JaxOps
-    from tests.support import assert_same_bits, cotangents_for
+    from conformance.bits import assert_same_bits
+    from conformance.cases import cotangents_for
 
     JaxOps.block_elements = 7
     assert jax.device_count() == 8

@@ -31,11 +31,11 @@ class JaxOps(Ops):
         return None
 
     def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
-        """Fill one float32 array block by block; where the function is elementwise, the array of its arguments."""
+        """Fill one float32 array block by block: that of the arguments, where results have their shape and type."""
         first, step, blocks = self._split(x.shape[0], width)
-        in_place = width == 1
-        start = 0 if in_place else self._in_turn()
+        start = 0 if width == 1 else self._in_turn()  # what is elementwise follows what made its argument
         head = xp.astype(fn(jax.lax.dynamic_slice_in_dim(x, start, first)), xp.float32)
+        in_place = x.dtype == head.dtype and x.shape[1:] == head.shape[1:]
         if blocks == 0:
             self._last = head
             return head

@@ -72,11 +72,6 @@ def full(shape: Sequence[int], value: float, *, dtype: Any, device: Any = None) 
     return tf.fill(shape, tf.constant(value, dtype))
 
 
-def full_like(x: Array, value: float) -> Array:
-    """Return an array of one value, with the shape and type of ``x``."""
-    return tf.fill(tf.shape(x), tf.constant(value, x.dtype))
-
-
 def max(x: Array, *, axis: int, keepdims: bool = False) -> Array:
     """Return the largest elements along an axis; NaN where there is one."""
     if _has_gpu():
