@@ -11,7 +11,7 @@ import smh
 import smh.backends.numpy
 from conformance.bits import assert_same_bits
 from smh.backends import registry
-from smh.backends.protocol import Backend
+from smh.backends.protocol import Backend, Mode
 
 
 def run(code, **environment):
@@ -87,6 +87,24 @@ def test_other_packages_bring_backends_as_entry_points(entry):
     entry("doubled", "tests.test_backends:doubled")
     assert smh.list_backends() == ["numpy", "torch", "jax", "tensorflow", "doubled"]
     assert smh.get_backend("doubled") is doubled
+
+
+def test_backends_without_their_framework_are_not_installed(entry, monkeypatch):
+    entry("doubled", "tests.test_backends:doubled")
+    there = {"numpy": object(), "jax": object()}
+    monkeypatch.setattr(registry.importlib.util, "find_spec", there.get)
+    assert smh.list_backends(installed=True) == ["numpy", "jax", "doubled"]
+
+
+def test_modes_are_named_and_say_why_they_cannot_run(monkeypatch):
+    backend = smh.get_backend("numpy")
+    assert [mode.name for mode in backend.modes()] == ["eager"]
+    assert backend.in_mode("eager") is not backend
+    with pytest.raises(smh.BackendError, match="no mode 'jit': known names: 'eager'"):
+        backend.in_mode("jit")
+    monkeypatch.setattr(type(backend), "modes", lambda self: (Mode("jit", "compiled", missing="no compiler"),))
+    with pytest.raises(smh.BackendError, match="mode 'jit' of the numpy backend cannot run here: no compiler"):
+        backend.in_mode("jit")
 
 
 def test_an_entry_point_cannot_replace_a_built_in_backend(entry):
