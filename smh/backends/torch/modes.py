@@ -67,8 +67,9 @@ def _compiled(compiler: str) -> Callable[[Function], Function]:
             return fn(*args)
 
         # A code object of its own: PyTorch counts how often one is compiled, and every plan compiles a function anew.
+        # Not dynamic: PyTorch would make symbols of the sizes in which plans differ, and cannot compile `%` by them.
         own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-        return cast(Function, torch.compile(own, fullgraph=True, backend=compiler))
+        return cast(Function, torch.compile(own, fullgraph=True, dynamic=False, backend=compiler))
 
     return wrap
 
@@ -79,6 +80,11 @@ MODES = (
     Mode("threads", "torch.set_num_threads, one thread and two", around=_under(_other_threads)),
     Mode("vmap", "torch.func.vmap", within=_vmap),
     Mode("checkpoint", "torch.utils.checkpoint", within=_checkpointed),
-    Mode("traced", "torch.compile(fullgraph=True, backend='aot_eager')", within=_compiled("aot_eager"), slowness=8),
-    Mode("compile", "torch.compile(fullgraph=True)", within=_compiled("inductor"), slowness=20),
+    Mode(
+        "traced",
+        "torch.compile(fullgraph=True, dynamic=False, backend='aot_eager')",
+        within=_compiled("aot_eager"),
+        slowness=8,
+    ),
+    Mode("compile", "torch.compile(fullgraph=True, dynamic=False)", within=_compiled("inductor"), slowness=20),
 )
