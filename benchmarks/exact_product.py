@@ -29,19 +29,19 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def numpy_runner():
-    """Return the Ops, what prepares a function, and what moves an array in."""
-    return importlib.import_module("smh.backends.numpy").NumpyOps(), lambda fn: fn, lambda x: x
+    """Return what makes an Ops, what prepares a function, and what moves an array in."""
+    return importlib.import_module("smh.backends.numpy").NumpyOps, lambda fn: fn, lambda x: x
 
 
 def torch_runner():
     torch = importlib.import_module("torch")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    return importlib.import_module("smh.backends.torch.ops").TorchOps(), lambda fn: fn, torch.from_numpy
+    return importlib.import_module("smh.backends.torch.ops").TorchOps, lambda fn: fn, torch.from_numpy
 
 
 def jax_runner():
     jax = importlib.import_module("jax")
-    ops = importlib.import_module("smh.backends.jax.ops").JaxOps()
+    ops = importlib.import_module("smh.backends.jax.ops").JaxOps
 
     def prepare(fn):
         def wide(*args):
@@ -56,23 +56,26 @@ def jax_runner():
 
 def tensorflow_runner():
     tf = importlib.import_module("tensorflow")
-    return importlib.import_module("smh.backends.tensorflow.ops").TensorFlowOps(), tf.function, tf.constant
+    return importlib.import_module("smh.backends.tensorflow.ops").TensorFlowOps, tf.function, tf.constant
 
 
 RUNNERS = {"numpy": numpy_runner, "torch": torch_runner, "jax": jax_runner, "tensorflow": tensorflow_runner}
 
 
-def contenders(ops):
+def contenders(make_ops):
     """Return pairs of functions of (left, right, cotangent): exact and raw."""
-    exact, xp = importlib.import_module("smh.exact"), ops.xp
+    exact, xp = importlib.import_module("smh.exact"), make_ops().xp
     transposed = xp.matrix_transpose
     return {
         "forward": (
-            lambda left, right, g: exact.product(ops, left, right),
+            lambda left, right, g: exact.product(make_ops(), left, right),
             lambda left, right, g: xp.matmul(left, right),
         ),
         "backward": (
-            lambda left, right, g: (exact.product(ops, g, transposed(right)), exact.transposed_product(ops, left, g)),
+            lambda left, right, g: (
+                exact.product(make_ops(), g, transposed(right)),
+                exact.transposed_product(make_ops(), left, g),
+            ),
             lambda left, right, g: (xp.matmul(g, transposed(right)), xp.matmul(transposed(left), g)),
         ),
     }
@@ -88,7 +91,7 @@ def measure(arguments):
     """Yield a row per side, ratio and direction."""
     (backend,) = arguments.backends
     try:
-        ops, prepare, asarray = RUNNERS[backend]()
+        make_ops, prepare, asarray = RUNNERS[backend]()
     except ImportError as error:
         sys.exit(f"the {backend} backend cannot be imported: {error}")
     clock = CLOCKS[arguments.clock]
@@ -98,7 +101,7 @@ def measure(arguments):
             m = int(ratio * n / 2)
             shapes = (n, m), (m, n), (n, n)
             arrays = [asarray(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes]
-            for direction, pair in contenders(ops).items():
+            for direction, pair in contenders(make_ops).items():
                 exactly, raw = map(prepare, pair)
                 seconds(clock, exactly, arrays), seconds(clock, raw, arrays)
                 times = [
