@@ -20,6 +20,7 @@ from rich.table import Table
 from smh.backends.registry import list_backends
 from smh.errors import ConformanceError
 
+_WIDTH = 140
 _ENVIRONMENT = {
     # One thread each, since several backends run at a time; eight devices, so that sharding can be checked on a CPU.
     "OMP_NUM_THREADS": "1",
@@ -60,6 +61,8 @@ def run(
         "missing": missing,
     }
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)  # a file or a pipe takes the whole table
     if as_json:
         console.print_json(json.dumps(result))
     else:
