@@ -35,10 +35,6 @@ def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Ar
     return ops.map_rows(fn, x, width)
 
 
-ROWS = 512
-"""How many rows of a left operand go into one product, where there are as many terms and rows."""
-
-
 class Right(NamedTuple):
     """A right operand, and what of its work does not depend on the left one."""
 
@@ -118,7 +114,7 @@ def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array) -> Array:
         return _flush_sums(ops, total, fine | _has_fine_line(xp, own))
 
     # Every block of rows reads the whole grid, which flat blocks would do too often.
-    width = min(max(terms, columns), max(1, ops.block_elements // min(terms, ROWS)))
+    width = min(max(terms, columns), max(1, ops.block_elements // min(terms, ops.product_rows)))
     return ops.map_rows(rows_times_grid, a, width)
 
 
@@ -204,7 +200,7 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
     grid = to_grid(ops, a, own)
 
     def rows_times_rows(left: Array, rows: Array) -> Array:
-        return xp.matmul(xp.matrix_transpose(left), to_grid(ops, rows, shifter))
+        return ops.transposed_matmul(left, to_grid(ops, rows, shifter))
 
     # Blocks with at least as many rows as the result has: adding to it then costs no more than making the block.
     width = min(columns, max(1, ops.block_elements // a.shape[1]))

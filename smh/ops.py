@@ -32,6 +32,9 @@ class Ops:
     strip_elements = 1 << 21
     """About how many elements of a right operand are held in float64 at a time."""
 
+    product_rows = 512
+    """How many rows of a left operand go into one product, where there are as many terms and rows."""
+
     def __init__(self, xp: Any) -> None:
         self.xp = xp
 
@@ -99,6 +102,10 @@ class Ops:
             total = part if total is None else total + part
         return total
 
+    def transposed_matmul(self, a: Array, b: Array) -> Array:
+        """Return the product of the transpose of ``a``, shape (K, p), with ``b``, shape (K, q)."""
+        return self.xp.matmul(self.xp.matrix_transpose(a), b)
+
     def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
         """Concatenate matrices along their columns; parts are made as they are asked for.
 
@@ -152,3 +159,34 @@ class Ops:
         rows = x.shape[0]
         step = self.block_rows(rows, width)
         return [x[start : min(start + step, rows), ...] for start in range(0, rows, step)]
+
+
+class InPlaceOps(Ops):
+    """What arrays allow that can be written into: blocks go straight to their place."""
+
+    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+        """Fill one float32 array block by block."""
+        xp = self.xp
+        out, start = None, 0
+        for block in self._blocks(x, width):
+            part = fn(block)
+            if part.shape[0] == x.shape[0]:
+                return xp.astype(part, xp.float32, copy=False)
+            if out is None:
+                out = xp.empty((x.shape[0], *part.shape[1:]), dtype=xp.float32, device=self.device(x))
+            out[start : start + part.shape[0], ...] = part
+            start += part.shape[0]
+        return out
+
+    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
+        """Write one part after another into its place."""
+        out, at = None, 0
+        for part in parts:
+            if part.shape[1] == columns:
+                return part
+            if out is None:
+                out = self.xp.empty((part.shape[0], columns), dtype=part.dtype, device=self.device(part))
+            out[:, at : at + part.shape[1]] = part
+            at += part.shape[1]
+            del part  # before the next one is made
+        return out

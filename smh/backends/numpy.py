@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,14 @@ from smh import generate
 from smh.api import Api
 from smh.backends.protocol import Backend
 from smh.errors import BackendError
-from smh.ops import Array, Ops
+from smh.ops import Array, InPlaceOps
 from smh.plan import Plan
 
 __all__ = ["Plan", "backend", "digest", "initialize", "load", "materialize", "save", "vjp"]
 
 
-class NumpyOps(Ops):
-    """Blocks are written straight into their place, and NumPy's own counting adds segments."""
+class NumpyOps(InPlaceOps):
+    """NumPy, whose own counting adds segments."""
 
     def __init__(self) -> None:
         super().__init__(np)
@@ -30,31 +30,6 @@ class NumpyOps(Ops):
     def is_false(self, flag: Array) -> bool:
         """Look at the flag: its value is always at hand."""
         return not flag
-
-    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
-        """Fill one float32 array block by block."""
-        out = None
-        start = 0
-        for block in self._blocks(x, width):
-            part = fn(block)
-            if out is None:
-                out = np.empty((x.shape[0], *part.shape[1:]), dtype=np.float32)
-            out[start : start + part.shape[0]] = part
-            start += part.shape[0]
-        return out
-
-    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
-        """Write one part after another into its place."""
-        out, at = None, 0
-        for part in parts:
-            if part.shape[1] == columns:
-                return part
-            if out is None:
-                out = np.empty((part.shape[0], columns), dtype=part.dtype)
-            out[:, at : at + part.shape[1]] = part
-            at += part.shape[1]
-            del part  # before the next one is made
-        return out
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in float64, element by element."""

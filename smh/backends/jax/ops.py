@@ -19,6 +19,8 @@ class JaxOps(Ops):
 
     strip_elements = 1 << 23
     """More than elsewhere: nothing makes the compiler finish one strip before it starts the next."""
+    product_rows = 128
+    """Fewer than elsewhere: the compiler may hold the products of several tensors, still in float64."""
     accelerator_elements = 1 << 24
     """Elements of a block away from the CPU, where every block costs the start of its kernels."""
 
@@ -68,6 +70,10 @@ class JaxOps(Ops):
             return total + fn(*(jax.lax.dynamic_slice_in_dim(x, after + i * step, step) for x in xs))
 
         return jax.lax.fori_loop(0, blocks, add, total)
+
+    def transposed_matmul(self, a: Array, b: Array) -> Array:
+        """Transpose in memory: a float64 product that reads its left operand by columns takes twice as long on CPUs."""
+        return jax.lax.optimization_barrier(xp.matrix_transpose(a)) @ b
 
     def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
         """Write one part after another into its place."""

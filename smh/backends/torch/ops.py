@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import array_api_compat.torch as xp
 import torch
 
-from smh.ops import Array, Ops
+from smh.ops import Array, InPlaceOps
 
 
-class TorchOps(Ops):
+class TorchOps(InPlaceOps):
     """Tensors, with hash words in int64: the unsigned types of PyTorch have no arithmetic."""
 
     accelerator_elements = 1 << 24
@@ -32,33 +31,6 @@ class TorchOps(Ops):
     def is_false(self, flag: Array) -> bool:
         """Look at the flag where that costs nothing: at a plain tensor on the CPU, outside of any tracing."""
         return _at_hand(flag) and not flag
-
-    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
-        """Fill one float32 tensor block by block."""
-        out = None
-        start = 0
-        for block in self._blocks(x, width):
-            part = fn(block)
-            if part.shape[0] == x.shape[0]:
-                return xp.astype(part, torch.float32, copy=False)
-            if out is None:
-                out = torch.empty((x.shape[0], *part.shape[1:]), dtype=torch.float32, device=x.device)
-            out[start : start + part.shape[0]] = part
-            start += part.shape[0]
-        return out
-
-    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
-        """Write one part after another into its place."""
-        out, at = None, 0
-        for part in parts:
-            if part.shape[1] == columns:
-                return part
-            if out is None:
-                out = part.new_empty((part.shape[0], columns))
-            out[:, at : at + part.shape[1]] = part
-            at += part.shape[1]
-            del part  # before the next one is made
-        return out
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add with ``index_add``, in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
