@@ -16,6 +16,7 @@ from rich.table import Table
 
 from smh.errors import PlanError
 from smh.plan import Plan
+from smh.selection import select
 
 RESIDENCIES = ("full", "cached", "layer")
 """When weights are built: once per forward pass, once until a variable changes, or layer by layer."""
@@ -197,9 +198,8 @@ def plan_for(
         raise PlanError(f"the model has nothing to hash: {_reasons(tensors)}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
     try:
-        # Twice, because axes may be given for hashed tensors only, and a first plan says which these are.
-        hashed = Plan.build(shapes, ratio=ratio, **options).tensors
-        known = {tensor.name: free[tensor.name].axes for tensor in hashed}
+        hashed = select(shapes, options.get("include"), options.get("exclude"))
+        known = {name: free[name].axes for name in hashed}
         return Plan.build(shapes, ratio=ratio, axes={**_present(known), **(axes or {})}, **options)
     except PlanError as error:
         kept = [tensor for tensor in tensors if tensor.kept]
@@ -281,10 +281,10 @@ def _present(axes: Mapping[str, str | None]) -> dict[str, str]:
 
 def _reasons(tensors: Sequence[ModelTensor]) -> str:
     """Describe why tensors are kept."""
+    if not tensors:
+        return "it has no tensors"
     whys = [f"{tensor.name!r} {tensor.kept or f'has the shape {tensor.shape}'}" for tensor in tensors]
-    return (
-        "; ".join(whys[:3]) + (f"; and {len(whys) - 3} more" if len(whys) > 3 else "") if whys else "it has no tensors"
-    )
+    return "; ".join(whys[:3]) + (f"; and {len(whys) - 3} more" if len(whys) > 3 else "")
 
 
 def _some(names: Sequence[str]) -> str:
