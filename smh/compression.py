@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
-from smh.errors import PlanError
+from smh.checkpoint import Checkpoint
+from smh.errors import CheckpointError, PlanError
 from smh.plan import Plan
 from smh.selection import select
 
@@ -116,8 +117,8 @@ class Report:
         hashed = sum(tensor.hashed for tensor in self.tensors)
         asked = "" if self.ratio_asked is None else f", asked {self.ratio_asked:.4g}"
         return (
-            f"{self.num_weights:,} weights in {hashed} tensors are generated from {self.num_variables:,} variables "
-            f"(pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers in {len(self.tensors) - hashed} tensors "
+            f"{self.num_weights:,} weights ({_tensors(hashed)}) are generated from {self.num_variables:,} variables "
+            f"(pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers ({_tensors(len(self.tensors) - hashed)}) "
             f"are kept. The model stores {self.bytes_after:,} bytes instead of {self.bytes_before:,} "
             f"({self.bytes_after / self.bytes_before:.1%}); residency {self.residency!r}."
         )
@@ -220,6 +221,46 @@ def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
             raise PlanError(f"the plan gives {tensor.name!r} the shape {tensor.viewed_shape}; the model {found.shape}")
 
 
+def check_loaded(
+    checkpoint: Checkpoint, dense: Mapping[str, tuple[tuple[int, ...], str]], plan: Plan | None = None
+) -> None:
+    """Raise unless a file holds just what a model stores, so that loading it cannot leave a model half changed.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        What was read.
+    dense : mapping of str to (tuple of int, str)
+        Shape and dtype of every tensor that the model keeps.
+    plan : Plan, optional
+        The plan of the model, if it is compressed already.
+
+    Raises
+    ------
+    CheckpointError
+        If the plan is another one, or a tensor is missing, unexpected, or of another shape or kind.
+    """
+    if plan is not None and checkpoint.plan != plan:
+        raise CheckpointError(
+            "the file has another plan than the model: load it into a plain model, or compress with the file's plan, "
+            f"smh.load(path).plan. The file: {_summary(checkpoint.plan)}; the model: {_summary(plan)}"
+        )
+    missing = [name for name in dense if name not in checkpoint.dense]
+    unexpected = [name for name in checkpoint.dense if name not in dense]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"the file does not fit the model; missing: {_some(missing) or 'none'}; "
+            f"unexpected: {_some(unexpected) or 'none'}"
+        )
+    for name, (shape, dtype) in dense.items():
+        found = checkpoint.dense[name]
+        if tuple(found.shape) != shape:
+            raise CheckpointError(f"{name!r} has the shape {tuple(found.shape)} in the file, {shape} in the model")
+        given = str(found.dtype).rpartition(".")[2]
+        if _kind(given) != _kind(dtype):
+            raise CheckpointError(f"{name!r} has the type {given} in the file, {dtype} in the model")
+
+
 def make_report(
     tensors: Sequence[ModelTensor],
     plan: Plan,
@@ -285,6 +326,19 @@ def _reasons(tensors: Sequence[ModelTensor]) -> str:
         return "it has no tensors"
     whys = [f"{tensor.name!r} {tensor.kept or f'has the shape {tensor.shape}'}" for tensor in tensors]
     return "; ".join(whys[:3]) + (f"; and {len(whys) - 3} more" if len(whys) > 3 else "")
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
+
+
+def _summary(plan: Plan) -> str:
+    return f"{plan.pool!r}, {len(plan.tensors)} tensors, {plan.num_weights:,} weights, seed {plan.seed}"
+
+
+def _kind(dtype: str) -> str:
+    """Return ``float``, ``int``, ``uint``, ``bool`` and the like, without the bits."""
+    return dtype.rstrip("0123456789").removeprefix("b" if dtype == "bfloat16" else "")
 
 
 def _some(names: Sequence[str]) -> str:

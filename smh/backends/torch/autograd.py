@@ -52,6 +52,39 @@ class Materialize(torch.autograd.Function):
         return _one_by_one(Materialize.apply, info.batch_size, in_dims, args)
 
 
+class Promise(Materialize):
+    """From ``(plan, names, *variables)`` to placeholders for weights that are built later, one by one.
+
+    A placeholder has the shape of its weight and no memory. What the built weights get as gradients arrives here
+    together, so that the variables get the same bits as from :class:`Materialize`.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Array, ...]:
+        """Run nothing."""
+        plan, names, *variables = _arguments(args)
+        zero = variables[0].new_zeros(())
+        return tuple(zero.expand(tensor.viewed_shape) for tensor in plan.select(names))
+
+
+class Redeem(torch.autograd.Function):
+    """From a placeholder and its weight, built without autograd, to the weight."""
+
+    @staticmethod
+    def forward(promise: Array, weight: Array) -> Array:
+        """Return the weight."""
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> tuple[Array, None]:
+        """Hand the gradient to the placeholder."""
+        return cotangent, None
+
+
 class Vjp(torch.autograd.Function):
     """From ``(plan, names, *variables, *cotangents)`` to the gradients of all variables."""
 

@@ -1,0 +1,99 @@
+"""What a ``torch.nn.Module`` consists of: which tensors may be generated, where they are read, and why others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from smh.backends.torch.store import Site
+from smh.compression import ModelTensor
+from smh.errors import PlanError
+
+
+def discover(model: nn.Module) -> tuple[tuple[ModelTensor, ...], dict[str, list[Site]]]:
+    """Return all parameters and buffers of a model, once each, and where parameters are read."""
+    found: dict[int, tuple[torch.Tensor, list[str], list[Site], str]] = {}
+    for prefix, module in model.named_modules():
+        for attribute, x in (*module._parameters.items(), *module._buffers.items()):
+            if x is not None:
+                why = _why_kept(module, prefix, attribute, x)
+                entry = found.setdefault(id(x), (x, [], [], why))
+                entry[1].append(f"{prefix}.{attribute}" if prefix else attribute)
+                entry[2].append((module, attribute))
+                found[id(x)] = (*entry[:3], entry[3] or why)
+    dtype = next((x.dtype for x, _, _, why in found.values() if not why and x.ndim >= 2), None)
+    tensors, sites = [], {}
+    for x, names, places, why in found.values():
+        if not why and x.dtype != dtype:
+            why = f"its type is {x.dtype}, that of the first one is {dtype}"
+        module, attribute = places[0]
+        tensors.append(
+            ModelTensor(
+                name=names[0],
+                shape=tuple(x.shape),
+                nbytes=x.numel() * x.element_size(),
+                axes=_axes(module, x.ndim),
+                aliases=tuple(names[1:]),
+                kept=why,
+            )
+        )
+        sites[names[0]] = places
+    return tuple(tensors), sites
+
+
+def _why_kept(module: nn.Module, prefix: str, attribute: str, x: torch.Tensor) -> str:
+    """Return why a tensor cannot be generated, or nothing."""
+    if is_lazy(x):
+        name = f"{prefix}.{attribute}"
+        raise PlanError(f"the shape of {name!r} is not known yet: call the model once before you compress it")
+    if not isinstance(x, nn.Parameter):
+        return "it is a buffer"
+    if not x.is_floating_point():
+        return f"its type is {x.dtype}"
+    if type(x) is not nn.Parameter or x.layout != torch.strided or x.is_meta:
+        return f"it is no plain tensor but {type(x).__name__}, {x.layout}, on {x.device}"
+    if "parametrizations" in prefix.split("."):
+        return "its layer is parametrised (torch.nn.utils.parametrize)"
+    for hook in module._forward_pre_hooks.values():
+        target = getattr(hook, "name", getattr(hook, "_tensor_name", None))
+        if isinstance(target, str) and attribute.startswith(f"{target}_"):
+            return f"{type(hook).__name__} computes {target!r} from it"
+    if not x.requires_grad:
+        return "it is frozen (requires_grad=False)"
+    if x.numel() == 0:
+        return "it is empty"
+    if getattr(module, "sparse", False) is True:
+        return "its layer asks for sparse gradients"
+    if getattr(module, "max_norm", None) is not None:
+        return "its layer changes it in place (max_norm)"
+    return ""
+
+
+def _axes(module: nn.Module, ndim: int) -> str | None:
+    """Return what the axes of a weight mean in PyTorch: out, in, then spatial ones."""
+    if not 2 <= ndim <= 5:
+        return None
+    first = "i o" if isinstance(module, nn.modules.conv._ConvTransposeNd) else "o i"
+    return " ".join([first, *("d", "h", "w")[5 - ndim :]])
+
+
+class Values(Mapping[str, np.ndarray]):
+    """Present values of parameters, read when they are asked for."""
+
+    def __init__(self, sites: Mapping[str, list[Site]]) -> None:
+        self._sites = sites
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        module, attribute = self._sites[name][0]
+        values: np.ndarray = module._parameters[attribute].detach().to("cpu", torch.float32).numpy()
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
