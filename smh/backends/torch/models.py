@@ -82,7 +82,11 @@ def compress(
     torch.Size([30, 40])
     """
     _warn_of_optimizers(model, copied=True)
-    return _compress(copy.deepcopy(model), ratio, plan, residency, {"axes": axes, **options})
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {error}") from error
+    return _compress(copied, ratio, plan, residency, {"axes": axes, **options})
 
 
 def compress_(

@@ -89,15 +89,17 @@ class Store:
     def build(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights, in the type of the variables; autograd sees how they came about."""
         chosen = tuple(tensor.name for tensor in self.plan.tensors) if names is None else tuple(names)
-        with _kept_aside():
-            weights = Materialize.apply(self.plan, chosen, *self._variables())
-        dtype = self._dtype()
-        built = {name: w.to(dtype) for name, w in zip(chosen, weights, strict=True)}
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed()):
-            # PyTorch chooses kernels by this, also where no gradient is wanted: parameters have it set.
-            learns = any(x.requires_grad for x in self.parameters().values())
-            return {name: w.detach().requires_grad_(learns) for name, w in built.items()}
-        return built
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed():
+            with _kept_aside():
+                return self._built(chosen)
+        # PyTorch chooses kernels by requires_grad and inference, also where no gradient is wanted: as of parameters.
+        learns = any(x.requires_grad for x in self.parameters().values())
+        with torch.inference_mode(False), torch.no_grad():
+            return {name: w.detach().requires_grad_(learns) for name, w in self._built(chosen).items()}
+
+    def _built(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        weights = Materialize.apply(self.plan, names, *self._variables())
+        return {name: w.to(self._dtype()) for name, w in zip(names, weights, strict=True)}
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
@@ -185,8 +187,7 @@ class Store:
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         state = tuple((x, x._version, x.data_ptr()) for x in found)
         if self._cache is None or not all(map(_unchanged, self._cache[0], state)):
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache = state, self.build()
+            self._cache = state, self.build()
         return self._cache[1]
 
 
