@@ -8,15 +8,16 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from smh import exact, fast, layout, scales
 from smh.errors import UnknownNameError, VariableError, near_names
 from smh.grid import flush
 from smh.ops import Array, Ops
 from smh.plan import Plan
-from smh.pools import BoundPool
+from smh.pools import BoundMatmul, BoundPool
 from smh.tensors import TensorSpec
 
 _ARITHMETIC: dict[str, ModuleType] = {"exact": exact, "fast": fast}
@@ -54,10 +55,15 @@ def materialize(
     check_variables(ops, plan, variables)
     arithmetic = _ARITHMETIC[plan.arithmetic]
     pool = _bind(ops, plan, variables)
+    factors = _scaled_factors(plan, pool)
     weights = {}
     for tensor in chosen:
-        v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
-        w = scales.apply(ops, arithmetic, _scale(ops, tensor, variables), tensor.modifiers, v)
+        scale = _scale(ops, tensor, variables)
+        if factors is not None:
+            w = factors.read_scaled(tensor.offset, tensor.stop, scale)
+        else:
+            v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
+            w = scales.apply(ops, arithmetic, scale, tensor.modifiers, v)
         w = ops.xp.reshape(w, tensor.shape)
         weights[tensor.name] = tensor.view.apply(ops.xp, w) if tensor.view else w
     return weights
@@ -92,31 +98,64 @@ def vjp(ops: Ops, plan: Plan, variables: Mapping[str, Array], cotangents: Mappin
     check_variables(ops, plan, variables)
     check_cotangents(ops, plan, cotangents)
     xp = ops.xp
-    arithmetic = _ARITHMETIC[plan.arithmetic]
     pool = _bind(ops, plan, variables)
-    some = next(iter(variables.values()))
-    cells = []
-    gradients = {}
+    parts = []
     for tensor in plan.tensors:
-        if tensor.name not in cotangents:
-            cells.append(xp.zeros((tensor.size,), dtype=xp.float32, device=ops.device(some)))
-            if tensor.learn_scale:
-                gradients[tensor.scale_variable] = xp.zeros((), dtype=xp.float32, device=ops.device(some))
+        g = cotangents.get(tensor.name)
+        if g is not None:
+            g = xp.reshape(tensor.view.invert(xp, g, tensor.shape) if tensor.view else g, (-1,))
+        parts.append((tensor, _scale(ops, tensor, variables), g))
+    like = next(iter(variables.values()))
+    factors = _scaled_factors(plan, pool)
+    if factors is None:
+        gradients, of_scales = _pull_cells(ops, plan, pool, parts, like)
+    else:
+        gradients, of_scales = _pull_factors(ops, factors, parts, like)
+    found = {f"pool/{name}": gradient for name, gradient in gradients.items()}
+    found |= {tensor.scale_variable: x for tensor, x in zip(plan.tensors, of_scales, strict=True) if tensor.learn_scale}
+    return {name: found[name] for name in plan.variable_shapes}
+
+
+def _pull_cells(
+    ops: Ops, plan: Plan, pool: BoundPool, parts: Sequence[tuple[TensorSpec, Any, Array | None]], like: Array
+) -> tuple[dict[str, Array], list[Array | None]]:
+    """Return the gradients of pool variables and of scales, through the cotangents of all cells."""
+    xp, arithmetic = ops.xp, _ARITHMETIC[plan.arithmetic]
+    flush = arithmetic.flush
+    cells, of_scales = [], []
+    for tensor, scale, g in parts:
+        if g is None:
+            cells.append(xp.zeros((tensor.size,), dtype=xp.float32, device=ops.device(like)))
+            of_scales.append(xp.zeros((), dtype=xp.float32, device=ops.device(like)))
             continue
-        g = cotangents[tensor.name]
-        g = tensor.view.invert(xp, g, tensor.shape) if tensor.view else g
-        g = flush(xp, xp.reshape(g, (-1,)))
-        scale = _scale(ops, tensor, variables)
+        g = arithmetic.map_rows(ops, lambda block: flush(xp, block), g, 1)
+        of_scale = None
         if tensor.learn_scale or tensor.modifiers:
             v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
             g = scales.pull(ops, scale, tensor.modifiers, v, g)
-            if tensor.learn_scale:
-                gradients[tensor.scale_variable] = arithmetic.dot(ops, g, v)
-        cells.append(flush(xp, g * scale))
-    flat = cells[0] if len(cells) == 1 else xp.concat(cells)
-    dv = layout.scatter(ops, plan.layout, plan.capacity, flat)
-    gradients.update({f"pool/{name}": gradient for name, gradient in pool.pull(dv).items()})
-    return {name: gradients[name] for name in plan.variable_shapes}
+            of_scale = arithmetic.dot(ops, g, v)
+        of_scales.append(of_scale)
+        cells.append(arithmetic.map_rows(ops, lambda block, scale=scale: flush(xp, block * scale), g, 1))
+    dv = layout.scatter(ops, plan.layout, plan.capacity, cells)
+    return pool.pull(dv), of_scales
+
+
+def _pull_factors(
+    ops: Ops, factors: BoundMatmul, parts: Sequence[tuple[TensorSpec, Any, Array | None]], like: Array
+) -> tuple[dict[str, Array], list[Array]]:
+    """Return the same where rows of a factor take the scales."""
+    known = []
+    for tensor, scale, g in parts:
+        if g is None:
+            g = ops.xp.zeros((tensor.size,), dtype=ops.xp.float32, device=ops.device(like))
+        known.append((tensor.offset, tensor.stop, scale, g))
+    return factors.pull_scaled(known)
+
+
+def _scaled_factors(plan: Plan, pool: BoundPool) -> BoundMatmul | None:
+    """Return the pool if rows of a factor can take the scales: where no bits are promised, and no layout interferes."""
+    plain = plan.layout == "basic" and not any(tensor.modifiers for tensor in plan.tensors)
+    return pool if plan.arithmetic == "fast" and plain and isinstance(pool, BoundMatmul) else None
 
 
 def indices(ops: Ops, plan: Plan, i: Array) -> dict[str, Array]:

@@ -7,6 +7,8 @@ or, past the capacity, a constant.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from smh.grid import rounded
 from smh.ops import Array, Ops
 from smh.pools import BoundPool
@@ -63,19 +65,19 @@ def _read_cyclic(ops: Ops, pool: BoundPool, start: int, stop: int) -> Array:
     return parts[0] if len(parts) == 1 else ops.xp.concat(parts)
 
 
-def scatter(ops: Ops, layout: str, capacity: int, cells: Array) -> Array:
+def scatter(ops: Ops, layout: str, capacity: int, parts: Sequence[Array]) -> Array:
     """Return the cotangent of every virtual weight, given that of all cells: the transpose of reading them all.
 
     Parameters
     ----------
     ops : Ops
-        The namespace of ``cells``.
+        The namespace of the cotangents.
     layout : str
         One of ``LAYOUTS``.
     capacity : int
         How many virtual weights there are.
-    cells : array, shape (N,), float32
-        Flushed cotangents of all cells.
+    parts : sequence of arrays, shape (k,), float32
+        Flushed cotangents of all cells, one array after another.
 
     Returns
     -------
@@ -83,18 +85,17 @@ def scatter(ops: Ops, layout: str, capacity: int, cells: Array) -> Array:
         Where several cells show one virtual weight, theirs added in float64, ascending, and rounded once.
     """
     xp = ops.xp
-    count = cells.shape[0]
-    if layout == "padding":
-        count = min(count, capacity)
-        cells = cells[:count]
+    total = sum(part.shape[0] for part in parts)
+    count = min(total, capacity) if layout == "padding" else total
     cycles = -(-count // capacity)
-    missing = cycles * capacity - count
+    missing = max(0, cycles * capacity - total)
     if missing:
-        cells = xp.concat([cells, xp.zeros((missing,), dtype=cells.dtype, device=ops.device(cells))])
+        parts = [*parts, xp.zeros((missing,), dtype=xp.float32, device=ops.device(parts[0]))]
+    cells = parts[0] if len(parts) == 1 else xp.concat(parts)
     if cycles == 1:
-        return cells
+        return cells[:capacity]
     rows = xp.reshape(cells, (cycles, capacity))
-    total = xp.astype(rows[0, :], xp.float64)
+    sums = xp.astype(rows[0, :], xp.float64)
     for cycle in range(1, cycles):
-        total = total + xp.astype(rows[cycle, :], xp.float64)
-    return rounded(xp, total)
+        sums = sums + xp.astype(rows[cycle, :], xp.float64)
+    return rounded(xp, sums)

@@ -352,7 +352,7 @@ def test_names_and_cotangents_that_do_not_fit_are_refused():
 def test_a_device_without_float64_has_no_exact_arithmetic(monkeypatch):
     plan = small()
     variables = smh_torch.initialize(plan)
-    monkeypatch.setattr("smh.backends.torch._device_type", lambda x: "mps")
+    monkeypatch.setattr("smh.backends.torch.adapter._device_type", lambda x: "mps")
     with pytest.raises(smh.BackendError, match="exact arithmetic needs float64.*'mps'"):
         smh_torch.materialize(plan, variables)
     assert smh_torch.materialize(dataclasses.replace(plan, arithmetic="fast"), variables)

@@ -16,7 +16,7 @@ A pool is written down twice with the same classes: as a *request*, in which siz
 
 from smh.pools.base import BoundPool, Pool, from_dict, named
 from smh.pools.combine import Product, Sum
-from smh.pools.factorized import Kronecker, Matmul
+from smh.pools.factorized import BoundMatmul, Kronecker, Matmul
 from smh.pools.hashed import Hash
 
-__all__ = ["BoundPool", "Hash", "Kronecker", "Matmul", "Pool", "Product", "Sum", "from_dict", "named"]
+__all__ = ["BoundMatmul", "BoundPool", "Hash", "Kronecker", "Matmul", "Pool", "Product", "Sum", "from_dict", "named"]

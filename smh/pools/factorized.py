@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
@@ -112,7 +112,7 @@ class Matmul(_Factorized):
 
     def bind(self, ops: Ops, arithmetic: ModuleType, variables: Mapping[str, Array], seed: int) -> BoundLeaf:
         """Join the pool with its values."""
-        return _BoundMatmul(self, ops, arithmetic, variables["left"], variables["right"])
+        return BoundMatmul(self, ops, arithmetic, variables["left"], variables["right"])
 
     def _side_for(self, weights: int) -> int:
         return self.n if self.n is not None else math.isqrt(weights - 1) + 1
@@ -191,6 +191,10 @@ class Kronecker(_Factorized):
         return (d if d**4 >= weights else d + 1) ** 2
 
 
+Part = tuple[int, int, Array | float, Array]
+"""First and last + 1 virtual weight of a tensor, its scale, and the cotangent of its weights."""
+
+
 class _BoundFactorized(BoundLeaf):
     """The matrix product that both pools share: left as the pool stores it, right as (terms, side)."""
 
@@ -215,7 +219,9 @@ class _BoundFactorized(BoundLeaf):
         )
 
 
-class _BoundMatmul(_BoundFactorized):
+class BoundMatmul(_BoundFactorized):
+    """A matmul pool with its values: virtual weights are rows of one product."""
+
     def _read_plain(self, start: int, stop: int) -> Array:
         n = self.side
         first, last = start // n, (stop - 1) // n
@@ -228,6 +234,49 @@ class _BoundMatmul(_BoundFactorized):
     def _pull_plain(self, dv: Array) -> dict[str, Array]:
         left, right = self._gradients(self.left, self.ops.xp.reshape(dv, (self.side, self.side)))
         return {"left": left, "right": right}
+
+    def read_scaled(self, start: int, stop: int, scale: Array | float) -> Array:
+        """Return a slice of v times a scale, which rows of left take, so that nothing large is multiplied."""
+        first, last = start // self.side, (stop - 1) // self.side
+        rows = self.left[first : last + 1, :] * (scale * self.factor)
+        block = self.ops.xp.reshape(self._entries(rows, 0, self.side), (-1,))
+        return block[start - first * self.side : stop - first * self.side]
+
+    def pull_scaled(self, parts: Sequence[Part]) -> tuple[dict[str, Array], list[Array]]:
+        """Return the gradients of the factors, and of each part's scale.
+
+        With H the product of all cotangents with the transpose of right, rows of ``scale * H`` are the gradient of rows
+        of left, and the dot product of such rows of H and of left is that of the scale. So only rows that several parts
+        share have to be scaled before.
+        """
+        xp, n = self.ops.xp, self.side
+
+        def zeros(*shape: int) -> Array:
+            return xp.zeros(shape, dtype=xp.float32, device=self.ops.device(self.left))
+
+        scale_of_rows, pieces, edges = [], [], []
+        for start, stop, scale, g in parts:
+            head = min(-start % n, stop - start)  # ends the row that the part before began
+            tail = (stop - start - head) % n
+            inner = slice(head, stop - start - tail)
+            edge = [slice(0, head), slice(stop - start - tail, stop - start)]
+            edges.append([(start + e.start, start + e.stop, g[e]) for e in edge if e.start < e.stop])
+            pieces += [g[edge[0]] * scale, g[inner], g[edge[1]] * scale]
+            scale_of_rows += [zeros((inner.stop - inner.start) // n, 1) + scale, zeros(int(tail > 0), 1) + 1.0]
+        missing = n * n - parts[-1][1]
+        pieces.append(zeros(missing))
+        scale_of_rows.append(zeros(missing // n, 1))
+        d, row_scales = xp.reshape(xp.concat(pieces), (n, n)), self.factor * xp.concat(scale_of_rows)
+        h = xp.matmul(d, xp.matrix_transpose(self.right))
+        right = xp.matmul(xp.matrix_transpose(self.left * row_scales), d)
+        scales = []
+        for (start, stop, _, _), shared in zip(parts, edges, strict=True):
+            rows = slice(-(-start // n), max(stop // n, -(-start // n)))
+            total = self.factor * xp.sum(h[rows, :] * self.left[rows, :])
+            for first, last, g in shared:
+                total = total + xp.sum(g * self.read(first, last))
+            scales.append(total)
+        return {"left": h * row_scales, "right": right}, scales
 
 
 class _BoundKronecker(_BoundFactorized):

@@ -1,7 +1,7 @@
 """The PyTorch backend: weights as differentiable tensors, and whole models, on any device, compiled or not."""
 
 from smh.api import Api
-from smh.backends.torch.backend import backend
+from smh.backends.torch.adapter import backend
 from smh.backends.torch.files import digest, load, save
 from smh.backends.torch.models import compress, compress_, fit, materialize_, plan_of, report, set_residency
 from smh.plan import Plan

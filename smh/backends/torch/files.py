@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from smh.api import Api
-from smh.backends.torch.backend import backend
+from smh.backends.torch.adapter import backend
 from smh.backends.torch.discovery import discover
 from smh.backends.torch.models import find_store, install, store_of
 from smh.checkpoint import Checkpoint
