@@ -27,7 +27,7 @@ demo:
 	.venv-demo/bin/smh demo
 
 test:
-	$(call environment,.venv-test,--editable ".[test$(comma)torch$(comma)jax$(comma)tensorflow]")
+	$(call environment,.venv-test,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
 	.venv-test/bin/smh conformance
 

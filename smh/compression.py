@@ -201,10 +201,12 @@ def plan_for(
     try:
         hashed = select(shapes, options.get("include"), options.get("exclude"))
         known = {name: free[name].axes for name in hashed}
-        return Plan.build(shapes, ratio=ratio, axes={**_present(known), **(axes or {})}, **options)
+        built = Plan.build(shapes, ratio=ratio, axes={**_present(known), **(axes or {})}, **options)
     except PlanError as error:
         kept = [tensor for tensor in tensors if tensor.kept]
         raise PlanError(f"{error}" + (f" (not to be hashed: {_reasons(kept)})" if kept else "")) from error
+    check_fit(tensors, built)  # a view may give another shape
+    return built
 
 
 def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:

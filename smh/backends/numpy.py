@@ -63,8 +63,8 @@ class NumpyBackend(Backend):
 
     @np.errstate(all="ignore")
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
-        """Return gradients."""
-        return generate.vjp(self._ops, plan, variables, cotangents)
+        """Return gradients, as arrays also where NumPy makes scalars of them."""
+        return {name: np.asarray(x) for name, x in generate.vjp(self._ops, plan, variables, cotangents).items()}
 
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index."""

@@ -79,9 +79,9 @@ def flush_after_rounding(patch):
 
 
 def slices_off_by_one(patch):
-    read = factorized._BoundMatmul._read_plain
+    read = factorized.BoundMatmul._read_plain
     patch(
-        factorized._BoundMatmul,
+        factorized.BoundMatmul,
         "_read_plain",
         lambda self, start, stop: np.roll(read(self, 0, self.capacity), -1)[start:stop],
     )
@@ -128,11 +128,12 @@ def relu_that_lets_gradients_pass(patch):
 def cyclic_gradient_in_descending_order(patch):
     scatter = layout.scatter
 
-    def descending(ops, name, capacity, cells):
+    def descending(ops, name, capacity, parts):
+        cells = np.concatenate(parts)
         if name != "cyclic" or len(cells) <= capacity:
-            return scatter(ops, name, capacity, cells)
+            return scatter(ops, name, capacity, parts)
         cells = np.concatenate([cells, np.zeros(-len(cells) % capacity, dtype=np.float32)])
-        return scatter(ops, name, capacity, cells.reshape(-1, capacity)[::-1].reshape(-1))
+        return scatter(ops, name, capacity, [cells.reshape(-1, capacity)[::-1].reshape(-1)])
 
     patch(layout, "scatter", descending)
 
