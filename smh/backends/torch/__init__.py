@@ -2,7 +2,7 @@
 
 from smh.api import Api
 from smh.backends.torch.adapter import backend
-from smh.backends.torch.files import digest, load, save
+from smh.backends.torch.functions import digest, load, save
 from smh.backends.torch.models import compress, compress_, fit, materialize_, plan_of, report, set_residency
 from smh.plan import Plan
 

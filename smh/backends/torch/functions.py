@@ -1,4 +1,4 @@
-"""Checkpoint files of models, and their digests."""
+"""The functions that take a plan and arrays, or a compressed model."""
 
 from __future__ import annotations
 
