@@ -2,9 +2,9 @@
 
     python benchmarks/models.py [--threads 1] [--rounds 7] [--cells step inference memory]
 
-The model has ResNet-34's shapes for images of 32 x 32. Times are ratios to the plain model's, measured interleaved in one
-process: the median over rounds, and the quartiles. Peak memory (Linux) is that of a fresh process over what it had after
-its imports, and a forward pass of batch 1 is all that it does.
+The model has ResNet-34's shapes for images of 32 x 32. Times are ratios to the plain model's, measured interleaved in
+one process: the median over rounds, and the quartiles. Peak memory (Linux) is that of a fresh process over what it had
+after its imports; it loads a model and runs it forward once, with batch 1.
 """
 
 import argparse
@@ -13,33 +13,39 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from torch import nn
+
+from smh.backends import torch as smh
+
+CELLS = ("step", "inference", "memory")
+
+
+class Block(nn.Module):
+    """Two convolutions of 3 x 3 around which the input goes, projected where the width changes."""
+
+    def __init__(self, before, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = None
+        if before != width:
+            self.downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 def resnet34():
     """Return the model for small images: a first layer of 3 x 3, no pooling, 1000 classes."""
-    import torch
-    from torch import nn
-
-    class Block(nn.Module):
-        def __init__(self, before, width, stride):
-            super().__init__()
-            self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(width)
-            self.downsample = None
-            if before != width:
-                self.downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-        def forward(self, x):
-            out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-            return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
-
     layers, before = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()], 64
     for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)]):
         for block in range(blocks):
@@ -49,15 +55,11 @@ def resnet34():
 
 
 def compressed(plain, ratio, arithmetic="exact", residency="full"):
-    from smh.backends import torch as smh
-
     return smh.compress(plain, ratio=ratio, arithmetic=arithmetic, residency=residency)
 
 
 def quartiles(label, runs, rounds):
     """Print how long the second and later functions take over the first one."""
-    import numpy as np
-
     for run in runs.values():
         run()
     times = {name: [] for name in runs}
@@ -74,8 +76,6 @@ def quartiles(label, runs, rounds):
 
 
 def measure_step(rounds):
-    import torch
-
     def step(model):
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
 
@@ -95,8 +95,6 @@ def measure_step(rounds):
 
 
 def measure_inference(rounds):
-    import torch
-
     torch.manual_seed(0)
     plain = resnet34().eval()
     for batch in (1, 32):
@@ -117,10 +115,6 @@ def measure_inference(rounds):
 
 def peak(kind):
     """Return the peak of a process that builds a model and runs it once, over what it had before."""
-    import torch
-
-    import smh.backends.torch as smh
-
     torch.set_num_threads(1)
     path = os.environ["SMH_MODEL"]
     status = Path("/proc/self/status")
@@ -130,13 +124,11 @@ def peak(kind):
 
     with torch.no_grad():
         torch.nn.Conv2d(3, 4, 3)(torch.randn(1, 3, 32, 32))  # loads and starts what any model needs
-        with torch.device("meta"):
-            model = resnet34()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = field("VmRSS")
-        model = torch.load(path, mmap=kind == "plain", weights_only=False)
+        model = torch.load(path, weights_only=False)
         if kind != "plain":
             smh.set_residency(model, kind)
         model(torch.randn(1, 3, 32, 32))
@@ -144,10 +136,6 @@ def peak(kind):
 
 
 def measure_memory():
-    import tempfile
-
-    import torch
-
     torch.manual_seed(0)
     plain = resnet34().eval()
     found = {}
@@ -156,7 +144,11 @@ def measure_memory():
             path = Path(folder, "model.pt")
             torch.save(plain if kind == "plain" else compressed(plain, 0.1), path)
             command = [sys.executable, __file__, "--peak", kind]
-            environment = os.environ | {"SMH_MODEL": str(path), "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+            environment = os.environ | {
+                "PYTHONPATH": os.pathsep.join(sys.path[1:]),
+                "SMH_MODEL": str(path),
+                "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+            }
             done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
             found[kind] = int(done.stdout)
             print(f"memory     {kind:24s} {found[kind] / found['plain']:5.2f}  {found[kind] / 1e6:.0f} MB", flush=True)
@@ -166,16 +158,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--cells", nargs="+", choices=("step", "inference", "memory"), default=["step", "inference", "memory"]
-    )
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak(arguments.peak))
         return
-    import torch
-
     torch.set_num_threads(arguments.threads)
     print(f"{arguments.threads} thread(s), {arguments.rounds} interleaved rounds, over the plain model")
     if "step" in arguments.cells:

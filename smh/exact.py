@@ -35,6 +35,11 @@ def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Ar
     return ops.map_rows(fn, x, width)
 
 
+def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
+    """Apply an elementwise function in blocks, as :meth:`smh.ops.Ops.map_own` does."""
+    return ops.map_own(fn, x)
+
+
 class Right(NamedTuple):
     """A right operand, and what of its work does not depend on the left one."""
 

@@ -135,7 +135,7 @@ def _pull_cells(
             g = scales.pull(ops, scale, tensor.modifiers, v, g)
             of_scale = arithmetic.dot(ops, g, v)
         of_scales.append(of_scale)
-        cells.append(arithmetic.map_rows(ops, lambda block, scale=scale: flush(xp, block * scale), g, 1))
+        cells.append(arithmetic.map_own(ops, lambda block, scale=scale: flush(xp, block * scale), g))
     dv = layout.scatter(ops, plan.layout, plan.capacity, cells)
     return pool.pull(dv), of_scales
 

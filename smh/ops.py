@@ -32,7 +32,7 @@ class Ops:
     strip_elements = 1 << 21
     """About how many elements of a right operand are held in float64 at a time."""
 
-    product_rows = 512
+    product_rows = 128
     """How many rows of a left operand go into one product, where there are as many terms and rows."""
 
     def __init__(self, xp: Any) -> None:
@@ -75,6 +75,13 @@ class Ops:
         xp = self.xp
         parts = [xp.astype(fn(block), xp.float32) for block in self._blocks(x, width)]
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+
+    def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:
+        """Apply an elementwise function to a float32 array that nothing else holds: it may be overwritten.
+
+        Law: equal to ``fn(x)``.
+        """
+        return self.map_rows(fn, x, 1)
 
     def sum_rows(
         self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int, start: int = 0, stop: int | None = None
@@ -177,6 +184,15 @@ class InPlaceOps(Ops):
             out[start : start + part.shape[0], ...] = part
             start += part.shape[0]
         return out
+
+    def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:
+        """Put every block back to where it was."""
+        blocks = self._blocks(x, 1)
+        if len(blocks) == 1:
+            return fn(x)
+        for block in blocks:
+            block[...] = fn(block)
+        return x
 
     def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
         """Write one part after another into its place."""

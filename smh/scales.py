@@ -146,7 +146,7 @@ def apply(ops: Ops, arithmetic: ModuleType, scale: Array | float, modifiers: Seq
             w = _modify(xp, modifier, w)
         return w
 
-    result: Array = arithmetic.map_rows(ops, weights, v, 1)
+    result: Array = arithmetic.map_own(ops, weights, v)
     return result
 
 

@@ -444,6 +444,21 @@ class BERT(nn.Module):
         return F.linear(F.gelu(self.transform(x)), self.words.weight, self.bias)
 
 
+class PaddedEncoder(nn.Module):
+    """``nn.TransformerEncoder`` on padded sequences, which it packs into nested tensors when it does not train."""
+
+    def __init__(self, width=24):
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(60, width, mode="mean", padding_idx=0)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.out = nn.Linear(width, 20)
+
+    def forward(self, ids):
+        x = self.embedding(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+        return self.out(self.encoder(x, src_key_padding_mask=(ids == 0).all(2)))
+
+
 class Llama(nn.Module):
     """RMS norm, rotary positions, fewer heads for keys than for queries, gated linear units; no biases."""
 
@@ -804,6 +819,10 @@ FAMILIES = {
     "mixer": (Mixer, images()),
     "gpt": (GPT, words),
     "bert": (BERT, lambda: (tokens(4, 10) * (torch.arange(10) < 7), tokens(4, 10, below=3) - 1)),
+    "encoder_padded": (
+        PaddedEncoder,
+        lambda: (tokens(3, 8, 4) * (torch.arange(8)[:, None] < torch.tensor([8, 5, 3])[:, None, None]),),
+    ),
     "llama": (Llama, words),
     "translator": (Translator, lambda: (tokens(3, 8), tokens(3, 6))),
     "perceiver": (Perceiver, lambda: (noise(3, 9, 20),)),

@@ -221,7 +221,7 @@ class BoundLeaf(BoundPool):
         if self.factor == 1.0:
             return x  # x is flushed already
         factor, flush, xp = self.factor, self.arithmetic.flush, self.ops.xp
-        return self.arithmetic.map_rows(self.ops, lambda block: flush(xp, block * factor), x, 1)
+        return self.arithmetic.map_own(self.ops, lambda block: flush(xp, block * factor), x)
 
     @abstractmethod
     def _read_plain(self, start: int, stop: int) -> Array:

@@ -19,8 +19,6 @@ class JaxOps(Ops):
 
     strip_elements = 1 << 23
     """More than elsewhere: nothing makes the compiler finish one strip before it starts the next."""
-    product_rows = 128
-    """Fewer than elsewhere: the compiler may hold the products of several tensors, still in float64."""
     accelerator_elements = 1 << 24
     """Elements of a block away from the CPU, where every block costs the start of its kernels."""
 

@@ -77,7 +77,7 @@ def compress(
     >>> from smh.backends import torch as smh
     >>> model = smh.compress(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU()), ratio=0.1)
     >>> list(model.state_dict())
-    ['pool_left', 'pool_right', '0.weight_scale', '0.bias']
+    ['pool_left', 'pool_right', '0.bias', '0.weight_scale']
     >>> model[0].weight.shape
     torch.Size([30, 40])
     """
