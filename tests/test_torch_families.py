@@ -31,6 +31,15 @@ KEPT = {
 """Parameters of two or more axes that stay, and why; all others are generated."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Run on one thread: where others use the machine too, threads of so small models mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def made(name):
     torch.manual_seed(0)
     factory, inputs = FAMILIES[name]

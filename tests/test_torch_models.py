@@ -478,6 +478,38 @@ def test_what_is_kept_and_why():
     assert not model[1].normed(torch.ones(1, 4)).isnan().any()
 
 
+def test_parameters_that_are_held_elsewhere_are_kept():
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(6, 6, bias=False) for _ in range(4))
+            self.tied = [self.a.weight]
+            self.named = {"b": self.b.weight}
+            object.__setattr__(self, "alone", self.c.weight)
+
+    model = smh.compress(Held(), ratio=0.9)
+    assert [t.name for t in smh.plan_of(model).tensors] == ["d.weight"]
+    assert model.tied[0] is model.a.weight
+    why = {t.name: t.why for t in smh.report(model).tensors}
+    assert [("'tied'" in why["a.weight"]), ("'named'" in why["b.weight"]), ("'alone'" in why["c.weight"])] == [True] * 3
+
+
+def test_layers_with_their_own_way_of_copying_or_pickling_say_so():
+    class Own(nn.Linear):
+        def __deepcopy__(self, memo):
+            return type(self)(self.in_features, self.out_features)
+
+    model = smh.compress_(nn.Sequential(Own(6, 6)), ratio=0.9)
+    with pytest.raises(numpy_smh.PlanError, match="Own has its own way of copying.*materialize_"):
+        copy.deepcopy(model)
+    graph = smh.compress_(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(6, 6))), ratio=0.9)
+    graph(torch.ones(1, 6)).sum().backward()
+    with pytest.raises(numpy_smh.PlanError, match="own way of copying"):
+        copy.deepcopy(graph)
+    with pytest.raises(pickle.PicklingError, match="own way of pickling"):
+        pickle.dumps(graph)
+
+
 def test_old_weight_norm_is_kept():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -16,11 +16,12 @@ from smh.errors import PlanError
 
 def discover(model: nn.Module) -> tuple[tuple[ModelTensor, ...], dict[str, list[Site]]]:
     """Return all parameters and buffers of a model, once each, and where parameters are read."""
+    elsewhere = _held_elsewhere(model)
     found: dict[int, tuple[torch.Tensor, list[str], list[Site], str]] = {}
     for prefix, module in model.named_modules():
         for attribute, x in (*module._parameters.items(), *module._buffers.items()):
             if x is not None:
-                why = _why_kept(module, prefix, attribute, x)
+                why = _why_kept(module, prefix, attribute, x) or elsewhere.get(id(x), "")
                 entry = found.setdefault(id(x), (x, [], [], why))
                 entry[1].append(f"{prefix}.{attribute}" if prefix else attribute)
                 entry[2].append((module, attribute))
@@ -71,6 +72,23 @@ def _why_kept(module: nn.Module, prefix: str, attribute: str, x: torch.Tensor) -
     if getattr(module, "max_norm", None) is not None:
         return "its layer changes it in place (max_norm)"
     return ""
+
+
+def _held_elsewhere(model: nn.Module) -> dict[int, str]:
+    """Return why parameters are kept that modules also hold beside their registers: there they would go stale."""
+    reasons = {}
+    for name, module in model.named_modules():
+        for attribute, value in module.__dict__.items():
+            if attribute in ("_parameters", "_buffers", "_modules", "_flat_weights"):
+                continue
+            parts = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+            )
+            for part in parts:
+                if isinstance(part, nn.Parameter):
+                    place = f"{name}.{attribute}" if name else attribute
+                    reasons[id(part)] = f"it is also held in {place!r}, outside of the registered parameters"
+    return reasons
 
 
 def _axes(module: nn.Module, ndim: int) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smh.errors import VariableError
+from smh.errors import PlanError, VariableError
 
 STORE, NAMES = "_smh_store", "_smh_names"
 """Where a module keeps the store of its model, and {attribute: tensor} of its generated weights."""
@@ -144,9 +144,15 @@ def _reader(attribute: str) -> property:
 def generated_class(base: type, attributes: tuple[str, ...]) -> type:
     """Return a subclass of a module's class in which some attributes are generated weights."""
     mixin = _Recurrent if issubclass(base, nn.RNNBase) else _Generated
-    members = {attribute: _reader(attribute) for attribute in attributes}
+    members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
+    if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
+        members["__deepcopy__"] = _no_copy
     about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (mixin, base), {**about, **members, "_smh_made_of": (base, attributes)})
+
+
+def _no_copy(module: Any, memo: Any) -> Any:
+    raise PlanError(f"{type(module).__name__} has its own way of copying, which knows no generated weights: {ADVICE}")
 
 
 def plain_class(module: nn.Module) -> type:
