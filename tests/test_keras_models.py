@@ -821,6 +821,9 @@ def test_assigning_to_generated_weights_is_refused():
         lambda: layer.set_weights([zeros, np.zeros(12)]),
         lambda: layer.set_weights([np.zeros(12)]),
         lambda: model.inner.set_weights([]),
+        lambda: layer.quantize("int8"),
+        lambda: layer.enable_lora(2),
+        lambda: model.quantize("int8"),
     ):
         with pytest.raises(smh.VariableError, match="materialize"):
             use()

@@ -208,6 +208,16 @@ class Compressed(keras.Model):
             kwargs.setdefault("input_signature", keras.tree.map_structure(_spec, known))
         return super().export(filepath, *args, **kwargs)
 
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: layers would get weights of their own, which the pool does not generate.
+
+        Raises
+        ------
+        VariableError
+            Always.
+        """
+        raise VariableError("generated weights cannot be quantized: make a plain model by smh.materialize(model) first")
+
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Load a weights file as :meth:`keras.Model.load_weights` does, or change nothing."""
         before = [(variable, variable.numpy()) for variable in self.variables]
@@ -246,7 +256,8 @@ def _generate(inner: keras.Model, parts: Parts) -> None:
             held_while_running(layer, source, using[id(layer)])
     for layer in layers:
         if using[id(layer)]:
-            layer.set_weights = functools.partial(_refuse_weights, layer.name, using[id(layer)])
+            for method in ("set_weights", "quantize", "enable_lora"):
+                setattr(layer, method, functools.partial(_refuse, method, layer.name, using[id(layer)]))
         owned = [x for x in keras_tensors.own_weights(layer) if id(x) in hashed]
         for variable in owned:
             layer._untrack_variable(variable)
@@ -264,8 +275,8 @@ def _called(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
     return [layer for layer in found.values() if not isinstance(layer, keras.Model)]
 
 
-def _refuse_weights(layer: str, names: Sequence[str], weights: Any) -> None:
+def _refuse(method: str, layer: str, names: Sequence[str], *args: Any, **kwargs: Any) -> None:
     raise VariableError(
-        f"weights of layer {layer!r} are generated ({', '.join(names)}): "
-        "make a plain model by smh.materialize(model) first, or set the weights of the compressed model"
+        f"weights of layer {layer!r} are generated ({', '.join(names)}), which {method} cannot change: "
+        "make a plain model by smh.materialize(model) first"
     )
