@@ -54,7 +54,7 @@ def materialize(
     chosen = plan.select(names)
     check_variables(ops, plan, variables)
     arithmetic = _ARITHMETIC[plan.arithmetic]
-    pool = _bind(ops, plan, variables)
+    pool = _bind(ops.sparing() if len(chosen) == 1 < len(plan.tensors) else ops, plan, variables)
     factors = _scaled_factors(plan, pool)
     weights = {}
     for tensor in chosen:

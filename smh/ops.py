@@ -8,6 +8,7 @@ order and the blocking of the computation cannot be seen (specification, section
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -158,6 +159,10 @@ class Ops:
         at = xp.take(running, ends)
         return xp.astype(at[1:] - at[:-1], x.dtype)
 
+    def sparing(self) -> Ops:
+        """Return what does the same with less memory, for a pool that is read once."""
+        return self
+
     def block_rows(self, rows: int, width: int) -> int:
         """Return how many rows a block has."""
         return max(1, min(rows, self.block_elements // max(1, width)))
@@ -170,6 +175,12 @@ class Ops:
 
 class InPlaceOps(Ops):
     """What arrays allow that can be written into: blocks go straight to their place."""
+
+    def sparing(self) -> Ops:
+        """Return a copy that holds smaller strips of right operands."""
+        other = copy.copy(self)
+        other.strip_elements = self.block_elements // 2
+        return other
 
     def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
         """Fill one float32 array block by block."""

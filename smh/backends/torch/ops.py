@@ -7,7 +7,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
-from smh.ops import Array, InPlaceOps
+from smh.ops import Array, InPlaceOps, Ops
 
 
 class TorchOps(InPlaceOps):
@@ -31,6 +31,10 @@ class TorchOps(InPlaceOps):
     def is_false(self, flag: Array) -> bool:
         """Look at the flag where that costs nothing: at a plain tensor on the CPU, outside of any tracing."""
         return _at_hand(flag) and not flag
+
+    def sparing(self) -> Ops:
+        """Return a copy that holds smaller strips; a compiler plans the memory itself."""
+        return self if torch.compiler.is_compiling() else super().sparing()
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add with ``index_add``, in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
