@@ -91,7 +91,15 @@ def measure_step(rounds):
     plain = resnet34()
     for ratio in (0.1, 0.02):
         models = {f"{a} {ratio}": compressed(plain, ratio, a) for a in ("fast", "exact")}
-        quartiles("step", {"plain": step(plain), **{name: step(model) for name, model in models.items()}}, rounds)
+        runs = {"plain": step(plain), **{name: step(model) for name, model in models.items()}}
+        quartiles("step", runs | {f"raw products alone {ratio}": products(models[f"fast {ratio}"])}, rounds)
+
+
+def products(model):
+    """Return what computes only the float32 products that a step cannot do without."""
+    left, right = model.pool_left.detach(), model.pool_right.detach()
+    g = torch.randn(left.shape[0], right.shape[1])
+    return lambda: (left @ right, g @ right.mT, left.mT @ g)
 
 
 def measure_inference(rounds):
