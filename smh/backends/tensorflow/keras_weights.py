@@ -157,12 +157,13 @@ class _Run:
     def weight(self, name: str) -> Array:
         """Return a weight; a graph that is traced in an eager pass may outlive it, so it builds its own."""
         if self.eager and not tf.executing_eagerly():
-            return derivatives.build(self.source.plan, (name,), *self.source.flat())[0]
+            return _Run.build(self, (name,))[0]
         return self.weights[name] if name in self.weights else self.build((name,))[0]
 
     def build(self, names: tuple[str, ...]) -> tuple[Array, ...]:
         """Build weights that the pass does not hold."""
-        raise NotImplementedError
+        weights: tuple[Array, ...] = derivatives.build(self.source.plan, names, *self.source.flat())
+        return weights
 
 
 class _LayerRun(_Run):
