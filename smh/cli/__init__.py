@@ -1,22 +1,38 @@
-"""The command line: one file per command."""
+"""The command line: one file per command, and what they share in :mod:`smh.cli.output`."""
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from smh import __version__
 from smh.cli import conformance, demo, info
+from smh.cli.output import fail
 from smh.errors import SmhError
+
+
+class _Group(TyperGroup):
+    """Commands whose expected failures end with one line, not with a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of stdout has seen enough
+            raise
+        except (SmhError, OSError) as error:
+            raise fail(error) from error
+
 
 app = typer.Typer(
     name="smh",
+    cls=_Group,
     help="Structured Multi-Hashing: weights generated from a small pool of variables, with the same bits everywhere.",
+    epilog="Exit codes: 0 done, 1 what was compared differs, 2 wrong usage, 3 failed and nothing written, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
 )
 
 
@@ -41,9 +57,5 @@ app.command("conformance")(conformance.run)
 
 
 def main() -> None:
-    """Run the command line; errors of smh end with a message and status 1, not with a traceback."""
-    try:
-        app()
-    except (SmhError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        sys.exit(1)
+    """Run the command line."""
+    app()

@@ -1,0 +1,83 @@
+"""What all commands share: how results, progress and failures reach people and programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+_WIDTH = 140
+
+AsJson = typer.Option(False, "--json", help="Print one JSON object instead of text.")
+
+
+class ExitCode(IntEnum):
+    """Exit codes of all commands; 130 is an interruption, as in a shell."""
+
+    OK = 0
+    """Done; what was compared is the same."""
+    DIFFERENT = 1
+    """Done; what was compared differs, or a check failed."""
+    USAGE = 2
+    """The command was not understood."""
+    FAILED = 3
+    """Not done: a file or an option is no good, or the system refused. Nothing was written."""
+
+
+def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
+    """Print the result of a command on stdout.
+
+    Parameters
+    ----------
+    result : mapping
+        What ``--json`` prints: plain data.
+    as_json : bool
+        Whether it was asked for.
+    show : callable
+        Prints the result for people.
+    """
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        show(text_console())
+
+
+def text_console() -> Console:
+    """Return a console on stdout that leaves numbers and brackets alone; what is no terminal takes whole tables."""
+    console = Console(highlight=False, markup=False, soft_wrap=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
+    return console
+
+
+def progress() -> Progress:
+    """Return progress bars on stderr, which are gone when they are done."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def fail(error: Exception) -> typer.Exit:
+    """Print an error on one line of stderr, and return the exit that follows."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    line = " ".join(text.split()) or type(error).__name__
+    Console(stderr=True, highlight=False, emoji=False).print(f"[bold red]error:[/] {_escaped(line)}", soft_wrap=True)
+    return typer.Exit(ExitCode.FAILED)
+
+
+def _escaped(text: str) -> str:
+    """Return text in which nothing is markup, and no control character reaches a terminal."""
+    return escape("".join(character if character.isprintable() else repr(character)[1:-1] for character in text))
