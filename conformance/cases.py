@@ -169,9 +169,17 @@ def plans(draw: Any, arithmetic: str = "exact") -> Plan:
         seed=draw(seeds),
         arithmetic=arithmetic,
         gain=draw(st.sampled_from(["sgd", "adam", 0, 1, 3])),
-        views={name: draw(st.sampled_from(_VIEWS[len(shape)])) for name, shape in shapes.items()},
+        views={name: _view(draw, shape) for name, shape in shapes.items()},
         include=lambda name: True,
     )
+
+
+def _view(draw: Any, shape: tuple[int, ...]) -> Any:
+    view = draw(st.sampled_from(_VIEWS[len(shape)]))
+    if not isinstance(view, str) or not draw(st.booleans()):
+        return view
+    axis = draw(st.integers(0, len(shape) - 1))
+    return view, {}, {view.split()[axis]: draw(st.permutations(range(shape[axis])))}
 
 
 def _with_capacity(pool: pools.Pool, capacity: int) -> pools.Pool:

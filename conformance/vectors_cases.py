@@ -165,6 +165,14 @@ def modifiers_and_views() -> Iterator[Case]:
     both = tensor("both", 6, 4, view={"pattern": "(a b) (c d) -> d (b c) a", "sizes": {"a": 2, "d": 2}})
     pool = hashed(120, 30)
     yield Case("views", "Views that permute, merge and split axes.", plan(pool, permute, merge, split, both))
+    gates = {"pattern": "i (g h) -> (g h) i", "sizes": {"g": 3}, "order": {"g": [1, 2, 0]}}
+    flips = {"pattern": "h w i o -> i o h w", "sizes": {}, "order": {"h": [2, 1, 0], "w": [1, 0]}}
+    turned = tensor("flips", 3, 2, 2, 3, axes="h w i o", view=flips)
+    yield Case(
+        "views_order",
+        "Views that put gates in another order, and flip kernels.",
+        plan(hashed(84, 21), tensor("gates", 4, 12, axes="i o", view=gates), turned),
+    )
 
 
 def gains() -> Iterator[Case]:

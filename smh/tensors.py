@@ -75,7 +75,7 @@ class TensorSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of a plan."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        view = {"pattern": self.view.pattern, "sizes": dict(self.view.sizes)} if self.view else None
+        view = self.view.to_dict() if self.view else None
         return {**fields, "shape": list(self.shape), "modifiers": list(self.modifiers), "view": view}
 
     @classmethod
@@ -87,12 +87,7 @@ class TensorSpec:
         for key in ("shape", "modifiers"):
             if not isinstance(data[key], list):
                 raise PlanError(f"{where}.{key} must be a list; got {data[key]!r}")
-        view = data["view"]
-        if view is not None:
-            if not isinstance(view, dict):
-                raise PlanError(f"{where}.view must be an object or null; got {view!r}")
-            check_keys(f"{where}.view", view, ["pattern", "sizes"])
-            view = View.make((view["pattern"], view["sizes"]))
+        view = View.from_dict(data["view"], f"{where}.view")
         return cls(**{**data, "shape": tuple(data["shape"]), "modifiers": tuple(data["modifiers"]), "view": view})
 
     def check(self) -> None:

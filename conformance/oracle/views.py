@@ -1,4 +1,4 @@
-"""Views: einops-style patterns that permute, merge and split axes."""
+"""Views: einops-style patterns that permute, merge, split and reorder axes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from conformance.oracle.bits import F32
 
@@ -67,9 +69,12 @@ def apply(view: Mapping[str, Any] | None, x: F32) -> F32:
     if view is None:
         return x
     known, right = resolve(view, x.shape)
-    order = list(known)
-    axes = [order.index(name) for group in right for name in group]
-    return x.reshape(list(known.values())).transpose(axes).reshape(viewed_shape(view, x.shape))
+    names = list(known)
+    split = x.reshape(list(known.values()))
+    for name, places in view.get("order", {}).items():
+        split = np.take(split, places, axis=names.index(name))
+    axes = [names.index(name) for group in right for name in group]
+    return split.transpose(axes).reshape(viewed_shape(view, x.shape))
 
 
 def undo(view: Mapping[str, Any] | None, x: F32, shape: Sequence[int]) -> F32:
@@ -79,4 +84,7 @@ def undo(view: Mapping[str, Any] | None, x: F32, shape: Sequence[int]) -> F32:
     known, right = resolve(view, shape)
     names = [name for group in right for name in group]
     axes = [names.index(name) for name in known]
-    return x.reshape([known[name] for name in names]).transpose(axes).reshape(tuple(shape))
+    split = x.reshape([known[name] for name in names])
+    for name, places in view.get("order", {}).items():
+        split = np.take(split, [places.index(k) for k in range(known[name])], axis=names.index(name))
+    return split.transpose(axes).reshape(tuple(shape))
