@@ -9,7 +9,7 @@ The functions here use the backend that the environment variable ``SMH_BACKEND``
 in code, import it: ``from smh.backends import torch as smh``.
 """
 
-from smh import pools
+from smh import pools, porting
 from smh._version import __version__
 from smh.api import Api as _Api
 from smh.backends.registry import get_backend, list_backends
@@ -19,11 +19,13 @@ from smh.errors import (
     CheckpointError,
     ConformanceError,
     PlanError,
+    PortError,
     SmhError,
     UnknownNameError,
     VariableError,
 )
 from smh.plan import Plan
+from smh.porting import port
 from smh.tensors import TensorSpec
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "ConformanceError",
     "Plan",
     "PlanError",
+    "PortError",
     "SmhError",
     "TensorSpec",
     "UnknownNameError",
@@ -45,6 +48,8 @@ __all__ = [
     "load",
     "materialize",
     "pools",
+    "port",
+    "porting",
     "save",
     "vjp",
 ]

@@ -20,10 +20,8 @@ import io
 import json
 import math
 import os
-import pathlib
 import re
 import reprlib
-import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from smh.atomic import replacing
 from smh.errors import CheckpointError, VariableError
 from smh.plan import Plan
 
@@ -40,6 +39,9 @@ VERSION = "1.0"
 """Of the file format; files of the same major version can be read."""
 MAX_HEADER, MAX_VALUES = 8 << 20, 1 << 19
 """Most bytes and JSON values of a header (some 20,000 tensors): parsing one allocates less than 128 MiB."""
+
+CARRIED = "carried/"
+"""How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
 
 Arrays = dict[str, np.ndarray]
 Given = Mapping[str, np.ndarray]
@@ -126,35 +128,14 @@ def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Giv
     zeros = "0" * 64
     metadata = f'{{"checksum":"{zeros}","digest":"{digest}","header_checksum":"{zeros}",'
     metadata += f'"plan":{plan.to_json()},"version":"{VERSION}"}}'
-    target = os.path.realpath(path)
-    mode = os.stat(target).st_mode if os.path.exists(target) else None
-    # A rename would put the file in the place of a device.
-    _check(mode is None or stat.S_ISREG(mode), "only a file can be replaced: choose another path", target)
-    folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".smh-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as created:  # with the permissions of a new file; mkstemp gives 0600
-            mode = os.fstat(created.fileno()).st_mode if mode is None else mode
-        os.chmod(temporary, 0o600)  # while it is written: what it replaces may be private
+    with replacing(path) as temporary:
         try:
             # Sorts tensors by dtype, then name, so by content only. Several metadata keys come at random.
             save_file(tensors, temporary, {"smh": metadata})
         except SafetensorError as error:
-            raise OSError(f"cannot write {target!r}: make sure the disk has room, got {error}") from error
+            raise OSError(f"cannot write {os.fspath(path)!r}: make sure the disk has room, got {error}") from error
         with open(temporary, "r+b") as file:
             _seal(file)
-            os.chmod(temporary, stat.S_IMODE(mode))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-    if os.name != "nt":  # there, folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _checked(plan: Plan, variables: Given, dense: Given) -> Arrays:

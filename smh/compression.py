@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from smh.checkpoint import Checkpoint
+from smh.checkpoint import CARRIED, Checkpoint
 from smh.errors import CheckpointError, PlanError
 from smh.plan import Plan
 from smh.selection import select
@@ -248,7 +248,7 @@ def check_loaded(
             f"smh.load(path).plan. The file: {_summary(checkpoint.plan)}; the model: {_summary(plan)}"
         )
     missing = [name for name in dense if name not in checkpoint.dense]
-    unexpected = [name for name in checkpoint.dense if name not in dense]
+    unexpected = [name for name in checkpoint.dense if name not in dense and not name.startswith(CARRIED)]
     if missing or unexpected:
         raise CheckpointError(
             f"the file does not fit the model; missing: {_some(missing) or 'none'}; "

@@ -30,6 +30,10 @@ class BackendError(SmhError):
     """A backend that is unknown, not installed, or cannot do what was asked of it."""
 
 
+class PortError(SmhError, ValueError):
+    """A mapping between models that does not fit them, or cannot be made."""
+
+
 class ConformanceError(SmhError):
     """The conformance suite cannot run here."""
 

@@ -304,7 +304,12 @@ def _name(path: Sequence[Any], crowds: Mapping[Any, int]) -> str:
     """Return the name of a leaf, without the ``value`` of a wrapper that holds nothing else, such as Flax's."""
     if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") and crowds[path[:-1]] == 1:
         path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+    return join(path)
+
+
+def join(path: Sequence[Any]) -> str:
+    """Return the name of what is at a path."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "params"
 
 
 def assemble(

@@ -254,7 +254,7 @@ def _names(tensors: Iterable[ModelTensor | TensorSpec]) -> tuple[str, ...]:
 
 def _renamed(found: Checkpoint, names: tuple[str, ...]) -> Checkpoint:
     """Return a checkpoint in the names of a model, if they differ only in the numbers that Keras gave to layers."""
-    stored = [*_names(found.plan.tensors), *found.dense]
+    stored = [*_names(found.plan.tensors), *(name for name in found.dense if not name.startswith(files.CARRIED))]
     plain_names = keras_tensors.without_numbers(names)
     known = {value: name for name, value in plain_names.items()}
     renamed = {name: known.get(value, name) for name, value in keras_tensors.without_numbers(stored).items()}
@@ -266,5 +266,5 @@ def _renamed(found: Checkpoint, names: tuple[str, ...]) -> Checkpoint:
         found,
         plan=dataclasses.replace(found.plan, tensors=tensors),
         variables={scales.get(name, name): x for name, x in found.variables.items()},
-        dense={renamed[name]: x for name, x in found.dense.items()},
+        dense={renamed.get(name, name): x for name, x in found.dense.items()},
     )
