@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 from torch.utils import _pytree as pytree  # noqa: E402
 
 from smh.backends import torch as smh  # noqa: E402
+from tests.support import of_torch, scale_of_torch  # noqa: E402
 from tests.torch_families import FAMILIES  # noqa: E402
 
 RATIOS = (0.5, 0.1, 0.02)
@@ -51,7 +52,7 @@ def variables_of(model):
     plan = smh.plan_of(model)
     named = dict(model.named_parameters())
     found = {f"pool/{name}": named[f"pool_{name}"] for name in plan.pool.variable_shapes()}
-    return found | {t.scale_variable: named[f"{t.name}_scale"] for t in plan.tensors if t.learn_scale}
+    return found | {t.scale_variable: named[scale_of_torch(t.name)] for t in plan.tensors if t.learn_scale}
 
 
 def assert_same(a, b, what=""):
@@ -96,7 +97,7 @@ def test_family(name, ratio, residency, tmp_path):
     for kept in expected.keys() & gradients.keys():
         assert_same(gradients[kept], expected[kept], kept)
     variables = variables_of(model)
-    cotangents = {tensor.name: expected[tensor.name] for tensor in plan.tensors}
+    cotangents = {tensor.name: of_torch(expected, tensor.name) for tensor in plan.tensors}
     before = {variable: v.detach().clone() for variable, v in variables.items()}
     for variable, gradient in smh.vjp(plan, before, cotangents).items():
         assert variables[variable].grad.isfinite().all(), variable

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 import smh as numpy_smh  # noqa: E402
 from smh.backends import torch as smh  # noqa: E402
 from smh.backends.torch.store import Store  # noqa: E402
+from tests.support import of_torch, scale_of_torch  # noqa: E402
 
 F = nn.functional
 RESIDENCIES = ("full", "cached", "layer")
@@ -48,7 +49,9 @@ HASHED = (
     "blocks.a.0.weight",
     "rnn.weight_ih_l0",
     "rnn.weight_hh_l0",
-    "attention.in_proj_weight",
+    "attention.in_proj_weight.query",
+    "attention.in_proj_weight.key",
+    "attention.in_proj_weight.value",
     "attention.out_proj.weight",
     "embedding.weight",
 )
@@ -68,7 +71,7 @@ def variables_of(model):
     plan = smh.plan_of(model)
     named = dict(model.named_parameters())
     found = {f"pool/{name}": named[f"pool_{name}"] for name in plan.pool.variable_shapes()}
-    return found | {t.scale_variable: named[f"{t.name}_scale"] for t in plan.tensors if t.learn_scale}
+    return found | {t.scale_variable: named[scale_of_torch(t.name)] for t in plan.tensors if t.learn_scale}
 
 
 def bits(x):
@@ -76,8 +79,9 @@ def bits(x):
 
 
 def read(model, name):
-    module, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(module), attribute)
+    whole = name.rpartition(".")[0] if "in_proj_weight." in name else name
+    module, _, attribute = whole.rpartition(".")
+    return of_torch({whole: getattr(model.get_submodule(module), attribute)}, name)
 
 
 def assert_same(a, b, what=""):
@@ -115,7 +119,7 @@ def test_variables_are_in_the_state_dict_once():
     model = net()
     names = list(model.state_dict())
     assert names[:2] == ["pool_left", "pool_right"]
-    assert {name for name in names if name.endswith("_scale")} == {f"{name}_scale" for name in HASHED}
+    assert {name for name in names if name.endswith("_scale")} == {scale_of_torch(name) for name in HASHED}
     assert not set(HASHED) & set(names)
     assert len(names) == len(set(names)) == len({x.data_ptr() for x in model.state_dict().values()})
     stored = sum(x.numel() for x in model.parameters())
@@ -142,20 +146,20 @@ def test_gradients_of_variables_have_the_bits_of_vjp(residency):
     for _ in range(2):
         with torch.no_grad():
             for name, w in smh.materialize(smh.plan_of(model), variables_of(model)).items():
-                named[name].copy_(w)
+                of_torch(named, name).copy_(w)
         y, found = step(plain, x)
         mine, gradients = step(model, x)
         assert_same(y, mine)
-        cotangents = {name: found[name] for name in HASHED}
+        cotangents = {name: of_torch(found, name) for name in HASHED}
         detached = {name: v.detach() for name, v in variables_of(model).items()}
         expected = smh.vjp(smh.plan_of(model), detached, cotangents)
         for name, v in variables_of(model).items():
             assert_same(v.grad, expected[name], name)
-        for name in set(found) - set(HASHED):
+        for name in set(found) & set(gradients):
             assert_same(gradients[name], found[name], name)
         optimizer.step()
         with torch.no_grad():
-            for name in set(found) - set(HASHED):
+            for name in set(found) & set(gradients):
                 named[name].copy_(dict(model.named_parameters())[name])
 
 
@@ -668,3 +672,37 @@ def test_data_parallel(tmp_path):
     files = [numpy_smh.load(tmp_path / str(rank)) for rank in range(2)]
     assert files[0].digest == files[1].digest
     assert files[0].digest != smh.digest(net())
+
+
+def test_matrices_in_one_parameter_are_generated_one_by_one():
+    attention = nn.MultiheadAttention(6, 2)
+    parts = [f"in_proj_weight.{part}" for part in ("query", "key", "value")]
+    for residency in RESIDENCIES:
+        model = smh.compress(attention, ratio=0.3, residency=residency, scale="match")
+        assert [t.name for t in smh.plan_of(model).tensors] == [*parts, "out_proj.weight"]
+        found = smh.materialize(smh.plan_of(model), variables_of(model))
+        assert_same(model.in_proj_weight, torch.cat([found[part] for part in parts]))
+        for part in parts:
+            scale = getattr(model, scale_of_torch(part)).item()
+            assert scale == pytest.approx(read(attention, part).std(correction=0).item(), rel=1e-6)
+    error = smh.fit(attention, ratio=1.9)[1].error
+    assert error < 0.05
+
+
+def test_matrices_in_one_parameter_may_be_generated_as_one(tmp_path):
+    attention = nn.MultiheadAttention(6, 2)
+    plan = numpy_smh.Plan.build({"in_proj_weight": (18, 6)}, ratio=0.3, axes={"in_proj_weight": "o i"})
+    model = smh.compress(attention, plan=plan)
+    assert "in_proj_weight_scale" in model.state_dict()
+    digest = smh.save(tmp_path / "a.safetensors", model)
+    assert smh.digest(smh.load(tmp_path / "a.safetensors", nn.MultiheadAttention(6, 2))) == digest
+
+
+def test_a_part_of_a_parameter_cannot_be_generated_alone():
+    attention = nn.MultiheadAttention(6, 2)
+    before = {name: x.clone() for name, x in attention.state_dict().items()}
+    with pytest.raises(numpy_smh.PlanError, match=r"all of which are generated or none.*lacks 'in_proj_weight.value'"):
+        smh.compress_(attention, ratio=0.5, exclude=["value"])
+    assert type(attention) is nn.MultiheadAttention
+    for name, x in attention.state_dict().items():
+        assert_same(x, before[name])

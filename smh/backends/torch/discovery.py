@@ -12,10 +12,24 @@ from torch.nn.parameter import is_lazy
 from smh.backends.torch.store import Site
 from smh.compression import ModelTensor
 from smh.errors import PlanError
+from smh.plan import Plan
 
 
-def discover(model: nn.Module) -> tuple[tuple[ModelTensor, ...], dict[str, list[Site]]]:
-    """Return all parameters and buffers of a model, once each, and where parameters are read."""
+def parts_of(module: nn.Module, attribute: str) -> tuple[str, ...]:
+    """Return the names of the matrices that lie in one parameter, or nothing.
+
+    They are generated one by one, each with a scale of its own, as other frameworks hold them.
+    """
+    packed = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
+    return ("query", "key", "value") if packed else ()
+
+
+def discover(model: nn.Module, plan: Plan | None = None) -> tuple[tuple[ModelTensor, ...], dict[str, list[Site]]]:
+    """Return all parameters and buffers of a model, once each, and where parameters are read.
+
+    Parameters that may be generated and hold several matrices (:func:`parts_of`) are listed by these, unless a plan
+    names the whole.
+    """
     elsewhere = _held_elsewhere(model)
     found: dict[int, tuple[torch.Tensor, list[str], list[Site], str]] = {}
     for prefix, module in model.named_modules():
@@ -32,17 +46,21 @@ def discover(model: nn.Module) -> tuple[tuple[ModelTensor, ...], dict[str, list[
         if not why and x.dtype != dtype:
             why = f"its type is {x.dtype}, that of the first one is {dtype}"
         module, attribute = places[0]
-        tensors.append(
-            ModelTensor(
-                name=names[0],
-                shape=tuple(x.shape),
-                nbytes=x.numel() * x.element_size(),
-                axes=_axes(module, x.ndim),
-                aliases=tuple(names[1:]),
-                kept=why,
+        parts = parts_of(module, attribute)
+        whole = why or plan is not None and names[0] in {tensor.name for tensor in plan.tensors}
+        count = 1 if whole or not parts else len(parts)
+        for suffix in [""] if count == 1 else [f".{part}" for part in parts]:
+            tensors.append(
+                ModelTensor(
+                    name=f"{names[0]}{suffix}",
+                    shape=(x.shape[0] // count, *x.shape[1:]) if x.ndim else (),
+                    nbytes=x.numel() * x.element_size() // count,
+                    axes=_axes(module, x.ndim),
+                    aliases=tuple(f"{name}{suffix}" for name in names[1:]),
+                    kept=why,
+                )
             )
-        )
-        sites[names[0]] = places
+            sites[f"{names[0]}{suffix}"] = places
     return tuple(tensors), sites
 
 
@@ -108,7 +126,9 @@ class Values(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         module, attribute = self._sites[name][0]
         values: np.ndarray = module._parameters[attribute].detach().to("cpu", torch.float32).numpy()
-        return values
+        part = name.rpartition(".")[2]
+        parts = parts_of(module, attribute)
+        return np.split(values, len(parts))[parts.index(part)] if part in parts else values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sites)

@@ -161,7 +161,7 @@ def _put(model: nn.Module, checkpoint: Checkpoint) -> None:
         _, dense = _contents(model)
         check_loaded(checkpoint, _described(dense), store.plan)
     else:
-        tensors, sites = discover(model)
+        tensors, sites = discover(model, checkpoint.plan)
         check_fit(tensors, checkpoint.plan)
         places = [sites[tensor.name][0] for tensor in checkpoint.plan.tensors]
         hashed = {id(module._parameters[attribute]) for module, attribute in places}

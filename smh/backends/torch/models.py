@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from smh.backends.torch.discovery import Values, discover
+from smh.backends.torch.discovery import Values, discover, parts_of
 from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_class
 from smh.backends.torch.store import Site, Store
 from smh.compression import ModelTensor, Report, check_residency, make_report, plan_for
@@ -295,7 +295,7 @@ def _compress(
     compressed = [prefix or "it" for prefix, module in model.named_modules() if STORE in module.__dict__]
     if compressed:
         raise PlanError(f"the model is compressed already ({compressed[0]}): smh.materialize_(model) first")
-    tensors, sites = discover(model)
+    tensors, sites = discover(model, plan)
     if "match" in str(options.get("scale")):
         options = {"values": Values(sites), **options}
     chosen = plan_for(tensors, ratio=ratio, plan=plan, **options)
@@ -318,7 +318,13 @@ def install(
         f"pool/{name}": (model, f"pool_{name}".replace("/", "_").replace(".", "_"))
         for name in plan.pool.variable_shapes()
     }
-    slots |= {t.scale_variable: (first[t.name][0], f"{first[t.name][1]}_scale") for t in plan.tensors if t.learn_scale}
+    packed = _packed(plan, sites)
+    whole = {part: name for name, parts in packed.items() for part in parts}
+    for tensor in plan.tensors:
+        module, attribute = first[tensor.name]
+        part = f"_{tensor.name.rpartition('.')[2]}" if tensor.name in whole else ""
+        if tensor.learn_scale:
+            slots[tensor.scale_variable] = module, f"{attribute}{part}_scale"
     for module, attribute in slots.values():
         if hasattr(module, attribute):
             what = f"{type(module).__name__} has an attribute {attribute!r}, which a variable needs"
@@ -326,7 +332,7 @@ def install(
     read: dict[nn.Module, dict[str, str]] = {model: {}}
     for tensor in plan.tensors:
         for module, attribute in sites[tensor.name]:
-            read.setdefault(module, {})[attribute] = tensor.name
+            read.setdefault(module, {})[attribute] = whole.get(tensor.name, tensor.name)
     example = first[plan.tensors[0].name]
     like = example[0]._parameters[example[1]]
     store = Store(
@@ -334,6 +340,7 @@ def install(
         plan=plan,
         slots=slots,
         order={module: tuple(module._parameters) for module in read},
+        packed=packed,
         tensors=tensors,
         residency=residency,
         ratio_asked=ratio_asked,
@@ -351,6 +358,21 @@ def install(
         cls: Any = type(module)
         module.__class__ = generated_class(cls, tuple(names))
     return store
+
+
+def _packed(plan: Plan, sites: Mapping[str, list[Site]]) -> dict[str, tuple[str, ...]]:
+    """Return, for every parameter that holds several generated matrices, their names in its order."""
+    planned = {tensor.name for tensor in plan.tensors}
+    packed = {}
+    for tensor in plan.tensors:
+        name, _, part = tensor.name.rpartition(".")
+        parts = tuple(f"{name}.{other}" for other in parts_of(*sites[tensor.name][0]))
+        if tensor.name in parts:
+            packed[name] = parts
+            if missing := [other for other in parts if other not in planned]:
+                what = f"{name!r} is one parameter of {len(parts)} matrices, all of which are generated or none"
+                raise PlanError(f"{what}; the plan has {part!r} and lacks {', '.join(map(repr, missing))}")
+    return packed
 
 
 def _warn_of_optimizers(model: Any, copied: bool) -> None:

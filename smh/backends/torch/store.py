@@ -47,6 +47,8 @@ class Store:
         Where each variable is held.
     order : dict of torch.nn.Module to tuple of str
         The modules that differ from what they were, and what parameters each had.
+    packed : dict of str to tuple of str
+        For weights that hold several tensors of the plan, one below the other, their names.
     tensors : tuple of ModelTensor
         All tensors of the model as they were.
     residency : str
@@ -63,6 +65,7 @@ class Store:
         plan: Plan,
         slots: dict[str, Site],
         order: dict[nn.Module, tuple[str, ...]],
+        packed: dict[str, tuple[str, ...]],
         tensors: tuple[ModelTensor, ...],
         residency: str,
         ratio_asked: float | None,
@@ -71,6 +74,7 @@ class Store:
         self.plan = plan
         self.slots = slots
         self.order = order
+        self.packed = packed
         self.tensors = tensors
         self.residency = residency
         self.ratio_asked = ratio_asked
@@ -88,7 +92,7 @@ class Store:
 
     def build(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights, in the type of the variables; autograd sees how they came about."""
-        chosen = tuple(tensor.name for tensor in self.plan.tensors) if names is None else tuple(names)
+        chosen = self._names() if names is None else tuple(names)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed():
             with _kept_aside():
                 return self._built(chosen)
@@ -98,8 +102,18 @@ class Store:
             return {name: w.detach().requires_grad_(learns) for name, w in self._built(chosen).items()}
 
     def _built(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        weights = Materialize.apply(self.plan, names, *self._variables())
-        return {name: w.to(self._dtype()) for name, w in zip(names, weights, strict=True)}
+        tensors = tuple(tensor for name in names for tensor in self._tensors(name))
+        weights = dict(zip(tensors, Materialize.apply(self.plan, tensors, *self._variables()), strict=True))
+        return {name: _joined([weights[x] for x in self._tensors(name)]).to(self._dtype()) for name in names}
+
+    def _tensors(self, name: str) -> tuple[str, ...]:
+        """Return the tensors of the plan that a weight consists of."""
+        return self.packed.get(name, (name,))
+
+    def _names(self) -> tuple[str, ...]:
+        """Return the names of all weights that layers read."""
+        parts = {part: name for name, parts in self.packed.items() for part in parts}
+        return tuple(dict.fromkeys(parts.get(tensor.name, tensor.name) for tensor in self.plan.tensors))
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
@@ -173,11 +187,13 @@ class Store:
 
     def _redeemed(self, name: str, promises: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return one weight, whose gradient goes to its promise if there is one."""
-        if name not in promises:
+        tensors = self._tensors(name)
+        if tensors[0] not in promises:
             return self.build([name])[name]
         with torch.no_grad():
-            (weight,) = Materialize.apply(self.plan, (name,), *self._variables())
-        return Redeem.apply(promises[name], weight).to(self._dtype())
+            weights = Materialize.apply(self.plan, tensors, *self._variables())
+        redeemed = [Redeem.apply(promises[x], weight) for x, weight in zip(tensors, weights, strict=True)]
+        return _joined(redeemed).to(self._dtype())
 
     def _cached(self) -> dict[str, torch.Tensor]:
         """Return all weights, built anew only if a variable is another one or was changed."""
@@ -258,6 +274,10 @@ def _checked(kept: tuple[torch.Tensor, int]) -> torch.Tensor:
     if x._version != version:
         raise RuntimeError(_CHANGED)
     return x
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _same(x: Any) -> Any:

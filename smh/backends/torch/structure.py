@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smh.backends.torch.discovery import discover
+from smh.backends.torch.discovery import discover, parts_of
 from smh.backends.torch.generated import NAMES
 from smh.backends.torch.models import find_store
 from smh.porting.layers import GATES, Layer, Setting, Slot, Structure, tensor_layer
@@ -52,14 +52,18 @@ def _tensors(model: nn.Module) -> dict[tuple[nn.Module, str], Slot]:
         tensors, sites = discover(model)
         for tensor in tensors:
             for module, attribute in sites[tensor.name]:
-                found[module, attribute] = Slot(tensor.name, tensor.shape, dtype=_dtype(getattr(module, attribute)))
+                part = tensor.name.rpartition(".")[2]
+                key = f"{attribute}.{part}" if part in parts_of(module, attribute) else attribute
+                found[module, key] = Slot(tensor.name, tensor.shape, dtype=_dtype(getattr(module, attribute)))
     else:
         shapes = {tensor.name: tensor.viewed_shape for tensor in store.plan.tensors}
         slots = set(store.slots.values())
         first: dict[int, str] = {}
         for prefix, module in store.root.named_modules():
             for attribute, name in module.__dict__.get(NAMES, {}).items():
-                found[module, attribute] = Slot(name, shapes[name])
+                for part in store.packed.get(name, (name,)):
+                    key = attribute if part == name else f"{attribute}.{part.rpartition('.')[2]}"
+                    found[module, key] = Slot(part, shapes[part])
             for attribute, x in (*module._parameters.items(), *module._buffers.items()):
                 if x is not None and (module, attribute) not in slots:
                     name = first.setdefault(id(x), f"{prefix}.{attribute}" if prefix else attribute)
@@ -105,7 +109,9 @@ def _attention(name: str, own: dict[str, Slot]) -> Iterator[Layer]:
     packed = rest.pop("in_proj_weight", None)
     for k, role in enumerate(("query", "key", "value")):
         slots = {}
-        if packed is not None:
+        if f"in_proj_weight.{role}" in rest:
+            slots["weight"] = rest.pop(f"in_proj_weight.{role}")
+        elif packed is not None:
             slots["weight"] = Slot(packed.name, packed.shape, part=(k, 3), dtype=packed.dtype)
         elif f"{role[0]}_proj_weight" in rest:
             slots["weight"] = rest.pop(f"{role[0]}_proj_weight")
