@@ -76,6 +76,8 @@ class Source:
         if math.prod(self.shape) >= LIMIT:
             raise PortError(f"{what} must have fewer than {LIMIT} elements; got the shape {self.shape}")
         if self.part is not None:
+            if len(self.part) != 2 or not all(isinstance(number, int) for number in self.part):
+                raise PortError(f"{what} must be a part (k, n) of whole numbers; got {self.part!r}")
             k, n = self.part
             if not (self.shape and 0 <= k < n and n > 1 and self.shape[0] % n == 0):
                 raise PortError(f"{what} must be one of at least two equal parts of {self.shape}; got part {k} of {n}")
@@ -84,11 +86,13 @@ class Source:
         except PlanError as error:
             raise PortError(f"{what}, {self.name!r}, cannot be turned: {error}") from error
         if self.default is not None:
-            value, dtype = self.default
             try:
-                np.asarray(value, dtype=dtype)
+                value, dtype = self.default
+                known = np.asarray(value, dtype=dtype).dtype.kind in "biuf"
             except (TypeError, ValueError, OverflowError) as error:
                 raise PortError(f"the default of {what} must be a number and its dtype: {error}") from error
+            if not known:
+                raise PortError(f"the default of {what} must be bool, an integer or a float; got {dtype!r}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Entry:
 
     def check(self, target: str) -> None:
         """Raise :class:`~smh.PortError` unless the sources can be joined."""
-        if self.join not in _JOINS or bool(self.join) != (len(self.sources) > 1):
+        if not self.sources or self.join not in _JOINS or bool(self.join) != (len(self.sources) > 1):
             raise PortError(
                 f"{target!r} must have one source, or several that are joined by 'concat' or 'sum'; "
                 f"got {len(self.sources)} and {self.join!r}"

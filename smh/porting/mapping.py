@@ -309,9 +309,9 @@ class Mapping:
             sources = []
             for source in entry["sources"]:
                 check_keys(f"the source of {target!r}", source, ["default", "name", "part", "shape", "view"])
-                part = None if source["part"] is None else (int(source["part"][0]), int(source["part"][1]))
+                part = None if source["part"] is None else tuple(source["part"])
                 view = View.from_dict(source["view"], f"the view of {target!r}")
-                default = None if source["default"] is None else (source["default"][0], source["default"][1])
+                default = None if source["default"] is None else tuple(source["default"])
                 sources.append(Source(source["name"], tuple(source["shape"]), view, part, default))
             entries[target] = Entry(tuple(sources), entry["join"])
         settings = {

@@ -80,7 +80,7 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
         renamed[tensor.scale_variable] = tensors[-1].scale_variable
     generated = {tensor.name for tensor in checkpoint.plan.tensors}
     dense = {
-        target: np.ascontiguousarray(entry.read(checkpoint.dense))
+        target: np.asarray(entry.read(checkpoint.dense), order="C")
         for target, entry in mapping.tensors.items()
         if not any(source.name in generated for source in entry.sources)
     }
