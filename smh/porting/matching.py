@@ -175,6 +175,7 @@ class _Finder:
     ambiguous: list[Ambiguity] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pairs: list[tuple[Layer, Layer]] = field(default_factory=list)
+    parts: dict[str, dict[tuple[int, int], Entry]] = field(default_factory=lambda: defaultdict(dict))
 
     def __post_init__(self) -> None:
         self.sources = list(self.source.layers)
@@ -244,6 +245,14 @@ class _Finder:
         """Return what was found, in the order of the target."""
         for source, target in self.pairs:
             self._connect(source, target)
+        for name, parts in self.parts.items():
+            entries = [parts[k] for k in sorted(parts)]
+            if len(entries) == 1:
+                self.entries[name] = entries[0]
+            elif any(entry.join for entry in entries):
+                self.ambiguous.append(Ambiguity((name,), (), "a part of it has no single source: give a hint"))
+            else:
+                self.entries[name] = Entry(tuple(entry.sources[0] for entry in entries), "concat")
         order = [*(name for name in self.target.shapes if name in self.entries), *self.entries]
         proposed = Mapping({name: self.entries[name] for name in dict.fromkeys(order)}, self.settings)
         if not self.ambiguous:
@@ -257,27 +266,19 @@ class _Finder:
 
     def _connect(self, source: Layer, target: Layer) -> None:
         """Make the entries of all tensors of a layer."""
+        if problem := target.problem or source.problem:
+            self.ambiguous.append(Ambiguity((target.name,), (source.name,), problem))
+            return
+        used: set[str] = set()
         try:
             between = self._between(source, target)
-            wanted: dict[str, dict[int, Entry]] = defaultdict(dict)
-            used: set[str] = set()
             for role, slot in target.slots.items():
                 entry = self._entry(source, slot, role, between if role == "weight" else None, used)
                 if entry is not None:
-                    wanted[slot.name][slot.part[0] if slot.part else 0] = entry
+                    self.parts[slot.name][slot.part or (0, 1)] = entry
         except PlanError as error:
             self.ambiguous.append(Ambiguity((target.name,), (source.name,), str(error)))
             return
-        for name, parts in wanted.items():
-            entries = [parts[k] for k in sorted(parts)]
-            if len(entries) == 1:
-                self.entries[name] = entries[0]
-            elif any(entry.join for entry in entries):
-                self.ambiguous.append(
-                    Ambiguity((name,), (source.name,), "a part of it has no single source: give a hint")
-                )
-            else:
-                self.entries[name] = Entry(tuple(entry.sources[0] for entry in entries), "concat")
         left = {role: slot for role, slot in source.slots.items() if role not in used}
         self._carry(slot for role, slot in left.items() if role == "count")
         lost = tuple(slot.name for role, slot in left.items() if role != "count")

@@ -72,12 +72,16 @@ class _Reader:
     def _leaf(self, x: Any, path: tuple[Any, ...], in_dict: bool, state: bool = False) -> Iterator[_Leaf]:
         slot = self._slot(x, path)
         if slot is not None:
-            yield _Leaf(pytrees.join(path), slot, in_dict, state or slot.dtype.startswith("key<"))
+            yield _Leaf(pytrees.join(path), slot, in_dict, state or slot.dtype.startswith("uint"))
 
     def _slot(self, x: Any, path: tuple[Any, ...], view: View | None = None) -> Slot | None:
         """Return a tensor by its path, if it is one of the parameters."""
         name = self.names.get(pytrees.join(path))
-        return None if name is None or x is None else Slot(name, tuple(x.shape), view, dtype=str(x.dtype))
+        if name is None or x is None:
+            return None
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # files hold the words of a key
+            x = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        return Slot(name, tuple(x.shape), view, dtype=str(x.dtype))
 
     def _known(self, x: Any) -> Any:
         """Return what makes a layer of an object, if its class is known."""

@@ -52,6 +52,8 @@ def describe(model: keras.Model) -> Structure:
         if known[id(x)] not in taken:
             kind = "tensor" if keras.backend.is_float_dtype(x.dtype) else "state"
             layers.append(tensor_layer(known[id(x)], tuple(x.shape), str(x.dtype), kind))
+    places = {name: place for place, name in enumerate(names)}  # Keras goes through layers in no order of use
+    layers.sort(key=lambda layer: min(places[slot.name] for slot in layer.slots.values()))
     return Structure(channels_last=keras.config.image_data_format() == "channels_last", layers=tuple(layers))
 
 
