@@ -29,9 +29,9 @@ class Source:
         That of the whole tensor, as the source model sees it.
     view : View or None
         How it, or the part of it, is turned.
-    part : tuple of (int, int) or None
+    part : tuple of int or None
         ``(k, n)``: part ``k`` of ``n`` equal parts along the first axis.
-    default : tuple of (number, str) or None
+    default : tuple or None
         Value and dtype of all elements where there is no such tensor.
     """
 

@@ -69,10 +69,17 @@ class Slot:
         """The shape in the neutral layout."""
         return self.neutral.shape(self.part_shape) if self.neutral else self.part_shape
 
-    def to(self, other: Slot, between: View | None = None) -> View | None:
-        """Return the view from this tensor to another one in the same role; ``between`` acts on the neutral layout."""
+    def to(self, other: Slot, between: View | None = None, letters: str = "") -> View | None:
+        """Return the view from this tensor to another one in the same role.
+
+        ``between`` acts on the neutral layout, whose axes ``letters`` name.
+        """
+        if self.neutral is not None:
+            letters = self.neutral.pattern.split("->")[0].strip()
+        names = letters.split()
+        plain = len(names) == len(self.part_shape) and all(len(name) == 1 and name.isalpha() for name in names)
         turned = compose(self.neutral, between, self.part_shape)
-        return compose(turned, invert(other.neutral, other.part_shape), self.part_shape)
+        return compose(turned, invert(other.neutral, other.part_shape), self.part_shape, letters if plain else "")
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,14 @@ class Layer:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     image: Shape | None = None
     problem: str = ""
+
+    def letters(self, role: str) -> str:
+        """Return names for the axes of a neutral layout, where they are known."""
+        if role != "weight" or role not in self.slots:
+            return ""
+        first = {"dense": "o i", "embedding": "v e", "conv": "o i", "conv_transpose": "i o"}.get(self.kind, "")
+        spatial = ("d", "h", "w")[5 - len(self.slots[role].neutral_shape) :] if self.kind.startswith("conv") else ()
+        return " ".join([first, *spatial])
 
     @property
     def signature(self) -> tuple[str, Shape, Shape]:

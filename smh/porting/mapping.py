@@ -34,8 +34,8 @@ class Mapping:
 
     Parameters
     ----------
-    tensors : mapping of str to Entry
-        For each tensor of the target, where it comes from.
+    tensors : mapping
+        For each tensor of the target its :class:`Entry`: where it comes from.
     settings : mapping of str to mapping of str to float
         By layer of the target what it has to be set to so that it computes the same, such as ``epsilon``.
 

@@ -30,8 +30,10 @@ class Ambiguity:
 
     Attributes
     ----------
-    targets, sources : tuple of str
-        Layers, or tensors, of the two models.
+    targets : tuple of str
+        Layers, or tensors, of the target.
+    sources : tuple of str
+        Those of the source that they may come from.
     why : str
         What cannot be told, and what would tell it.
     """
@@ -296,7 +298,8 @@ class _Finder:
         found = [source.slots[name] for name in roles if name in source.slots]
         used.update(roles)
         if found:
-            sources = tuple(Source(x.name, x.shape, x.to(slot, between), x.part) for x in found)
+            letters = source.letters(role)
+            sources = tuple(Source(x.name, x.shape, x.to(slot, between, letters), x.part) for x in found)
             return Entry(sources, "sum" if len(sources) > 1 else "")
         if role in DEFAULTS and role != "value":
             return _default(slot, DEFAULTS[role])

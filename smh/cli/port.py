@@ -1,0 +1,58 @@
+"""``smh port``: a checkpoint for the model of another framework."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from smh import checkpoint
+from smh.backends import numpy as smh_numpy
+from smh.cli.output import AsJson, emit, progress
+from smh.errors import CheckpointError, PortError
+from smh.porting import Mapping, doubts, port
+
+
+def run(
+    path: Path = typer.Argument(..., metavar="FILE", help="A checkpoint written by smh.save."),
+    mapping: Path = typer.Option(
+        ..., "--map", metavar="MAP", help="The mapping, in JSON, as smh.porting.Mapping.save writes it."
+    ),
+    out: Path = typer.Option(..., "--out", "-o", metavar="OUT", help="The checkpoint to write."),
+    as_json: bool = AsJson,
+) -> None:
+    """Give the tensors of a checkpoint the names and shapes of another model.
+
+    The variables and the digest stay the same; the weights are rebuilt to see that they are. A mapping is made in
+    Python by smh.porting.match. Doubts about it are warnings: names that would fit better the other way round.
+    """
+    if out.exists() and path.exists() and os.path.samefile(path, out):
+        raise PortError(f"the result would take the place of the checkpoint: choose another path, got {str(out)!r}")
+    chosen = Mapping.load(mapping)
+    ported = port(checkpoint.read(path), chosen)
+    warnings = doubts(chosen)
+    with progress() as bars:
+        bars.add_task("rebuilding the weights", total=None)
+        digest = smh_numpy.digest(ported.plan, ported.variables)
+    if digest != ported.digest:
+        raise CheckpointError(f"{path}: its weights are not those that it was saved with; their digest is {digest}")
+    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest)
+    result = {
+        "file": str(path),
+        "out": str(out),
+        "digest": digest,
+        "tensors": {target: [source.name for source in entry.sources] for target, entry in chosen.tensors.items()},
+        "settings": {layer: dict(values) for layer, values in chosen.settings.items()},
+        "warnings": warnings,
+    }
+
+    def show(console: Console) -> None:
+        console.print(chosen)
+        for warning in warnings:
+            console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+        console.print(f"file   {out}", soft_wrap=True)
+        console.print(f"digest {digest}", soft_wrap=True)
+
+    emit(result, as_json, show)
