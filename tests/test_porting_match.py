@@ -192,6 +192,19 @@ def test_flattened_images():
         _ = match(models["torch"], models["flax"], flatten={"fc": (3, 3, 4)}).mapping
 
 
+@pytest.mark.parametrize("order", [["conv", "fc"], ["fc", "conv"]])
+def test_flattened_images_are_seen_in_any_order(order):
+    made = {"conv": lambda: nn.Conv2d(1, 3, 3), "fc": lambda: nn.Linear(24, 5)}
+    module = nn.ModuleDict({name: made[name]() for name in order})
+    kernels = {"conv": {"kernel": np.ones((3, 3, 1, 3), np.float32), "bias": np.ones(3, np.float32)}}
+    kernels |= {"fc": {"kernel": np.ones((24, 5), np.float32), "bias": np.ones(5, np.float32)}}
+    assert [case.targets for case in match(module, kernels).ambiguous] == [("fc",)]
+    pooled = nn.ModuleDict({"conv": nn.Conv2d(1, 3, 3), "a": nn.Linear(3, 24), "fc": nn.Linear(24, 5)})
+    more = {"a": {"kernel": np.ones((3, 24), np.float32), "bias": np.ones(24, np.float32)}}
+    kernels = {"conv": kernels["conv"], **more, "fc": kernels["fc"]}
+    assert not match(pooled, kernels).ambiguous  # another layer gives these features
+
+
 def test_settings_are_compared_and_carried():
     module = nn.Sequential(nn.BatchNorm2d(4))
     model = keras.Sequential([keras.Input((2, 2, 4)), L.BatchNormalization()])
