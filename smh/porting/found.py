@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from rich.console import Group
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from smh.errors import PortError
 from smh.porting.mapping import Mapping
+
+if TYPE_CHECKING:  # the library is imported faster without it
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -75,5 +76,8 @@ class Match:
 
     def __rich__(self) -> Group:
         """Return a table, and what is open."""
+        from rich.console import Group
+        from rich.text import Text
+
         open_cases = [Text(f"ambiguous: {case}", style="bold red") for case in self.ambiguous]
         return Group(self.proposed.__rich__(), *open_cases, *(Text(f"note: {note}") for note in self.notes))

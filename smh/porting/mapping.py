@@ -8,16 +8,18 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from smh.checkpoint import CARRIED, Checkpoint
 from smh.errors import PlanError, PortError, near_names
 from smh.pools.base import check_keys
 from smh.porting.entries import Entry, Shape, Source
 from smh.views import View, compose, invert
+
+if TYPE_CHECKING:  # the library is imported faster without it
+    from rich.table import Table
 
 VERSION = "1.0"
 """Of the JSON of mappings."""
@@ -347,6 +349,8 @@ class Mapping:
 
     def __rich__(self) -> Table:
         """Return a table."""
+        from rich.table import Table
+
         caption = "\n".join(f"{layer}: set {_settings(values)}" for layer, values in self.settings.items())
         table = Table("target", "shape", "source", "view", caption=caption or None, caption_justify="left")
         for target, entry in self.tensors.items():
