@@ -34,6 +34,10 @@ class PortError(SmhError, ValueError):
     """A mapping between models that does not fit them, or cannot be made."""
 
 
+class ExportError(SmhError, ValueError):
+    """Weights that cannot be written as a plain file: names that clash, or a size beyond the limit."""
+
+
 class ConformanceError(SmhError):
     """The conformance suite cannot run here."""
 

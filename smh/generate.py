@@ -8,7 +8,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -53,20 +53,108 @@ def materialize(
     """
     chosen = plan.select(names)
     check_variables(ops, plan, variables)
-    arithmetic = _ARITHMETIC[plan.arithmetic]
-    pool = _bind(ops.sparing() if len(chosen) == 1 < len(plan.tensors) else ops, plan, variables)
-    factors = _scaled_factors(plan, pool)
+    cells = Cells(ops.sparing() if len(chosen) == 1 < len(plan.tensors) else ops, plan, variables)
     weights = {}
     for tensor in chosen:
-        scale = _scale(ops, tensor, variables)
-        if factors is not None:
-            w = factors.read_scaled(tensor.offset, tensor.stop, scale)
-        else:
-            v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
-            w = scales.apply(ops, arithmetic, scale, tensor.modifiers, v)
-        w = ops.xp.reshape(w, tensor.shape)
+        w = ops.xp.reshape(cells.read(tensor), tensor.shape)
         weights[tensor.name] = tensor.view.apply(ops.xp, w) if tensor.view else w
     return weights
+
+
+class Cells:
+    """The weights of a plan, to be read in ranges: what all ranges share is prepared once.
+
+    Parameters
+    ----------
+    ops : Ops
+        The namespace of the variables.
+    plan : Plan
+        What to build.
+    variables : mapping of str to array, float32
+        All variables of the plan, which :func:`check_variables` accepts.
+    """
+
+    def __init__(self, ops: Ops, plan: Plan, variables: Mapping[str, Array]) -> None:
+        self._ops = ops
+        self._plan = plan
+        self._variables = variables
+        self._pool = _bind(ops, plan, variables)
+        self._factors = _scaled_factors(plan, self._pool)
+
+    def read(self, tensor: TensorSpec, start: int = 0, stop: int | None = None) -> Array:
+        """Return the weights ``start`` to ``stop`` of a tensor, all by default, counted in its canonical order.
+
+        Law: in exact arithmetic equal to the same slice of the whole tensor, bit for bit.
+
+        Parameters
+        ----------
+        tensor : TensorSpec
+            One of the plan's.
+        start, stop : int
+            A range that is not empty.
+
+        Returns
+        -------
+        array, shape (stop - start,), float32
+        """
+        first, last = tensor.offset + start, tensor.stop if stop is None else tensor.offset + stop
+        if self._factors is not None:
+            return self._factors.read_scaled(first, last, _scale(self._ops, tensor, self._variables))
+        return self._weights(tensor, layout.read(self._ops, self._plan.layout, self._pool, first, last))
+
+    def pieces(self, tensors: Iterable[TensorSpec], most: int) -> Iterator[tuple[TensorSpec, int, Array]]:
+        """Iterate over the weights of tensors, in memory for about ``most`` of them.
+
+        Tensors that follow one another in the plan are read together, so that the work which a read takes, whatever
+        its size, is not done for every one of them.
+
+        Parameters
+        ----------
+        tensors : iterable of TensorSpec
+            Some of the plan's.
+        most : int
+            How many weights are read at a time.
+
+        Yields
+        ------
+        tuple of (TensorSpec, int, array)
+            A tensor, the place of a piece in it, and the piece: together all weights of all tensors, in order.
+        """
+        for run in _runs(tensors, most):
+            if self._factors is not None:
+                yield from ((tensor, start, self.read(tensor, start, stop)) for tensor, start, stop in run)
+                continue
+            (head, start, _), (tail, _, stop) = run[0], run[-1]
+            first = head.offset + start
+            v = layout.read(self._ops, self._plan.layout, self._pool, first, tail.offset + stop)
+            for tensor, start, stop in run:
+                at = tensor.offset + start - first
+                yield tensor, start, self._weights(tensor, v[at : at + stop - start])
+
+    def _weights(self, tensor: TensorSpec, v: Array) -> Array:
+        scale = _scale(self._ops, tensor, self._variables)
+        return scales.apply(self._ops, _ARITHMETIC[self._plan.arithmetic], scale, tensor.modifiers, v)
+
+
+def _runs(tensors: Iterable[TensorSpec], most: int) -> Iterator[list[tuple[TensorSpec, int, int]]]:
+    """Cut tensors into ranges, and gather those whose cells follow one another, up to ``most`` cells."""
+    run: list[tuple[TensorSpec, int, int]] = []
+    room = most
+    for tensor in tensors:
+        if run and run[-1][0].stop != tensor.offset:
+            yield run
+            run, room = [], most
+        start = 0
+        while start < tensor.size:
+            stop = min(start + room, tensor.size)
+            run.append((tensor, start, stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield run
+                run, room = [], most
+    if run:
+        yield run
 
 
 def vjp(ops: Ops, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:

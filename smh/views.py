@@ -126,8 +126,8 @@ class View:
         x : array
             Of a shape that :meth:`shape` accepts.
         """
-        before, after = self._sides()
-        sizes = self._axis_sizes(tuple(x.shape))
+        before, after = self.sides()
+        sizes = self.axis_sizes(tuple(x.shape))
         x = xp.reshape(x, tuple(sizes[axis] for axis in before))
         for axis, places in self.order:
             x = _reorder(xp, x, before.index(axis), places)
@@ -136,17 +136,30 @@ class View:
 
     def invert(self, xp: Any, x: Array, canonical: tuple[int, ...]) -> Array:
         """Return the canonical tensor of a viewed one."""
-        before, after = self._sides()
-        sizes = self._axis_sizes(canonical)
+        before, after = self.sides()
+        sizes = self.axis_sizes(canonical)
         axes = [axis for group in after for axis in group]
         x = xp.reshape(x, tuple(sizes[axis] for axis in axes))
         for axis, places in self.order:
             x = _reorder(xp, x, axes.index(axis), _inverse(places))
         return xp.reshape(xp.permute_dims(x, tuple(axes.index(axis) for axis in before)), canonical)
 
+    def sides(self) -> tuple[list[str], list[list[str]]]:
+        """Return all named axes on the left, and the groups of named axes on the right."""
+        left, right = (_groups(side) for side in self.pattern.split("->"))
+        return [axis for group in left for axis in group], right
+
+    def axis_sizes(self, canonical: tuple[int, ...]) -> dict[str, int]:
+        """Return the sizes of all named axes; in each group at most one has to be worked out."""
+        sizes = dict(self.sizes)
+        for group, size in zip(_groups(self.pattern.split("->")[0]), canonical, strict=True):
+            known = math.prod([sizes[axis] for axis in group if axis in sizes])
+            sizes.update({axis: size // known for axis in group if axis not in sizes})
+        return sizes
+
     def _check_order(self, canonical: tuple[int, ...]) -> None:
         """Raise :class:`~smh.PlanError` unless every order has each place of an axis once."""
-        sizes = self._axis_sizes(canonical) if self.order else {}
+        sizes = self.axis_sizes(canonical) if self.order else {}
         for axis, places in self.order:
             if axis not in sizes:
                 raise PlanError(f"the order of a view names {axis!r}, which is no axis of {self.pattern!r}")
@@ -156,19 +169,6 @@ class View:
                     f"the order of axis {axis!r} in view {self.pattern!r} must hold each of 0 to {sizes[axis] - 1} "
                     f"once, and at most {MAX_ORDER} of them; got {places[:9]!r}{'...' if len(places) > 9 else ''}"
                 )
-
-    def _sides(self) -> tuple[list[str], list[list[str]]]:
-        """Return all named axes on the left, and the groups of named axes on the right."""
-        left, right = (_groups(side) for side in self.pattern.split("->"))
-        return [axis for group in left for axis in group], right
-
-    def _axis_sizes(self, canonical: tuple[int, ...]) -> dict[str, int]:
-        """Return the sizes of all named axes; in each group at most one has to be worked out."""
-        sizes = dict(self.sizes)
-        for group, size in zip(_groups(self.pattern.split("->")[0]), canonical, strict=True):
-            known = math.prod([sizes[axis] for axis in group if axis in sizes])
-            sizes.update({axis: size // known for axis in group if axis not in sizes})
-        return sizes
 
 
 def compose(first: View | None, second: View | None, shape: tuple[int, ...], axes: str = "") -> View | None:
@@ -257,7 +257,7 @@ def _axes_of(view: View | None, shape: tuple[int, ...]) -> tuple[list[list[_Axis
         return groups, [list(group) for group in groups]
     view.shape(shape)  # or raise
     order = dict(view.order)
-    axes = {name: _Axis(size, order.get(name)) for name, size in view._axis_sizes(shape).items() if size > 1}
+    axes = {name: _Axis(size, order.get(name)) for name, size in view.axis_sizes(shape).items() if size > 1}
     left, right = (
         [[axes[name] for name in group if name in axes] for group in _groups(side)] for side in view.pattern.split("->")
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import smh
 from conformance import oracle
@@ -385,3 +386,12 @@ def test_an_array_that_is_our_own_is_overwritten_block_by_block():
     found = ops.map_own(np.sqrt, x)
     assert np.shares_memory(found, x)
     assert_same_bits(found, expected)
+
+
+def test_weights_of_numpy_are_in_memory_as_they_are_indexed(tmp_path):
+    # safetensors writes the memory of an array, whatever its strides.
+    plan = smh.Plan.build({"w": (3, 4), "b": (5,)}, ratio=1, views={"w": "i o -> o i"}, include=lambda name: True)
+    weights = smh.materialize(plan, smh.initialize(plan))
+    save_file(weights, tmp_path / "w.safetensors")
+    for name, w in load_file(tmp_path / "w.safetensors").items():
+        assert_same_bits(w, weights[name], name)

@@ -58,8 +58,9 @@ class NumpyBackend(Backend):
     def materialize(
         self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
     ) -> dict[str, Array]:
-        """Return weights."""
-        return generate.materialize(self._ops, plan, variables, names)
+        """Return weights, in memory as they are indexed: writers of files take other arrays for what they are not."""
+        weights = generate.materialize(self._ops, plan, variables, names)
+        return {name: np.asarray(w, order="C") for name, w in weights.items()}
 
     @np.errstate(all="ignore")
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,299 @@
+"""Plain files: the bytes are those of materialize, whatever the pieces, and a file appears whole or not at all."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+import smh
+from conformance.bits import assert_same_bits
+from conformance.cases import kinds, plans, seeds, variables_for
+from smh import export as exporting
+from smh import layout as layouts
+from smh import slabs
+from smh.backends.numpy import NumpyBackend, NumpyOps
+from smh.errors import CheckpointError, UnknownNameError, VariableError
+from smh.export import export
+from smh.generate import Cells
+from smh.views import View
+
+DENSE = {
+    "bias": np.arange(3, dtype=np.float64),
+    "mask": np.array([[True, False]]),
+    "half": np.arange(5).astype(ml_dtypes.bfloat16),
+    "steps": np.array(5, dtype=np.int64),
+    "none": np.zeros((0, 3), np.float16),
+    "single": np.arange(4, dtype=np.float32),
+}
+
+
+def checkpoint(plan, dense=None, variables=None):
+    return smh.Checkpoint(plan, smh.initialize(plan) if variables is None else variables, dense or {}, "0" * 64)
+
+
+def small_plan(**options):
+    shapes = {"conv": (3, 3, 2, 4), "fc": (20, 7), "odd": (5,)}
+    views = {"conv": "h w i o -> o i h w", "fc": "i o -> o i"}
+    return smh.Plan.build(shapes, ratio=1, views=views, include=lambda name: True, **options)
+
+
+def assert_same_weights(path, expected):
+    found = load_file(path)
+    assert set(found) == set(expected)
+    for name, w in expected.items():
+        assert found[name].shape == w.shape
+        assert_same_bits(found[name], w, name)
+
+
+@given(plan=plans(), seed=seeds, kind=kinds, piece=st.integers(1, 1200), view=st.booleans())
+def test_the_file_has_the_bits_of_materialize_whatever_the_pieces(tmp_path_factory, plan, seed, kind, piece, view):
+    path = tmp_path_factory.mktemp("drawn") / "dense.safetensors"
+    variables = variables_for(plan, seed, kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "PIECE", piece)
+        written = export(path, checkpoint(plan, variables=variables), view=view)
+    seen = plan if view else exporting.canonical(plan)
+    assert_same_weights(path, smh.materialize(seen, variables))
+    assert written.size == path.stat().st_size
+    assert written.weights == plan.num_weights
+    os.remove(path)
+
+
+@given(plan=plans(), seed=seeds, kind=kinds, data=st.data())
+def test_a_range_of_a_tensor_is_the_same_slice_of_the_whole(plan, seed, kind, data):
+    variables = variables_for(plan, seed, kind)
+    tensor = data.draw(st.sampled_from(plan.tensors))
+    start = data.draw(st.integers(0, tensor.size - 1))
+    stop = data.draw(st.integers(start + 1, tensor.size))
+    whole = smh.materialize(exporting.canonical(plan), variables)[tensor.name].reshape(-1)
+    with np.errstate(all="ignore"):
+        part = Cells(NumpyOps(), plan, variables).read(tensor, start, stop)
+    assert_same_bits(part, whole[start:stop], f"{tensor.name}[{start}:{stop}]")
+
+
+@given(plan=plans(), most=st.integers(1, 1200), data=st.data())
+def test_pieces_are_all_weights_of_the_chosen_tensors_in_order(plan, most, data):
+    variables = smh.initialize(plan)
+    chosen = [tensor for tensor in plan.tensors if data.draw(st.booleans())]
+    found = {tensor.name: [] for tensor in chosen}
+    sizes = []
+
+    def read(ops, layout, pool, start, stop):
+        sizes.append(stop - start)
+        return read_cells(ops, layout, pool, start, stop)
+
+    read_cells = layouts.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layouts, "read", read)
+        for tensor, start, piece in Cells(NumpyOps(), plan, variables).pieces(chosen, most):
+            assert start == sum(map(len, found[tensor.name]))
+            found[tensor.name].append(piece)
+    assert max(sizes, default=0) <= most
+    assert sum(sizes) == sum(tensor.size for tensor in chosen)
+    weights = smh.materialize(exporting.canonical(plan), variables)
+    for tensor in chosen:
+        assert_same_bits(np.concatenate(found[tensor.name]), weights[tensor.name].reshape(-1), tensor.name)
+
+
+@given(plan=plans("fast"), piece=st.integers(1, 1200))
+@settings(max_examples=30)
+def test_fast_weights_are_near_those_of_materialize(tmp_path_factory, plan, piece):
+    path = tmp_path_factory.mktemp("drawn") / "dense.safetensors"
+    variables = smh.initialize(plan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "PIECE", piece)
+        export(path, checkpoint(plan))
+    found = load_file(path)
+    for tensor in plan.tensors:
+        if "sign" not in tensor.modifiers:  # where a weight near 0 has either sign
+            w = smh.materialize(plan, variables)[tensor.name]
+            np.testing.assert_allclose(found[tensor.name], w, rtol=1e-3, atol=1e-4 * np.abs(w).max())
+
+
+def test_fast_factors_take_the_scales_in_pieces_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "PIECE", 100)
+    plan = smh.Plan.build({"a": (40, 50), "b": (3, 3)}, ratio=0.2, arithmetic="fast", scale={"a": 0.5, "b": 3.0})
+    assert Cells(NumpyOps(), plan, smh.initialize(plan))._factors is not None
+    export(tmp_path / "dense.safetensors", checkpoint(plan))
+    for name, w in load_file(tmp_path / "dense.safetensors").items():
+        np.testing.assert_allclose(w, smh.materialize(plan, smh.initialize(plan))[name], rtol=1e-4, atol=1e-5)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    most=st.integers(1, 700),
+    data=st.data(),
+)
+def test_slabs_follow_one_another_in_the_viewed_tensor(tmp_path_factory, sizes, most, data):
+    names = "abcde"[: len(sizes)]
+    after = data.draw(st.permutations(names))
+    ordered = data.draw(st.lists(st.sampled_from(names), unique=True, max_size=2))
+    order = {axis: data.draw(st.permutations(range(sizes[names.index(axis)]))) for axis in ordered}
+    view = View.make((f"{' '.join(names)} -> {' '.join(after)}", {}, order))
+    x = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
+    with open(tmp_path_factory.mktemp("scratch") / "x", "w+b") as file:
+        file.write(x.tobytes())
+        file.flush()
+        found = list(slabs.viewed_slabs(view, x.shape, file, most))
+    assert max(part.size for part in found) <= most
+    assert_same_bits(np.concatenate([part.reshape(-1) for part in found]), view.apply(np, x).reshape(-1))
+
+
+def test_kept_tensors_keep_their_bytes(tmp_path):
+    path = tmp_path / "dense.safetensors"
+    plan = small_plan()
+    carried = {"carried/x": np.ones(2, np.float32)}
+    written = export(path, checkpoint(plan, DENSE | carried))
+    found = load_file(path)
+    assert set(found) == {"conv", "fc", "odd", *DENSE}
+    for name, x in DENSE.items():
+        assert found[name].dtype == x.dtype
+        assert found[name].shape == x.shape
+        assert found[name].tobytes() == x.tobytes()
+    assert written.shapes == {name: x.shape for name, x in found.items()}
+    big = {name: x.astype(x.dtype.newbyteorder(">")) if x.dtype.kind != "V" else x for name, x in DENSE.items()}
+    export(tmp_path / "big.safetensors", checkpoint(plan, big))
+    assert (tmp_path / "big.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_the_order_is_fixed_and_data_are_aligned(tmp_path):
+    path = tmp_path / "dense.safetensors"
+    plan = small_plan()
+    export(path, checkpoint(plan, DENSE))
+    first = path.read_bytes()
+    export(path, checkpoint(plan, dict(reversed(DENSE.items()))))
+    assert path.read_bytes() == first
+    length = int.from_bytes(first[:8], "little")
+    header = json.loads(first[8 : 8 + length])
+    assert list(header) == ["bias", "steps", "conv", "fc", "odd", "single", "half", "none", "mask"]
+    assert length % 8 == 0
+    for name, entry in header.items():
+        itemsize = (DENSE[name] if name in DENSE else np.float32(0)).dtype.itemsize
+        assert entry["data_offsets"][0] % itemsize == 0
+    with safe_open(path, "numpy") as file:
+        assert file.metadata() is None
+
+
+def test_names_choose(tmp_path):
+    path = tmp_path / "dense.safetensors"
+    plan = small_plan()
+    export(path, checkpoint(plan, DENSE), ["odd", "mask", "conv"])
+    assert set(load_file(path)) == {"conv", "odd", "mask"}
+    weights = smh.materialize(plan, smh.initialize(plan))
+    assert_same_bits(load_file(path)["odd"], weights["odd"])
+    with pytest.raises(UnknownNameError, match="did you mean 'conv'"):
+        export(path, checkpoint(plan), ["cnv"])
+    with pytest.raises(smh.ExportError, match="at least one"):
+        export(path, checkpoint(plan), [])
+
+
+@pytest.mark.parametrize(
+    ("dense", "options", "error", "what"),
+    [
+        ({"fc": np.zeros(3)}, {}, smh.ExportError, "same name"),
+        ({"__metadata__": np.zeros(3)}, {}, smh.ExportError, "no tensor of this name"),
+        ({"\ud800": np.zeros(3)}, {}, smh.ExportError, "no tensor of this name"),
+        ({"z": np.zeros(3, np.complex64)}, {}, smh.ExportError, "complex64"),
+        ({}, {"max_bytes": 1000}, smh.ExportError, r"1,\d\d\d bytes.* limit is 1,000"),
+        ({}, {"variables": {}}, VariableError, "missing"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path, dense, options, error, what):
+    variables = options.pop("variables", None)
+    with pytest.raises(error, match=what):
+        export(tmp_path / "dense.safetensors", checkpoint(small_plan(), dense, variables), **options)
+    assert not os.listdir(tmp_path)
+
+
+def test_the_limit_is_the_size_itself(tmp_path):
+    found = checkpoint(small_plan())
+    size = export(tmp_path / "a", found).size
+    assert export(tmp_path / "b", found, max_bytes=size).size == size
+    with pytest.raises(smh.ExportError, match=f"{size:,} bytes"):
+        export(tmp_path / "c", found, max_bytes=size - 1)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "dense.safetensors"
+    path.write_bytes(b"old")
+    usage = type("Usage", (), {"free": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting.shutil, "disk_usage", lambda folder: usage)
+        with pytest.raises(smh.ExportError, match="100 are free"):
+            export(path, checkpoint(small_plan()))
+    assert os.listdir(tmp_path) == ["dense.safetensors"]
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "_weights", full)
+    with pytest.raises(OSError, match="No space"):
+        export(path, checkpoint(small_plan()))
+    assert os.listdir(tmp_path) == ["dense.safetensors"]
+    assert path.read_bytes() == b"old"
+
+
+def test_paths_that_are_no_files(tmp_path):
+    found = checkpoint(small_plan())
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        export(tmp_path / "none" / "dense.safetensors", found)
+    with pytest.raises(CheckpointError, match="only a file"):
+        export(tmp_path, found)
+    assert not os.listdir(tmp_path)
+
+
+def test_another_backend_builds_whole_tensors(tmp_path):
+    class Negative(NumpyBackend):
+        def materialize(self, plan, variables, names=None):
+            return {name: -w for name, w in super().materialize(plan, variables, names).items()}
+
+    plan = small_plan()
+    for view in (True, False):
+        export(tmp_path / "dense.safetensors", checkpoint(plan), view=view, backend=Negative())
+        weights = smh.materialize(plan if view else exporting.canonical(plan), smh.initialize(plan))
+        assert_same_weights(tmp_path / "dense.safetensors", {name: -w for name, w in weights.items()})
+
+
+def test_progress_is_told_all_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "PIECE", 10)
+    told, sizes = [], []
+    written = export(tmp_path / "d", checkpoint(small_plan(), DENSE), start=sizes.append, advance=told.append)
+    assert sizes == [written.size]
+    assert sum(told) == written.size
+    assert len(told) > 10
+
+
+def test_memory_is_bounded_by_pieces(tmp_path):
+    """Files of 400 MB, with large tensors, small ones, and views of both, from a process that never holds 200 MiB."""
+    program = """
+        import resource, sys
+        import smh
+        from smh.export import export
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+        shapes = {f"s{k}": (300, 400) for k in range(100)} | {"conv": (3, 3, 1000, 3000), "fc": (6100, 10000)}
+        views = {"conv": "h w i o -> o i h w", "s7": "i o -> o i"}
+        plan = smh.Plan.build(shapes, ratio=0.0005, views=views)
+        before = peak()
+        written = export(sys.argv[1], smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64))
+        print(written.size, peak() - before)
+    """
+    path = tmp_path / "dense.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(path)], capture_output=True, text=True, check=True
+    )
+    size, peak = map(float, done.stdout.split())
+    assert size == path.stat().st_size > 4e8
+    assert peak < 200
+    path.unlink()
