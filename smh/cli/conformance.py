@@ -14,13 +14,12 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from smh.backends.registry import list_backends
+from smh.cli.output import AsJson, ExitCode, emit, progress
 from smh.errors import ConformanceError
 
-_WIDTH = 140
 _ENVIRONMENT = {
     # One thread each, since several backends run at a time; eight devices, so that sharding can be checked on a CPU.
     "OMP_NUM_THREADS": "1",
@@ -38,7 +37,7 @@ def run(
     plans: int = typer.Option(0, help="How many plans to draw, each with five cases; default: as deep as said."),
     seed: int = typer.Option(-1, help="Seed of the drawn plans; default: 0, or a new one with --deep."),
     jobs: int = typer.Option(2, min=1, help="How many backends are checked at a time, each in its own process."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+    as_json: bool = AsJson,
 ) -> None:
     """Check that backends give the specified bits, in all their modes."""
     suite = _suite()
@@ -60,15 +59,9 @@ def run(
         "failures": failures,
         "missing": missing,
     }
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)  # a file or a pipe takes the whole table
-    if as_json:
-        console.print_json(json.dumps(result))
-    else:
-        _print(console, result)
+    emit(result, as_json, lambda console: _print(console, result))
     if failures:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.DIFFERENT)
 
 
 def _suite() -> Path:
@@ -83,17 +76,16 @@ def _suite() -> Path:
 
 
 def _check_all(suite: Path, backends: list[str], options: list[str], jobs: int) -> dict[str, Any]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     reports = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        progress() as bars,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        tasks = {name: progress.add_task(f"{name}: waiting", total=None) for name in backends}
+        tasks = {name: bars.add_task(f"{name}: waiting", total=None) for name in backends}
 
         def check(name: str) -> Any:
-            progress.update(tasks[name], description=f"{name}: every law in every mode")
+            bars.update(tasks[name], description=f"{name}: every law in every mode")
             return _check(suite, name, options, Path(folder) / f"{name}.json")
 
         futures = {pool.submit(check, name): name for name in backends}
@@ -101,7 +93,9 @@ def _check_all(suite: Path, backends: list[str], options: list[str], jobs: int) 
             name = futures[future]
             reports[name] = future.result()
             found = len(reports[name]["failures"])
-            progress.update(tasks[name], description=f"{name}: {found} failed" if found else f"{name}: done", total=1)
+            bars.update(
+                tasks[name], description=f"{name}: {found} failed" if found else f"{name}: done", total=1, completed=1
+            )
     return reports
 
 
@@ -144,7 +138,7 @@ def _print(console: Console, result: dict[str, Any]) -> None:
         table.add_row(name, *[""] * 7, f"not installed: pip install 'smh[{name}]'")
     console.print(table)
     seeds = ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
-    console.print(f"plans drawn from the seeds: {seeds}", highlight=False)
+    console.print(f"plans drawn from the seeds: {seeds}", soft_wrap=True)
     for failure in result["failures"]:
-        console.print(f"failed: {failure['id']}", style="red", markup=False, highlight=False, soft_wrap=True)
-        console.print(failure["error"][-2000:], markup=False, highlight=False, soft_wrap=True)
+        console.print(f"failed: {failure['id']}", style="red", soft_wrap=True)
+        console.print(failure["error"][-2000:], soft_wrap=True)

@@ -7,18 +7,21 @@ after the backward pass.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from smh.backends import numpy as smh
-from smh.errors import BackendError, CheckpointError
+from smh.cli.output import AsJson, ExitCode, emit, progress
+from smh.compare import compare
+from smh.errors import BackendError
 
 Arrays = dict[str, np.ndarray]
 
@@ -56,15 +59,14 @@ def run(
     pool: str = typer.Option("matmul", help="matmul, kronecker or hash."),
     seed: int = typer.Option(0, help="Decides the pool's hash functions and all initial values."),
     out: Path = typer.Option(Path("digits.safetensors"), help="The checkpoint that is written."),
+    as_json: bool = AsJson,
 ) -> None:
     """Train a digit classifier twice, dense and from a pool; save the second, load it, and compare the bits."""
-    console = Console()
     digits = Digits.load()
     shapes = {"fc1": (64, hidden), "fc2": (hidden, hidden), "fc3": (hidden, 10)}
     plan = smh.Plan.build(shapes, ratio=ratio, pool=pool, gain="adam", seed=seed)
-    console.print(str(plan), highlight=False, soft_wrap=True)
-    console.print()
-
+    if not out.parent.is_dir():  # before any work is done
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(out.parent))
     rng = np.random.default_rng(seed)
     dense_weights = {
         name: rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
@@ -72,12 +74,11 @@ def run(
     }
     biases = {f"{name}.bias": np.zeros(shape[1], dtype=np.float32) for name, shape in shapes.items()}
 
-    with Progress(console=console) as progress:
-        task = progress.add_task("dense", total=epochs)
+    with progress() as bars:
+        tasks = [bars.add_task(name, total=epochs) for name in ("dense", "from a pool")]
         dense, dense_biases = _train(
-            digits, dense_weights, biases, lambda w: w, lambda w, g: g, epochs, lambda: progress.advance(task)
+            digits, dense_weights, biases, lambda w: w, lambda w, g: g, epochs, lambda: bars.advance(tasks[0])
         )
-        task = progress.add_task("from a pool", total=epochs)
         variables, kept = _train(
             digits,
             smh.initialize(plan),
@@ -85,33 +86,59 @@ def run(
             lambda v: smh.materialize(plan, v),
             lambda v, g: smh.vjp(plan, v, g),
             epochs,
-            lambda: progress.advance(task),
+            lambda: bars.advance(tasks[1]),
         )
 
     weights = smh.materialize(plan, variables)
     digest = smh.save(out, plan, variables, dense=kept)
     found = smh.load(out)
     again = smh.materialize(found.plan, found.variables)
-    different = sum(int(np.sum(weights[n].view(np.uint32) != again[n].view(np.uint32))) for n in weights)
-    if different or smh.digest(found.plan, found.variables) != digest:
-        raise CheckpointError(f"{out}: {different} of {plan.num_weights} weights changed on the way through the file")
+    different = sum(compare(name, again[name], weights[name]).bits for name in weights)
+    same = not different and smh.digest(found.plan, found.variables) == digest
 
     bias_count = sum(bias.size for bias in biases.values())
+    result = {
+        "weights": plan.num_weights,
+        "biases": bias_count,
+        "dense": {
+            "variables": plan.num_weights,
+            "accuracy": _accuracy(digits, dense, dense_biases),
+            "bytes": 4 * (plan.num_weights + bias_count),
+        },
+        "pool": {
+            "variables": plan.num_variables,
+            "accuracy": _accuracy(digits, again, found.dense),
+            "bytes": out.stat().st_size,
+        },
+        "plan": plan.to_dict(),
+        "out": str(out),
+        "digest": digest,
+        "bits_different": different,
+        "same": same,
+    }
+    emit(result, as_json, lambda console: _show(console, plan, pool, result))
+    if not same:
+        raise typer.Exit(ExitCode.DIFFERENT)
+
+
+def _show(console: Console, plan: smh.Plan, pool: str, result: dict[str, Any]) -> None:
+    console.print(str(plan), soft_wrap=True)
+    console.print()
     table = Table(title="Handwritten digits, 8x8 pixels, 10 classes")
     for column in ("", "weights", "variables", "test accuracy", "bytes"):
         table.add_column(column, justify="left" if not column else "right")
-    dense_bytes = 4 * (plan.num_weights + bias_count)
-    rows = (
-        ("dense", plan.num_weights, _accuracy(digits, dense, dense_biases), dense_bytes),
-        (f"{pool} pool", plan.num_variables, _accuracy(digits, again, found.dense), out.stat().st_size),
-    )
-    for name, count, accuracy, size in rows:
-        table.add_row(name, f"{plan.num_weights:,}", f"{count:,}", f"{accuracy:.1%}", f"{size:,}")
+    for name, row in (("dense", result["dense"]), (f"{pool} pool", result["pool"])):
+        counts = (f"{result['weights']:,}", f"{row['variables']:,}")
+        table.add_row(name, *counts, f"{row['accuracy']:.1%}", f"{row['bytes']:,}")
     console.print(table)
-    console.print(f"{bias_count} biases are kept as they are in both.", highlight=False)
-    console.print(f"file   {out}", highlight=False, soft_wrap=True)
-    console.print(f"digest {digest}", highlight=False, soft_wrap=True)
-    console.print(f"verified: {plan.num_weights:,} weights rebuilt from the file, 0 bits different", highlight=False)
+    console.print(f"{result['biases']} biases are kept as they are in both.")
+    console.print(f"file   {result['out']}", soft_wrap=True)
+    console.print(f"digest {result['digest']}", soft_wrap=True)
+    weights = f"{result['weights']:,} weights rebuilt from the file, {result['bits_different']:,} bits different"
+    if result["same"]:
+        console.print(f"verified: {weights}", soft_wrap=True)
+    else:
+        console.print(f"not verified, the weights changed on the way through the file: {weights}", style="red")
 
 
 def _train(

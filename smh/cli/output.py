@@ -18,7 +18,7 @@ AsJson = typer.Option(False, "--json", help="Print one JSON object instead of te
 
 
 class ExitCode(IntEnum):
-    """Exit codes of all commands; 130 is an interruption, as in a shell."""
+    """Exit codes of all commands; besides, 130 is an interruption, as in a shell."""
 
     OK = 0
     """Done; what was compared is the same."""
@@ -28,6 +28,15 @@ class ExitCode(IntEnum):
     """The command was not understood."""
     FAILED = 3
     """Not done: a file or an option is no good, or the system refused. Nothing was written."""
+    UNREAD = 141
+    """The reader of stdout went away, as in a shell."""
+
+
+class _Console(Console):
+    """A console that leaves it to the frame of the commands what follows when nobody reads on."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
@@ -50,14 +59,15 @@ def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[Console], Non
 
 def text_console() -> Console:
     """Return a console on stdout that leaves numbers and brackets alone; what is no terminal takes whole tables."""
-    console = Console(highlight=False, markup=False, soft_wrap=False, emoji=False)
+    console = _Console(highlight=False, markup=False, soft_wrap=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
     return console
 
 
 def progress() -> Progress:
-    """Return progress bars on stderr, which are gone when they are done."""
+    """Return progress bars on stderr, which are gone when they are done, and are not there unless it is a terminal."""
+    console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -65,7 +75,7 @@ def progress() -> Progress:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def fail(error: Exception) -> typer.Exit:
@@ -74,10 +84,27 @@ def fail(error: Exception) -> typer.Exit:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     line = " ".join(text.split()) or type(error).__name__
-    Console(stderr=True, highlight=False, emoji=False).print(f"[bold red]error:[/] {_escaped(line)}", soft_wrap=True)
+    text = f"[bold red]error:[/] {escape(printable(line))}"
+    Console(stderr=True, highlight=False, emoji=False).print(text, soft_wrap=True)
     return typer.Exit(ExitCode.FAILED)
 
 
-def _escaped(text: str) -> str:
-    """Return text in which nothing is markup, and no control character reaches a terminal."""
-    return escape("".join(character if character.isprintable() else repr(character)[1:-1] for character in text))
+def printable(text: str) -> str:
+    r"""Return text of which no control character reaches a terminal.
+
+    Parameters
+    ----------
+    text : str
+        One line, from a file, say, which may hold anything.
+
+    Returns
+    -------
+    str
+        With what cannot be printed written as in a Python string.
+
+    Examples
+    --------
+    >>> print(printable("a name with \x1b[31m colour"))
+    a name with \x1b[31m colour
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
