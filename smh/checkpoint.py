@@ -17,12 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import math
 import os
 import re
-import reprlib
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,31 +29,36 @@ from safetensors.numpy import save_file
 
 from smh.atomic import replacing
 from smh.errors import CheckpointError, VariableError
+from smh.header import (
+    DTYPES,
+    SURROGATE,
+    check,
+    check_bools,
+    check_limits,
+    check_place,
+    check_tensor,
+    dtype_of,
+    open_file,
+    parse,
+    read_header,
+    read_tensor,
+    short,
+)
 from smh.plan import Plan
 
 VERSION = "1.0"
 """Of the file format; files of the same major version can be read."""
-MAX_HEADER, MAX_VALUES = 8 << 20, 1 << 19
-"""Most bytes and JSON values of a header (some 20,000 tensors): parsing one allocates less than 128 MiB."""
-
 CARRIED = "carried/"
 """How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
 
 Arrays = dict[str, np.ndarray]
 Given = Mapping[str, np.ndarray]
-Entries = dict[str, tuple[str, list[int]]]  # dtype and shape in the words of the header
-_DTYPES = {
-    **{"BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
-    **{"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
-}
+Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape in the words of the header
 _KEYS = ["checksum", "digest", "header_checksum", "plan", "version"]
 _START = re.compile(
     rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
     rb'\\"header_checksum\\":\\"([0-9a-f]{64})\\",'
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")  # not text: UTF-8 cannot carry it
-_short = reprlib.Repr().repr  # shows what was received, but only the ends of what is large or deep
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +144,8 @@ def _checked(plan: Plan, variables: Given, dense: Given) -> Arrays:
     tensors = {}
     shapes = plan.variable_shapes
     if odd := set(shapes) ^ set(variables):
-        what = f"variables must be those of plan.variable_shapes: add or leave out {_short(odd)}"
-        raise VariableError(f"{what}, got {_short(list(variables))}")
+        what = f"variables must be those of plan.variable_shapes: add or leave out {short(odd)}"
+        raise VariableError(f"{what}, got {short(list(variables))}")
     for name, shape in shapes.items():
         want = f"variable {name!r} must be a float32 NumPy array of shape {shape}"
         tensors[name] = array = _host(want, name, variables[name])
@@ -159,13 +160,13 @@ def _checked(plan: Plan, variables: Given, dense: Given) -> Arrays:
 
 
 def _host(want: str, name: str, value: Any) -> np.ndarray:
-    if _SURROGATE.search(name):
+    if SURROGATE.search(name):
         raise VariableError(f"{want} with a name in valid Unicode: rename it, got {name!r}")
     if not isinstance(value, np.ndarray | np.generic):
         raise VariableError(f"{want}: convert it with numpy.asarray, got {type(value).__name__}")
     array = np.asarray(value)
-    if array.dtype.name not in _DTYPES.values():
-        raise VariableError(f"{want} ({', '.join(_DTYPES.values())}): convert it, got {array.dtype}")
+    if array.dtype.name not in DTYPES.values():
+        raise VariableError(f"{want} ({', '.join(DTYPES.values())}): convert it, got {array.dtype}")
     if array.dtype.name == "bool":  # a view as bool may have other bytes than 0 and 1
         array = np.asarray(array.view(np.uint8) != 0)
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
@@ -178,7 +179,7 @@ def _seal(file: io.BufferedRandom) -> None:
     writes, one would have to copy its order of the tensors, or to serialise twice.
     """
     header = file.read(int.from_bytes(file.read(8), "little"))
-    _check(len(header) <= MAX_HEADER, f"plan and names must fit a header of {MAX_HEADER} bytes", len(header))
+    check_limits(header)
     start = _find_checksums(header)
     sealed = bytearray(header)
     sealed[slice(*start.span(1))] = hashlib.file_digest(file, "sha256").hexdigest().encode()
@@ -218,11 +219,9 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     ...         read(file.name)
     ...     except CheckpointError as error:
     ...         print(str(error).split(": ")[1])
-    its header's length, the first 8 bytes, must be there, got 0
+    a safetensors file begins with its header's length, the first 8 bytes, which must be there, got 0
     """
-    # Without O_NONBLOCK, opening a named pipe would wait for its writer.
-    nonblocking = getattr(os, "O_NONBLOCK", 0)
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking)) as file:
+    with open_file(path) as file:
         try:
             return _read(file)
         except CheckpointError as error:
@@ -231,50 +230,37 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _read(file: io.BufferedReader) -> Checkpoint:
-    status = os.fstat(file.fileno())
-    _check(stat.S_ISREG(status.st_mode), "it must be a regular file", stat.filemode(status.st_mode))
-    header, start = _read_header(file, status.st_size)
+    header, size = read_header(file)
+    start = _find_checksums(header)
+    actual, stated = _header_checksum(header, start), start[3].decode()
+    what = f"its header, bytes 8 to {8 + len(header)}, is damaged: its SHA-256 must be {stated}"
+    check(actual == stated, what, actual)
     # The header's start says that tree and metadata are objects and "smh" is a string: no key comes twice.
-    tree = _parse(header, "its header")
+    tree = parse(header, "its header")
     metadata = tree.pop("__metadata__")
-    _check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
-    values = _parse(metadata["smh"], "its metadata")
+    check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
+    values = parse(metadata["smh"], "its metadata")
     version = values.get("version")
-    _check(isinstance(version, str) and version[:2] == "1.", f"this smh reads {VERSION}: upgrade it", version)
-    _check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
+    check(isinstance(version, str) and version[:2] == "1.", f"this smh reads {VERSION}: upgrade it", version)
+    check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
     try:
         plan = Plan.from_dict(values["plan"])
     except Exception as error:  # a PlanError, or whatever a stranger's plan may bring about
         raise CheckpointError(f"its plan must be valid: {error}") from error
-    entries = _check_entries(tree, plan.variable_shapes, status.st_size - 8 - len(header))
+    entries = _check_entries(tree, plan.variable_shapes, size)
     arrays = _read_data(file, entries, start[1].decode())
     variables = {name: arrays[name] for name in plan.variable_shapes}
     dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
     return Checkpoint(plan, variables, dense, start[2].decode())
 
 
-def _read_header(file: io.BufferedReader, size: int) -> tuple[bytes, re.Match[bytes]]:
-    """Read the header and verify it; find the checksums in it."""
-    _check(size >= 8, "its header's length, the first 8 bytes, must be there", size)
-    length = int.from_bytes(file.read(8), "little")
-    _check(length <= MAX_HEADER, f"its header must have at most {MAX_HEADER} bytes", length)
-    _check(8 + length <= size, f"its header must be there up to byte {8 + length}", size)
-    header = file.read(length)
-    start = _find_checksums(header)
-    actual, stated = _header_checksum(header, start), start[3].decode()
-    what = f"its header, bytes 8 to {8 + length}, is damaged: its SHA-256 must be {stated}"
-    _check(actual == stated, what, actual)
-    return header, start
-
-
 def _find_checksums(header: bytes) -> re.Match[bytes]:
-    """Find the checksums in a header that is small enough to be parsed."""
-    # At least as many as parsing makes, those of the plan included, which is JSON in a string.
-    values = sum(header.count(character) for character in (b",", b"[", b"{"))
-    _check(values <= MAX_VALUES, f"a header must have at most {MAX_VALUES} JSON values", values)
+    """Find the checksums in a header."""
     start = _START.match(header)
     if start is None:
-        raise CheckpointError(f"it is no smh checkpoint of version {VERSION}, got a header {_short(header)}")
+        what = f"it is no smh checkpoint of version {VERSION}"
+        plain = "" if b'"smh"' in header[:64] else " (smh fit makes one of a plain file)"
+        raise CheckpointError(f"{what}{plain}, got a header {short(header)}")
     return start
 
 
@@ -283,31 +269,19 @@ def _check_entries(tree: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], 
     entries = {}
     position = 0
     for name, entry in tree.items():
-        what = f"tensor {_short(name)} must"
-        _check(name in shapes or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
-        _check(not _SURROGATE.search(name), f"{what} have a name in valid Unicode", name)
-        keys = {"data_offsets", "dtype", "shape"}
-        _check(isinstance(entry, dict) and entry.keys() == keys, f"{what} have {sorted(keys)}", entry)
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        _check(isinstance(dtype, str) and dtype in _DTYPES, f"{what} have a dtype of {list(_DTYPES)}", dtype)
-        _check(_are_sizes(shape) and len(shape) <= 64, f"{what} have a shape, of at most 64 axes", shape)
+        what = f"tensor {short(name)} must"
+        check(name in shapes or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
+        check_tensor(what, name, entry)
+        dtype, shape = entry["dtype"], entry["shape"]
+        check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
         want, got = ("F32", list(shapes.get(name, ()))), (dtype, shape)
-        _check(name not in shapes or got == want, f"{what} be {want} by the plan", got)
-        itemsize = _dtype(dtype).itemsize
-        most = itemsize * math.prod(axis or 1 for axis in shape)  # NumPy counts an axis of 0 like this, too
-        _check(most < 2**63, f"{what} have less than 2**63 bytes", shape)
-        place = [position, position + itemsize * math.prod(shape)]
-        _check(_are_sizes(offsets) and offsets == place, f"{what} have the data_offsets {place}", offsets)
-        entries[name] = dtype, shape
-        position = place[1]
+        check(name not in shapes or got == want, f"{what} be {want} by the plan", got)
+        position = check_place(what, entry, 8 * dtype_of(dtype).itemsize, position)
+        entries[name] = dtype, tuple(shape)
     missing = [name for name in shapes if name not in entries]
-    _check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
-    _check(position == size, f"its data section must have the {position} bytes of its tensors", size)
+    check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
+    check(position == size, f"its data section must have the {position} bytes of its tensors", size)
     return entries
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def _read_data(file: io.BufferedReader, entries: Entries, checksum: str) -> Arrays:
@@ -319,62 +293,14 @@ def _read_data(file: io.BufferedReader, entries: Entries, checksum: str) -> Arra
     arrays = {}
     hashed = hashlib.sha256()
     for name, (dtype, shape) in entries.items():
-        try:
-            arrays[name] = np.empty(shape, _dtype(dtype))
-        except MemoryError as error:
-            raise CheckpointError(f"memory must hold tensor {_short(name)}, got {shape} {dtype}") from error
-        data = arrays[name].reshape(-1).view(np.uint8)
-        count = file.readinto(data.data)
-        _check(count == data.size, f"tensor {_short(name)} must have {data.size} bytes", count)
-        hashed.update(data.data)
+        arrays[name] = read_tensor(file, name, shape, dtype_of(dtype))
+        hashed.update(arrays[name].reshape(-1).view(np.uint8).data)
     actual = hashed.hexdigest()
-    _check(actual == checksum, f"its data are damaged: their SHA-256 must be {checksum}", actual)
+    check(actual == checksum, f"its data are damaged: their SHA-256 must be {checksum}", actual)
     for name, array in arrays.items():
-        largest = int(array.view(np.uint8).max(initial=0)) if array.dtype.name == "bool" else 0
-        _check(largest <= 1, f"tensor {_short(name)} must be of bytes 0 and 1", largest)
+        check_bools(name, array)
     return arrays
-
-
-def _check(condition: bool, what: str, got: Any) -> None:
-    if not condition:
-        raise CheckpointError(f"{what}, got {_short(got)}")
-
-
-def _parse(text: str | bytes, where: str) -> Any:
-    """Parse JSON, without Python's additions to it and without what it would take silently."""
-    try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_int=_number, parse_float=_number, parse_constant=_number
-        )
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise CheckpointError(f"{where} must be plain JSON in UTF-8: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"every key must come once, got {_short(name)} twice")
-        result[name] = value
-    return result
-
-
-def _number(text: str) -> int | float:
-    # The time to read an integer grows with the square of its length.
-    if len(text) > 32 or not math.isfinite(float(text)):
-        raise ValueError(f"a number must be finite and have at most 32 characters, got {_short(text)}")
-    return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def _header_checksum(header: bytes, start: re.Match[bytes]) -> str:
     return hashlib.sha256(header[: start.start(3)] + header[start.end(3) :]).hexdigest()
-
-
-def _dtype(code: str) -> np.dtype[Any]:
-    """Return the little-endian NumPy dtype of a safetensors dtype."""
-    if code == "BF16":
-        try:
-            import ml_dtypes  # noqa: F401  (it teaches NumPy the name)
-        except ImportError as error:
-            raise CheckpointError("BF16 needs another package: pip install ml_dtypes, got none") from error
-    return np.dtype(_DTYPES[code]).newbyteorder("<")

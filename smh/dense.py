@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
 
-from smh.checkpoint import _SURROGATE, MAX_HEADER, MAX_VALUES, _are_sizes, _check, _dtype, _parse, _short
 from smh.errors import CheckpointError, UnknownNameError, near_names
+from smh.header import (
+    check,
+    check_bools,
+    check_place,
+    check_tensor,
+    dtype_of,
+    open_file,
+    parse,
+    read_header,
+    read_tensor,
+    short,
+)
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 """The dtypes whose tensors can be hashed."""
@@ -30,7 +39,6 @@ _BITS = {
     **{"F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64},
 }
 _UNREADABLE = ("F4", "F6_", "F8_", "C64")  # how dtypes begin that NumPy, or a checkpoint, does not have
-_MAX_AXES = 64  # of NumPy
 
 
 class DenseFile(Mapping[str, np.ndarray]):
@@ -78,7 +86,7 @@ class DenseFile(Mapping[str, np.ndarray]):
         self.dtypes: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
         with contextlib.ExitStack() as stack:
-            self._file = stack.enter_context(_open(path))
+            self._file = stack.enter_context(open_file(path))
             with _telling(path):
                 tree, self._start, size = _read_header(self._file)
                 if _is_checkpoint(tree):
@@ -147,48 +155,29 @@ class DenseFile(Mapping[str, np.ndarray]):
         with _telling(self.path):
             advice = "convert it to float32, float16 or bfloat16"
             readable = not code.startswith(_UNREADABLE)
-            _check(readable, f"the dtype of tensor {_short(name)} must be one that smh reads: {advice}", code)
-            return _dtype(code)
+            check(readable, f"the dtype of tensor {short(name)} must be one that smh reads: {advice}", code)
+            return dtype_of(code)
 
     def _read(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
-        shape = self.shapes[name]
-        try:
-            x = np.empty(shape, dtype)
-        except MemoryError as error:
-            raise CheckpointError(f"memory must hold tensor {_short(name)}, got {shape} {dtype}") from error
-        data = x.reshape(-1).view(np.uint8)
         self._file.seek(self._start + self._starts[name])
-        count = self._file.readinto(data.data)
-        _check(count == data.size, f"tensor {_short(name)} must have {data.size} bytes", count)
-        largest = int(data.max(initial=0)) if dtype.name == "bool" else 0
-        _check(largest <= 1, f"tensor {_short(name)} must be of bytes 0 and 1", largest)
+        x = read_tensor(self._file, name, self.shapes[name], dtype)
+        check_bools(name, x)
         return x
 
     def _check_entries(self, tree: dict[str, Any], size: int) -> dict[str, int]:
         """Fill in what the header says of each tensor, and return where its data start, once that fits the file."""
-        keys = {"data_offsets", "dtype", "shape"}
         for name, entry in tree.items():
-            what = f"tensor {_short(name)} must"
-            _check(not _SURROGATE.search(name), f"{what} have a name in valid Unicode", name)
-            _check(isinstance(entry, dict) and entry.keys() == keys, f"{what} have {sorted(keys)}", entry)
-            _check(_are_sizes(entry["data_offsets"]), f"{what} have data_offsets that are sizes", entry["data_offsets"])
-            _check(len(entry["data_offsets"]) == 2, f"{what} have two data_offsets", entry["data_offsets"])
+            check_tensor(f"tensor {short(name)} must", name, entry)
         position, starts = 0, {}
         for name, entry in sorted(tree.items(), key=lambda item: item[1]["data_offsets"]):
-            what = f"tensor {_short(name)} must"
-            dtype, shape = entry["dtype"], entry["shape"]
-            _check(isinstance(dtype, str) and dtype in _BITS, f"{what} have a dtype of {list(_BITS)}", dtype)
-            _check(_are_sizes(shape) and len(shape) <= _MAX_AXES, f"{what} have a shape, of at most 64 axes", shape)
-            most = _BITS[dtype] * math.prod(axis or 1 for axis in shape)  # NumPy counts an axis of 0 like this, too
-            _check(most < 2**63, f"{what} have less than 2**60 bytes", shape)
-            bits = _BITS[dtype] * math.prod(shape)
-            _check(bits % 8 == 0, f"{what} fill whole bytes", (dtype, shape))
-            place = [position, position + bits // 8]
-            _check(entry["data_offsets"] == place, f"{what} have the data_offsets {place}", entry["data_offsets"])
-            self.shapes[name], self.dtypes[name], self.sizes[name] = tuple(shape), dtype, bits // 8
+            what = f"tensor {short(name)} must"
+            dtype = entry["dtype"]
+            check(isinstance(dtype, str) and dtype in _BITS, f"{what} have a dtype of {list(_BITS)}", dtype)
             starts[name] = position
-            position = place[1]
-        _check(position == size, f"its data section must have the {position} bytes of its tensors", size)
+            position = check_place(what, entry, _BITS[dtype], position)
+            self.shapes[name], self.dtypes[name] = tuple(entry["shape"]), dtype
+            self.sizes[name] = position - starts[name]
+        check(position == size, f"its data section must have the {position} bytes of its tensors", size)
         return starts
 
 
@@ -212,14 +201,8 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     OSError
         If the system cannot open or read the path.
     """
-    with _open(path) as file, _telling(path):
+    with open_file(path) as file, _telling(path):
         return _is_checkpoint(_read_header(file)[0])
-
-
-def _open(path: str | os.PathLike[str]) -> io.BufferedReader:
-    # Without O_NONBLOCK, opening a named pipe would wait for its writer.
-    nonblocking = getattr(os, "O_NONBLOCK", 0)
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking))
 
 
 @contextlib.contextmanager
@@ -234,22 +217,12 @@ def _telling(path: str | os.PathLike[str]) -> Iterator[None]:
 def _is_checkpoint(tree: dict[str, Any]) -> bool:
     """Take the metadata out of a header, and say whether they are those of a checkpoint."""
     metadata = tree.pop("__metadata__", {})
-    _check(isinstance(metadata, dict), "its metadata must be an object", metadata)
+    check(isinstance(metadata, dict), "its metadata must be an object", metadata)
     return "smh" in metadata
 
 
 def _read_header(file: io.BufferedReader) -> tuple[dict[str, Any], int, int]:
     """Return the header as an object, where the data start, and how many bytes of data there are."""
-    status = os.fstat(file.fileno())
-    _check(stat.S_ISREG(status.st_mode), "it must be a regular file", stat.filemode(status.st_mode))
-    size = status.st_size
-    _check(size >= 8, "a safetensors file has at least the 8 bytes of its header's length", size)
-    length = int.from_bytes(file.read(8), "little")
-    _check(length <= MAX_HEADER, f"the header of a safetensors file has at most {MAX_HEADER} bytes here", length)
-    _check(8 + length <= size, f"its header must be there up to byte {8 + length}: it is cut", size)
-    header = file.read(length)
-    _check(header[:1] == b"{", "it is no safetensors file: its header must be a JSON object", header)
-    values = sum(header.count(character) for character in (b",", b"[", b"{"))  # at least as many as parsing makes
-    _check(values <= MAX_VALUES, f"a header must have at most {MAX_VALUES} JSON values", values)
-    tree = _parse(header, "its header")
-    return tree, 8 + length, size - 8 - length
+    header, size = read_header(file)
+    check(header[:1] == b"{", "it is no safetensors file: its header must be a JSON object", header)
+    return parse(header, "its header"), 8 + len(header), size

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from smh import checkpoint
 from smh.atomic import replacing
 from smh.backends.numpy import NumpyBackend, NumpyOps
 from smh.backends.protocol import Backend
 from smh.checkpoint import CARRIED, Checkpoint
 from smh.errors import ExportError, UnknownNameError, near_names
 from smh.generate import Cells, check_variables
+from smh.header import DTYPES
 from smh.plan import Plan
 from smh.slabs import viewed_slabs
 from smh.tensors import TensorSpec
@@ -37,7 +37,7 @@ MAX_BYTES = 64 << 30
 PIECE = 1 << 23
 """How many weights are built, and written, at a time."""
 
-_CODES = {dtype: code for code, dtype in checkpoint._DTYPES.items()}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _OPS = NumpyOps()
 
 

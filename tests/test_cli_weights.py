@@ -320,10 +320,10 @@ def test_materialize_some_tensors_by_another_backend(files, tmp_path, broken):
 def test_materialize_refuses(files, tmp_path):
     model, out = files / "model", tmp_path / "out"
     before = model.read_bytes()
-    assert_fails(call("materialize", model, "-o", model), "place of the checkpoint")
+    assert_fails(call("materialize", model, "-o", model), "place of the input")
     assert model.read_bytes() == before
     os.symlink(model, tmp_path / "link")
-    assert_fails(call("materialize", model, "-o", tmp_path / "link"), "place of the checkpoint")
+    assert_fails(call("materialize", model, "-o", tmp_path / "link"), "place of the input")
     os.remove(tmp_path / "link")
     assert_fails(call("materialize", model, "-o", tmp_path / "none" / "out"), "no such folder", str(tmp_path / "none"))
     assert_fails(call("materialize", model, "-o", out, "--names", "fc1,fc3"), "no tensor 'fc3'", "did you mean")

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 import smh
 from conformance.bits import assert_same_bits
-from smh.checkpoint import MAX_HEADER
 from smh.dense import DenseFile, is_checkpoint
+from smh.header import MAX_HEADER
 
 TENSORS = {
     "fc": np.arange(6, dtype=np.float32).reshape(2, 3) - 2.5,
@@ -243,7 +243,7 @@ def test_a_header_is_enough_to_tell_a_checkpoint(tmp_path):
 
 def test_a_file_that_is_refused_is_closed(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("smh.dense._open", lambda path: opened.append(open(path, "rb")) or opened[-1])
+    monkeypatch.setattr("smh.dense.open_file", lambda path: opened.append(open(path, "rb")) or opened[-1])
     with pytest.raises(smh.CheckpointError):
         DenseFile(write(tmp_path / "bad", {"a": entry()}))
     assert [file.closed for file in opened] == [True]

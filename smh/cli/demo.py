@@ -7,7 +7,6 @@ after the backward pass.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smh.backends import numpy as smh
-from smh.cli.output import AsJson, ExitCode, emit, progress
+from smh.cli.output import AsJson, ExitCode, check_out, emit, progress
 from smh.compare import compare
 from smh.errors import BackendError
 
@@ -65,8 +64,7 @@ def run(
     digits = Digits.load()
     shapes = {"fc1": (64, hidden), "fc2": (hidden, hidden), "fc3": (hidden, 10)}
     plan = smh.Plan.build(shapes, ratio=ratio, pool=pool, gain="adam", seed=seed)
-    if not out.parent.is_dir():  # before any work is done
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(out.parent))
+    check_out(out)
     rng = np.random.default_rng(seed)
     dense_weights = {
         name: rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))

@@ -14,7 +14,7 @@ from rich.table import Table
 from smh.backends import numpy as smh_numpy
 from smh.checkpoint import CARRIED
 from smh.cli import plan as planning
-from smh.cli.output import AsJson, emit, printable, progress
+from smh.cli.output import AsJson, check_out, emit, printable, progress
 from smh.compression import check_fit, make_report
 from smh.dense import DenseFile
 from smh.errors import PlanError, SmhError
@@ -51,7 +51,7 @@ def run(
     pool's fit. Needs SciPy.
     """
     _check_options(context, ratio, plan_file)
-    planning.check_out(out, path, *([plan_file] if plan_file else []))
+    check_out(out, path, *([plan_file] if plan_file else []))
     options = {"pool": pool, "layout": layout, "scale": scale, "learn_scale": not fixed_scales, "seed": seed}
     options |= {"arithmetic": arithmetic, "gain": gain}
     with DenseFile(path) as file:

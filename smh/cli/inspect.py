@@ -17,9 +17,10 @@ from smh import checkpoint
 from smh.checkpoint import CARRIED, Checkpoint
 from smh.cli.output import AsJson, emit, printable
 from smh.dense import DenseFile, is_checkpoint
+from smh.header import DTYPES
 
 _BLOCK = 1 << 20  # elements that are squared at a time
-_CODES = {dtype: code for code, dtype in checkpoint._DTYPES.items()}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _FLOAT32 = 4  # bytes of a weight
 _TITLES = {"variable": "Variables", "kept": "Kept as they are", "carried": "Carried along, of no model"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +11,7 @@ from rich.console import Console
 
 from smh import checkpoint
 from smh.backends.registry import get_backend
-from smh.cli.output import AsJson, emit, progress
-from smh.errors import ExportError
+from smh.cli.output import AsJson, check_out, emit, progress
 from smh.export import export
 
 _UNITS = {"": 1, "b": 1}
@@ -42,8 +40,7 @@ def run(
     """
     limit = parse_size(max_bytes)
     builder = get_backend(backend or None)
-    if out.exists() and path.exists() and os.path.samefile(path, out):
-        raise ExportError(f"the result would take the place of the checkpoint: choose another path, got {str(out)!r}")
+    check_out(out, path)
     wanted = [name for given in names for name in given.split(",") if name] if names else None
     found = checkpoint.read(path)
     with progress() as bars:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from smh.errors import SmhError
 
 _WIDTH = 140
 
@@ -76,6 +81,34 @@ def progress() -> Progress:
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def check_out(out: Path, *inputs: Path) -> None:
+    """Raise unless a file can be written there, before much work is done for it.
+
+    Parameters
+    ----------
+    out : Path
+        The file to be written.
+    *inputs : Path
+        Files that it must not replace.
+
+    Raises
+    ------
+    SmhError
+        If it would take the place of an input, or of a device or the like.
+    OSError
+        If its folder is not there, or it is itself a folder.
+    """
+    if not out.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(out.parent))
+    if out.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
+    if out.exists() and not out.is_file():
+        raise SmhError(f"only a file can be replaced: choose another path, got {str(out)!r}")
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise SmhError(f"the result would take the place of the input: choose another path, got {str(out)!r}")
 
 
 def fail(error: Exception) -> typer.Exit:

@@ -5,7 +5,6 @@ What ``smh fit`` shares with it is here as well: which tensors of a file are has
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
@@ -19,11 +18,11 @@ import typer
 from rich.console import Console
 
 from smh.atomic import replacing
-from smh.checkpoint import MAX_HEADER, MAX_VALUES, _are_sizes, _parse, _short
-from smh.cli.output import AsJson, emit, printable, progress
+from smh.cli.output import AsJson, check_out, emit, printable, progress
 from smh.compression import ModelTensor, Report, make_report, plan_for
 from smh.dense import FLOATS, DenseFile
-from smh.errors import PlanError, SmhError, near_names
+from smh.errors import PlanError, near_names
+from smh.header import MAX_AXES, MAX_HEADER, MAX_VALUES, are_sizes, parse, short
 from smh.plan import Plan
 from smh.pools.base import GAIN_RULES
 from smh.scales import RULES
@@ -33,7 +32,6 @@ _AXES: dict[str, dict[int, str]] = {
     "default": {},  # those of Plan.build, by rank
     "torch": {2: "o i", 3: "o i w", 4: "o i h w", 5: "o i d h w"},
 }
-_MAX_AXES = 64
 _LETTERS = [letter for letter in string.ascii_letters if letter not in "io"]
 _SHOWN = 20  # kept tensors, in text
 
@@ -218,34 +216,6 @@ def read_json(path: Path) -> bytes:
     return text
 
 
-def check_out(out: Path, *inputs: Path) -> None:
-    """Raise unless a file can be written there, before much work is done for it.
-
-    Parameters
-    ----------
-    out : Path
-        The file to be written.
-    *inputs : Path
-        Files that it must not replace.
-
-    Raises
-    ------
-    SmhError
-        If it would take the place of an input, or of a device or the like.
-    OSError
-        If its folder is not there, or it is itself a folder.
-    """
-    if not out.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(out.parent))
-    if out.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
-    if out.exists() and not out.is_file():
-        raise SmhError(f"only a file can be replaced: choose another path, got {str(out)!r}")
-    for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise SmhError(f"the result would take the place of the input: choose another path, got {str(out)!r}")
-
-
 class _Watched(Mapping[str, np.ndarray]):
     """A mapping that says when a value is read."""
 
@@ -289,7 +259,7 @@ def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: S
         also = f"; not to be hashed: {', '.join(kept[:3])}" if kept else ""
         raise PlanError(
             f"no tensor is left to be hashed: by default floats of two or more axes are; got {len(tensors)} tensors, "
-            f"--include {_short(list(include))}, --exclude {_short(list(exclude))}{also}"
+            f"--include {short(list(include))}, --exclude {short(list(exclude))}{also}"
         )
     return chosen
 
@@ -322,20 +292,20 @@ def _from_words(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
         match = _WORD.fullmatch(word)
         if match is None or match["name"] in sizes:
             why = "give one file, or words such as fc1=64x100, each name once"
-            raise typer.BadParameter(f"{why}; got {_short(word)}", param_hint="SHAPES")
+            raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="SHAPES")
         sizes[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
     return sizes
 
 
 def _from_json(path: Path) -> dict[str, tuple[int, ...]]:
-    data = _parse(read_json(path), repr(str(path)))
+    data = parse(read_json(path), repr(str(path)))
     if not isinstance(data, dict):
-        raise PlanError(f"{str(path)!r} must hold an object {{name: [sizes]}}; got {_short(data)}")
+        raise PlanError(f"{str(path)!r} must hold an object {{name: [sizes]}}; got {short(data)}")
     for name, shape in data.items():
-        if not _are_sizes(shape) or len(shape) > _MAX_AXES:
+        if not are_sizes(shape) or len(shape) > MAX_AXES:
             raise PlanError(
-                f"the shape of {_short(name)} in {str(path)!r} must be a list of at most {_MAX_AXES} sizes; "
-                f"got {_short(shape)}"
+                f"the shape of {short(name)} in {str(path)!r} must be a list of at most {MAX_AXES} sizes; "
+                f"got {short(shape)}"
             )
     return {name: tuple(shape) for name, shape in data.items()}
 

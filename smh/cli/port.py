@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import typer
@@ -10,8 +9,8 @@ from rich.console import Console
 
 from smh import checkpoint
 from smh.backends import numpy as smh_numpy
-from smh.cli.output import AsJson, emit, progress
-from smh.errors import CheckpointError, PortError
+from smh.cli.output import AsJson, check_out, emit, progress
+from smh.errors import CheckpointError
 from smh.porting import Mapping, doubts, port
 
 
@@ -28,8 +27,7 @@ def run(
     The variables and the digest stay the same; the weights are rebuilt to see that they are. A mapping is made in
     Python by smh.porting.match. Doubts about it are warnings: names that would fit better the other way round.
     """
-    if out.exists() and path.exists() and os.path.samefile(path, out):
-        raise PortError(f"the result would take the place of the checkpoint: choose another path, got {str(out)!r}")
+    check_out(out, path, mapping)
     chosen = Mapping.load(mapping)
     ported = port(checkpoint.read(path), chosen)
     warnings = doubts(chosen)

@@ -146,7 +146,8 @@ class _Mapped(collections.abc.Mapping[str, np.ndarray]):
 def _plain(other: Comparison) -> dict[str, Any]:
     """Return the comparison in the words of this command: FILE says what there should be."""
     data = other.to_dict()
-    return {**data, "missing": data.pop("only_first"), "unexpected": data.pop("only_second")}
+    renamed = {"missing": data.pop("only_first"), "unexpected": data.pop("only_second")}
+    return {**data, **renamed}
 
 
 def _show(

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smh.atomic import replacing
 from smh.checkpoint import CARRIED, Checkpoint
 from smh.errors import PlanError, PortError, near_names
+from smh.header import MAX_HEADER
 from smh.pools.base import check_keys
 from smh.porting.entries import Entry, Shape, Source
 from smh.views import View, compose, invert
@@ -322,8 +324,9 @@ class Mapping:
         return cls(entries, settings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mapping as JSON."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write the mapping as JSON; the file appears whole or not at all."""
+        with replacing(path) as temporary:
+            Path(temporary).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mapping:
@@ -336,8 +339,12 @@ class Mapping:
         OSError
             If it cannot be read.
         """
+        with open(path, "rb") as file:
+            text = file.read(MAX_HEADER + 1)
+        if len(text) > MAX_HEADER:
+            raise PortError(f"a mapping has at most {MAX_HEADER} bytes; {os.fspath(path)!r} has more")
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(text.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise PortError(f"a mapping must be JSON in UTF-8; {os.fspath(path)!r} is not: {error}") from error
 
