@@ -301,7 +301,7 @@ class Plan:
                     f"{tensor.size:,}",
                     scale if tensor.learn_scale else f"{scale} (fixed)",
                     " ".join(tensor.modifiers),
-                    tensor.view.pattern if tensor.view else "",
+                    str(tensor.view) if tensor.view else "",
                 )
             )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

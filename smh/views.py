@@ -94,6 +94,11 @@ class View:
         order = {"order": {axis: list(places) for axis, places in self.order}} if self.order else {}
         return {"pattern": self.pattern, "sizes": dict(self.sizes), **order}
 
+    def __str__(self) -> str:
+        """Return the pattern, the sizes, and for an axis in another order its places in brackets."""
+        sizes = "".join(f", {axis}={size}" for axis, size in self.sizes)
+        return self.pattern + sizes + "".join(f", {axis}[{' '.join(map(str, places))}]" for axis, places in self.order)
+
     def shape(self, canonical: tuple[int, ...]) -> tuple[int, ...]:
         """Return the viewed shape of a tensor.
 

@@ -492,8 +492,6 @@ def test_another_safetensors_file_is_refused(tmp_path):
     save_file({"w": np.zeros(3)}, tmp_path / "x", {"format": "pt"})
     advice = "smh fit makes one of a plain file"
     assert_refused(tmp_path / "x", f"no smh checkpoint of version 1.0 .{advice}., got a header b'")
-        tmp_path / "x", "no smh checkpoint of version 1.0 .smh fit makes one of a plain file., got a header b'"
-    )
 
 
 def test_the_error_is_short_and_keeps_its_cause(honest, tmp_path):

@@ -41,6 +41,11 @@ class Source:
     part: tuple[int, int] | None = None
     default: tuple[float, str] | None = None
 
+    def __str__(self) -> str:
+        """Return the name, the part and the default."""
+        part = "" if self.part is None else f" [{self.part[0] + 1}/{self.part[1]}]"
+        return f"{self.name}{part}" + ("" if self.default is None else f" or {self.default[0]:g}")
+
     @property
     def part_shape(self) -> Shape:
         """The shape before the view."""
@@ -115,6 +120,20 @@ class Entry:
         """The shape of the target tensor."""
         shapes = [source.viewed_shape for source in self.sources]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if self.join == "concat" else shapes[0]
+
+    @property
+    def origin(self) -> str:
+        """The sources, for people."""
+        return (" + " if self.join == "sum" else ", ").join(map(str, self.sources))
+
+    @property
+    def turn(self) -> str:
+        """How they are turned, for people."""
+        return "; ".join(dict.fromkeys(str(source.view) for source in self.sources if source.view))
+
+    def __str__(self) -> str:
+        """Return both."""
+        return f"{self.origin} ({self.turn})" if self.turn else self.origin
 
     @property
     def whole(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,7 +350,7 @@ class Mapping:
 
     def __str__(self) -> str:
         """Return one line for each tensor."""
-        lines = [f"{target} <- {_describe(entry)}" for target, entry in self.tensors.items()]
+        lines = [f"{target} <- {entry}" for target, entry in self.tensors.items()]
         lines += [f"{layer}: set {_settings(values)}" for layer, values in self.settings.items()]
         return "\n".join(lines)
 
@@ -361,8 +361,7 @@ class Mapping:
         caption = "\n".join(f"{layer}: set {_settings(values)}" for layer, values in self.settings.items())
         table = Table("target", "shape", "source", "view", caption=caption or None, caption_justify="left")
         for target, entry in self.tensors.items():
-            views = dict.fromkeys(_view(source) for source in entry.sources)
-            table.add_row(target, " x ".join(map(str, entry.shape)) or "scalar", _names(entry), "; ".join(views))
+            table.add_row(target, " x ".join(map(str, entry.shape)) or "scalar", entry.origin, entry.turn)
         return table
 
 
@@ -370,30 +369,6 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
     """Return the shapes of all tensors that a checkpoint gives to a model, and of those that it carries along."""
     generated = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
     return generated | {name: tuple(x.shape) for name, x in checkpoint.dense.items()}
-
-
-def _names(entry: Entry) -> str:
-    names = []
-    for source in entry.sources:
-        part = "" if source.part is None else f" [{source.part[0] + 1}/{source.part[1]}]"
-        names.append(f"{source.name}{part}" + ("" if source.default is None else f" or {source.default[0]:g}"))
-    return (" + " if entry.join == "sum" else ", ").join(names)
-
-
-def _view(source: Source) -> str:
-    if source.view is None:
-        return ""
-    sizes = "".join(f", {axis}={size}" for axis, size in source.view.sizes)
-    return source.view.pattern + sizes + "".join(f", {axis}[{places}]" for axis, places in _orders(source.view))
-
-
-def _orders(view: View) -> Iterable[tuple[str, str]]:
-    return ((axis, " ".join(map(str, places))) for axis, places in view.order)
-
-
-def _describe(entry: Entry) -> str:
-    views = dict.fromkeys(view for source in entry.sources if (view := _view(source)))
-    return _names(entry) + (f" ({'; '.join(views)})" if views else "")
 
 
 def _settings(values: collections.abc.Mapping[str, float]) -> str:
