@@ -17,7 +17,7 @@ from rich.table import Table
 from smh.checkpoint import CARRIED, Checkpoint
 from smh.errors import CheckpointError, PlanError
 from smh.plan import Plan
-from smh.selection import select
+from smh.selection import select, why_not
 
 RESIDENCIES = ("full", "cached", "layer")
 """When weights are built: once per forward pass, once until a variable changes, or layer by layer."""
@@ -195,7 +195,7 @@ def plan_for(
         raise PlanError("say how much to compress: give ratio, for example ratio=0.1, or a plan")
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
     default = options.get("include") is None
-    if not any(len(tensor.shape) >= 2 or not default for tensor in free.values()):
+    if not any(not default or not why_not(tensor.name, tensor.shape) for tensor in free.values()):
         raise PlanError(f"the model has nothing to hash: {_reasons(tensors)}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
     try:
@@ -290,7 +290,7 @@ def make_report(
     lines = []
     for tensor in tensors:
         spec = generated.get(tensor.name)
-        why = tensor.kept or ("fewer than two axes" if len(tensor.shape) < 2 else "not selected")
+        why = tensor.kept or why_not(tensor.name, tensor.shape) or "not selected"
         if spec is not None:
             why = f"tied with {', '.join(tensor.aliases)}" if tensor.aliases else ""
         lines.append(

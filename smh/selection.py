@@ -11,6 +11,13 @@ Selector = str | Iterable[str] | Callable[[str], bool]
 """A regular expression, exact names or suffixes of names, or a function of the name."""
 
 
+def why_not(name: str, shape: tuple[int, ...]) -> str:
+    """Return why a tensor is not hashed unless it is asked for, or nothing."""
+    if len(shape) < 2:
+        return "fewer than two axes"
+    return "it is a bias" if re.split("[./]", name)[-1] == "bias" else ""
+
+
 def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, exclude: Selector | None) -> list[str]:
     """Return the names of the tensors that are hashed, in order.
 
@@ -20,7 +27,7 @@ def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, excl
         All tensors.
     include : str, iterable of str, callable or None
         A regular expression that must match a whole name; exact names, or suffixes of them after a dot or slash; a
-        function from a name to bool. None: all tensors of two or more axes.
+        function from a name to bool. None: all tensors of two or more axes but those named ``bias``.
     exclude : str, iterable of str, callable or None
         The same, for tensors to leave as they are.
 
@@ -44,7 +51,7 @@ def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, excl
     if not shapes:
         raise PlanError("there are no tensors to make a plan for; got an empty mapping of shapes")
     if include is None:
-        chosen = {name for name, shape in shapes.items() if len(shape) >= 2}
+        chosen = {name for name, shape in shapes.items() if not why_not(name, shape)}
     else:
         chosen = _matches(shapes, include, "include")
     if exclude is not None:

@@ -379,7 +379,7 @@ def test_names_decide_where_all_of_them_do():
     ],
 )
 def test_what_names_leave_open_is_listed(source, target):
-    models = [{name: dense(4, 4) for name in names} for names in (source, target)]
+    models = [{name: dense(4, 4) for name in reversed(names)} for names in (source, target)]
     found = match(*models)
     assert len(found.ambiguous) == 1
     assert set(found.ambiguous[0].targets) == set(target)
@@ -389,8 +389,25 @@ def test_what_names_leave_open_is_listed(source, target):
     in_order = match(*models, in_order=True).mapping
     hinted = match(*models, hints={target[0]: source[1]}).mapping
     for k in range(2):
-        assert in_order.tensors[f"{target[k]}/kernel"].sources[0].name == f"{source[k]}/kernel"
+        assert in_order.tensors[f"{target[k]}/kernel"].sources[0].name == f"{source[k]}/kernel"  # both reversed
         assert hinted.tensors[f"{target[k]}/kernel"].sources[0].name == f"{source[1 - k]}/kernel"
+
+
+@pytest.mark.parametrize("below", ["", "block"])
+def test_the_order_of_the_alphabet_is_no_order(below):
+    models = [{name: dense(4, 4) for name in names} for names in ("ab", "yx")]
+    models = [{below: model, "z": [dense(9, 9)] * 2} if below else model for model in models]
+    with pytest.raises(smh.PortError, match=f"in the source is that of the alphabet, in '{below or 'the root'}'"):
+        _ = match(*models, in_order=True).mapping
+    with pytest.raises(smh.PortError, match="in the target is that of the alphabet"):
+        _ = match(*reversed(models), in_order=True).mapping
+    names = [[f"{below}/{name}".strip("/") for name in order] for order in ("ab", "xy")]
+    assert match(*models, in_order=True, hints={names[1][0]: names[0][0]}).mapping
+
+
+def test_lists_have_an_order():
+    mapping = match([dense(4, 4), dense(4, 4)], {"layers": (dense(4, 4), dense(4, 4))}, in_order=True).mapping
+    assert mapping.tensors["layers/1/kernel"].sources[0].name == "1/kernel"
 
 
 def test_hints_for_tensors_come_first():

@@ -205,6 +205,39 @@ def test_flattened_images_are_seen_in_any_order(order):
     assert not match(pooled, kernels).ambiguous  # another layer gives these features
 
 
+def test_pooled_images_are_no_flattened_ones():
+    module = nn.ModuleDict({"stem": nn.Conv2d(1, 3, 3), "conv": nn.Conv2d(3, 24, 3), "fc": nn.Linear(24, 5)})
+    kernels = {
+        name: {"kernel": np.ones(shape, np.float32), "bias": np.ones(shape[-1:], np.float32)}
+        for name, shape in {"conv": (3, 3, 3, 24), "stem": (3, 3, 1, 3), "fc": (24, 5)}.items()
+    }
+    assert not match(module, kernels).ambiguous
+    assert not match(kernels, module).ambiguous
+
+
+def test_a_state_of_flax_has_lost_the_order_of_its_layers():
+    class Flax(nnx.Module):
+        def __init__(self):
+            self.up = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+            self.down = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+    module = nn.ModuleDict({"stem": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
+    assert match(module, Flax(), in_order=True).mapping.tensors["up/kernel"].sources[0].name == "stem.weight"
+    for other in (nnx.state(Flax(), PARTS), nnx.clone(Flax()), smh_jax.compress(Flax(), ratio=0.9)):
+        with pytest.raises(smh.PortError, match="in the target is that of the alphabet"):
+            _ = match(module, other, in_order=True).mapping
+
+
+def test_biases_are_kept_whatever_their_shape():
+    assert smh_jax.plan_of(smh_jax.compress(FlaxBlock(), ratio=0.3)).tensors
+    for plan in (
+        smh_jax.plan_of(smh_jax.compress(nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), ratio=0.5)),
+        smh_jax.plan_of(smh_jax.compress(eqx.nn.Conv2d(4, 9, 3, key=jax.random.key(0)), ratio=0.5)),
+        smh_tf.plan_of(smh_tf.compress(keras.Sequential([keras.Input((6, 4)), L.GRU(3)]), ratio=0.9)),
+    ):
+        assert not [tensor.name for tensor in plan.tensors if "bias" in tensor.name]
+
+
 def test_settings_are_compared_and_carried():
     module = nn.Sequential(nn.BatchNorm2d(4))
     model = keras.Sequential([keras.Input((2, 2, 4)), L.BatchNormalization()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -86,15 +87,32 @@ class Finder:
                     why = targets[0].problem or f"the source has no such layer: {_told(targets[0].signature)}"
                     self.ambiguous.append(Ambiguity(names, (), why))
                 continue
-            found = _pairs(sources, targets, in_order)
+            found, why = _pairs(sources, targets), _UNTOLD
+            if found is None and in_order:
+                why = self._disorder(sources, targets)
+                found = None if why else list(zip(sources, targets, strict=True))
             if found is None:
-                self.ambiguous.append(Ambiguity(_layer_names(targets), _layer_names(sources), _UNTOLD))
+                self.ambiguous.append(Ambiguity(_layer_names(targets), _layer_names(sources), why))
             for one, other in found or ():
                 self._pair(one, other)
         left = [layer for layer in lonely if layer in self.sources]
         if left:
             why = left[0].problem or f"the target has no such layer: {_told(left[0].signature)}"
             self.ambiguous.append(Ambiguity((), _layer_names(left), why))
+
+    def _disorder(self, sources: Sequence[Layer], targets: Sequence[Layer]) -> str:
+        """Return why layers cannot be taken in order, or nothing."""
+        if len(sources) != len(targets) or not all(x.fits(y) for x, y in zip(sources, targets, strict=True)):
+            return "there are not as many of one kind in both models: give hints={target: source}"
+        for what, structure, layers in (("source", self.source, sources), ("target", self.target, targets)):
+            nodes = (_meeting(one.name, other.name) for one, other in itertools.pairwise(layers))
+            node = next((node for node in nodes if node in structure.alphabetical), None)
+            if node is not None:
+                return (
+                    f"their order in the {what} is that of the alphabet, in {node or 'the root'!r}, and need not be "
+                    "that of the layers, as in a state or a copy of a Flax module: give hints={target: source}"
+                )
+        return ""
 
     def result(self) -> Match:
         """Return what was found, in the order of the target."""
@@ -171,9 +189,8 @@ class Finder:
         given = [self.flatten[name] for name in (target.name, source.name) if name in self.flatten]
         image = given[0] if given else target.image or source.image
         if not given and image is None:
-            channels = _channels(self.source.layers, source, features) or _channels(
-                self.target.layers, target, features
-            )
+            ordered, dense = (self.target, target) if self.source.channels_last else (self.source, source)
+            channels = _channels(ordered.layers, dense, features)
             if channels:
                 pixels = features // channels
                 why = (
@@ -212,7 +229,7 @@ _UNTOLD = (
 )
 
 
-def _pairs(sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool) -> list[tuple[Layer, Layer]] | None:
+def _pairs(sources: Sequence[Layer], targets: Sequence[Layer]) -> list[tuple[Layer, Layer]] | None:
     """Return which layers of one signature belong together, if that can be told."""
     if len(sources) != len(targets):
         return None
@@ -221,9 +238,13 @@ def _pairs(sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool) -
     by_name = [[x for x in sources if x.fits(y) and _same_words(x.name, y.name)] for y in targets]
     if all(len(found) == 1 for found in by_name) and len({found[0].name for found in by_name}) == len(sources):
         return [(found[0], y) for found, y in zip(by_name, targets, strict=True)]
-    if in_order and all(x.fits(y) for x, y in zip(sources, targets, strict=True)):
-        return list(zip(sources, targets, strict=True))
     return None
+
+
+def _meeting(one: str, other: str) -> str:
+    """Return the innermost node that holds both of two layers."""
+    pairs = zip(one.split("/")[:-1], other.split("/")[:-1], strict=False)
+    return "/".join(x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _same_words(one: str, other: str) -> bool:
@@ -255,10 +276,12 @@ def _channels(layers: Sequence[Layer], dense: Layer, features: int) -> int:
     other layer gives as many features.
     """
     images = {layer.name: _outputs(layer) for layer in layers if layer.kind in ("conv", "conv_transpose")}
-    fed = any(_outputs(layer) == features for layer in layers if layer.name not in images)
+    fed = any(_outputs(layer) == features for layer in layers)
     before = layers[: [layer.name for layer in layers].index(dense.name)]
     nearest = next((layer for layer in reversed(before) if layer.kind == "dense" or layer.name in images), None)
     candidates = [images[nearest.name]] if nearest is not None and nearest.name in images else []
+    if features in candidates:  # every channel is one feature: the image was pooled
+        return 0
     candidates += [] if fed else [*images.values()]
     return next((channels for channels in candidates if 0 < channels < features and features % channels == 0), 0)
 

@@ -169,10 +169,13 @@ class Structure:
         Whether images have their channels last, so that flattening them gives another order.
     layers : tuple of Layer
         All that hold tensors; every tensor belongs to one.
+    alphabetical : frozenset of str
+        Nodes, by name, whose children are in the order of the alphabet: perhaps not in that of the layers.
     """
 
     channels_last: bool
     layers: tuple[Layer, ...]
+    alphabetical: frozenset[str] = frozenset()
 
     @property
     def shapes(self) -> dict[str, Shape]:

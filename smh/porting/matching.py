@@ -36,10 +36,11 @@ def match(
         Models, or parameters, compressed or not. Keras models must be built. An ``nnx.Module`` stands for
         ``nnx.state(module, (nnx.Param, nnx.BatchStat))``.
     hints : mapping of str, optional
-        For layers of the target, layers of the source. For tensors of the target, tensors of the source, or tuples with
-        a pattern and sizes as in :meth:`Mapping.build`. They come before everything else.
+        For layers of the target, layers of the source. For tensors of the target, tensors of the source, tuples with a
+        pattern and sizes, or whole entries, as in :meth:`Mapping.build`. They come before everything else.
     in_order : bool
-        Layers that neither shapes nor names tell apart come in the same order in both models.
+        Layers that neither shapes nor names tell apart come in the same order in both models. Not taken for an answer
+        where the order may be that of the alphabet, as in a state or a copy of a Flax module.
     flatten : mapping of str to tuple of int or None, optional
         By dense layer, of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its
         inputs; None if they are no image. Needed where images have channels first in one model and last in the other,

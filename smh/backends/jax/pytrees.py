@@ -125,7 +125,7 @@ def compress(
         is used, and free it; gradients of weights arrive together all the same.
     **options
         Pool, layout, scale, seed, arithmetic, include, exclude and the rest, as for :meth:`smh.Plan.build`. By default
-        float32 arrays of two or more axes are generated. ``scale="match"`` takes the present values.
+        float32 arrays of two or more axes but biases are generated. ``scale="match"`` takes the present values.
 
     Returns
     -------

@@ -27,7 +27,8 @@ def describe(params: Any) -> Structure:
     """Return the structure of parameters, compressed or not, or of a module of Flax NNX or Equinox."""
     reader = _Reader(params)
     layers = list(reader.layers(reader.tree, ()))
-    return Structure(channels_last=not reader.equinox, layers=tuple(_joined(layers)))
+    alphabetical = frozenset(_without_collection(name) for name in reader.alphabetical)
+    return Structure(not reader.equinox, tuple(_joined(layers)), alphabetical)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class _Reader:
             self.names = _first_names(pytrees.flatten(params)[1])
         self.only = _is(params, "flax", "Module") and ("Param", "BatchStat")
         self.equinox = False
+        self.alphabetical: set[str] = set()
 
     def layers(self, x: Any, path: tuple[Any, ...], in_dict: bool = False) -> Iterator[Layer | _Leaf]:
         """Yield the layers and the other tensors below a node."""
@@ -66,7 +68,11 @@ class _Reader:
         elif (make := self._known(x)) is not None:
             yield make(x, path)
         else:
-            for key, child in _children(x):
+            children = _children(x)
+            names = [pytrees.join((key,)) for key, _ in children]
+            if len(names) > 1 and names == sorted(names) and (isinstance(x, Mapping) or _is(x, "flax", "Module")):
+                self.alphabetical.add(pytrees.join(path) if path else "")
+            for key, child in children:
                 yield from self.layers(child, (*path, key), isinstance(x, Mapping))
 
     def _leaf(self, x: Any, path: tuple[Any, ...], in_dict: bool, state: bool = False) -> Iterator[_Leaf]:

@@ -36,8 +36,8 @@ def compress(
 
     The new model is made from the configuration of the given one and is not compiled, also where that one was. Hashed
     weights start from the initial values of the pool, not from those that they had (:func:`fit` starts from these);
-    everything else keeps its values. Trainable float32 weights of two or more axes are hashed, unless they belong to a
-    quantized layer or have a constraint; a report says why others are kept.
+    everything else keeps its values. Trainable float32 weights of two or more axes but biases are hashed, unless they
+    belong to a quantized layer or have a constraint; a report says why others are kept.
 
     Parameters
     ----------
