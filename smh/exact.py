@@ -8,7 +8,7 @@ arguments: pools call one module or the other, as the plan says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from smh.grid import (
@@ -38,6 +38,11 @@ def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Ar
 def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
     """Apply an elementwise function in blocks, as :meth:`smh.ops.Ops.map_own` does."""
     return ops.map_own(fn, x)
+
+
+def join(ops: Ops, parts: Iterable[Array], size: int) -> Array:
+    """Concatenate vectors, as :meth:`smh.ops.Ops.join` does."""
+    return ops.join(parts, size)
 
 
 class Right(NamedTuple):
@@ -304,8 +309,25 @@ def dot(ops: Ops, a: Array, c: Array) -> Array:
     >>> float(dot(Ops(np), a, a))
     25.0
     """
+    return dot_of_flushed(ops, flush(ops.xp, a), flush(ops.xp, c))
+
+
+def dot_of_flushed(ops: Ops, a: Array, c: Array) -> Array:
+    """Return the exact dot product of two vectors that are flushed already; see :func:`dot`.
+
+    In blocks, and twice: once for the exponent, once for the sum. Nothing of the size of the vectors is made.
+    """
     xp = ops.xp
-    return exact_sum(ops, wide(xp, flush(xp, a)) * wide(xp, flush(xp, c)))
+
+    def largest(a: Array, c: Array) -> Array:
+        return largest_magnitude(xp, wide(xp, a) * c, 0)
+
+    grid = sum_grid(xp, ops.fold(largest, xp.maximum, (a, c)), a.shape[0])
+
+    def total(a: Array, c: Array) -> Array:
+        return xp.sum(to_integers(xp, wide(xp, a) * c, grid))
+
+    return rounded(xp, ops.fold(total, lambda x, y: x + y, (a, c)) * grid.down)
 
 
 def segment_sum(ops: Ops, x: Array, segments: Array, size: int) -> Array:

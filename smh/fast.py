@@ -6,14 +6,16 @@ differentiable array code, from which frameworks take second derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from smh.ops import Array, Ops
 
 __all__ = [
     "dot",
+    "dot_of_flushed",
     "flush",
+    "join",
     "map_own",
     "map_rows",
     "multiply",
@@ -50,6 +52,11 @@ def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
     return fn(x)
 
 
+def join(ops: Ops, parts: Iterable[Array], size: int) -> Array:
+    """Concatenate vectors."""
+    return ops.xp.concat(list(parts))
+
+
 def right(ops: Ops, b: Array) -> Array:
     """Return ``b``: there is nothing to prepare."""
     return b
@@ -68,6 +75,9 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
 def dot(ops: Ops, a: Array, c: Array) -> Array:
     """Return the float32 dot product of two vectors of shape (K,)."""
     return ops.xp.sum(a * c)
+
+
+dot_of_flushed = dot
 
 
 def segment_sums(

@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -210,22 +211,29 @@ def _pull_cells(
     """Return the gradients of pool variables and of scales, through the cotangents of all cells."""
     xp, arithmetic = ops.xp, _ARITHMETIC[plan.arithmetic]
     flush = arithmetic.flush
-    cells, of_scales = [], []
-    for tensor, scale, g in parts:
-        if g is None:
-            cells.append(xp.zeros((tensor.size,), dtype=xp.float32, device=ops.device(like)))
-            of_scales.append(xp.zeros((), dtype=xp.float32, device=ops.device(like)))
-            continue
-        g = arithmetic.map_rows(ops, lambda block: flush(xp, block), g, 1)
-        of_scale = None
-        if tensor.learn_scale or tensor.modifiers:
-            v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
-            g = scales.pull(ops, scale, tensor.modifiers, v, g)
-            of_scale = arithmetic.dot(ops, g, v)
-        of_scales.append(of_scale)
-        cells.append(arithmetic.map_own(ops, lambda block, scale=scale: flush(xp, block * scale), g))
-    dv = layout.scatter(ops, plan.layout, plan.capacity, cells)
-    return pool.pull(dv), of_scales
+    of_scales: list[Array | None] = []
+
+    def cells() -> Iterator[Array]:
+        for tensor, scale, g in parts:
+            if g is None:
+                of_scales.append(xp.zeros((), dtype=xp.float32, device=ops.device(like)))
+                yield xp.zeros((tensor.size,), dtype=xp.float32, device=ops.device(like))
+                continue
+            g = arithmetic.map_rows(ops, lambda block: flush(xp, block), g, 1)
+            of_scale = None
+            if tensor.learn_scale or tensor.modifiers:
+                v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
+                g = scales.pull(ops, scale, tensor.modifiers, v, g)
+                of_scale = arithmetic.dot_of_flushed(ops, g, v)
+                del v
+            of_scales.append(of_scale)
+            yield arithmetic.map_own(ops, lambda block, scale=scale: flush(xp, block * scale), g)
+
+    size = layout.filled(plan.layout, plan.capacity, plan.num_weights)
+    missing = size - plan.num_weights
+    rest = [xp.zeros((missing,), dtype=xp.float32, device=ops.device(like))] if missing else []
+    joined = arithmetic.join(ops, itertools.chain(cells(), rest), size)
+    return pool.pull(layout.scatter(ops, plan.layout, plan.capacity, joined)), of_scales
 
 
 def _pull_factors(

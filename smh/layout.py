@@ -7,8 +7,6 @@ or, past the capacity, a constant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from smh.grid import rounded
 from smh.ops import Array, Ops
 from smh.pools import BoundPool
@@ -65,7 +63,13 @@ def _read_cyclic(ops: Ops, pool: BoundPool, start: int, stop: int) -> Array:
     return parts[0] if len(parts) == 1 else ops.xp.concat(parts)
 
 
-def scatter(ops: Ops, layout: str, capacity: int, parts: Sequence[Array]) -> Array:
+def filled(layout: str, capacity: int, total: int) -> int:
+    """Return to how many cells ``total`` are filled up with zeros: each virtual weight is then shown equally often."""
+    count = min(total, capacity) if layout == "padding" else total
+    return max(total, -(-count // capacity) * capacity)
+
+
+def scatter(ops: Ops, layout: str, capacity: int, cells: Array) -> Array:
     """Return the cotangent of every virtual weight, given that of all cells: the transpose of reading them all.
 
     Parameters
@@ -76,8 +80,8 @@ def scatter(ops: Ops, layout: str, capacity: int, parts: Sequence[Array]) -> Arr
         One of ``LAYOUTS``.
     capacity : int
         How many virtual weights there are.
-    parts : sequence of arrays, shape (k,), float32
-        Flushed cotangents of all cells, one array after another.
+    cells : array, shape (filled,), float32
+        Flushed cotangents of all cells, as many as :func:`filled` says.
 
     Returns
     -------
@@ -85,17 +89,10 @@ def scatter(ops: Ops, layout: str, capacity: int, parts: Sequence[Array]) -> Arr
         Where several cells show one virtual weight, theirs added in float64, ascending, and rounded once.
     """
     xp = ops.xp
-    total = sum(part.shape[0] for part in parts)
-    count = min(total, capacity) if layout == "padding" else total
-    cycles = -(-count // capacity)
-    missing = max(0, cycles * capacity - total)
-    if missing:
-        parts = [*parts, xp.zeros((missing,), dtype=xp.float32, device=ops.device(parts[0]))]
-    cells = parts[0] if len(parts) == 1 else xp.concat(parts)
-    if cycles == 1:
+    if layout == "padding" or cells.shape[0] == capacity:
         return cells[:capacity]
-    rows = xp.reshape(cells, (cycles, capacity))
+    rows = xp.reshape(cells, (cells.shape[0] // capacity, capacity))
     sums = xp.astype(rows[0, :], xp.float64)
-    for cycle in range(1, cycles):
+    for cycle in range(1, rows.shape[0]):
         sums = sums + xp.astype(rows[cycle, :], xp.float64)
     return rounded(xp, sums)

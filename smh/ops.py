@@ -44,6 +44,11 @@ class Ops:
         """The type for hash words: uint32 where its arithmetic wraps, int64 where it has none."""
         return self.xp.uint32
 
+    @property
+    def fuses(self) -> bool:
+        """Whether a compiler may put operations together that the core has written one after another."""
+        return True
+
     def device(self, x: Array) -> Any:
         """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
         return array_api_compat.device(x)
@@ -110,6 +115,22 @@ class Ops:
             total = part if total is None else total + part
         return total
 
+    def fold(self, fn: Callable[..., Array], combine: Callable[[Array, Array], Array], xs: tuple[Array, ...]) -> Array:
+        """Reduce vectors of one length together, in blocks where that saves memory and time.
+
+        Law: equal to ``fn(*xs)`` for every ``fn`` whose value for vectors is ``combine`` of its values for their parts.
+
+        Parameters
+        ----------
+        fn : callable
+            From vectors, or parts of them, to an array of rank 0.
+        combine : callable
+            From two of its values to one.
+        xs : tuple of arrays, shape (k,)
+            The vectors.
+        """
+        return fn(*xs)
+
     def transposed_matmul(self, a: Array, b: Array) -> Array:
         """Return the product of the transpose of ``a``, shape (K, p), with ``b``, shape (K, q)."""
         return self.xp.matmul(self.xp.matrix_transpose(a), b)
@@ -130,6 +151,23 @@ class Ops:
         """
         found = list(parts)
         return found[0] if len(found) == 1 else self.xp.concat(found, axis=1)
+
+    def join(self, parts: Iterable[Array], size: int) -> Array:
+        """Concatenate vectors; parts are made as they are asked for.
+
+        Parameters
+        ----------
+        parts : iterable of arrays, shape (k,)
+            At least one.
+        size : int
+            How many elements they have together.
+
+        Returns
+        -------
+        array, shape (size,)
+        """
+        found = list(parts)
+        return found[0] if len(found) == 1 else self.xp.concat(found)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add the elements of ``x`` that share a segment number.
@@ -204,6 +242,27 @@ class InPlaceOps(Ops):
         for block in blocks:
             block[...] = fn(block)
         return x
+
+    def fold(self, fn: Callable[..., Array], combine: Callable[[Array, Array], Array], xs: tuple[Array, ...]) -> Array:
+        """Reduce block by block."""
+        found = None
+        for blocks in zip(*(self._blocks(x, 1) for x in xs), strict=True):
+            value = fn(*blocks)
+            found = value if found is None else combine(found, value)
+        return found
+
+    def join(self, parts: Iterable[Array], size: int) -> Array:
+        """Write one part after another into its place."""
+        out, at = None, 0
+        for part in parts:
+            if part.shape[0] == size:
+                return part
+            if out is None:
+                out = self.xp.empty((size,), dtype=part.dtype, device=self.device(part))
+            out[at : at + part.shape[0]] = part
+            at += part.shape[0]
+            del part  # before the next one is made
+        return out
 
     def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
         """Write one part after another into its place."""

@@ -344,6 +344,10 @@ def test_sizes():
             parse_size(text)
 
 
+# A shell's background job ignores the signal, and so would what it starts.
+ATTENTIVE = "import os, sys; from signal import *; signal(SIGINT, SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_materialize_that_is_interrupted_leaves_nothing(tmp_path, number):
@@ -352,12 +356,10 @@ def test_materialize_that_is_interrupted_leaves_nothing(tmp_path, number):
     folder = tmp_path / "results"
     folder.mkdir()
     process = subprocess.Popen(
-        [*SMH, "materialize", str(tmp_path / "model"), "-o", str(folder / "out")],
+        [sys.executable, "-c", ATTENTIVE, *SMH, "materialize", str(tmp_path / "model"), "-o", str(folder / "out")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background job ignores the signal, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60

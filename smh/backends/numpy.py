@@ -23,6 +23,11 @@ class NumpyOps(InPlaceOps):
     def __init__(self) -> None:
         super().__init__(np)
 
+    @property
+    def fuses(self) -> bool:
+        """Return False: every operation is done as it is written."""
+        return False
+
     def device(self, x: Array) -> str:
         """Return ``"cpu"``: there is no other."""
         return "cpu"

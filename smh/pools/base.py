@@ -221,6 +221,10 @@ class BoundLeaf(BoundPool):
         if self.factor == 1.0:
             return x  # x is flushed already
         factor, flush, xp = self.factor, self.arithmetic.flush, self.ops.xp
+        if not self.ops.fuses:
+            # No element gets smaller, so there is nothing to flush. But the flush keeps a compiler from multiplying the
+            # factor with a scale that follows, which would undo an overflow.
+            return self.arithmetic.map_own(self.ops, lambda block: block * factor, x)
         return self.arithmetic.map_own(self.ops, lambda block: flush(xp, block * factor), x)
 
     @abstractmethod

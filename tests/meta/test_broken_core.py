@@ -118,7 +118,7 @@ def hash_gradient_without_signs(patch):
 
 
 def scale_gradient_with_the_scaled_weight(patch):
-    patch(exact, "dot", lambda ops, a, c: exact.exact_sum(ops, a.astype(np.float64) * a))
+    patch(exact, "dot_of_flushed", lambda ops, a, c: exact.exact_sum(ops, a.astype(np.float64) * a))
 
 
 def relu_that_lets_gradients_pass(patch):
@@ -128,12 +128,10 @@ def relu_that_lets_gradients_pass(patch):
 def cyclic_gradient_in_descending_order(patch):
     scatter = layout.scatter
 
-    def descending(ops, name, capacity, parts):
-        cells = np.concatenate(parts)
+    def descending(ops, name, capacity, cells):
         if name != "cyclic" or len(cells) <= capacity:
-            return scatter(ops, name, capacity, parts)
-        cells = np.concatenate([cells, np.zeros(-len(cells) % capacity, dtype=np.float32)])
-        return scatter(ops, name, capacity, [cells.reshape(-1, capacity)[::-1].reshape(-1)])
+            return scatter(ops, name, capacity, cells)
+        return scatter(ops, name, capacity, cells.reshape(-1, capacity)[::-1].reshape(-1))
 
     patch(layout, "scatter", descending)
 

@@ -24,6 +24,12 @@ class TorchOps(InPlaceOps):
         """int64."""
         return torch.int64
 
+    @property
+    def fuses(self) -> bool:
+        """Say whether what is done here is compiled, or traced for a compiler."""
+        traced = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+        return bool(torch.compiler.is_compiling() or traced)
+
     def device(self, x: Array) -> torch.device:
         """Return the device of a tensor."""
         return x.device

@@ -1,0 +1,91 @@
+"""The benchmarks run, and their figures are complete. No test looks at how long anything takes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "benchmarks" / "run.py"
+KEYS = {
+    "cell",
+    "backend",
+    "model",
+    "pool",
+    "ratio",
+    "operation",
+    "variant",
+    "value",
+    "low",
+    "high",
+    "unit",
+    "floor",
+    "bar",
+    "baseline",
+    "baseline_ms",
+    "rounds",
+    "threads",
+    "clock",
+    "extra",
+    "machine",
+    "versions",
+    "commit",
+    "changed",
+    "source",
+}
+
+
+def run(*arguments):
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(RUN), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """Return the figures of a quick run with NumPy, and the file that has them."""
+    path = tmp_path_factory.mktemp("figures") / "quick.jsonl"
+    done = run("--quick", "--backends", "numpy", "--json", path)
+    assert done.returncode == 0, f"the quick run failed: {done.stderr}"
+    return [json.loads(line) for line in path.read_text().splitlines()], path
+
+
+def test_a_quick_run_measures_every_cell_of_the_backend_completely(figures):
+    found, _ = figures
+    assert {figure["cell"] for figure in found} == {"numeric", "memory", "files"}
+    for figure in found:
+        assert figure.keys() >= KEYS, f"keys are missing: {KEYS - figure.keys()}"
+        assert figure["value"] > 0, f"a ratio or time is not positive: {figure}"
+        if figure["low"] is not None:
+            assert figure["low"] <= figure["value"] <= figure["high"], f"the median is not between: {figure}"
+    pools = {(figure["pool"], figure["variant"]) for figure in found if figure["cell"] == "numeric"}
+    assert pools == {(pool, variant) for pool in ("matmul", "kronecker", "hash") for variant in ("exact", "fast")}
+
+
+def test_no_figure_is_measured_twice(figures):
+    found, _ = figures
+    names = [tuple(f[key] for key in ("cell", "model", "pool", "ratio", "operation", "variant")) for f in found]
+    assert len(set(names)) == len(names), f"the same figure comes twice: {sorted(map(str, names))}"
+
+
+def test_the_report_has_every_figure_and_shows_missed_bars(figures, tmp_path):
+    found, path = figures
+    missed = found[-1] | {"bar": found[-1]["value"] / 2, "operation": "misses its bar"}
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps(missed) + "\n")
+    done = run("report", path, more, "-o", tmp_path / "costs.md")
+    assert done.returncode == 0, f"the report failed: {done.stderr}"
+    page = (tmp_path / "costs.md").read_text()
+    tables = page[page.index("## Building") :]
+    assert sum(line.startswith("| ") and "---" not in line for line in tables.splitlines()) == len(found) + 1 + 3
+    assert "misses its bar" in page.split("## Building")[0], "a missed bar is not among the missed ones"
+    assert "✗" in page
+
+
+def test_what_is_not_known_is_refused():
+    done = run("--cells", "nothing")
+    assert done.returncode == 2
+    assert "got nothing" in done.stderr
