@@ -189,6 +189,12 @@ def gains() -> Iterator[Case]:
         plan(matmul(3, 2, 60), tensor("w", 3, 3, scale=2.0**-100)),
         given={"pool/left": v, "pool/right": seeded(21, (2, 3), -20, 6)},
     )
+    yield Case(
+        "gain_overflow",
+        "The same with a fixed scale, which must not be multiplied with the gain first.",
+        plan(matmul(3, 2, 60), tensor("w", 3, 3, scale=2.0**-100, learn=False)),
+        given={"pool/left": v, "pool/right": seeded(21, (2, 3), -20, 6)},
+    )
 
 
 def initial() -> Iterator[Case]:

@@ -134,6 +134,11 @@ def test_dot_equals_the_oracle(seed, kind, terms):
     assert_same_bits(exact.dot(OPS, a, c), oracle.exact_dot(a, c))
     order = rng.permutation(terms)
     assert_same_bits(exact.dot(OPS, a[order], c[order]), exact.dot(OPS, a, c))
+    small = NumpyOps()
+    small.block_elements = 1 + seed % 700
+    assert_same_bits(exact.dot(small, a, c), exact.dot(OPS, a, c))
+    flushed = grid.flush(np, a), grid.flush(np, c)
+    assert_same_bits(exact.dot_of_flushed(Ops(np), *flushed), exact.dot(OPS, a, c))
 
 
 @given(seeds, kinds, st.integers(1, 3000), st.integers(1, 50))

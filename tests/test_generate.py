@@ -395,3 +395,28 @@ def test_weights_of_numpy_are_in_memory_as_they_are_indexed(tmp_path):
     save_file(weights, tmp_path / "w.safetensors")
     for name, w in load_file(tmp_path / "w.safetensors").items():
         assert_same_bits(w, weights[name], name)
+
+
+@pytest.mark.parametrize("ops", [NumpyOps(), Ops(np)], ids=["in place", "default"])
+def test_vectors_are_joined_as_they_are_made(ops):
+    parts = [np.float32([1, 2]), np.float32([3]), np.float32([4, 5, 6])]
+    kept = [part.copy() for part in parts]
+    made = []
+    found = ops.join((made.append(len(made)) or part for part in parts), 6)
+    assert_same_bits(found, np.float32([1, 2, 3, 4, 5, 6]))
+    assert made == [0, 1, 2]
+    for part, before in zip(parts, kept, strict=True):
+        assert_same_bits(part, before)
+    assert_same_bits(ops.join(iter(parts[:1]), 2), parts[0])
+
+
+@pytest.mark.parametrize("pool", [pools.Matmul(), pools.Hash(hashes=2), pools.Kronecker()], ids=str)
+def test_an_overflow_in_the_gain_is_not_undone_by_a_small_scale(pool):
+    plan = smh.Plan.build({"w": (8, 8)}, ratio=0.5, pool=pool, gain=3, scale=2.0**-30, learn_scale=False)
+    largest = {
+        name: np.full_like(x, 3e38 if isinstance(pool, pools.Hash) else 1.5e19)
+        for name, x in smh.initialize(plan).items()
+    }
+    weights = smh.materialize(plan, largest)["w"]
+    assert np.isinf(weights).any()
+    assert_same_bits(weights, oracle.weights(as_dict(plan), largest)["w"])
