@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +53,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     folder = os.path.dirname(target)
     if not os.path.exists(folder):  # the system would name the temporary file
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", folder)
-    temporary = os.path.join(folder, f".smh-{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(folder, f".smh-{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as created:  # with the permissions of a new file; mkstemp gives 0600
             mode = os.fstat(created.fileno()).st_mode if mode is None else mode

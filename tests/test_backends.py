@@ -75,8 +75,7 @@ def entry(monkeypatch):
     def register(name, value):
         monkeypatch.setattr(registry, "_loaded", {})
         monkeypatch.setattr(
-            registry,
-            "entry_points",
+            "importlib.metadata.entry_points",
             lambda group: [EntryPoint(name, value, group)] if group == "smh.backends" else [],
         )
 

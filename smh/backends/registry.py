@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from smh.backends.protocol import Backend
 from smh.errors import BackendError, near_names
+
+if TYPE_CHECKING:  # a fifth of the time that importing the library takes
+    from importlib.metadata import EntryPoint
 
 GROUP = "smh.backends"
 VARIABLE = "SMH_BACKEND"
@@ -75,6 +78,8 @@ def get_backend(name: str | None = None) -> Backend:
 
 
 def _entries() -> dict[str, EntryPoint]:
+    from importlib.metadata import EntryPoint, entry_points
+
     entries = {name: EntryPoint(name, value, GROUP) for name, value in _BUILT_IN.items()}
     for entry in entry_points(group=GROUP):
         entries.setdefault(entry.name, entry)
