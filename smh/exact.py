@@ -320,12 +320,12 @@ def dot_of_flushed(ops: Ops, a: Array, c: Array) -> Array:
     xp = ops.xp
 
     def largest(a: Array, c: Array) -> Array:
-        return largest_magnitude(xp, wide(xp, a) * c, 0)
+        return largest_magnitude(xp, wide(xp, a) * wide(xp, c), 0)
 
     grid = sum_grid(xp, ops.fold(largest, xp.maximum, (a, c)), a.shape[0])
 
     def total(a: Array, c: Array) -> Array:
-        return xp.sum(to_integers(xp, wide(xp, a) * c, grid))
+        return xp.sum(to_integers(xp, wide(xp, a) * wide(xp, c), grid))
 
     return rounded(xp, ops.fold(total, lambda x, y: x + y, (a, c)) * grid.down)
 
