@@ -62,7 +62,8 @@ def test_a_quick_run_measures_every_cell_of_the_backend_completely(figures):
         if figure["low"] is not None:
             assert figure["low"] <= figure["value"] <= figure["high"], f"the median is not between: {figure}"
     pools = {(figure["pool"], figure["variant"]) for figure in found if figure["cell"] == "numeric"}
-    assert pools == {(pool, variant) for pool in ("matmul", "kronecker", "hash") for variant in ("exact", "fast")}
+    arithmetics = {(pool, variant) for pool in ("matmul", "kronecker", "hash") for variant in ("exact", "fast")}
+    assert pools > arithmetics, f"pools or arithmetics are missing: {arithmetics - pools}"
 
 
 def test_no_figure_is_measured_twice(figures):

@@ -1,0 +1,168 @@
+"""What is measured: jobs for processes of their own, from the choices of the command line."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from cost.context import Figure, Job
+
+CELLS = ("numeric", "step", "inference", "memory", "files", "growth")
+BACKENDS = ("numpy", "torch", "torch.compile", "jax", "tf.function", "tf.xla")
+NUMERIC_MODELS = ("resnet34", "efficientnet_b0", "mlp", "transformer", "square2300", "square4612")
+POOLS = ("matmul", "kronecker", "hash")
+RATIOS = (0.5, 0.1, 0.02)
+_EAGER = ("numpy", "torch")
+_COMPILED = ("torch.compile", "tf.xla")
+_FUNCTIONS = {
+    "numeric": "numeric.measure",
+    "step": "torch_cells.measure_step",
+    "inference": "torch_cells.measure_inference",
+    "memory": "memory.measure",
+    "peak": "memory.measure_peak",
+    "files": "files.measure",
+    "growth": "growth.measure",
+    "growth at": "growth.measure_at",
+}
+SIZES = (32, 64, 224, 4096)
+_STEPS = (
+    # model, size of the images or width (of SIZES), batch
+    ("resnet34", 32, 32),
+    ("efficientnet_b0", 64, 32),
+    ("mlp", 4096, 64),
+    ("resnet34", 224, 32),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What somebody asked for; empty means what the default table has."""
+
+    cells: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    ratios: tuple[float, ...] = ()
+    sizes: tuple[int, ...] = ()
+    threads: int = 1
+    rounds: int = 7
+    clock: str = "wall"
+    quick: bool = False
+
+
+def make_jobs(choice: Choice) -> Iterator[Job]:
+    """Iterate over jobs, the shortest kinds first."""
+    common = {"threads": choice.threads, "rounds": choice.rounds, "clock": choice.clock}
+    cells = choice.cells or CELLS[:-1]
+    makers = {"files": _files, "memory": _memory, "numeric": _numeric}
+    makers |= {"inference": _inference, "step": _step, "growth": _growth}
+    for cell, make in makers.items():
+        if cell in cells:
+            for job in make(choice):
+                yield {"cell": cell, "backend": "torch", **common, **job}
+
+
+def run(job: Job) -> Iterator[Figure]:
+    """Iterate over the figures of a job, in this process."""
+    module, function = _FUNCTIONS[job["cell"]].split(".")
+    yield from getattr(import_module(f"cost.{module}"), function)(job)
+
+
+def _numeric(choice: Choice) -> Iterator[Job]:
+    usual = tuple(backend for backend in BACKENDS if not (choice.quick and backend in _COMPILED))
+    for backend in choice.backends or usual:
+        for model, pool, share in _quick_cases() if choice.quick else _cases(choice, backend):
+            case = {"model": model, "pool": pool, "ratio": share}
+            yield {"backend": backend, **case, "arithmetics": ["exact", "fast"]}
+
+
+def _quick_cases() -> Iterator[tuple[str, str, float]]:
+    return (("tiny", pool, 0.1) for pool in POOLS)
+
+
+def _cases(choice: Choice, backend: str) -> Iterator[tuple[str, str, float]]:
+    """Iterate over the usual models, pools and ratios; what was asked for by name counts as usual."""
+    for model in choice.models or NUMERIC_MODELS:
+        for pool in choice.pools or POOLS:
+            for share in choice.ratios or RATIOS:
+                asked = ("resnet34" if choice.models else model, "matmul" if choice.pools else pool)
+                if _usual(backend, *asked, 0.1 if choice.ratios else share):
+                    yield model, pool, share
+
+
+def _usual(backend: str, model: str, pool: str, share: float) -> bool:
+    """Say whether the default table has a case: from ResNet-34 with a matmul pool at 0.1 on, one thing is changed."""
+    standard = pool == "matmul" and share == 0.1
+    if model == "resnet34":
+        return standard or (backend not in _COMPILED and (pool == "matmul" or share == 0.1))
+    if model == "square4612":
+        return standard and backend not in _COMPILED
+    if model == "square2300":
+        return pool == "matmul" and backend in _EAGER
+    return standard and backend in _EAGER
+
+
+def _step(choice: Choice) -> Iterator[Job]:
+    if not _wants_torch(choice):
+        return
+    steps = (("tiny", 64, 8),) if choice.quick else _STEPS
+    for model, size, batch in steps:
+        if choice.quick or _asked(choice, model, size):
+            yield {
+                "model": model,
+                "size": size,
+                "batch": batch,
+                "ratios": list(choice.ratios or (0.1, 0.02)),
+                "arithmetics": ["fast", "exact"],
+            }
+
+
+def _inference(choice: Choice) -> Iterator[Job]:
+    if not _wants_torch(choice):
+        return
+    models = (("tiny", 64),) if choice.quick else (("resnet34", 32), ("efficientnet_b0", 64))
+    for model, size in models:
+        if choice.quick or _asked(choice, model, size):
+            yield {"model": model, "size": size, "batches": [1, 32], "ratios": [(choice.ratios or (0.1,))[0]]}
+
+
+def _memory(choice: Choice) -> Iterator[Job]:
+    ratios = list(choice.ratios or ((0.1,) if choice.quick else sorted(RATIOS)))
+    models = ["tiny"] if choice.quick else ["square4612", "resnet34"]
+    usual = ("numpy", "torch", "jax", "tf.function", *(() if choice.quick else ("tf.xla",)))
+    for backend in choice.backends or usual:
+        few = ratios if backend != "tf.xla" or choice.ratios or choice.quick else [0.1]
+        torch_model = None if choice.quick else "resnet34"
+        yield {"backend": backend, "models": models, "ratios": few, "torch_model": torch_model, "size": 32}
+
+
+def _files(choice: Choice) -> Iterator[Job]:
+    model = "tiny" if choice.quick else "resnet34"
+    yield {"backend": "numpy", "model": model, "ratios": list(choice.ratios or (0.1,)), "tensors": 300}
+
+
+def _growth(choice: Choice) -> Iterator[Job]:
+    yield {"backend": "numpy", "sizes": [10**k for k in ((5,) if choice.quick else range(5, 10))]}
+
+
+def _asked(choice: Choice, model: str, size: int) -> bool:
+    return (not choice.models or model in choice.models) and (not choice.sizes or size in choice.sizes)
+
+
+def _wants_torch(choice: Choice) -> bool:
+    return not choice.backends or "torch" in choice.backends
+
+
+def checked(what: str, given: str, known: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the parts of a comma-separated list.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not known.
+    """
+    parts = tuple(type(known[0])(part) for part in given.split(",") if part)
+    unknown = [part for part in parts if part not in known]
+    if unknown:
+        raise ValueError(f"{what} must be some of {', '.join(map(str, known))}; got {', '.join(map(str, unknown))}")
+    return parts
