@@ -17,10 +17,10 @@ _HEAD = """# What it costs
 
 Every figure is a ratio to a raw baseline of the same framework: the two run by turns in one process, and the table
 gives the median over rounds and, in brackets, the quartiles. Where a number is a time, its unit stands with it. The
-*floor* is what the ratio cannot fall below: exact products are computed in float64, at half the rate of float32, so
-2.0 where arithmetic is the bound. (A machine whose float32 product is far from its peak can be below that floor.) The
-*bar* is what the project wants to hold; ✓ and ✗ say whether the median does. A bar below the floor says what would be
-wanted, not what these products allow.
+*floor* is what arithmetic alone asks for: exact products are computed in float64, at half the rate of float32, so 2.0.
+A ratio can be below it where the baseline is bound by something else, such as memory that is new to the process. The
+*bar* is what the project wants to hold; ✓ and ✗ say whether the median does. What was measured more than once stands
+here as it was measured last; the file of figures has all of it.
 """
 _INTROS = {
     "numeric": """## Building weights, and gradients
@@ -109,7 +109,7 @@ def _bars(figures: list[Figure]) -> str:
     if not missed:
         return f"{text}\n"
     below = sum(figure["floor"] is not None and figure["bar"] < figure["floor"] for figure in missed)
-    text += f" Those below are missed; {below} of them lie below the floor, where nothing can hold them.\n\n"
+    text += f" Those in the table are missed; {below} of these ask for less than the floor.\n\n"
     columns = {"cell": lambda f: f["cell"]} | _COLUMNS | {"over the bar": lambda f: f"{_excess(f):+.0%}"}
     return f"{text}{_table(sorted(missed, key=_excess, reverse=True), columns)}"
 

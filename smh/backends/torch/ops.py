@@ -27,8 +27,9 @@ class TorchOps(InPlaceOps):
     @property
     def fuses(self) -> bool:
         """Say whether what is done here is compiled, or traced for a compiler."""
-        traced = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-        return bool(torch.compiler.is_compiling() or traced)
+        if torch.compiler.is_compiling():  # first: the compiler cannot follow the other questions
+            return True
+        return bool(torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0)
 
     def device(self, x: Array) -> torch.device:
         """Return the device of a tensor."""
