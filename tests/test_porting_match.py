@@ -1,7 +1,5 @@
 """What a match makes of models of different frameworks: structure, settings, packed attentions, compressed models."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -229,13 +227,14 @@ def test_a_state_of_flax_has_lost_the_order_of_its_layers():
 
 
 def test_biases_are_kept_whatever_their_shape():
-    assert smh_jax.plan_of(smh_jax.compress(FlaxBlock(), ratio=0.3)).tensors
     for plan in (
         smh_jax.plan_of(smh_jax.compress(nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), ratio=0.5)),
         smh_jax.plan_of(smh_jax.compress(eqx.nn.Conv2d(4, 9, 3, key=jax.random.key(0)), ratio=0.5)),
         smh_tf.plan_of(smh_tf.compress(keras.Sequential([keras.Input((6, 4)), L.GRU(3)]), ratio=0.9)),
     ):
-        assert not [tensor.name for tensor in plan.tensors if "bias" in tensor.name]
+        names = [tensor.name for tensor in plan.tensors]
+        assert names
+        assert not [name for name in names if "bias" in name]
 
 
 def test_settings_are_compared_and_carried():
@@ -334,4 +333,5 @@ def test_tied_weights_are_one_tensor():
     assert list(describe({"embedding": {"embedding": table}, "out": {"weight": table}}).shapes) == [
         "embedding/embedding"
     ]
-    assert dataclasses.is_dataclass(match(Tied(), {"e": {"embedding": np.ones((7, 4), np.float32)}}).mapping)
+    mapping = match(Tied(), {"e": {"embedding": np.ones((7, 4), np.float32)}}).mapping
+    assert mapping.tensors["e/embedding"].sources[0].name == "embedding.weight"
