@@ -16,7 +16,22 @@ from smh.errors import CheckpointError
 from smh.generate import Cells, check_variables
 
 
-class Weights(Mapping[str, np.ndarray]):
+class _Tensors(Mapping[str, np.ndarray]):
+    """Tensors by name, of which shapes are known before they are made."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+class Weights(_Tensors):
     """The generated weights of a checkpoint in their viewed shapes; each is built when it is read.
 
     They are built by NumPy, and in exact arithmetic whatever the plan says.
@@ -29,6 +44,7 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __init__(self, found: Checkpoint) -> None:
         self._tensors = {tensor.name: tensor for tensor in found.plan.tensors}
+        self.shapes = {tensor.name: tensor.viewed_shape for tensor in found.plan.tensors}
         plan, ops = dataclasses.replace(found.plan, arithmetic="exact"), NumpyOps()
         check_variables(ops, plan, found.variables)
         with np.errstate(all="ignore"):
@@ -40,17 +56,8 @@ class Weights(Mapping[str, np.ndarray]):
             w = np.asarray(self._cells.read(tensor)).reshape(tensor.shape)
         return np.asarray(tensor.view.apply(np, w)) if tensor.view else w
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-class ModelTensors(Mapping[str, np.ndarray]):
+class ModelTensors(_Tensors):
     """What a checkpoint gives to a model: its weights, and the tensors that it keeps, but for those only carried along.
 
     Parameters
@@ -82,17 +89,8 @@ class ModelTensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._kept[name] if name in self._kept else self.weights[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
-class StoredTensors(Mapping[str, np.ndarray]):
+class StoredTensors(_Tensors):
     """The tensors of a plain file, each in the dtype of the file, also bfloat16.
 
     Parameters
@@ -112,15 +110,6 @@ class StoredTensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.stored(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
 
 
 @contextmanager
