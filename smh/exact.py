@@ -8,7 +8,7 @@ arguments: pools call one module or the other, as the plan says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from smh.grid import (
@@ -22,7 +22,7 @@ from smh.grid import (
     rounded,
     to_grid,
 )
-from smh.ops import Array, Ops
+from smh.ops import Array, Ops, Part
 
 
 def wide(xp: Any, x: Array) -> Array:
@@ -30,9 +30,9 @@ def wide(xp: Any, x: Array) -> Array:
     return xp.astype(x, xp.float64)
 
 
-def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int, place: Array | None = None) -> Array:
     """Apply a row-wise function in blocks, as :meth:`smh.ops.Ops.map_rows` does."""
-    return ops.map_rows(fn, x, width)
+    return ops.map_rows(fn, x, width, place=place)
 
 
 def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
@@ -40,9 +40,9 @@ def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
     return ops.map_own(fn, x)
 
 
-def join(ops: Ops, parts: Iterable[Array], size: int) -> Array:
+def join(ops: Ops, parts: Sequence[Part], like: Array) -> Array:
     """Concatenate vectors, as :meth:`smh.ops.Ops.join` does."""
-    return ops.join(parts, size)
+    return ops.join(parts, like)
 
 
 class Right(NamedTuple):
@@ -124,8 +124,8 @@ def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array) -> Array:
         return _flush_sums(ops, total, fine | _has_fine_line(xp, own))
 
     # Every block of rows reads the whole grid, which flat blocks would do too often.
-    width = min(max(terms, columns), max(1, ops.block_elements // min(terms, ops.product_rows)))
-    return ops.map_rows(rows_times_grid, a, width)
+    width = min(max(terms, columns), max(1, ops.product_elements // min(terms, ops.product_rows)))
+    return ops.map_rows(rows_times_grid, a, width, ops.product_elements)
 
 
 def _has_fine_line(xp: Any, shifter: Array) -> Array:
@@ -213,11 +213,15 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
         return ops.transposed_matmul(left, to_grid(ops, rows, shifter))
 
     # Blocks with at least as many rows as the result has: adding to it then costs no more than making the block.
-    width = min(columns, max(1, ops.block_elements // a.shape[1]))
+    width = min(columns, max(1, ops.product_elements // a.shape[1]))
+
+    def sum_of(chunk: slice) -> Array:
+        return ops.sum_rows(rows_times_rows, (grid, b), width, chunk.start, chunk.stop, ops.product_elements)
+
     first, *others = _chunks(terms)
-    total = ops.sum_rows(rows_times_rows, (grid, b), width, first.start, first.stop)
+    total = sum_of(first)
     for chunk in others:
-        total += ops.sum_rows(rows_times_rows, (grid, b), width, chunk.start, chunk.stop)
+        total += sum_of(chunk)
     fine = _has_fine_line(xp, own) | _has_fine_line(xp, shifter)
     return xp.astype(_flush_sums(ops, total, fine), xp.float32)
 
@@ -391,8 +395,8 @@ def segment_sums(
     grid = sum_grid(xp, wide(xp, largest_magnitude(xp, values, 0)), count)
     width = values.shape[0] // xs[0].shape[0]
 
-    def block_sums(*blocks: Array) -> Array:
+    def integers(*blocks: Array) -> tuple[Array, Array]:
         x, segments = terms(*blocks)
-        return ops.segment_sum(to_integers(xp, wide(xp, x), grid), segments, size)
+        return to_integers(xp, wide(xp, x), grid), segments
 
-    return rounded(xp, ops.sum_rows(block_sums, xs, width) * grid.down)
+    return rounded(xp, ops.segment_sums(integers, xs, width, size) * grid.down)

@@ -6,10 +6,10 @@ differentiable array code, from which frameworks take second derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from smh.ops import Array, Ops
+from smh.ops import Array, Ops, Part
 
 __all__ = [
     "dot",
@@ -42,19 +42,19 @@ def wide(xp: Any, x: Array) -> Array:
     return x
 
 
-def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
-    """Return ``fn(x)``, in one piece so that it can be differentiated again."""
-    return fn(x)
+def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int, place: Array | None = None) -> Array:
+    """Return ``fn(x)``: in one piece where it may be differentiated again."""
+    return ops.map_rows(fn, x, width, place=place) if ops.in_place else fn(x)
 
 
 def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
     """Return ``fn(x)``."""
-    return fn(x)
+    return ops.map_own(fn, x) if ops.in_place else fn(x)
 
 
-def join(ops: Ops, parts: Iterable[Array], size: int) -> Array:
+def join(ops: Ops, parts: Sequence[Part], like: Array) -> Array:
     """Concatenate vectors."""
-    return ops.xp.concat(list(parts))
+    return ops.join(parts, like)
 
 
 def right(ops: Ops, b: Array) -> Array:
@@ -84,5 +84,7 @@ def segment_sums(
     ops: Ops, xs: tuple[Array, ...], terms: Callable[..., tuple[Array, Array]], size: int, count: int
 ) -> Array:
     """Return float32 sums per segment; the arguments are those of :func:`smh.exact.segment_sums`."""
+    if ops.in_place:
+        return ops.segment_sums(terms, xs, max(1, count // xs[0].shape[0]), size)
     x, segments = terms(*xs)
     return ops.segment_sum(x, segments, size)

@@ -8,7 +8,7 @@ first.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 from smh import exact, fast, layout, scales
 from smh.errors import UnknownNameError, VariableError, near_names
 from smh.grid import flush
-from smh.ops import Array, Ops
+from smh.ops import Array, Ops, Part
 from smh.plan import Plan
 from smh.pools import BoundMatmul, BoundPool
 from smh.tensors import TensorSpec
 
 _ARITHMETIC: dict[str, ModuleType] = {"exact": exact, "fast": fast}
+_TOGETHER = 1 << 20
+"""How many virtual weights of small tensors are read together."""
 
 
 def materialize(
@@ -56,8 +58,8 @@ def materialize(
     check_variables(ops, plan, variables)
     cells = Cells(ops.sparing() if len(chosen) == 1 < len(plan.tensors) else ops, plan, variables)
     weights = {}
-    for tensor in chosen:
-        w = ops.xp.reshape(cells.read(tensor), tensor.shape)
+    for tensor, w in cells.whole(chosen):
+        w = ops.xp.reshape(w, tensor.shape)
         weights[tensor.name] = tensor.view.apply(ops.xp, w) if tensor.view else w
     return weights
 
@@ -103,6 +105,14 @@ class Cells:
             return self._factors.read_scaled(first, last, _scale(self._ops, tensor, self._variables))
         return self._weights(tensor, layout.read(self._ops, self._plan.layout, self._pool, first, last))
 
+    def whole(self, tensors: Iterable[TensorSpec]) -> Iterator[tuple[TensorSpec, Array]]:
+        """Iterate over tensors and all their weights, each an array of its own; neighbours are read together."""
+        if self._factors is not None:
+            yield from ((tensor, self.read(tensor)) for tensor in tensors)
+            return
+        for tensor, v, shared in _virtual_weights(self._ops, self._plan, self._pool, tensors):
+            yield tensor, self._weights(tensor, v, shared)
+
     def pieces(self, tensors: Iterable[TensorSpec], most: int) -> Iterator[tuple[TensorSpec, int, Array]]:
         """Iterate over the weights of tensors, in memory for about ``most`` of them.
 
@@ -132,9 +142,40 @@ class Cells:
                 at = tensor.offset + start - first
                 yield tensor, start, self._weights(tensor, v[at : at + stop - start])
 
-    def _weights(self, tensor: TensorSpec, v: Array) -> Array:
+    def _weights(self, tensor: TensorSpec, v: Array, shared: bool = False) -> Array:
+        """Return weights from their virtual weights, which are overwritten unless they belong to a larger array."""
         scale = _scale(self._ops, tensor, self._variables)
-        return scales.apply(self._ops, _ARITHMETIC[self._plan.arithmetic], scale, tensor.modifiers, v)
+        return scales.apply(self._ops, _ARITHMETIC[self._plan.arithmetic], scale, tensor.modifiers, v, shared)
+
+
+def _virtual_weights(
+    ops: Ops, plan: Plan, pool: BoundPool, tensors: Iterable[TensorSpec]
+) -> Iterator[tuple[TensorSpec, Array, bool]]:
+    """Iterate over tensors, their virtual weights, and whether these are part of a larger array.
+
+    Small tensors that follow one another in the plan are read together: each read of a factorized pool computes whole
+    rows of its product, and may have to bring a factor to its grid.
+    """
+    for run in _neighbours(tensors):
+        first = run[0].offset
+        v = layout.read(ops, plan.layout, pool, first, run[-1].stop)
+        if len(run) == 1:
+            yield run[0], v, False
+            continue
+        for tensor in run:
+            yield tensor, v[tensor.offset - first : tensor.stop - first], True
+
+
+def _neighbours(tensors: Iterable[TensorSpec]) -> Iterator[list[TensorSpec]]:
+    """Gather tensors whose cells follow one another, up to ``_TOGETHER`` cells; a larger one is alone."""
+    run: list[TensorSpec] = []
+    for tensor in tensors:
+        if run and (run[-1].stop != tensor.offset or tensor.stop - run[0].offset > _TOGETHER):
+            yield run
+            run = []
+        run.append(tensor)
+    if run:
+        yield run
 
 
 def _runs(tensors: Iterable[TensorSpec], most: int) -> Iterator[list[tuple[TensorSpec, int, int]]]:
@@ -212,27 +253,30 @@ def _pull_cells(
     xp, arithmetic = ops.xp, _ARITHMETIC[plan.arithmetic]
     flush = arithmetic.flush
     of_scales: list[Array | None] = []
+    asked = [tensor for tensor, _, g in parts if g is not None and (tensor.learn_scale or tensor.modifiers)]
+    virtual = _virtual_weights(ops, plan, pool, asked)
 
-    def cells() -> Iterator[Array]:
-        for tensor, scale, g in parts:
-            if g is None:
-                of_scales.append(xp.zeros((), dtype=xp.float32, device=ops.device(like)))
-                yield xp.zeros((tensor.size,), dtype=xp.float32, device=ops.device(like))
-                continue
-            g = arithmetic.map_rows(ops, lambda block: flush(xp, block), g, 1)
-            of_scale = None
-            if tensor.learn_scale or tensor.modifiers:
-                v = layout.read(ops, plan.layout, pool, tensor.offset, tensor.stop)
-                g = scales.pull(ops, scale, tensor.modifiers, v, g)
-                of_scale = arithmetic.dot_of_flushed(ops, g, v)
-                del v
-            of_scales.append(of_scale)
-            yield arithmetic.map_own(ops, lambda block, scale=scale: flush(xp, block * scale), g)
+    def zeros(*shape: int) -> Array:
+        return xp.zeros(shape, dtype=xp.float32, device=ops.device(like))
 
-    size = layout.filled(plan.layout, plan.capacity, plan.num_weights)
-    missing = size - plan.num_weights
-    rest = [xp.zeros((missing,), dtype=xp.float32, device=ops.device(like))] if missing else []
-    joined = arithmetic.join(ops, itertools.chain(cells(), rest), size)
+    def cells(tensor: TensorSpec, scale: Any, g: Array | None, place: Array | None) -> Array:
+        if g is None:
+            of_scales.append(zeros())
+            return zeros(tensor.size)
+        g = arithmetic.map_rows(ops, lambda block: flush(xp, block), g, 1, place)
+        of_scale = None
+        if tensor.learn_scale or tensor.modifiers:
+            _, v, _ = next(virtual)
+            g = scales.pull(ops, scale, tensor.modifiers, v, g)
+            of_scale = arithmetic.dot_of_flushed(ops, g, v)
+        of_scales.append(of_scale)
+        return arithmetic.map_own(ops, lambda block: flush(xp, block * scale), g)
+
+    makers: list[Part] = [(part[0].size, functools.partial(cells, *part)) for part in parts]
+    missing = layout.filled(plan.layout, plan.capacity, plan.num_weights) - plan.num_weights
+    if missing:
+        makers.append((missing, lambda place: zeros(missing)))
+    joined = arithmetic.join(ops, makers, like)
     return pool.pull(layout.scatter(ops, plan.layout, plan.capacity, joined)), of_scales
 
 

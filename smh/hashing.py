@@ -168,8 +168,8 @@ def buckets(xp: Any, seed: int, function: int, i: Any, size: int) -> Any:
     return words(xp, key(seed, 2 * function), i) % size
 
 
-def negative(xp: Any, seed: int, function: int, i: Any) -> Any:
-    """Say where ``sigma_m(i)`` is -1: where ``word(key(seed, 2m + 1), i)`` is odd.
+def signs(xp: Any, seed: int, function: int, i: Any, dtype: Any) -> Any:
+    """Return ``sigma_m(i)``: -1 where ``word(key(seed, 2m + 1), i)`` is odd, else 1.
 
     Parameters
     ----------
@@ -181,15 +181,17 @@ def negative(xp: Any, seed: int, function: int, i: Any) -> Any:
         m, which of the pool's hash functions.
     i : array, uint32 or int64
         Indices of virtual weights.
+    dtype : dtype
+        A signed or floating dtype.
 
     Returns
     -------
-    array of bool
+    array of that dtype
 
     Examples
     --------
     >>> import numpy as np
-    >>> negative(np, 0, 0, np.arange(3)).dtype
-    dtype('bool')
+    >>> signs(np, 0, 0, np.arange(4), np.int64).tolist()
+    [1, 1, 1, 1]
     """
-    return xp.bitwise_and(words(xp, key(seed, 2 * function + 1), i), 1) == 1
+    return 1 - 2 * xp.astype(xp.bitwise_and(words(xp, key(seed, 2 * function + 1), i), 1), dtype)

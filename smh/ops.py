@@ -9,13 +9,15 @@ order and the blocking of the computation cannot be seen (specification, section
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import array_api_compat
 
 Array = Any
 """An array of the backend's own type."""
+Part = tuple[int, Callable[[Array | None], Array]]
+"""The length of a vector, and what makes it, given the place where it may be put."""
 
 
 class Ops:
@@ -30,8 +32,14 @@ class Ops:
     block_elements = 1 << 19
     """About how many elements a block of rows holds: temporaries stay in the cache, and memory stays bounded."""
 
+    product_elements = 1 << 19
+    """The same for blocks that matrix products read or make, which are slow where they are small."""
+
     strip_elements = 1 << 21
     """About how many elements of a right operand are held in float64 at a time."""
+
+    in_place = False
+    """Whether arrays are written into: then a framework cannot differentiate what was done."""
 
     product_rows = 128
     """How many rows of a left operand go into one product, where there are as many terms and rows."""
@@ -60,7 +68,14 @@ class Ops:
         """
         return False
 
-    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+    def map_rows(
+        self,
+        fn: Callable[[Array], Array],
+        x: Array,
+        width: int,
+        elements: int | None = None,
+        place: Array | None = None,
+    ) -> Array:
         """Concatenate ``fn`` over blocks of the rows of ``x``, as float32.
 
         Law: equal to ``astype(fn(x), float32)`` for every ``fn`` that treats rows independently.
@@ -73,13 +88,17 @@ class Ops:
             The input.
         width : int
             Elements of the result per row, from which the number of rows in a block follows.
+        elements : int, optional
+            About how many elements a block holds; ``block_elements`` by default.
+        place : array, optional
+            Where the result may go, from :meth:`join`.
 
         Returns
         -------
         array, shape (rows, ...), float32
         """
         xp = self.xp
-        parts = [xp.astype(fn(block), xp.float32) for block in self._blocks(x, width)]
+        parts = [xp.astype(fn(block), xp.float32) for block in self._blocks(x, width, elements)]
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
     def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:
@@ -89,13 +108,23 @@ class Ops:
         """
         return self.map_rows(fn, x, 1)
 
+    def own(self, x: Array) -> Array:
+        """Return ``x`` for somebody who may overwrite it while others need it: a copy where arrays are written into."""
+        return x
+
     def sum_rows(
-        self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int, start: int = 0, stop: int | None = None
+        self,
+        fn: Callable[..., Array],
+        xs: tuple[Array, ...],
+        width: int,
+        start: int = 0,
+        stop: int | None = None,
+        elements: int | None = None,
     ) -> Array:
         """Add ``fn`` over blocks of the rows ``start`` to ``stop``, taken from all of ``xs`` together.
 
         Law: equal to ``fn(*(x[start:stop, ...] for x in xs))`` for every ``fn`` that is a sum over rows and exact, so
-        that no order shows.
+        that no order shows. What ``fn`` returns may be overwritten.
 
         Parameters
         ----------
@@ -107,10 +136,12 @@ class Ops:
             Elements that ``fn`` handles per row.
         start, stop : int
             Which rows, by default all; a part need not be cut out first.
+        elements : int, optional
+            About how many elements a block holds; ``block_elements`` by default.
         """
         total = None
         xs = tuple(x[start:stop, ...] for x in xs)
-        for blocks in zip(*(self._blocks(x, width) for x in xs), strict=True):
+        for blocks in zip(*(self._blocks(x, width, elements) for x in xs), strict=True):
             part = fn(*blocks)
             total = part if total is None else total + part
         return total
@@ -152,21 +183,22 @@ class Ops:
         found = list(parts)
         return found[0] if len(found) == 1 else self.xp.concat(found, axis=1)
 
-    def join(self, parts: Iterable[Array], size: int) -> Array:
-        """Concatenate vectors; parts are made as they are asked for.
+    def join(self, parts: Sequence[Part], like: Array) -> Array:
+        """Concatenate float32 vectors, each made when it is its turn.
 
         Parameters
         ----------
-        parts : iterable of arrays, shape (k,)
-            At least one.
-        size : int
-            How many elements they have together.
+        parts : sequence of (int, callable)
+            At least one: how long a vector is, and what makes it. The callable gets the place where the vector may be
+            put, an array of its shape, or None; what it returns may be that or another array.
+        like : array
+            One on the device of the vectors.
 
         Returns
         -------
-        array, shape (size,)
+        array, shape (k,), float32
         """
-        found = list(parts)
+        found = [make(None) for _, make in parts]
         return found[0] if len(found) == 1 else self.xp.concat(found)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
@@ -197,34 +229,70 @@ class Ops:
         at = xp.take(running, ends)
         return xp.astype(at[1:] - at[:-1], x.dtype)
 
+    def segment_sums(
+        self, fn: Callable[..., tuple[Array, Array]], xs: tuple[Array, ...], width: int, size: int
+    ) -> Array:
+        """Add, over blocks of rows, the values that ``fn`` gives by the segment numbers that it gives with them.
+
+        Law: equal to :meth:`segment_sum` of ``fn(*xs)``.
+
+        Parameters
+        ----------
+        fn : callable
+            From blocks ``(k, ...)`` to the first two arguments of :meth:`segment_sum`.
+        xs : tuple of arrays, shape (rows, ...)
+            Inputs with the same number of rows.
+        width : int
+            Elements that ``fn`` handles per row.
+        size : int
+            How many segments.
+
+        Returns
+        -------
+        array, shape (size,), of the dtype of the values
+        """
+        return self.sum_rows(lambda *blocks: self.segment_sum(*fn(*blocks), size), xs, width)
+
     def sparing(self) -> Ops:
         """Return what does the same with less memory, for a pool that is read once."""
         return self
 
-    def block_rows(self, rows: int, width: int) -> int:
-        """Return how many rows a block has."""
-        return max(1, min(rows, self.block_elements // max(1, width)))
+    def block_rows(self, rows: int, width: int, elements: int | None = None) -> int:
+        """Return how many rows a block has: all have as many, but for what does not divide."""
+        most = max(1, (elements or self.block_elements) // max(1, width))
+        return -(-rows // -(-rows // most)) if rows else 1
 
-    def _blocks(self, x: Array, width: int) -> list[Array]:
+    def _blocks(self, x: Array, width: int, elements: int | None = None) -> list[Array]:
         rows = x.shape[0]
-        step = self.block_rows(rows, width)
+        step = self.block_rows(rows, width, elements)
         return [x[start : min(start + step, rows), ...] for start in range(0, rows, step)]
 
 
 class InPlaceOps(Ops):
     """What arrays allow that can be written into: blocks go straight to their place."""
 
+    in_place = True
+    block_elements = 1 << 16
+    """So few that all temporaries of a block stay in a core's own cache, and memory is not new for each of them."""
+
     def sparing(self) -> Ops:
         """Return a copy that holds smaller strips of right operands."""
         other = copy.copy(self)
-        other.strip_elements = self.block_elements // 2
+        other.strip_elements = self.product_elements // 2
         return other
 
-    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+    def map_rows(
+        self,
+        fn: Callable[[Array], Array],
+        x: Array,
+        width: int,
+        elements: int | None = None,
+        place: Array | None = None,
+    ) -> Array:
         """Fill one float32 array block by block."""
         xp = self.xp
-        out, start = None, 0
-        for block in self._blocks(x, width):
+        out, start = place, 0
+        for block in self._blocks(x, width, elements):
             part = fn(block)
             if part.shape[0] == x.shape[0]:
                 return xp.astype(part, xp.float32, copy=False)
@@ -243,6 +311,46 @@ class InPlaceOps(Ops):
             block[...] = fn(block)
         return x
 
+    def own(self, x: Array) -> Array:
+        """Return a copy, unless nothing is overwritten here."""
+        return self.xp.asarray(x, copy=True) if self.in_place else x
+
+    def sum_rows(
+        self,
+        fn: Callable[..., Array],
+        xs: tuple[Array, ...],
+        width: int,
+        start: int = 0,
+        stop: int | None = None,
+        elements: int | None = None,
+    ) -> Array:
+        """Add to the first sum."""
+        total = None
+        xs = tuple(x[start:stop, ...] for x in xs)
+        for blocks in zip(*(self._blocks(x, width, elements) for x in xs), strict=True):
+            part = fn(*blocks)
+            if total is None:
+                total = part
+            else:
+                total += part
+        return total
+
+    def segment_sums(
+        self, fn: Callable[..., tuple[Array, Array]], xs: tuple[Array, ...], width: int, size: int
+    ) -> Array:
+        """Add block after block to one total."""
+        total = None
+        for blocks in zip(*(self._blocks(x, width) for x in xs), strict=True):
+            x, segments = fn(*blocks)
+            if total is None:
+                total = self.xp.zeros((size,), dtype=x.dtype, device=self.device(x))
+            total = self.add_segments(total, x, segments)
+        return total
+
+    def add_segments(self, total: Array, x: Array, segments: Array) -> Array:
+        """Add to a total, which may be overwritten, the elements of ``x`` by their segment numbers."""
+        return total + self.segment_sum(x, segments, total.shape[0])
+
     def fold(self, fn: Callable[..., Array], combine: Callable[[Array, Array], Array], xs: tuple[Array, ...]) -> Array:
         """Reduce block by block."""
         found = None
@@ -251,17 +359,18 @@ class InPlaceOps(Ops):
             found = value if found is None else combine(found, value)
         return found
 
-    def join(self, parts: Iterable[Array], size: int) -> Array:
-        """Write one part after another into its place."""
-        out, at = None, 0
-        for part in parts:
-            if part.shape[0] == size:
-                return part
-            if out is None:
-                out = self.xp.empty((size,), dtype=part.dtype, device=self.device(part))
-            out[at : at + part.shape[0]] = part
-            at += part.shape[0]
-            del part  # before the next one is made
+    def join(self, parts: Sequence[Part], like: Array) -> Array:
+        """Make each part in its place, or copy it there."""
+        if len(parts) == 1:
+            return parts[0][1](None)
+        out = self.xp.empty((sum(size for size, _ in parts),), dtype=self.xp.float32, device=self.device(like))
+        at = 0
+        for size, make in parts:
+            place = out[at : at + size]
+            made = make(place)
+            if made is not place:
+                place[...] = made
+            at += size
         return out
 
     def join_columns(self, parts: Iterable[Array], columns: int) -> Array:

@@ -118,7 +118,9 @@ def check_modifiers(modifiers: Sequence[str]) -> None:
             raise PlanError(f"modifiers must be among {', '.join(MODIFIERS)}; got {modifier!r}")
 
 
-def apply(ops: Ops, arithmetic: ModuleType, scale: Array | float, modifiers: Sequence[str], v: Array) -> Array:
+def apply(
+    ops: Ops, arithmetic: ModuleType, scale: Array | float, modifiers: Sequence[str], v: Array, shared: bool = False
+) -> Array:
     """Return weights: ``flush(scale * v)``, then the modifiers in order.
 
     Parameters
@@ -133,6 +135,8 @@ def apply(ops: Ops, arithmetic: ModuleType, scale: Array | float, modifiers: Seq
         Names of modifiers.
     v : array, shape (k,), float32
         Virtual weights.
+    shared : bool
+        Whether ``v`` is part of a larger array; otherwise it is overwritten.
 
     Returns
     -------
@@ -146,7 +150,7 @@ def apply(ops: Ops, arithmetic: ModuleType, scale: Array | float, modifiers: Seq
             w = _modify(xp, modifier, w)
         return w
 
-    result: Array = arithmetic.map_own(ops, weights, v)
+    result: Array = arithmetic.map_rows(ops, weights, v, 1) if shared else arithmetic.map_own(ops, weights, v)
     return result
 
 

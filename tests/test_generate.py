@@ -402,12 +402,54 @@ def test_vectors_are_joined_as_they_are_made(ops):
     parts = [np.float32([1, 2]), np.float32([3]), np.float32([4, 5, 6])]
     kept = [part.copy() for part in parts]
     made = []
-    found = ops.join((made.append(len(made)) or part for part in parts), 6)
-    assert_same_bits(found, np.float32([1, 2, 3, 4, 5, 6]))
-    assert made == [0, 1, 2]
-    for part, before in zip(parts, kept, strict=True):
-        assert_same_bits(part, before)
-    assert_same_bits(ops.join(iter(parts[:1]), 2), parts[0])
+
+    def maker(part, in_place):
+        def make(place):
+            made.append(part.shape[0])
+            assert place is None or place.shape == part.shape
+            if not in_place or place is None:
+                return part
+            place[...] = part
+            return place
+
+        return make
+
+    for in_place in (True, False):
+        made.clear()
+        found = ops.join([(part.shape[0], maker(part, in_place)) for part in parts], parts[0])
+        assert_same_bits(found, np.float32([1, 2, 3, 4, 5, 6]))
+        assert made == [2, 1, 3]
+        for part, before in zip(parts, kept, strict=True):
+            assert_same_bits(part, before)
+        assert_same_bits(ops.join([(2, maker(parts[0], in_place))], parts[0]), parts[0])
+
+
+@given(plans(), seeds, kinds, st.integers(1, 60))
+def test_no_size_of_blocks_strips_or_groups_changes_a_bit(plan, seed, kind, elements):
+    variables, cotangents = variables_for(plan, seed, kind), cotangents_for(plan, seed, "normal")
+    small = NumpyOps()
+    small.block_elements = small.product_elements = small.strip_elements = elements
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(generate, "_TOGETHER", elements)
+        weights = generate.materialize(small, plan, variables)
+        gradients = generate.vjp(small, plan, variables, cotangents)
+    for name, w in smh.materialize(plan, variables).items():
+        assert_same_bits(weights[name], w, name)
+    for name, g in smh.vjp(plan, variables, cotangents).items():
+        assert_same_bits(np.asarray(gradients[name]), g, name)
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "fast"])
+def test_the_parts_of_a_sum_do_not_overwrite_what_others_need(arithmetic):
+    pool = pools.Sum(pools.Matmul(), pools.Hash(), pools.Matmul())
+    plan = smh.Plan.build({"w": (30, 30)}, ratio=0.5, pool=pool, gain=3, arithmetic=arithmetic)
+    variables, cotangents = smh.initialize(plan), cotangents_for(plan, 1, "normal")
+    small = NumpyOps()
+    small.block_elements = 100
+    found = generate.vjp(small, plan, variables, cotangents)
+    for name, g in smh.vjp(plan, variables, cotangents).items():
+        assert np.all(np.isfinite(g))
+        np.testing.assert_allclose(found[name], g, rtol=1e-4, atol=1e-5 * float(np.abs(g).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("pool", [pools.Matmul(), pools.Hash(hashes=2), pools.Kronecker()], ids=str)

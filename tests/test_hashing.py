@@ -38,7 +38,7 @@ def test_words_are_uniform():
 
 def test_signs_are_balanced_and_independent_of_buckets():
     i = np.arange(1 << 16)
-    negative = hashing.negative(np, 5, 0, i)
+    negative = hashing.signs(np, 5, 0, i, np.int64) < 0
     buckets = hashing.buckets(np, 5, 0, i, 16)
     counts = np.zeros((2, 16))
     np.add.at(counts, (negative.astype(int), buckets), 1)

@@ -31,7 +31,9 @@ _STEPS = (
     ("efficientnet_b0", 64, 32),
     ("mlp", 4096, 64),
     ("resnet34", 224, 32),
+    ("efficientnet_b0", 224, 32),
 )
+_INFERENCES = (("resnet34", 32), ("efficientnet_b0", 64), ("resnet34", 224), ("efficientnet_b0", 224))
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _step(choice: Choice) -> Iterator[Job]:
 def _inference(choice: Choice) -> Iterator[Job]:
     if not _wants_torch(choice):
         return
-    models = (("tiny", 64),) if choice.quick else (("resnet34", 32), ("efficientnet_b0", 64))
+    models = (("tiny", 64),) if choice.quick else _INFERENCES
     for model, size in models:
         if choice.quick or _asked(choice, model, size):
             yield {"model": model, "size": size, "batches": [1, 32], "ratios": [(choice.ratios or (0.1,))[0]]}

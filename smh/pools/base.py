@@ -50,7 +50,10 @@ class BoundPool(ABC):
 
     @abstractmethod
     def pull(self, dv: Array) -> dict[str, Array]:
-        """Return the gradient of every variable, given the cotangent of all virtual weights, shape (capacity,)."""
+        """Return the gradient of every variable, given the cotangent of all virtual weights, shape (capacity,).
+
+        The cotangent may be overwritten.
+        """
 
 
 class Pool(ABC):

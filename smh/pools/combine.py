@@ -183,7 +183,7 @@ class _BoundSum(_BoundCombination):
         return self.arithmetic.rounded(xp, total)
 
     def pull(self, dv: Array) -> dict[str, Array]:
-        return self._pull_parts([dv] * len(self.parts))
+        return self._pull_parts([*(self.ops.own(dv) for _ in self.parts[1:]), dv])
 
 
 class _BoundProduct(_BoundCombination):

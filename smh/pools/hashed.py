@@ -104,8 +104,7 @@ class Hash(LeafPool):
         words = xp.astype(i, ops.word_dtype)
         columns = []
         for m in range(self.hashes):
-            one = xp.ones_like(i)
-            columns.append(xp.where(hashing.negative(xp, seed, m, words), -one, one) if self.signed else one)
+            columns.append(hashing.signs(xp, seed, m, words, xp.int64) if self.signed else xp.ones_like(i))
         return xp.stack(columns, axis=1)
 
     def bind(self, ops: Ops, arithmetic: ModuleType, variables: Mapping[str, Array], seed: int) -> BoundLeaf:
@@ -168,4 +167,4 @@ class _BoundHash(BoundLeaf):
     def _signed(self, m: int, i: Array, x: Array) -> Array:
         if not self.pool.signed:
             return x
-        return self.ops.xp.where(hashing.negative(self.ops.xp, self.seed, m, i), -x, x)
+        return x * hashing.signs(self.ops.xp, self.seed, m, i, x.dtype)

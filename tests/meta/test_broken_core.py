@@ -100,7 +100,7 @@ def hash_functions_shared_by_parts(patch):
 
 
 def signs_forgotten(patch):
-    patch(hashing, "negative", lambda xp, seed, function, i: np.zeros(i.shape, dtype=bool))
+    patch(hashing, "signs", lambda xp, seed, function, i, dtype: np.ones(i.shape, dtype=dtype))
 
 
 def bucket_of_the_wrong_stream(patch):

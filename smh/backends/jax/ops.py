@@ -30,9 +30,16 @@ class JaxOps(Ops):
         """Return None: JAX places arrays where those are that they meet."""
         return None
 
-    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+    def map_rows(
+        self,
+        fn: Callable[[Array], Array],
+        x: Array,
+        width: int,
+        elements: int | None = None,
+        place: Array | None = None,
+    ) -> Array:
         """Fill one float32 array block by block: that of the arguments, where results have their shape and type."""
-        first, step, blocks = self._split(x.shape[0], width)
+        first, step, blocks = self._split(x.shape[0], width, elements)
         start = 0 if width == 1 else self._in_turn()  # what is elementwise follows what made its argument
         head = xp.astype(fn(jax.lax.dynamic_slice_in_dim(x, start, first)), xp.float32)
         in_place = x.dtype == head.dtype and x.shape[1:] == head.shape[1:]
@@ -55,10 +62,16 @@ class JaxOps(Ops):
         return self._last
 
     def sum_rows(
-        self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int, start: int = 0, stop: int | None = None
+        self,
+        fn: Callable[..., Array],
+        xs: tuple[Array, ...],
+        width: int,
+        start: int = 0,
+        stop: int | None = None,
+        elements: int | None = None,
     ) -> Array:
         """Add blocks to the first one."""
-        first, step, blocks = self._split((xs[0].shape[0] if stop is None else stop) - start, width)
+        first, step, blocks = self._split((xs[0].shape[0] if stop is None else stop) - start, width, elements)
         after = start + first
         total = fn(*(x[start:after] for x in xs))
         if blocks == 0:
@@ -88,10 +101,10 @@ class JaxOps(Ops):
         """Add in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
         return jax.ops.segment_sum(x, segments, num_segments=size)
 
-    def block_rows(self, rows: int, width: int) -> int:
+    def block_rows(self, rows: int, width: int, elements: int | None = None) -> int:
         """Return how many rows a block has, where programs run by default."""
-        elements = self.block_elements if jax.default_backend() == "cpu" else self.accelerator_elements
-        return max(1, min(rows, elements // max(1, width)))
+        on_cpu = jax.default_backend() == "cpu"
+        return super().block_rows(rows, width, elements if on_cpu else self.accelerator_elements)
 
     def _in_turn(self) -> Array | int:
         """Return a 0 that the compiler cannot know before the last loop is done: its own barriers order nothing."""
@@ -100,8 +113,8 @@ class JaxOps(Ops):
         bits = jax.lax.bitcast_convert_type(xp.reshape(self._last, (-1,))[0], xp.int32)
         return 1 + (bits >> 31) + (~bits >> 31)
 
-    def _split(self, rows: int, width: int) -> tuple[int, int, int]:
+    def _split(self, rows: int, width: int, elements: int | None) -> tuple[int, int, int]:
         """Return the rows of the first block, those of each further block, and how many further blocks there are."""
-        blocks = -(-rows // self.block_rows(rows, width))
+        blocks = -(-rows // self.block_rows(rows, width, elements))
         step = rows // blocks
         return rows - step * (blocks - 1), step, blocks - 1

@@ -17,9 +17,6 @@ class TensorFlowOps(Ops):
     Blocks follow one another also in a graph, as a loop of it: so the graph stays small and its temporaries too.
     """
 
-    block_elements = 1 << 19
-    """Twice as many as elsewhere: each eager operation costs its dispatch."""
-
     def __init__(self) -> None:
         super().__init__(xp)
 
@@ -36,10 +33,17 @@ class TensorFlowOps(Ops):
         """Look at the flag where that costs nothing: at an eager tensor on the host."""
         return isinstance(flag, tf.__internal__.EagerTensor) and "CPU" in flag.device and not flag
 
-    def map_rows(self, fn: Callable[[Array], Array], x: Array, width: int) -> Array:
+    def map_rows(
+        self,
+        fn: Callable[[Array], Array],
+        x: Array,
+        width: int,
+        elements: int | None = None,
+        place: Array | None = None,
+    ) -> Array:
         """Put blocks of one size behind one another; the last is filled up, and the result cut."""
         rows = x.shape[0]
-        count = -(-rows // self.block_rows(rows, width))
+        count = -(-rows // self.block_rows(rows, width, elements))
         step = -(-rows // count)
         count = -(-rows // step)
         last = tf.cast(fn(x[(count - 1) * step :, ...]), tf.float32)
@@ -55,14 +59,20 @@ class TensorFlowOps(Ops):
         return tf.reshape(blocks, (count * step, *rest))[:rows, ...]
 
     def sum_rows(
-        self, fn: Callable[..., Array], xs: tuple[Array, ...], width: int, start: int = 0, stop: int | None = None
+        self,
+        fn: Callable[..., Array],
+        xs: tuple[Array, ...],
+        width: int,
+        start: int = 0,
+        stop: int | None = None,
+        elements: int | None = None,
     ) -> Array:
         """Add block after block to one total."""
         stop = xs[0].shape[0] if stop is None else stop
-        step = self.block_rows(stop - start, width)
+        step = self.block_rows(stop - start, width, elements)
         count = (stop - start) // step
         if tf.executing_eagerly() or count == 1:
-            return super().sum_rows(fn, xs, width, start, stop)
+            return super().sum_rows(fn, xs, width, start, stop, elements)
 
         def add(i: Array, total: Array) -> Array:
             return total + fn(*(_rows(x, start + i * step, step) for x in xs))

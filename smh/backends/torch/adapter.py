@@ -11,7 +11,7 @@ import torch
 
 from smh import generate
 from smh.backends.protocol import EAGER, Backend, Function, Mode
-from smh.backends.torch.autograd import OPS, Materialize
+from smh.backends.torch.autograd import OPS, Materialize, Promise
 from smh.backends.torch.modes import MODES
 from smh.errors import BackendError, VariableError
 from smh.ops import Array
@@ -68,7 +68,8 @@ class TorchBackend(Backend):
         if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
             return generate.vjp(OPS, plan, variables, {})
         names = tuple(cotangents)
-        build = self._build(plan, names)
+        # Outside of modes, which may do anything around it, no weight has to be built to be differentiated.
+        build = functools.partial(Promise.apply, plan, names) if self.mode is EAGER else _within(self.mode, plan, names)
 
         def gradients(*flat: Array) -> Any:
             with torch.inference_mode(False), torch.enable_grad():

@@ -18,6 +18,7 @@ from smh.ops import Array
 from smh.plan import Plan
 
 OPS = TorchOps()
+_DIFFERENTIABLE = TorchOps(in_place=False)
 
 
 class Materialize(torch.autograd.Function):
@@ -93,7 +94,7 @@ class Vjp(torch.autograd.Function):
         """Run the core."""
         plan, names, *tensors = _arguments(args)
         with _no_autocast(tensors[0]):
-            return _vjp(plan, names, tensors)
+            return _vjp(OPS, plan, names, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
@@ -107,7 +108,7 @@ class Vjp(torch.autograd.Function):
         fast = dataclasses.replace(ctx.plan, arithmetic="fast")
         names = ctx.names
         with torch.enable_grad(), _no_autocast(cotangents[0]):
-            _, pull = torch.func.vjp(lambda *tensors: _vjp(fast, names, tensors), *ctx.saved_tensors)
+            _, pull = torch.func.vjp(lambda *tensors: _vjp(_DIFFERENTIABLE, fast, names, tensors), *ctx.saved_tensors)
             return None, None, *pull(tuple(cotangents))
 
     @staticmethod
@@ -116,12 +117,12 @@ class Vjp(torch.autograd.Function):
         return _one_by_one(Vjp.apply, info.batch_size, in_dims, args)
 
 
-def _vjp(plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
+def _vjp(ops: TorchOps, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
     """Return the gradients of all variables; ``tensors`` holds these, and then a cotangent for each name."""
     shapes = plan.variable_shapes
     variables = dict(zip(shapes, tensors[: len(shapes)], strict=True))
     cotangents = dict(zip(names, tensors[len(shapes) :], strict=True))
-    return tuple(generate.vjp(OPS, plan, variables, cotangents).values())
+    return tuple(generate.vjp(ops, plan, variables, cotangents).values())
 
 
 def _no_autocast(x: Array) -> Any:

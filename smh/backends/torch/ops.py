@@ -16,8 +16,9 @@ class TorchOps(InPlaceOps):
     accelerator_elements = 1 << 24
     """Elements of a block away from the CPU, where every block costs the start of its kernels."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_place: bool = True) -> None:
         super().__init__(xp)
+        self.in_place = in_place
 
     @property
     def word_dtype(self) -> Any:
@@ -44,15 +45,20 @@ class TorchOps(InPlaceOps):
         return self if torch.compiler.is_compiling() else super().sparing()
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
-        """Add with ``index_add``, in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
-        return torch.zeros((size,), dtype=x.dtype, device=x.device).index_add(0, segments, x)
+        """Add in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
+        return torch.zeros((size,), dtype=x.dtype, device=x.device).scatter_add(0, segments, x)
 
-    def _blocks(self, x: Array, width: int) -> list[Array]:
+    def add_segments(self, total: Array, x: Array, segments: Array) -> Array:
+        """Add the same to what is there."""
+        return total.scatter_add_(0, segments, x)
+
+    def _blocks(self, x: Array, width: int, elements: int | None = None) -> list[Array]:
         """Return blocks of rows; a compiler gets one block, and plans the memory itself."""
         if torch.compiler.is_compiling():
             return [x]
-        elements = self.block_elements if x.device.type == "cpu" else self.accelerator_elements
-        return list(torch.split(x, max(1, elements // max(1, width))))
+        if x.device.type != "cpu":
+            elements = self.accelerator_elements
+        return list(torch.split(x, self.block_rows(x.shape[0], width, elements)))
 
 
 def _at_hand(x: Array) -> bool:
