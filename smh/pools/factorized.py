@@ -269,14 +269,23 @@ class BoundMatmul(_BoundFactorized):
         d, row_scales = xp.reshape(xp.concat(pieces), (n, n)), self.factor * xp.concat(scale_of_rows)
         h = xp.matmul(d, xp.matrix_transpose(self.right))
         right = xp.matmul(xp.matrix_transpose(self.left * row_scales), d)
+        shared = self._shared_rows(sorted({first // n for edge in edges for first, _, _ in edge}))
         scales = []
-        for (start, stop, _, _), shared in zip(parts, edges, strict=True):
+        for (start, stop, _, _), edge in zip(parts, edges, strict=True):
             rows = slice(-(-start // n), max(stop // n, -(-start // n)))
             total = self.factor * xp.sum(h[rows, :] * self.left[rows, :])
-            for first, last, g in shared:
-                total = total + xp.sum(g * self.read(first, last))
+            for first, last, g in edge:
+                total = total + xp.sum(g * shared[first // n][first % n : (last - 1) % n + 1])
             scales.append(total)
         return {"left": h * row_scales, "right": right}, scales
+
+    def _shared_rows(self, rows: Sequence[int]) -> dict[int, Array]:
+        """Return some rows of v, from one product."""
+        if not rows:
+            return {}
+        left = self.ops.xp.concat([self.left[row : row + 1, :] for row in rows])
+        v = self._gained(self._entries(left, 0, self.side))
+        return {row: v[i, :] for i, row in enumerate(rows)}
 
 
 class _BoundKronecker(_BoundFactorized):
