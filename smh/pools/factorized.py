@@ -269,12 +269,12 @@ class BoundMatmul(_BoundFactorized):
         d, row_scales = xp.reshape(xp.concat(pieces), (n, n)), self.factor * xp.concat(scale_of_rows)
         h = xp.matmul(d, xp.matrix_transpose(self.right))
         right = xp.matmul(xp.matrix_transpose(self.left * row_scales), d)
-        shared = self._shared_rows(sorted({first // n for edge in edges for first, _, _ in edge}))
+        shared = self._shared_rows(sorted({first // n for own in edges for first, _, _ in own}))
         scales = []
-        for (start, stop, _, _), edge in zip(parts, edges, strict=True):
+        for (start, stop, _, _), own in zip(parts, edges, strict=True):
             rows = slice(-(-start // n), max(stop // n, -(-start // n)))
             total = self.factor * xp.sum(h[rows, :] * self.left[rows, :])
-            for first, last, g in edge:
+            for first, last, g in own:
                 total = total + xp.sum(g * shared[first // n][first % n : (last - 1) % n + 1])
             scales.append(total)
         return {"left": h * row_scales, "right": right}, scales
