@@ -1,10 +1,12 @@
 """Tables of figures, as Markdown; no figure is typed by hand."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from cost.context import Figure
 
 PLOT = "results/growth.svg"
+_FINDINGS = Path(__file__).parent / "findings.md"
 _IDENTITY = ("cell", "backend", "model", "pool", "ratio", "operation", "variant", "unit", "threads", "clock")
 _NAMES = {"resnet34": "ResNet-34", "efficientnet_b0": "EfficientNet-B0", "mlp": "MLP, 3 x 4096"}
 _NAMES |= {"transformer": "transformer", "square2300": "2300 x 2300", "square4612": "4612 x 4612", None: ""}
@@ -80,7 +82,7 @@ def line(figure: Figure) -> str:
 
 def page(figures: list[Figure]) -> str:
     """Return the whole page."""
-    parts = [_HEAD, _conditions(figures), _bars(figures)]
+    parts = [_HEAD, _conditions(figures), _bars(figures), _FINDINGS.read_text()]
     for cell, intro in _INTROS.items():
         of_cell = [figure for figure in figures if figure["cell"] == cell]
         if of_cell:
