@@ -37,15 +37,15 @@ lint: .venv-dev/made
 	.venv-dev/bin/mypy
 
 docs: .venv-dev/made
-	rm -rf docs/_build
-	.venv-dev/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
+	rm -rf site
+	NO_MKDOCS_2_WARNING=1 .venv-dev/bin/mkdocs build --strict
 
 .venv-dev/made: pyproject.toml constraints.txt
 	$(call environment,.venv-dev,--editable ".[dev$(comma)docs]")
 	touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-dev docs/_build build dist
+	rm -rf .venv-demo .venv-test .venv-dev site build dist
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

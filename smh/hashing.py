@@ -192,6 +192,6 @@ def signs(xp: Any, seed: int, function: int, i: Any, dtype: Any) -> Any:
     --------
     >>> import numpy as np
     >>> signs(np, 0, 0, np.arange(4), np.int64).tolist()
-    [1, 1, 1, 1]
+    [1, -1, 1, -1]
     """
     return 1 - 2 * xp.astype(xp.bitwise_and(words(xp, key(seed, 2 * function + 1), i), 1), dtype)

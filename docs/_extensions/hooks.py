@@ -1,0 +1,33 @@
+"""Hooks of MkDocs: the reference of the command line, and checks that no role and no dollar is left."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from commands import MARK, reference
+from roles import leftover
+
+_FORMULA = re.compile(r'class="arithmatex">(.*?)</(?:span|div)>', re.DOTALL)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the reference of all commands where a page asks for it."""
+    return markdown.replace(MARK, reference()) if MARK in markdown else markdown
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Refuse a page that shows a role of Sphinx to its readers, or takes two formulas for one."""
+    role = leftover(html)
+    if role is not None:
+        raise PluginError(f"{page.file.src_uri} shows {role}: docs/_extensions/roles.py should have made a link of it")
+    for formula in _FORMULA.findall(html):
+        if "$" in formula:
+            raise PluginError(f"{page.file.src_uri} has a formula with a dollar in it, set a blank line: {formula}")
+    return html
