@@ -2,6 +2,7 @@
 # make test    everything that the tests need, in a fresh environment, then the tests and the conformance suite
 # make lint    ruff and mypy
 # make docs    the documentation, warnings are errors
+# make experiments   accuracy on real data: what is missing of the results (hours), then the report; see experiments/
 # make clean   remove what the targets above created
 #
 # PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="-n 0 -k exact" what pytest gets.
@@ -20,7 +21,7 @@ define environment
 	$(1)/bin/python $(PIP_INSTALL) $(2)
 endef
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs experiments clean
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
@@ -44,8 +45,16 @@ docs: .venv-dev/made
 	$(call environment,.venv-dev,--editable ".[dev$(comma)docs]")
 	touch $@
 
+experiments: .venv-experiments/made
+	OMP_NUM_THREADS=1 .venv-experiments/bin/python -m experiments run --jobs 2
+	.venv-experiments/bin/python -m experiments report --output docs/results
+
+.venv-experiments/made: pyproject.toml constraints.txt
+	$(call environment,.venv-experiments,--editable ".[experiments]")
+	touch $@
+
 clean:
-	rm -rf .venv-demo .venv-test .venv-dev site build dist
+	rm -rf .venv-demo .venv-test .venv-dev .venv-experiments site build dist
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
