@@ -3,7 +3,7 @@
     python benchmarks/run.py --json benchmarks/results/all.jsonl       # the default table, one thread, half an hour
     python benchmarks/run.py --cells numeric --backends jax --models resnet34 --ratios 0.1 --json FILE
     python benchmarks/run.py --cells growth --json benchmarks/results/growth.jsonl
-    python benchmarks/run.py report benchmarks/results/*.jsonl -o docs/costs.md
+    python benchmarks/run.py report benchmarks/results/*.jsonl -o docs/costs.md --readme README.md
 
 Every figure is the median over rounds of a ratio of two times that were taken by turns in one process, with its
 quartiles; peaks of memory, and the times of fresh processes, are of processes of their own. Each figure carries the
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cost import jobs, report
+from cost import jobs, readme, report
 from cost.bars import bar
 from cost.context import Figure, context, fresh
 from cost.timing import CLOCKS
@@ -90,11 +90,14 @@ def job(description: str) -> None:
 def write_report(
     files: Annotated[list[Path], typer.Argument(exists=True, help="JSON lines.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The Markdown file.")],
+    readme_: Annotated[Path | None, typer.Option("--readme", help="A file whose tables of costs are renewed.")] = None,
 ) -> None:
     """Write a page of tables from figures."""
     found = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(report.page(report.latest(found)))
+    if readme_ is not None:
+        readme.write(report.latest(found), readme_)
     growth = [figure for figure in found if figure["cell"] == "growth"]
     if growth:
         import_module("cost.plot").plot(report.latest(growth), output.parent / report.PLOT)

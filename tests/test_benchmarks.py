@@ -86,6 +86,28 @@ def test_the_report_has_every_figure_and_shows_missed_bars(figures, tmp_path):
     assert "✗" in page
 
 
+def test_the_readme_gets_the_medians_between_its_marks(figures, tmp_path):
+    of_torch = figures[0][0] | {"cell": "numeric", "backend": "torch", "model": "resnet34", "pool": "matmul"}
+    of_torch |= {"variant": "exact", "unit": "times"}
+    measured = ((0.02, "build all", 1.5), (0.1, "build all", 1.914), (0.5, "gradients", 3.4))
+    lines = [json.dumps(of_torch | {"ratio": r, "operation": what, "value": x}) for r, what, x in measured]
+    results, readme = tmp_path / "results.jsonl", tmp_path / "README.md"
+    results.write_text("\n".join(lines))
+    begin, end = "<!-- costs: written by `python benchmarks/run.py report` -->", "<!-- end of costs -->"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    for _ in range(2):  # once more changes nothing
+        done = run("report", results, "-o", tmp_path / "costs.md", "--readme", readme)
+        assert done.returncode == 0, f"the report failed: {done.stderr}"
+        text = readme.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert "old" not in text
+        assert "| PyTorch | 1.5 | 1.91 | – | – | – | 3.4 |" in text
+    readme.write_text("no marks")
+    assert run("report", results, "-o", tmp_path / "costs.md", "--readme", readme).returncode != 0
+    assert readme.read_text() == "no marks"
+
+
 def test_what_is_not_known_is_refused():
     done = run("--cells", "nothing")
     assert done.returncode == 2

@@ -10,8 +10,8 @@ _FINDINGS = Path(__file__).parent / "findings.md"
 _IDENTITY = ("cell", "backend", "model", "pool", "ratio", "operation", "variant", "unit", "threads", "clock")
 _NAMES = {"resnet34": "ResNet-34", "efficientnet_b0": "EfficientNet-B0", "mlp": "MLP, 3 x 4096"}
 _NAMES |= {"transformer": "transformer", "square2300": "2300 x 2300", "square4612": "4612 x 4612", None: ""}
-_FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX, jit", "tf.xla": "TensorFlow, XLA"}
-_FRAMEWORKS |= {"tf.function": "TensorFlow, tf.function"}
+FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX, jit", "tf.xla": "TensorFlow, XLA"}
+FRAMEWORKS |= {"tf.function": "TensorFlow, tf.function"}
 
 _HEAD = """# What it costs
 
@@ -131,14 +131,15 @@ def _excess(figure: Figure) -> float:
     return float(figure["value"] / figure["bar"] - 1)
 
 
-def _number(x: float) -> str:
+def number(x: float) -> str:
+    """Return three digits, or a whole number."""
     return f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}"
 
 
 def _value(figure: Figure) -> str:
     unit = "" if figure["unit"] == "times" else f" {figure['unit']}"
-    spread = f" ({_number(figure['low'])} to {_number(figure['high'])})" if figure["low"] is not None else ""
-    return f"{_number(figure['value'])}{unit}{spread}"
+    spread = f" ({number(figure['low'])} to {number(figure['high'])})" if figure["low"] is not None else ""
+    return f"{number(figure['value'])}{unit}{spread}"
 
 
 def _floor(figure: Figure) -> str:
@@ -151,12 +152,12 @@ def _bar(figure: Figure) -> str:
 
 def _baseline(figure: Figure) -> str:
     if figure["baseline_ms"] is not None:
-        return f"{figure['baseline']}: {_number(figure['baseline_ms'])} ms"
-    return f"{figure['baseline']}: {_number(figure['baseline_mb'])} MB" if "baseline_mb" in figure else ""
+        return f"{figure['baseline']}: {number(figure['baseline_ms'])} ms"
+    return f"{figure['baseline']}: {number(figure['baseline_mb'])} MB" if "baseline_mb" in figure else ""
 
 
 _COLUMNS: dict[str, Callable[[Figure], str]] = {
-    "framework": lambda f: _FRAMEWORKS.get(f["backend"], f["backend"]),
+    "framework": lambda f: FRAMEWORKS.get(f["backend"], f["backend"]),
     "model": lambda f: _NAMES.get(f["model"], f["model"]),
     "pool": lambda f: f["pool"] or "",
     "ratio": lambda f: "" if f["ratio"] is None else f"{f['ratio']:g}",
@@ -168,6 +169,6 @@ _COLUMNS: dict[str, Callable[[Figure], str]] = {
     "baseline": _baseline,
 }
 _MORE: dict[str, dict[str, Callable[[Figure], str]]] = {
-    "growth": {"peak MB": lambda f: _number(f["extra"]["peak_bytes"] / 1e6)},
+    "growth": {"peak MB": lambda f: number(f["extra"]["peak_bytes"] / 1e6)},
     "numeric": {"stored index MB": lambda f: f"{f['extra'].get('index_bytes', 0) / 1e6:.3g}".removeprefix("0")},
 }
