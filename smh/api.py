@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smh import checkpoint, digests
+from smh import checkpoint, digests, limits
 from smh.backends.protocol import Backend
 from smh.checkpoint import Checkpoint
 from smh.initial import initial_variables
@@ -62,7 +62,12 @@ class Api:
         return {name: backend.asarray(x, device) for name, x in initial_variables(plan, distribution).items()}
 
     def materialize(
-        self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
+        self,
+        plan: Plan,
+        variables: Mapping[str, Array],
+        names: Iterable[str] | None = None,
+        *,
+        max_bytes: int | None = None,
     ) -> dict[str, Array]:
         """Build weights from variables.
 
@@ -74,6 +79,9 @@ class Api:
             All variables of the plan, by name.
         names : iterable of str, optional
             The tensors to build, all by default. The bits do not depend on what else is built.
+        max_bytes : int, optional
+            The most bytes of weights to build, for a plan that came from elsewhere; see :mod:`smh.limits`. By default
+            there is no limit: a plan at hand is yours, and :func:`load` has one for that of a file.
 
         Returns
         -------
@@ -86,6 +94,8 @@ class Api:
             If a variable is missing, unknown, or of the wrong shape or dtype.
         UnknownNameError
             If the plan has no tensor of that name.
+        LimitError
+            If the weights are larger than ``max_bytes``.
 
         Examples
         --------
@@ -94,6 +104,9 @@ class Api:
         >>> smh.materialize(plan, smh.initialize(plan))["fc"].shape
         (20, 5)
         """
+        if max_bytes is not None:
+            names = None if names is None else [tensor.name for tensor in plan.select(names)]
+            limits.check_plan(plan, max_bytes, names)
         return self._get_backend().materialize(plan, variables, names)
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
@@ -220,7 +233,7 @@ class Api:
         checkpoint.write(path, plan, host, kept, digest)
         return digest
 
-    def load(self, path: str | os.PathLike[str], device: Any = None) -> Checkpoint:
+    def load(self, path: str | os.PathLike[str], device: Any = None, *, max_bytes: int | None = None) -> Checkpoint:
         """Read a checkpoint, trusting nothing in it.
 
         Parameters
@@ -229,6 +242,9 @@ class Api:
             The file.
         device : optional
             A device of the backend.
+        max_bytes : int, optional
+            The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what
+            the file stores, whichever is more; see :mod:`smh.limits`.
 
         Returns
         -------
@@ -240,6 +256,8 @@ class Api:
         ------
         CheckpointError
             If the file is cut, changed, or not an honest checkpoint of a known version.
+        LimitError
+            If its weights would be larger than the limit.
 
         Examples
         --------
@@ -251,6 +269,7 @@ class Api:
         """
         backend = self._get_backend()
         found = checkpoint.read(path)
+        limits.check_file(found, max_bytes)
         return dataclasses.replace(
             found,
             variables={name: backend.asarray(x, device) for name, x in found.variables.items()},

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from smh.atomic import replacing
-from smh.errors import CheckpointError, VariableError
+from smh.errors import CheckpointError, PlanError, VariableError
 from smh.header import (
     DTYPES,
     SURROGATE,
@@ -45,9 +45,8 @@ from smh.header import (
     short,
 )
 from smh.plan import Plan
+from smh.versions import VERSION, explained, is_readable
 
-VERSION = "1.0"
-"""Of the file format; files of the same major version can be read."""
 CARRIED = "carried/"
 """How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
 
@@ -241,13 +240,15 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
     values = parse(metadata["smh"], "its metadata")
     version = values.get("version")
-    check(isinstance(version, str) and version[:2] == "1.", f"this smh reads {VERSION}: upgrade it", version)
-    check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
+    check(is_readable(version), f"this smh reads {VERSION}: upgrade it", version)
+    with explained(version):
+        check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
     try:
         plan = Plan.from_dict(values["plan"])
-    except Exception as error:  # a PlanError, or whatever a stranger's plan may bring about
+    except PlanError as error:
         raise CheckpointError(f"its plan must be valid: {error}") from error
-    entries = _check_entries(tree, plan.variable_shapes, size)
+    with explained(version):
+        entries = _check_entries(tree, plan.variable_shapes, size)
     arrays = _read_data(file, entries, start[1].decode())
     variables = {name: arrays[name] for name in plan.variable_shapes}
     dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
@@ -258,10 +259,21 @@ def _find_checksums(header: bytes) -> re.Match[bytes]:
     """Find the checksums in a header."""
     start = _START.match(header)
     if start is None:
+        _check_future(header)
         what = f"it is no smh checkpoint of version {VERSION}"
         plain = "" if b'"smh"' in header[:64] else " (smh fit makes one of a plain file)"
         raise CheckpointError(f"{what}{plain}, got a header {short(header)}")
     return start
+
+
+def _check_future(header: bytes) -> None:
+    """Raise if a header that does not begin as those of this version do is that of another version."""
+    try:
+        metadata = parse(header, "its header")["__metadata__"]["smh"]
+        version = parse(metadata if isinstance(metadata, str) else "", "its metadata")["version"]
+    except (CheckpointError, LookupError, TypeError):  # of no version at all
+        return
+    check(version == VERSION, f"this smh reads {VERSION}: upgrade it", version)
 
 
 def _check_entries(tree: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], size: int) -> Entries:

@@ -14,6 +14,7 @@ from smh.checkpoint import CARRIED, Checkpoint, read
 from smh.dense import DenseFile, is_checkpoint
 from smh.errors import CheckpointError
 from smh.generate import Cells, check_variables
+from smh.limits import check_file
 
 
 class _Tensors(Mapping[str, np.ndarray]):
@@ -113,13 +114,15 @@ class StoredTensors(_Tensors):
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[ModelTensors | StoredTensors]:
+def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[ModelTensors | StoredTensors]:
     """Open what a model can be loaded from: a checkpoint, or a plain safetensors file.
 
     Parameters
     ----------
     path : str or os.PathLike
         The file.
+    max_bytes : int, optional
+        The most bytes of weights that a checkpoint may ask for; see :mod:`smh.limits`.
 
     Yields
     ------
@@ -129,12 +132,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[ModelTensors | StoredTensor
     Raises
     ------
     SmhError
-        If the file is damaged, or neither.
+        If the file is damaged, or neither, or asks for more than the limit.
     OSError
         If it cannot be read.
     """
     if is_checkpoint(path):
-        yield ModelTensors(read(path))
+        found = read(path)
+        check_file(found, max_bytes)
+        yield ModelTensors(found)
     else:
         with DenseFile(path) as file:
             yield StoredTensors(file)

@@ -11,6 +11,7 @@ from smh.plan import Plan
 from smh.tensors import TensorSpec
 
 _GROUP = 1 << 24  # weights that are held at a time, but for a single larger tensor
+_BLOCK = 1 << 20  # weights whose NaNs are made alike, and that are hashed, at a time
 
 
 def digest(plan: Plan, build: Callable[[list[str]], list[np.ndarray]]) -> str:
@@ -34,8 +35,10 @@ def digest(plan: Plan, build: Callable[[list[str]], list[np.ndarray]]) -> str:
         for tensor, weights in zip(group, build([tensor.name for tensor in group]), strict=True):
             sha.update(",".join(map(str, tensor.shape)).encode("ascii") + b"\n")
             bits = np.ascontiguousarray(weights, dtype="<f4").reshape(-1).view("<u4")
-            nan = (bits & 0x7FFFFFFF) > 0x7F800000
-            sha.update(np.where(nan, np.uint32(0x7FC00000), bits).astype("<u4").data)
+            for start in range(0, bits.size, _BLOCK):
+                block = bits[start : start + _BLOCK]
+                nan = (block & 0x7FFFFFFF) > 0x7F800000
+                sha.update(np.where(nan, np.uint32(0x7FC00000), block).astype("<u4").data)
     return sha.hexdigest()
 
 

@@ -7,11 +7,21 @@ about its input. Messages say what was wrong, what was received and what would w
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
+
+from smh.text import shortened
+
+MAX_MESSAGE = 4000
+"""The most characters of a message, whatever a file put into the names and values that it shows."""
+_COMPARED = 120, 10_000  # the longest name, and the most known names, that a mistaken one is compared with
 
 
 class SmhError(Exception):
-    """Base class of all errors of smh."""
+    """Base class of all errors of smh. What a message shows of a very long text is its beginning and its end."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message), MAX_MESSAGE))
 
 
 class PlanError(SmhError, ValueError):
@@ -35,7 +45,11 @@ class PortError(SmhError, ValueError):
 
 
 class ExportError(SmhError, ValueError):
-    """Weights that cannot be written as a plain file: names that clash, or a size beyond the limit."""
+    """Weights that cannot be written as a plain file: names that clash, or a disk without room."""
+
+
+class LimitError(SmhError, ValueError):
+    """What a file asks to be built is larger than the limit; the message says how to raise it."""
 
 
 class ConformanceError(SmhError):
@@ -73,10 +87,12 @@ def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:
     "did you mean 'fc.weight' or 'conv.weight'?"
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    longest, most = _COMPARED  # the time to compare two texts grows with the product of their lengths
+    candidates = [other for other in itertools.islice(names, most) if len(other) <= longest]
+    close = difflib.get_close_matches(name, candidates, n=limit, cutoff=0.5) if len(name) <= longest else []
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     if not names:
         return "there are no names to choose from"
-    shown = ", ".join(map(repr, names[:limit]))
+    shown = ", ".join(repr(shortened(other, longest)) for other in names[:limit])
     return f"known names: {shown}{', ...' if len(names) > limit else ''}"

@@ -24,15 +24,13 @@ from smh.atomic import replacing
 from smh.backends.numpy import NumpyBackend, NumpyOps
 from smh.backends.protocol import Backend
 from smh.checkpoint import CARRIED, Checkpoint
-from smh.errors import ExportError, UnknownNameError, near_names
+from smh.errors import ExportError, LimitError, UnknownNameError, near_names
 from smh.generate import Cells, check_variables
 from smh.header import DTYPES
+from smh.limits import check_plan, default
 from smh.plan import Plan
 from smh.slabs import viewed_slabs
 from smh.tensors import TensorSpec
-
-MAX_BYTES = 64 << 30
-"""The largest file that is written unless another limit is given."""
 
 PIECE = 1 << 23
 """How many weights are built, and written, at a time."""
@@ -67,7 +65,7 @@ def export(
     *,
     view: bool = True,
     backend: Backend | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     start: Callable[[int], object] = lambda size: None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Exported:
@@ -88,8 +86,8 @@ def export(
         Whether weights have their viewed shapes, or their canonical ones.
     backend : Backend, optional
         Builds the weights, by default NumPy, in pieces. Others build one whole tensor at a time.
-    max_bytes : int
-        The largest size of file to write.
+    max_bytes : int, optional
+        The most bytes to write, and to build for that; by default what :func:`smh.limits.default` says.
     start : callable
         Is told the size of the file, before anything is written.
     advance : callable
@@ -102,7 +100,9 @@ def export(
     Raises
     ------
     ExportError
-        If a kept tensor has the name of a weight, or the file would be too large for ``max_bytes`` or the disk.
+        If a kept tensor has the name of a weight, or the file would be too large for the disk.
+    LimitError
+        If it, or what has to be built, would be larger than ``max_bytes``.
     UnknownNameError
         If there is no tensor of a name.
     VariableError
@@ -135,9 +135,12 @@ def export(
     shapes |= {tensor.name: tensor.viewed_shape for tensor in tensors}
     shapes |= {name: kept[name].shape for name in narrow}
     header, size = _header(shapes, {name: x.dtype for name, x in kept.items()})
-    if size > max_bytes:
-        raise ExportError(
-            f"the file would have {size:,} bytes, and the limit is {max_bytes:,}: raise the limit, or choose tensors"
+    limit = default(found) if max_bytes is None else max_bytes
+    check_plan(plan, limit, [tensor.name for tensor in tensors])
+    if size > limit:
+        raise LimitError(
+            f"the file would have {size:,} bytes, and the limit is {limit:,}: raise it by max_bytes={size} (on the "
+            f"command line --max-bytes {size}), or choose tensors"
         )
     check_variables(_OPS, plan, found.variables)
     with np.errstate(all="ignore"), replacing(path) as temporary, open(temporary, "r+b") as file:

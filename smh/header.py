@@ -22,6 +22,8 @@ MAX_HEADER, MAX_VALUES = 8 << 20, 1 << 19
 """Most bytes and JSON values of a header (some 20,000 tensors): parsing one allocates less than 128 MiB."""
 MAX_AXES = 64
 """The most axes of a tensor, which is what NumPy takes."""
+MAX_NESTING = 64
+"""The most lists and objects that lie in one another."""
 
 DTYPES = {
     **{"BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
@@ -30,6 +32,9 @@ DTYPES = {
 }
 """Names of dtypes in NumPy, by those of the format, as far as checkpoints hold them."""
 
+_STRINGS = re.compile(r'"[^"]*+"')
+_NO_BRACKETS = re.compile(r"[^][{}]++")
+_INNERMOST = re.compile(r"\[\]|\{\}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # not text: UTF-8 cannot carry it
 short = reprlib.Repr().repr  # shows what was received, but only the ends of what is large or deep
 
@@ -54,12 +59,12 @@ def read_header(file: io.BufferedReader) -> tuple[bytes, int]:
     return header, size - 8 - length
 
 
-def check_limits(header: bytes) -> None:
-    """Raise unless a header is small enough to be parsed."""
-    check(len(header) <= MAX_HEADER, f"a header must have at most {MAX_HEADER} bytes", len(header))
+def check_limits(header: bytes, what: str = "a header") -> None:
+    """Raise unless a header, or other JSON, is small enough to be parsed."""
+    check(len(header) <= MAX_HEADER, f"{what} must have at most {MAX_HEADER} bytes", len(header))
     # At least as many as parsing makes, those of a plan included, which is JSON in a string.
     values = sum(header.count(character) for character in (b",", b"[", b"{"))
-    check(values <= MAX_VALUES, f"a header must have at most {MAX_VALUES} JSON values", values)
+    check(values <= MAX_VALUES, f"{what} must have at most {MAX_VALUES} JSON values", values)
 
 
 def check_tensor(what: str, name: str, entry: Any) -> None:
@@ -116,11 +121,24 @@ def check(condition: bool, what: str, got: Any) -> None:
 def parse(text: str | bytes, where: str) -> Any:
     """Parse JSON, without Python's additions to it and without what it would take silently."""
     try:
+        plain = text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")  # names are checked later
+        # json.loads itself would also take UTF-16 and UTF-32
+        _check_nesting(plain)
         return json.loads(
-            text, object_pairs_hook=_unique, parse_int=_number, parse_float=_number, parse_constant=_number
+            plain, object_pairs_hook=_unique, parse_int=_number, parse_float=_number, parse_constant=_number
         )
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise CheckpointError(f"{where} must be plain JSON in UTF-8: {error}") from error
+
+
+def _check_nesting(text: str) -> None:
+    """Raise unless JSON is flat enough for any parser; Python's own limit can be set so high that it crashes."""
+    unquoted = _STRINGS.sub("", text.replace("\\\\", "").replace('\\"', ""))
+    brackets = _NO_BRACKETS.sub("", unquoted)
+    for _ in range(MAX_NESTING):
+        brackets = brackets.replace("[]", "").replace("{}", "")
+    if len(brackets) > MAX_NESTING or (brackets and _INNERMOST.search(brackets)):
+        raise ValueError(f"it has a recursion of more than {MAX_NESTING} lists and objects")
 
 
 def dtype_of(code: str) -> np.dtype[Any]:

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from smh import scales
-from smh.errors import PlanError, UnknownNameError, near_names
+from smh.errors import CheckpointError, PlanError, UnknownNameError, near_names
+from smh.header import check_limits, parse
 from smh.layout import LAYOUTS
 from smh.pools import Pool, from_dict, named
 from smh.pools.base import LIMIT, MAX_DEPTH, ceil_digits, check_keys, whole_number
 from smh.selection import Selector, select
 from smh.tensors import TensorSpec
+from smh.text import printable, shortened
+from smh.versions import VERSION, explained, is_readable
 from smh.views import View
 
-VERSION = "1.0"
 ARITHMETICS = ("exact", "fast")
+_SHOWN = 200  # characters of a name, a view and a pool in the table of a plan
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Plan:
             if tensor.name in seen:
                 raise PlanError(f"two tensors have the name {tensor.name!r}: names must differ")
             seen.add(tensor.name)
-            if tensor.offset != offset or isinstance(tensor.offset, bool):
+            if type(tensor.offset) is not int or tensor.offset != offset:
                 raise PlanError(f"tensor {tensor.name!r} must start at cell {offset}; got offset {tensor.offset!r}")
             offset = tensor.stop
         if offset >= LIMIT:
@@ -252,8 +255,8 @@ class Plan:
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read a plan from JSON.
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan from JSON, which has at most 8 MiB and 524,288 values, as many as a checkpoint can hold.
 
         Raises
         ------
@@ -266,12 +269,13 @@ class Plan:
         >>> Plan.from_json(plan.to_json()) == plan
         True
         """
+        if not isinstance(text, str | bytes):
+            raise PlanError(f"a plan is read from a string of JSON; got {type(text).__name__}")
         try:
-            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        except (ValueError, TypeError, RecursionError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"a plan must be JSON: {error}") from error
+            check_limits(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), "a plan")
+            data = parse(text, "a plan")
+        except CheckpointError as error:  # the words of a file, of which a plan is a part
+            raise PlanError(str(error)) from error.__cause__
         return cls.from_dict(data)
 
     @classmethod
@@ -280,14 +284,15 @@ class Plan:
         if not isinstance(data, dict):
             raise PlanError(f"a plan must be a JSON object; got {type(data).__name__}")
         version = data.get("version")
-        if not isinstance(version, str) or version.split(".")[0] != VERSION.split(".")[0]:
+        if not isinstance(version, str) or not is_readable(version):
             raise PlanError(f"this version of smh reads plans of version {VERSION}; got version {version!r}")
-        check_keys("the plan", data, ["arithmetic", "layout", "pool", "seed", "tensors", "version"])
-        if not isinstance(data["tensors"], list):
-            raise PlanError(f"tensors of a plan must be a list; got {type(data['tensors']).__name__}")
-        pool = from_dict(data["pool"])
-        tensors = tuple(TensorSpec.from_dict(tensor, f"tensors[{t}]") for t, tensor in enumerate(data["tensors"]))
-        return cls(pool, tensors, data["seed"], data["layout"], data["arithmetic"])
+        with explained(version):
+            check_keys("the plan", data, ["arithmetic", "layout", "pool", "seed", "tensors", "version"])
+            if not isinstance(data["tensors"], list):
+                raise PlanError(f"tensors of a plan must be a list; got {type(data['tensors']).__name__}")
+            pool = from_dict(data["pool"])
+            tensors = tuple(TensorSpec.from_dict(tensor, f"tensors[{t}]") for t, tensor in enumerate(data["tensors"]))
+            return cls(pool, tensors, data["seed"], data["layout"], data["arithmetic"])
 
     def __str__(self) -> str:
         """Return a table of the tensors and a summary."""
@@ -296,12 +301,12 @@ class Plan:
             scale = tensor.scale if isinstance(tensor.scale, str) else f"{tensor.scale:.4g}"
             rows.append(
                 (
-                    tensor.name,
+                    shortened(printable(tensor.name), _SHOWN),
                     "x".join(map(str, tensor.shape)),
                     f"{tensor.size:,}",
                     scale if tensor.learn_scale else f"{scale} (fixed)",
                     " ".join(tensor.modifiers),
-                    str(tensor.view) if tensor.view else "",
+                    shortened(printable(str(tensor.view)), _SHOWN) if tensor.view else "",
                 )
             )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -309,7 +314,7 @@ class Plan:
         lines.insert(1, "-" * max(map(len, lines)))
         summary = (
             f"{self.num_weights:,} weights from {self.num_variables:,} variables (pool ratio {self.ratio:.4g})\n"
-            f"pool {self.pool!r}, capacity {self.capacity:,}, layout {self.layout}, "
+            f"pool {shortened(repr(self.pool), 2 * _SHOWN)}, capacity {self.capacity:,}, layout {self.layout}, "
             f"seed {self.seed}, arithmetic {self.arithmetic}"
         )
         return "\n".join([*lines, "", summary])
@@ -397,14 +402,3 @@ def _size(pool: Pool, weights: int, ratio: Any) -> Pool:
     sized = pool.sized(weights, share)
     sized.check()
     return sized
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise PlanError("a JSON object of the plan has the same key twice")
-    return data
-
-
-def _no_constant(name: str) -> float:
-    raise PlanError(f"a plan holds finite numbers only; got {name}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from smh.errors import PlanError, near_names
+from smh.patterns import compile_pattern
 
 Selector = str | Iterable[str] | Callable[[str], bool]
 """A regular expression, exact names or suffixes of names, or a function of the name."""
@@ -26,8 +27,9 @@ def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, excl
     shapes : mapping of str to tuple of int
         All tensors.
     include : str, iterable of str, callable or None
-        A regular expression that must match a whole name; exact names, or suffixes of them after a dot or slash; a
-        function from a name to bool. None: all tensors of two or more axes but those named ``bias``.
+        A regular expression that must match a whole name (see :mod:`smh.patterns`); exact names, or suffixes of them
+        after a dot or slash; a function from a name to bool. None: all tensors of two or more axes but those named
+        ``bias``.
     exclude : str, iterable of str, callable or None
         The same, for tensors to leave as they are.
 
@@ -38,7 +40,7 @@ def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, excl
     Raises
     ------
     PlanError
-        If a selector, or one of its names, matches nothing, or nothing is left.
+        If a selector, or one of its names, matches nothing, or nothing is left; or matching could take for ever.
 
     Examples
     --------
@@ -71,10 +73,7 @@ def _matches(shapes: Mapping[str, tuple[int, ...]], selector: Selector, what: st
             raise PlanError(f"{what}={selector!r} is true for none of {len(shapes)} names; {near_names('', shapes)}")
         return found
     if isinstance(selector, str):
-        try:
-            pattern = re.compile(selector)
-        except re.error as error:
-            raise PlanError(f"{what} is not a regular expression: {error}; got {selector!r}") from error
+        pattern = compile_pattern(selector, shapes, what)
         found = {name for name in shapes if pattern.fullmatch(name)}
         if not found:
             raise PlanError(f"{what}={selector!r} matches no whole name; {near_names(selector, shapes)}")

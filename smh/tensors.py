@@ -10,8 +10,12 @@ from typing import Any
 
 from smh import scales
 from smh.errors import PlanError
+from smh.header import MAX_AXES
 from smh.pools.base import LIMIT, check_keys, whole_number
 from smh.views import View
+
+MAX_MODIFIERS = 16
+"""The most modifiers of a tensor: each costs time for every weight, and two kinds are all that there are."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class TensorSpec:
     name : str
         Its name in the model.
     shape : tuple of int
-        The canonical shape.
+        The canonical shape, of at most 64 axes.
     offset : int
         The cell of its first element.
     scale : str or float
@@ -31,7 +35,7 @@ class TensorSpec:
     learn_scale : bool
         Whether the scale is a variable.
     modifiers : tuple of str
-        Applied in order after the scale.
+        Applied in order after the scale; at most 16.
     axes : str
         What its axes mean, for fans: ``o`` out, ``i`` in, other letters spatial.
     view : View or None
@@ -95,6 +99,8 @@ class TensorSpec:
         if not isinstance(self.name, str) or not self.name:
             raise PlanError(f"a tensor's name must be a string that is not empty; got {self.name!r}")
         what = f"tensor {self.name!r}"
+        if len(self.shape) > MAX_AXES:
+            raise PlanError(f"{what} must have at most {MAX_AXES} axes; got {len(self.shape)}")
         for size in self.shape:
             whole_number(f"every size in the shape {self.shape} of {what}", size, 1, LIMIT - 1)
         if self.size >= LIMIT:
@@ -114,5 +120,7 @@ class TensorSpec:
                 f"axes of {what} must be {len(self.shape)} different letters separated by spaces, one per axis of "
                 f"{self.shape}; got {self.axes!r}"
             )
+        if len(self.modifiers) > MAX_MODIFIERS:
+            raise PlanError(f"{what} must have at most {MAX_MODIFIERS} modifiers; got {len(self.modifiers)}")
         scales.check_modifiers(self.modifiers)
         _ = self.initial_scale, self.viewed_shape

@@ -22,12 +22,17 @@ import einops
 import numpy as np
 
 from smh.errors import PlanError
+from smh.header import MAX_AXES
 from smh.ops import Array
 from smh.pools.base import check_keys
 
 MAX_ORDER = 256
 """The most elements along an axis that are put in another order."""
 
+MAX_PATTERN = 2000
+"""The most characters of a pattern."""
+
+_ARGUMENTS = ("tensor", "pattern", "reduction")  # of functions of einops, which take sizes beside them
 _TOKEN = re.compile(r"\([^()]*\)|\S+")
 
 Order = tuple[int, ...]
@@ -107,11 +112,12 @@ class View:
         PlanError
             If the pattern is not one, does not fit the shape, or does more than move elements.
         """
-        if not isinstance(self.pattern, str) or "..." in self.pattern or self.pattern.count("->") != 1:
-            raise PlanError(f"a view is an einops pattern like 'h w i o -> o i h w', no ellipsis; got {self.pattern!r}")
+        self._check_pattern()
         for axis, size in self.sizes:
             if not isinstance(axis, str) or isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise PlanError(f"sizes of a view map axis names to positive integers; got {dict(self.sizes)!r}")
+            if axis in _ARGUMENTS:
+                raise PlanError(f"an axis with a size must not be named {axis!r}, as an argument of einops: rename it")
         # All strides are zero: nothing as large as the tensor is made.
         stand_in = np.broadcast_to(np.zeros((), dtype=np.int8), canonical)
         try:
@@ -162,6 +168,22 @@ class View:
             sizes.update({axis: size // known for axis in group if axis not in sizes})
         return sizes
 
+    def _check_pattern(self) -> None:
+        """Raise :class:`~smh.PlanError` unless einops and :meth:`apply` read the same axes in the pattern."""
+        pattern = self.pattern
+        if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN or pattern.count("->") != 1:
+            raise PlanError(
+                "a view is an einops pattern like 'h w i o -> o i h w', no ellipsis, of at most "
+                f"{MAX_PATTERN} characters; got {pattern!r}"
+            )
+        before, groups = self.sides()
+        after = [axis for group in groups for axis in group]
+        odd = [axis for axis in (*before, *after) if not axis.isidentifier()]
+        if odd or max(len(before), len(after)) > MAX_AXES:
+            raise PlanError(
+                f"a view has at most {MAX_AXES} axes with names, like those of variables, no ellipsis; got {pattern!r}"
+            )
+
     def _check_order(self, canonical: tuple[int, ...]) -> None:
         """Raise :class:`~smh.PlanError` unless every order has each place of an axis once."""
         sizes = self.axis_sizes(canonical) if self.order else {}
@@ -169,7 +191,7 @@ class View:
             if axis not in sizes:
                 raise PlanError(f"the order of a view names {axis!r}, which is no axis of {self.pattern!r}")
             numbers = all(isinstance(place, int) and not isinstance(place, bool) for place in places)
-            if not numbers or sizes[axis] > MAX_ORDER or sorted(places) != list(range(sizes[axis])):
+            if not numbers or not 0 < sizes[axis] <= MAX_ORDER or sorted(places) != list(range(sizes[axis])):
                 raise PlanError(
                     f"the order of axis {axis!r} in view {self.pattern!r} must hold each of 0 to {sizes[axis] - 1} "
                     f"once, and at most {MAX_ORDER} of them; got {places[:9]!r}{'...' if len(places) > 9 else ''}"

@@ -22,7 +22,7 @@ from smh.backends import registry
 from smh.backends.numpy import NumpyBackend
 from smh.cli import app
 from smh.cli.diff import plan_differences
-from smh.cli.materialize import parse_size
+from smh.cli.output import parse_size
 from smh.porting import Mapping
 
 _SCRIPT = Path(sys.executable).with_name("smh")

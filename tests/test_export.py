@@ -203,7 +203,7 @@ def test_names_choose(tmp_path):
         ({"__metadata__": np.zeros(3)}, {}, smh.ExportError, "no tensor of this name"),
         ({"\ud800": np.zeros(3)}, {}, smh.ExportError, "no tensor of this name"),
         ({"z": np.zeros(3, np.complex64)}, {}, smh.ExportError, "complex64"),
-        ({}, {"max_bytes": 1000}, smh.ExportError, r"1,\d\d\d bytes.* limit is 1,000"),
+        ({}, {"max_bytes": 1000}, smh.LimitError, r"1,\d\d\d bytes.* limit is 1,000"),
         ({}, {"variables": {}}, VariableError, "missing"),
     ],
 )
@@ -218,7 +218,7 @@ def test_the_limit_is_the_size_itself(tmp_path):
     found = checkpoint(small_plan())
     size = export(tmp_path / "a", found).size
     assert export(tmp_path / "b", found, max_bytes=size).size == size
-    with pytest.raises(smh.ExportError, match=f"{size:,} bytes"):
+    with pytest.raises(smh.LimitError, match=f"{size:,} bytes"):
         export(tmp_path / "c", found, max_bytes=size - 1)
 
 

@@ -13,10 +13,11 @@ from rich.progress import Progress
 
 from smh import checkpoint
 from smh.checkpoint import Checkpoint
-from smh.cli.output import AsJson, ExitCode, emit, progress
+from smh.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
 from smh.compare import Comparison, compare_all
 from smh.contents import ModelTensors, Weights, opened
 from smh.dense import is_checkpoint
+from smh.limits import check_file
 from smh.plan import Plan
 
 _SHOWN = 50  # lines of one kind, in text
@@ -26,6 +27,7 @@ def run(
     first: Path = typer.Argument(..., metavar="A", help="A checkpoint, or a plain safetensors file."),
     second: Path = typer.Argument(..., metavar="B", help="Another one."),
     weights: bool = typer.Option(False, "--weights", help="Of two checkpoints also rebuild and compare the weights."),
+    max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
     """Say what differs between two files, tensor by tensor; exit 1 if anything does.
@@ -37,16 +39,20 @@ def run(
     bits, and for floats in ulps: the steps from one number to the next that lie between two. +0 and -0 differ in one
     bit and are 0 ulps apart. NaNs are the same if their bits are; among generated weights all count as one.
     """
+    limit = parse_limit(max_bytes)
     checkpoints = [is_checkpoint(path) for path in (first, second)]
     with progress() as bars:
         if all(checkpoints):
             one, other = checkpoint.read(first), checkpoint.read(second)
             plan = plan_differences(one.plan, other.plan)
             digests = [one.digest, other.digest]
+            if weights:
+                check_file(one, limit)
+                check_file(other, limit)
             parts = _checkpoints(one, other, weights, bars)
         else:
             plan, digests = [], []
-            parts = {"tensors": _tensors(first, second, bars)}
+            parts = {"tensors": _tensors(first, second, limit, bars)}
     same = not plan and len(set(digests)) < 2 and all(part.same for part in parts.values())
     result: dict[str, Any] = {
         "first": str(first),
@@ -73,8 +79,8 @@ def _checkpoints(one: Checkpoint, other: Checkpoint, weights: bool, bars: Progre
     return parts
 
 
-def _tensors(first: Path, second: Path, bars: Progress) -> Comparison:
-    with opened(first) as a, opened(second) as b:
+def _tensors(first: Path, second: Path, limit: int | None, bars: Progress) -> Comparison:
+    with opened(first, limit) as a, opened(second, limit) as b:
         generated = {name for x in (a, b) if isinstance(x, ModelTensors) for name in x.weights}
         return _compare("tensors", a, b, generated, bars)
 

@@ -14,8 +14,9 @@ from smh import checkpoint, digests
 from smh.backends.protocol import Backend
 from smh.backends.registry import get_backend
 from smh.checkpoint import Checkpoint
-from smh.cli.output import AsJson, ExitCode, emit, progress
+from smh.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
 from smh.export import canonical
+from smh.limits import check_file
 
 Watch = Callable[[list[str], list[np.ndarray]], object]
 
@@ -25,14 +26,17 @@ def run(
     backend: str = typer.Option(
         "", help="The backend that builds the weights; default: that of the environment variable SMH_BACKEND, or numpy."
     ),
+    max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
     """Rebuild the weights of a checkpoint and print their digest; exit 1 unless it is the one that the file states.
 
     Weights are built in exact arithmetic whatever the plan says: it is what a digest promises.
     """
+    limit = parse_limit(max_bytes)
     builder = get_backend(backend or None)
     found = checkpoint.read(path)
+    check_file(found, limit)
     with progress() as bars:
         task = bars.add_task(f"weights by {backend or builder.name}", total=found.plan.num_weights)
         digest = rebuild(builder, found, lambda _, arrays: bars.advance(task, sum(x.size for x in arrays)))

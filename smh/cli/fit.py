@@ -14,12 +14,13 @@ from rich.table import Table
 from smh.backends import numpy as smh_numpy
 from smh.checkpoint import CARRIED
 from smh.cli import plan as planning
-from smh.cli.output import AsJson, check_out, emit, printable, progress
+from smh.cli.output import AsJson, check_out, emit, progress
 from smh.compression import check_fit, make_report
 from smh.dense import DenseFile
 from smh.errors import PlanError, SmhError
 from smh.fit import FitReport, fit_variables
 from smh.plan import Plan
+from smh.text import printable
 
 _FREE = ("ratio", "out", "plan_file", "path", "as_json")  # parameters that go with --plan, or have their own rule
 

@@ -13,8 +13,9 @@ from rich.table import Table
 
 import smh
 from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
-from smh.cli.output import AsJson, emit, printable, progress
-from smh.plan import VERSION
+from smh.cli.output import AsJson, emit, progress
+from smh.text import printable
+from smh.versions import VERSION
 
 _PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")
 

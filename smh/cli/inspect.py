@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from rich.table import Table
 
 from smh import checkpoint
 from smh.checkpoint import CARRIED, Checkpoint
-from smh.cli.output import AsJson, emit, printable
+from smh.cli.output import AsJson, emit
 from smh.dense import DenseFile, is_checkpoint
 from smh.header import DTYPES
+from smh.text import printable, shortened
 
 _BLOCK = 1 << 20  # elements that are squared at a time
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _FLOAT32 = 4  # bytes of a weight
+_MOST = 200  # characters of a name, in text
 _TITLES = {"variable": "Variables", "kept": "Kept as they are", "carried": "Carried along, of no model"}
 
 
@@ -34,14 +36,36 @@ def run(
     Of a checkpoint: its plan, variables, kept tensors, sizes, and the digest that it states. No weights are rebuilt:
     whether they have that digest is said by digest and verify. Of a plain safetensors file: its tensors.
     """
+    result, show = look(path)
+    emit(result, as_json, show)
+
+
+def look(path: Path) -> tuple[dict[str, Any], Callable[[Console], None]]:
+    """Return what a file holds, in plain data, and what prints it for people.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint, or a plain safetensors file.
+
+    Returns
+    -------
+    tuple of (dict, callable)
+
+    Raises
+    ------
+    CheckpointError
+        If it is neither.
+    OSError
+        If it cannot be read.
+    """
     if is_checkpoint(path):
         found = checkpoint.read(path)
         result = _of_checkpoint(path, found)
-        emit(result, as_json, lambda console: _show_checkpoint(console, found, result))
-    else:
-        with DenseFile(path) as file:
-            result = _of_dense(path, file)
-        emit(result, as_json, lambda console: _show_dense(console, result))
+        return result, lambda console: _show_checkpoint(console, found, result)
+    with DenseFile(path) as file:
+        plain = _of_dense(path, file)
+    return plain, lambda console: _show_dense(console, plain)
 
 
 def _of_checkpoint(path: Path, found: Checkpoint) -> dict[str, Any]:
@@ -91,8 +115,7 @@ def _rms(x: np.ndarray) -> float | None:
 
 
 def _show_checkpoint(console: Console, found: Checkpoint, result: Mapping[str, Any]) -> None:
-    for line in str(found.plan).split("\n"):
-        console.print(printable(line), soft_wrap=True)
+    console.print(str(found.plan), soft_wrap=True)
     console.print()
     for kind, title in _TITLES.items():
         if entries := [entry for entry in result["tensors"] if entry["kind"] == kind]:
@@ -117,7 +140,8 @@ def _show_tensors(console: Console, title: str, entries: Sequence[Mapping[str, A
     if with_rms:
         table.add_column("rms", justify="right")
     for entry in entries:
-        row = [printable(entry["name"]), entry["dtype"], "x".join(map(str, entry["shape"])) or "scalar"]
+        name, shape = shortened(printable(entry["name"]), _MOST), "x".join(map(str, entry["shape"]))
+        row = [name, entry["dtype"], shape or "scalar"]
         row += [f"{entry['numbers']:,}", f"{entry['bytes']:,}"]
         if with_rms:
             row.append("not finite" if entry["rms"] is None else f"{entry['rms']:.4g}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
 from pathlib import Path
 
 import typer
@@ -11,12 +9,8 @@ from rich.console import Console
 
 from smh import checkpoint
 from smh.backends.registry import get_backend
-from smh.cli.output import AsJson, check_out, emit, progress
+from smh.cli.output import AsJson, MaxBytes, check_out, emit, parse_limit, progress
 from smh.export import export
-
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{prefix}b": 1000**k for k, prefix in enumerate("kmgt", 1)}
-_UNITS |= {f"{prefix}ib": 1024**k for k, prefix in enumerate("kmgt", 1)}
 
 
 def run(
@@ -29,16 +23,16 @@ def run(
     backend: str = typer.Option(
         "", help="The backend that builds the weights; default: that of the environment variable SMH_BACKEND, or numpy."
     ),
-    max_bytes: str = typer.Option("64GiB", help="The largest file to write: a number, or one with a unit, as 500MB."),
+    max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
     """Write weights, and the tensors that are kept as they are, as a plain safetensors file that any reader opens.
 
     The file is streamed, and appears whole or not at all. With NumPy, large tensors are built in pieces, those with a
     view by way of a scratch file beside the result, so memory stays small. Other backends build one whole tensor at a
-    time. The arithmetic is that of the plan.
+    time. The arithmetic is that of the plan. The limit holds for the file that is written, too.
     """
-    limit = parse_size(max_bytes)
+    limit = parse_limit(max_bytes)
     builder = get_backend(backend or None)
     check_out(out, path)
     wanted = [name for given in names for name in given.split(",") if name] if names else None
@@ -71,12 +65,3 @@ def run(
         )
 
     emit(result, as_json, show)
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes, from ``"1000"``, ``"500MB"`` or ``"1.5GiB"``; units are those of 1000 and of 1024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", text.strip().lower(), re.ASCII)
-    if match is None or match[2] not in _UNITS:
-        what = f"a size is a number of bytes, or one with a unit such as GB or GiB; got {text!r}"
-        raise typer.BadParameter(what, param_hint="--max-bytes")
-    return int(Fraction(match[1]) * _UNITS[match[2]])

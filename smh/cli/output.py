@@ -5,21 +5,35 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from smh.errors import SmhError
+from smh.text import printable
 
 _WIDTH = 140
 
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{prefix}b": 1000**k for k, prefix in enumerate("kmgt", 1)}
+_UNITS |= {f"{prefix}ib": 1024**k for k, prefix in enumerate("kmgt", 1)}
+
 AsJson = typer.Option(False, "--json", help="Print one JSON object instead of text.")
+MaxBytes = typer.Option(
+    "",
+    metavar="SIZE",
+    help="The most bytes of weights that a file may ask to be built: a number, or one with a unit, as 500MB; default: "
+    "1GiB, or 256 times what the file stores, whichever is more.",
+)
 
 
 class ExitCode(IntEnum):
@@ -38,7 +52,14 @@ class ExitCode(IntEnum):
 
 
 class _Console(Console):
-    """A console that leaves it to the frame of the commands what follows when nobody reads on."""
+    """A console that no control character of a text gets through, whoever chose the names in it.
+
+    It leaves it to the frame of the commands what follows when nobody reads on.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text to print; rich itself lets escape sequences pass."""
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -62,9 +83,15 @@ def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[Console], Non
         show(text_console())
 
 
-def text_console() -> Console:
-    """Return a console on stdout that leaves numbers and brackets alone; what is no terminal takes whole tables."""
-    console = _Console(highlight=False, markup=False, soft_wrap=False, emoji=False)
+def text_console(file: IO[str] | None = None) -> Console:
+    """Return a console that leaves numbers and brackets alone; what is no terminal takes whole tables.
+
+    Parameters
+    ----------
+    file : text file, optional
+        Where to; stdout by default.
+    """
+    console = _Console(file=file, highlight=False, markup=False, soft_wrap=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
     return console
@@ -75,7 +102,7 @@ def progress() -> Progress:
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may be the name of a file
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
@@ -111,6 +138,20 @@ def check_out(out: Path, *inputs: Path) -> None:
             raise SmhError(f"the result would take the place of the input: choose another path, got {str(out)!r}")
 
 
+def parse_limit(text: str) -> int | None:
+    """Return the limit that ``--max-bytes`` gives, or None where it is left out."""
+    return parse_size(text) if text else None
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes, from ``"1000"``, ``"500MB"`` or ``"1.5GiB"``; units are those of 1000 and of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", text.strip().lower(), re.ASCII)
+    if match is None or match[2] not in _UNITS:
+        what = f"a size is a number of bytes, or one with a unit such as GB or GiB; got {text!r}"
+        raise typer.BadParameter(what, param_hint="--max-bytes")
+    return int(Fraction(match[1]) * _UNITS[match[2]])
+
+
 def fail(error: Exception) -> typer.Exit:
     """Print an error on one line of stderr, and return the exit that follows."""
     text = str(error)
@@ -120,24 +161,3 @@ def fail(error: Exception) -> typer.Exit:
     text = f"[bold red]error:[/] {escape(printable(line))}"
     Console(stderr=True, highlight=False, emoji=False).print(text, soft_wrap=True)
     return typer.Exit(ExitCode.FAILED)
-
-
-def printable(text: str) -> str:
-    r"""Return text of which no control character reaches a terminal.
-
-    Parameters
-    ----------
-    text : str
-        One line, from a file, say, which may hold anything.
-
-    Returns
-    -------
-    str
-        With what cannot be printed written as in a Python string.
-
-    Examples
-    --------
-    >>> print(printable("a name with \x1b[31m colour"))
-    a name with \x1b[31m colour
-    """
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -18,14 +18,16 @@ import typer
 from rich.console import Console
 
 from smh.atomic import replacing
-from smh.cli.output import AsJson, check_out, emit, printable, progress
+from smh.cli.output import AsJson, check_out, emit, progress
 from smh.compression import ModelTensor, Report, make_report, plan_for
 from smh.dense import FLOATS, DenseFile
 from smh.errors import PlanError, near_names
 from smh.header import MAX_AXES, MAX_HEADER, MAX_VALUES, are_sizes, parse, short
+from smh.patterns import compile_pattern
 from smh.plan import Plan
 from smh.pools.base import GAIN_RULES
 from smh.scales import RULES
+from smh.text import printable
 
 _WORD = re.compile(r"(?P<name>.+)=(?P<sizes>\d{1,18}(x\d{1,18})*)", re.ASCII | re.DOTALL)
 _AXES: dict[str, dict[int, str]] = {
@@ -100,8 +102,7 @@ def run(
     result = {"out": None if out is None else str(out), **savings(report, plan), "plan": plan.to_dict()}
 
     def show(console: Console) -> None:
-        for line in str(plan).split("\n"):
-            console.print(printable(line), soft_wrap=True)
+        console.print(str(plan), soft_wrap=True)
         show_savings(console, report)
         if out is not None:
             console.print(f"plan   {printable(str(out))}", soft_wrap=True)
@@ -268,9 +269,9 @@ def _matching(option: str, patterns: Iterable[str], tensors: Sequence[ModelTenso
     found: set[str] = set()
     for pattern in patterns:
         try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise typer.BadParameter(f"no regular expression: {error}; got {pattern!r}", param_hint=option) from error
+            compiled = compile_pattern(pattern, [tensor.name for tensor in tensors], option)
+        except PlanError as error:
+            raise typer.BadParameter(f"no regular expression that can be used: {error}", param_hint=option) from error
         names = {tensor.name for tensor in tensors if compiled.fullmatch(tensor.name)}
         if not names:
             near = near_names(pattern, [tensor.name for tensor in tensors])

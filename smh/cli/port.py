@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from smh import checkpoint
 from smh.backends import numpy as smh_numpy
-from smh.cli.output import AsJson, check_out, emit, progress
-from smh.errors import CheckpointError
-from smh.porting import Mapping, doubts, port
+from smh.checkpoint import Checkpoint
+from smh.cli.output import AsJson, MaxBytes, check_out, emit, parse_limit, progress
+from smh.errors import CheckpointError, LimitError
+from smh.limits import check_file, default
+from smh.porting import Mapping, doubts, port, tensor_shapes
 
 
 def run(
@@ -20,6 +24,7 @@ def run(
         ..., "--map", metavar="MAP", help="The mapping, in JSON, as smh.porting.Mapping.save writes it."
     ),
     out: Path = typer.Option(..., "--out", "-o", metavar="OUT", help="The checkpoint to write."),
+    max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
     """Give the tensors of a checkpoint the names and shapes of another model.
@@ -27,9 +32,13 @@ def run(
     The variables and the digest stay the same; the weights are rebuilt to see that they are. A mapping is made in
     Python by smh.porting.match. Doubts about it are warnings: names that would fit better the other way round.
     """
+    limit = parse_limit(max_bytes)
     check_out(out, path, mapping)
     chosen = Mapping.load(mapping)
-    ported = port(checkpoint.read(path), chosen)
+    found = checkpoint.read(path)
+    check_file(found, limit)
+    _check_defaults(chosen, found, limit)
+    ported = port(found, chosen)
     warnings = doubts(chosen)
     with progress() as bars:
         bars.add_task("rebuilding the weights", total=None)
@@ -54,3 +63,20 @@ def run(
         console.print(f"digest {digest}", soft_wrap=True)
 
     emit(result, as_json, show)
+
+
+def _check_defaults(mapping: Mapping, found: Checkpoint, limit: int | None) -> None:
+    """Raise unless the tensors that a mapping fills, where a file has none, are within the limit."""
+    known = tensor_shapes(found)
+    sources = [source for entry in mapping.tensors.values() for source in entry.sources if source.name not in known]
+    size = sum(
+        math.prod(source.shape) * np.dtype(source.default[1]).itemsize
+        for source in sources
+        if source.default is not None
+    )
+    most = default(found) if limit is None else limit
+    if size > most:
+        raise LimitError(
+            f"the mapping fills {size:,} bytes of tensors that the file does not have, and the limit is {most:,}: "
+            f"raise it by --max-bytes {size}"
+        )

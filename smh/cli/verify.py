@@ -19,10 +19,11 @@ from smh import checkpoint
 from smh.backends.registry import get_backend, list_backends
 from smh.checkpoint import CARRIED, Checkpoint
 from smh.cli.digest import rebuild
-from smh.cli.output import AsJson, ExitCode, emit, progress
+from smh.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
 from smh.compare import Comparison, Difference, compare, compare_all
 from smh.contents import ModelTensors, StoredTensors, opened
 from smh.export import canonical
+from smh.limits import check_file
 from smh.porting import Mapping
 
 _SHOWN = 20  # tensors that differ, in text
@@ -54,6 +55,7 @@ def run(
     mapping: Path | None = typer.Option(
         None, "--map", metavar="MAP", help="A mapping, in JSON, from the tensors of OTHER to those of FILE."
     ),
+    max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
     """Rebuild the weights in every backend, and compare all bits with NumPy's and the digest with the file's.
@@ -66,17 +68,19 @@ def run(
     """
     if mapping is not None and against is None:
         raise typer.BadParameter("a mapping belongs to two files: name the other one by --against", param_hint="--map")
+    limit = parse_limit(max_bytes)
     known = list_backends()  # in this order: torch has to be imported before tensorflow
     chosen = sorted(dict.fromkeys(backend), key=lambda name: known.index(name) if name in known else len(known))
     chosen = chosen or list_backends(installed=True)
     missing = [] if backend else [name for name in known if name not in chosen]
     found = checkpoint.read(path)
+    check_file(found, limit)
     turned = Mapping.load(mapping) if mapping is not None else None
     for name in chosen:  # before any work is done
         get_backend(name)
     with progress() as bars:
         rows = [_check(name, found, bars) for name in chosen]
-        other = _against(found, against, turned, bars) if against is not None else None
+        other = _against(found, against, turned, limit, bars) if against is not None else None
     same = all(row.same_digest and not row.differences for row in rows) and (other is None or other.same)
     result = {
         "file": str(path),
@@ -114,9 +118,9 @@ def _check(name: str, found: Checkpoint, bars: Progress) -> _Row:
     return row
 
 
-def _against(found: Checkpoint, path: Path, mapping: Mapping | None, bars: Progress) -> Comparison:
+def _against(found: Checkpoint, path: Path, mapping: Mapping | None, limit: int | None, bars: Progress) -> Comparison:
     own = ModelTensors(found)
-    with opened(path) as tensors:
+    with opened(path, limit) as tensors:
         other = tensors if mapping is None else _Mapped(mapping, tensors)
         task = bars.add_task(path.name, total=len(own))
         return compare_all(own, other, own.weights, lambda: bars.advance(task))

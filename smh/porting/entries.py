@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from smh.errors import PlanError, PortError, near_names
+from smh.header import DTYPES
 from smh.pools.base import LIMIT
 from smh.views import View
 
 Shape = tuple[int, ...]
 
+_DTYPES = tuple(name for name in DTYPES.values() if name != "bfloat16")  # which is not NumPy's own
 _JOINS = ("", "concat", "sum")
 
 
@@ -93,11 +95,15 @@ class Source:
         if self.default is not None:
             try:
                 value, dtype = self.default
-                known = np.asarray(value, dtype=dtype).dtype.kind in "biuf"
+                known = isinstance(value, int | float) and dtype in _DTYPES  # NumPy would read text as a program
+                with np.errstate(over="ignore"):
+                    known = known and bool(np.isfinite(np.asarray(value, dtype=dtype)))
             except (TypeError, ValueError, OverflowError) as error:
                 raise PortError(f"the default of {what} must be a number and its dtype: {error}") from error
             if not known:
-                raise PortError(f"the default of {what} must be bool, an integer or a float; got {dtype!r}")
+                raise PortError(
+                    f"the default of {what} must be bool, an integer or a finite float; got {value!r} as {dtype!r}"
+                )
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ def words(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     text = re.sub(r"(?<=[a-z])[123]d(?![a-z])", "", text)
     found: list[str] = []
     numbers = []
-    for token in re.findall(r"[a-z]+|\d+", text):
+    for token in re.findall(r"[a-z]+|\d{1,18}", text):  # what is longer numbers no layer
         if token.isdigit():
             numbers.append(int(token))
             continue

@@ -14,8 +14,8 @@ import numpy as np
 
 from smh.atomic import replacing
 from smh.checkpoint import CARRIED, Checkpoint
-from smh.errors import PlanError, PortError, near_names
-from smh.header import MAX_HEADER
+from smh.errors import CheckpointError, PlanError, PortError, near_names
+from smh.header import MAX_HEADER, check_limits, parse
 from smh.pools.base import check_keys
 from smh.porting.entries import Entry, Shape, Source
 from smh.views import View, compose, invert
@@ -294,9 +294,10 @@ class Mapping:
     def from_json(cls, text: str) -> Mapping:
         """Read a mapping from JSON; raises :class:`~smh.PortError` for what is none."""
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PortError(f"a mapping must be JSON: {error}") from error
+            check_limits(text.encode("utf-8", "surrogatepass"), "a mapping")
+            data = parse(text, "a mapping")
+        except CheckpointError as error:  # the words of a file
+            raise PortError(f"a mapping must be JSON: {error}") from error.__cause__
         try:
             return cls._from_dict(data)
         except (PlanError, TypeError, ValueError, AttributeError, KeyError) as error:
@@ -319,7 +320,8 @@ class Mapping:
                 sources.append(Source(source["name"], tuple(source["shape"]), view, part, default))
             entries[target] = Entry(tuple(sources), entry["join"])
         settings = {
-            layer: {key: float(value) for key, value in values.items()} for layer, values in data["settings"].items()
+            layer: {key: _setting(key, value) for key, value in values.items()}
+            for layer, values in data["settings"].items()
         }
         return cls(entries, settings)
 
@@ -369,6 +371,13 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
     """Return the shapes of all tensors that a checkpoint gives to a model, and of those that it carries along."""
     generated = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
     return generated | {name: tuple(x.shape) for name, x in checkpoint.dense.items()}
+
+
+def _setting(key: str, value: Any) -> float:
+    """Return the value of a setting, once it is known to be a number."""
+    if not isinstance(value, int | float):
+        raise PortError(f"the setting {key!r} must be a number; got {value!r}")
+    return float(value)
 
 
 def _settings(values: collections.abc.Mapping[str, float]) -> str:

@@ -26,7 +26,11 @@ vjp = _api.vjp
 
 
 def materialize(
-    plan: Plan | Compressed, variables: Mapping[str, Array] | None = None, names: Iterable[str] | None = None
+    plan: Plan | Compressed,
+    variables: Mapping[str, Array] | None = None,
+    names: Iterable[str] | None = None,
+    *,
+    max_bytes: int | None = None,
 ) -> Any:
     """Build weights from variables, differentiably.
 
@@ -38,6 +42,9 @@ def materialize(
         With a plan: all its variables, by name.
     names : iterable of str, optional
         With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
+    max_bytes : int, optional
+        With a plan: the most bytes of weights to build, for one that came from elsewhere; see :mod:`smh.limits`. By
+        default there is no limit.
 
     Returns
     -------
@@ -53,6 +60,8 @@ def materialize(
         If a variable is missing, unknown, or of the wrong shape or dtype.
     UnknownNameError
         If the plan has no tensor of that name.
+    LimitError
+        If the weights are larger than ``max_bytes``.
 
     Examples
     --------
@@ -64,8 +73,10 @@ def materialize(
     >>> list(smh.materialize(compressed.plan, compressed.variables))
     ['fc/kernel']
     """
-    given = _plan_and_variables(plan, variables, names)
-    return pytrees.materialize(backend, plan) if isinstance(plan, Compressed) else _api.materialize(*given, names)
+    given = _plan_and_variables(plan, variables, max_bytes if names is None else names)
+    if isinstance(plan, Compressed):
+        return pytrees.materialize(backend, plan)
+    return _api.materialize(*given, names, max_bytes=max_bytes)
 
 
 def digest(plan: Plan | Compressed, variables: Mapping[str, Array] | None = None) -> str:
@@ -151,7 +162,7 @@ def save(
     return _api.save(path, *given, dense)
 
 
-def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None) -> Any:
+def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None, max_bytes: int | None = None) -> Any:
     """Read a checkpoint, trusting nothing in it, as parameters if there are some to be like.
 
     Parameters
@@ -162,6 +173,9 @@ def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None) 
         Compressed parameters with the plan of the file, or plain ones that this plan fits. They are not changed.
     device : optional
         Without ``like``: a device of the backend.
+    max_bytes : int, optional
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what the
+        file stores, whichever is more; see :mod:`smh.limits`.
 
     Returns
     -------
@@ -177,6 +191,8 @@ def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None) 
         names what is missing, unexpected or different.
     PlanError
         If the plan of the file does not fit plain parameters.
+    LimitError
+        If its weights would be larger than the limit.
 
     Examples
     --------
@@ -187,8 +203,8 @@ def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None) 
     FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
     """
     if like is None or isinstance(like, (str, jax.Device, jax.sharding.Sharding)):
-        return _api.load(path, device if like is None else like)
-    found = _api.load(path, device)
+        return _api.load(path, device if like is None else like, max_bytes=max_bytes)
+    found = _api.load(path, device, max_bytes=max_bytes)
     if isinstance(like, Compressed):
         check_loaded(found, _described(like.kept), like.plan)
         variables = {name: _placed(x, like.variables[name]) for name, x in found.variables.items()}

@@ -22,7 +22,11 @@ vjp = as_written(_api.vjp)
 
 @as_written
 def materialize(
-    plan: Plan | Any, variables: Mapping[str, Array] | None = None, names: Iterable[str] | None = None
+    plan: Plan | Any,
+    variables: Mapping[str, Array] | None = None,
+    names: Iterable[str] | None = None,
+    *,
+    max_bytes: int | None = None,
 ) -> Any:
     """Build weights from variables, or a plain model from a compressed one.
 
@@ -35,6 +39,9 @@ def materialize(
         With a plan: all its variables, by name.
     names : iterable of str, optional
         With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
+    max_bytes : int, optional
+        With a plan: the most bytes of weights to build, for one that came from elsewhere; see :mod:`smh.limits`. By
+        default there is no limit.
 
     Returns
     -------
@@ -46,6 +53,8 @@ def materialize(
         If a variable is missing, unknown, or of the wrong shape or dtype.
     UnknownNameError
         If the plan has no tensor of that name.
+    LimitError
+        If the weights are larger than ``max_bytes``.
     PlanError
         If the model is not compressed, or the first argument is neither plan nor model.
 
@@ -61,9 +70,10 @@ def materialize(
     6500
     """
     if isinstance(plan, Plan):
-        return _api.materialize(plan, _given("variables", variables), names)
-    if variables is not None or names is not None:
-        raise PlanError(f"variables and names go with a Plan as the first argument; got {type(plan).__name__}")
+        return _api.materialize(plan, _given("variables", variables), names, max_bytes=max_bytes)
+    if variables is not None or names is not None or max_bytes is not None:
+        what = "variables, names and max_bytes go with a Plan as the first argument"
+        raise PlanError(f"{what}; got {type(plan).__name__}")
     return models.plain(plan)
 
 
@@ -155,7 +165,7 @@ def save(
     return models.save(_api, path, plan)
 
 
-def load(path: str | os.PathLike[str], model: Any = None, device: Any = None) -> Any:
+def load(path: str | os.PathLike[str], model: Any = None, device: Any = None, *, max_bytes: int | None = None) -> Any:
     """Read a checkpoint, trusting nothing in it, and put it into a model if there is one.
 
     Parameters
@@ -168,6 +178,9 @@ def load(path: str | os.PathLike[str], model: Any = None, device: Any = None) ->
         Anything else is taken for a device.
     device : optional
         Without a model: a device for the arrays.
+    max_bytes : int, optional
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what the
+        file stores, whichever is more; see :mod:`smh.limits`.
 
     Returns
     -------
@@ -182,6 +195,8 @@ def load(path: str | os.PathLike[str], model: Any = None, device: Any = None) ->
         those of the model.
     PlanError
         If the plan does not fit the model.
+    LimitError
+        If its weights would be larger than the limit.
     BackendError
         If there is no such device.
 
@@ -200,8 +215,8 @@ def load(path: str | os.PathLike[str], model: Any = None, device: Any = None) ->
     if isinstance(model, keras.Model):
         if device is not None:
             raise BackendError(f"a model has its variables where they are: leave out the device; got {device!r}")
-        return models.load(path, model)
-    return _api.load(path, model if device is None else device)
+        return models.load(path, model, max_bytes)
+    return _api.load(path, model if device is None else device, max_bytes=max_bytes)
 
 
 def _given(what: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
+import string
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,6 @@ from smh.errors import PlanError
 
 _DEPTHWISE = {3: "w o m", 4: "h w o m"}
 _TRANSPOSED = {3: "w o i", 4: "h w o i", 5: "d h w o i"}
-_NUMBERED = re.compile(r"(.*?)_?(\d*)")
 
 
 def names_of(model: keras.Layer) -> dict[str, tuple[str, ...]]:
@@ -210,8 +209,10 @@ def _random_states(model: keras.Model) -> list[keras.Variable]:
 
 
 def _stem(layer: str) -> tuple[str, int]:
-    match = _NUMBERED.fullmatch(layer)
-    return (match[1], int(match[2] or 0)) if match and match[1] else (layer, 0)
+    stem = layer.rstrip(string.digits)
+    number = layer[len(stem) :]
+    stem = stem.removesuffix("_")
+    return (stem, int(number or 0)) if stem and len(number) < 10 else (layer, 0)
 
 
 def _host_dtype(variable: keras.Variable) -> str:

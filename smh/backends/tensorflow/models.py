@@ -19,6 +19,7 @@ from smh.checkpoint import Checkpoint
 from smh.compression import ModelTensor, Report
 from smh.errors import BackendError, PlanError
 from smh.fit import FitReport, fit_variables
+from smh.limits import check_file
 from smh.plan import Plan
 from smh.tensors import TensorSpec
 
@@ -193,9 +194,10 @@ def save(api: Api, path: str | os.PathLike[str], model: keras.Model) -> str:
     return api.save(path, parts.source.plan, parts.variables, kept)
 
 
-def load(path: str | os.PathLike[str], model: keras.Model) -> Compressed:
+def load(path: str | os.PathLike[str], model: keras.Model, max_bytes: int | None = None) -> Compressed:
     """Return a model with the plan and the values of a checkpoint; see :func:`smh.backends.tensorflow.load`."""
     found = files.read(path)
+    check_file(found, max_bytes)
     parts = model.parts if isinstance(model, Compressed) else None
     tensors = _tensors(model) if parts is None else parts.tensors
     found = _renamed(found, _names(tensors))

@@ -103,7 +103,13 @@ def save(
     return _api.save(path, store_of(model).plan, *_contents(model))
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, device: Any = None) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    device: Any = None,
+    max_bytes: int | None = None,
+) -> Any:
     """Read a checkpoint, trusting nothing in it, and put it into a model if there is one.
 
     Parameters
@@ -115,6 +121,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, device
         checked before anything changes.
     device : optional
         Without a model: a device for the tensors.
+    max_bytes : int, optional
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what the
+        file stores, whichever is more; see :mod:`smh.limits`.
 
     Returns
     -------
@@ -129,6 +138,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, device
         the message names what is missing, unexpected or different. The model has not changed.
     PlanError
         If the plan of the file does not fit a plain model.
+    LimitError
+        If its weights would be larger than the limit.
 
     Examples
     --------
@@ -139,10 +150,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, device
     FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
     """
     if model is None:
-        return _api.load(path, device)
+        return _api.load(path, device, max_bytes=max_bytes)
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"a checkpoint is loaded into a torch.nn.Module; got {type(model).__name__}")
-    _put(model, _api.load(path, "cpu"))
+    _put(model, _api.load(path, "cpu", max_bytes=max_bytes))
     return model
 
 

@@ -1,0 +1,102 @@
+"""The fuzzer: it finds nothing, keeps what it found, and sees what is wrong where something is."""
+
+import pytest
+
+import smh
+from trust import fuzz, mutations
+from trust.honest import honest
+from trust.shrink import shrink
+from trust.targets import TARGETS
+
+READERS = sorted(TARGETS)
+
+
+def test_a_short_run_of_the_fuzzer_finds_nothing():
+    found = fuzz.run(2000, seed=20, keep=None)
+    assert found.defects == {}
+    assert found.inputs == 2000
+    assert {f"{reader} refused" for reader in READERS} <= set(found.outcomes)
+    assert found.growth < fuzz.MOST_GROWTH
+
+
+@pytest.mark.parametrize("path", sorted(fuzz.CORPUS.iterdir()), ids=lambda path: path.name)
+def test_what_was_found_once_is_not_found_again(path):
+    outcome = fuzz.attempt(path.name.partition("-")[0], path.read_bytes())
+    assert fuzz.is_fine(outcome), outcome
+
+
+@pytest.mark.parametrize("name", sorted(honest()))
+def test_honest_inputs_are_accepted(name):
+    content = honest()[name]
+    content = content if isinstance(content, bytes) else content.encode()
+    assert fuzz.attempt(name.split("/")[0], content) == "accepted"
+
+
+def test_inputs_can_be_made_again_and_all_cuts_are_among_them():
+    made = [mutations.make(3, number) for number in range(300)]
+    assert made == [mutations.make(3, number) for number in range(300)]
+    assert made != [mutations.make(4, number) for number in range(300)]
+    names = sorted(honest())
+    small = names.index("plain/small")
+    whole = honest()["plain/small"]
+    cuts = {mutations.make(0, 2 * (small + len(names) * length))[1] for length in range(len(whole))}
+    assert cuts == {whole[:length] for length in range(len(whole))}
+
+
+def test_checksums_are_right_after_a_change():
+    content = honest()["checkpoint/matmul"]
+    header, data = mutations.split(content)
+    assert mutations.seal(header, data) == content
+    assert fuzz.attempt("checkpoint", mutations.seal(header, data[:-1] + b"\0")) == "accepted"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError(), smh.PortError("of another reader")])
+def test_the_harness_sees_what_no_reader_may_raise(monkeypatch, error):
+    def read(content):
+        raise error
+
+    monkeypatch.setitem(TARGETS, "plan", read)
+    outcome = fuzz.attempt("plan", b"{}")
+    assert outcome.startswith(type(error).__name__)
+    assert not fuzz.is_fine(outcome)
+
+
+@pytest.mark.parametrize("cause", [KeyError("x"), MemoryError(), RecursionError(), ZeroDivisionError()])
+def test_the_harness_sees_what_is_refused_by_accident(monkeypatch, cause):
+    def read(text):
+        raise smh.PlanError("refused") from cause
+
+    monkeypatch.setattr(smh.Plan, "from_json", read)
+    assert fuzz.attempt("plan", b"{}").startswith(f"defect: refused by {type(cause).__name__}")
+
+
+def test_the_harness_sees_what_does_not_end(monkeypatch):
+    def read(content):
+        while True:
+            pass
+
+    monkeypatch.setitem(TARGETS, "plan", read)
+    assert fuzz.attempt("plan", b"{}", seconds=0.05).startswith("TooSlowError")
+
+
+def test_a_defect_is_counted_made_small_and_kept(monkeypatch, tmp_path):
+    def read(content):
+        if b"bad" in content:
+            raise KeyError("bad")
+        return "refused"
+
+    monkeypatch.setitem(TARGETS, "plan", read)
+    found = fuzz.Found()
+    for content in (b"fine", b"long and bad and long", b"bad again"):
+        fuzz.try_one(found, "plan", content, tmp_path)
+    assert found.outcomes == {"plan refused": 1, "plan KeyError": 2}
+    (name,) = found.defects
+    assert (tmp_path / name).read_bytes() == b"bad"
+
+
+def test_a_file_is_made_small_with_right_checksums():
+    content = honest()["checkpoint/hash"]
+    smaller = shrink(content, lambda other: b"cyclic" in other or b"padding" in other[:9000], most=300)
+    header, data = mutations.split(smaller)
+    assert len(smaller) < len(content)
+    assert mutations.seal(header, data) == smaller

@@ -1,0 +1,162 @@
+"""What the harnesses of ``trust`` share: results, the page of them, the command line; and looking into packages."""
+
+import json
+import zipfile
+
+import pytest
+from typer.testing import CliRunner
+
+from trust import packages, record, report
+from trust.__main__ import app
+
+
+def findings(check="faults", **labels):
+    found = record.Findings(check, labels=labels)
+    found.count("savers", 1234)
+    found.measure("left", 1, 2)
+    found.skipped["full disk"] = "this process may not mount disks"
+    return found
+
+
+def test_a_figure_above_its_bound_is_a_failure():
+    found = findings()
+    assert found.line()["passed"] is True
+    found.measure("MiB grown by", 8.5, 8)
+    assert found.line()["passed"] is False
+    assert found.line()["failures"] == ["MiB grown by is 8.5, and may be 8"]
+    assert found.line()["bounds"] == {"left": 2, "MiB grown by": 8}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_bound_holds_for_what_is_no_number(value):
+    found = findings()
+    found.measure("loss", value, 3)
+    assert not found.line()["passed"]
+
+
+def test_many_failures_are_counted_and_some_are_told():
+    found = findings()
+    for k in range(100):
+        found.expect(k < 0, f"number {k}")
+    assert found.counts["failures"] == 100
+    assert found.failures == [f"number {k}" for k in range(record.MOST_FAILURES)]
+
+
+def test_lines_are_added_and_a_cut_one_is_taken_out(tmp_path):
+    path = tmp_path / "folder" / "results.jsonl"
+    record.append(path, {"check": "a"})
+    record.append(path, {"check": "b"})
+    with path.open("a") as file:
+        file.write('{"check": "c", "cut')
+    assert record.read(path) == [{"check": "a"}, {"check": "b"}]
+    record.append(path, {"check": "d"})
+    assert [line["check"] for line in record.read(path)] == ["a", "b", "d"]
+
+
+def test_a_line_tells_what_it_depends_on():
+    line = findings(environment="smh").line()
+    assert {"date", "commit", "changed", "source", "versions", "system", "seconds", "environment"} <= line.keys()
+    assert {"python", "smh", "numpy"} <= line["versions"].keys()
+
+
+def test_a_line_tells_which_code_was_imported(tmp_path, monkeypatch):
+    found = findings()
+    (tmp_path / "smh").mkdir()
+    (tmp_path / "smh" / "x.py").write_text("x = 1")
+    monkeypatch.setattr(record, "LIBRARY", tmp_path)
+    first = record.source()
+    (tmp_path / "smh" / "x.py").write_text("x = 2")
+    assert first != record.source()
+    assert found.line()["source"] not in (first, record.source())  # what there was at the start
+
+
+def test_the_page_has_every_figure_of_the_last_lines():
+    old = findings()
+    old.count("savers", 1)
+    broken = findings("soak")
+    broken.measure("MiB grown by", 8.5, 8)
+    lines = [x.line() for x in (old, broken, findings(), findings("packages", environment="smh[torch]"))]
+    page = report.page(lines)
+    assert page.count("| savers | 1,234 |") == 3
+    assert "1,235" not in page  # of the first line of faults
+    assert "| left | 1 | 2 |" in page
+    assert "**Failed:** MiB grown by is 8.5, and may be 8." in page
+    assert "Not done here: full disk, because this process may not mount disks." in page
+    assert page.index("## Faults while saving") < page.index("## Long training") < page.index("## Packages")
+    assert "Smh[torch]" not in page
+    assert "### smh[torch]" in page
+
+
+def test_the_command_writes_the_page(tmp_path):
+    record.append(tmp_path / "results.jsonl", findings().line())
+    done = CliRunner().invoke(
+        app, ["report", str(tmp_path / "results.jsonl"), "-o", str(tmp_path / "pages" / "trust.md")]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "pages" / "trust.md").read_text() == report.page(record.read(tmp_path / "results.jsonl"))
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_command_keeps_its_line_and_exits_with_what_it_found(tmp_path, monkeypatch, fails):
+    from trust import orders
+
+    found = findings("orders")
+    found.expect(not fails, "other bits")
+    monkeypatch.setattr(orders, "run", lambda: found)
+    done = CliRunner().invoke(app, ["orders", "--results", str(tmp_path / "x")])
+    assert done.exit_code == int(fails)
+    assert ("FAILED: other bits" in done.output) == fails
+    assert "savers: 1,234" in done.output
+    (line,) = record.read(tmp_path / "x")
+    assert line["passed"] is not fails
+
+
+def test_unknown_extras_are_refused():
+    done = CliRunner().invoke(app, ["packages", "--extras", "none,pytorch"])
+    assert done.exit_code == 2
+    assert "pytorch" in done.output
+
+
+# --- Packages: what was built is looked into
+
+
+def wheel(folder, names):
+    with zipfile.ZipFile(folder / "smh-0-py3-none-any.whl", "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    return folder / "smh-0-py3-none-any.whl"
+
+
+def everything():
+    tracked = [name for name in packages.tracked() if name.startswith(("smh/", "conformance/"))]
+    return {*tracked, "smh/py.typed", "smh-0.dist-info/METADATA", "smh-0.dist-info/licenses/LICENSE"}
+
+
+def test_a_whole_wheel_passes(tmp_path):
+    found = record.Findings("packages")
+    packages.look_into_wheel(found, wheel(tmp_path, everything()))
+    assert found.failures == []
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "failure"),
+    [
+        ({"tests/test_x.py"}, set(), "the wheel holds ['tests']"),
+        (set(), {"smh/py.typed"}, "lacks smh/py.typed"),
+        (set(), {"conformance/vectors/matmul_k33.json"}, "the wheel lacks ['conformance/vectors/matmul_k33.json']"),
+        (set(), {"smh-0.dist-info/licenses/LICENSE"}, "the wheel lacks the licence"),
+    ],
+)
+def test_what_is_wrong_with_a_wheel_is_found(tmp_path, more, less, failure):
+    found = record.Findings("packages")
+    packages.look_into_wheel(found, wheel(tmp_path, (everything() | more) - less))
+    assert failure in "".join(found.failures)
+
+
+def test_every_check_has_a_place_on_the_page_and_a_command():
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert commands == {*report.CHECKS, "report"}
+
+
+def test_lines_are_json_with_plain_numbers():
+    assert json.loads(json.dumps(findings().line())) == findings().line() | {"seconds": findings().line()["seconds"]}
