@@ -201,7 +201,8 @@ def _header(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype
 def _check_room(folder: str, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ExportError(f"{needed:,} bytes are needed in {folder!r}, and {free:,} are free: choose another folder")
+        where = os.path.dirname(folder)  # what it lies in: its own name is nobody's business
+        raise ExportError(f"{needed:,} bytes are needed in {where!r}, and {free:,} are free: choose another folder")
 
 
 def _is_large(tensor: TensorSpec) -> bool:

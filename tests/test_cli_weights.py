@@ -363,7 +363,7 @@ def test_materialize_that_is_interrupted_leaves_nothing(tmp_path, number):
     )
     try:
         deadline = time.monotonic() + 60
-        while not any(path.stat().st_size for path in folder.iterdir()):  # the first bytes are written
+        while not any(path.stat().st_size for path in folder.rglob("file")):  # the first bytes are written
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.005)

@@ -1,5 +1,11 @@
 """The fuzzer: it finds nothing, keeps what it found, and sees what is wrong where something is."""
 
+import importlib.util
+import json
+import os
+import sys
+
+import numpy as np
 import pytest
 
 import smh
@@ -92,6 +98,52 @@ def test_a_defect_is_counted_made_small_and_kept(monkeypatch, tmp_path):
     assert found.outcomes == {"plan refused": 1, "plan KeyError": 2}
     (name,) = found.defects
     assert (tmp_path / name).read_bytes() == b"bad"
+
+
+def _end(results, last, inputs, seed, keep):
+    last.value = 3
+    os._exit(7)
+
+
+def test_an_input_that_ends_the_process_is_known(monkeypatch, tmp_path):
+    monkeypatch.setattr(fuzz, "_work", _end)
+    found = fuzz.run(10, seed=1, keep=tmp_path)
+    target, content = mutations.make(1, 3)
+    ((name, why),) = found.defects.items()
+    assert (found.inputs, why) == (4, "the process ended with code 7")
+    assert name.startswith(f"{target}-")
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_memory_beyond_the_limit_is_refused():
+    if sys.platform != "linux":
+        pytest.skip("only Linux says how much memory a process has")
+    with fuzz.limited(64 << 20), pytest.raises(MemoryError):
+        np.ones(256 << 20, dtype=np.uint8)
+    assert np.ones(256 << 20, dtype=np.uint8).nbytes == 256 << 20
+
+
+def test_a_run_adds_a_line_and_fails_if_there_is_a_defect(monkeypatch, tmp_path, capsys):
+    found = fuzz.Found(
+        inputs=3, outcomes={"plan refused": 2, "plan KeyError": 1}, defects={"plan-1.bin": "KeyError: 1"}
+    )
+    monkeypatch.setattr(fuzz, "run", lambda inputs, seed: found)
+    path = tmp_path / "results.jsonl"
+    assert fuzz.main(["--inputs", "3", "--results", str(path)]) == 1
+    found.defects = {}
+    assert fuzz.main(["--inputs", "3", "--results", str(path)]) == 0
+    bad, good = map(json.loads, path.read_text().splitlines())
+    assert bad["failures"] == ["plan-1.bin: KeyError: 1"]
+    assert (bad["passed"], good["passed"]) == (False, True)
+    assert good["counts"] == {"inputs": 3, "plan refused": 2, "plan KeyError": 1}
+    assert '"passed": false' in capsys.readouterr().out
+
+
+def test_the_engine_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert fuzz.main(["--engine", "atheris", "--results", str(tmp_path / "results")]) == 2
+    assert "pip install atheris" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_made_small_with_right_checksums():

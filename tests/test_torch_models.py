@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import smh as numpy_smh  # noqa: E402
 from smh.backends import torch as smh  # noqa: E402
+from smh.backends.torch import store  # noqa: E402
 from smh.backends.torch.store import Store  # noqa: E402
 from tests.support import of_torch, scale_of_torch  # noqa: E402
 
@@ -706,3 +707,17 @@ def test_a_part_of_a_parameter_cannot_be_generated_alone():
     assert type(attention) is nn.MultiheadAttention
     for name, x in attention.state_dict().items():
         assert_same(x, before[name])
+
+
+def test_another_thread_may_forget_the_cache_while_a_weight_is_read(monkeypatch):
+    layer = smh.compress(nn.Linear(30, 20), ratio=0.5, residency="cached")
+    unchanged = store._unchanged
+
+    def forgets_first(*states):
+        smh.set_residency(layer, "cached")
+        return unchanged(*states)
+
+    with torch.no_grad():
+        expected = layer.weight.clone()
+        monkeypatch.setattr(store, "_unchanged", forgets_first)
+        assert torch.equal(layer.weight, expected)

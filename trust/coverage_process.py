@@ -11,7 +11,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["smh", "json"]):
-    from trust import fuzz
+    from trust import fuzz, targets
     from trust.coverage_guided import input_of
 
 
@@ -24,6 +24,7 @@ def main(inputs: int, keep: Path, results: Path, arguments: list[str]) -> None:
         if found.inputs == inputs:
             found.peak = fuzz.peak()
             results.write_text(json.dumps(dataclasses.asdict(found)))
+            targets.clean()
             os._exit(0)
 
     atheris.Setup([sys.argv[0], *arguments], test)

@@ -134,6 +134,8 @@ def run(inputs: int, seed: int, keep: Path | None = CORPUS) -> Found:
 
 
 def _work(results: Connection, last: Any, inputs: int, seed: int, keep: Path | None) -> None:
+    from trust import targets
+
     found = Found()
     for number in range(200):  # what is imported, and cached once, is no cost of an input
         attempt(*mutations.make(seed, number))
@@ -143,6 +145,7 @@ def _work(results: Connection, last: Any, inputs: int, seed: int, keep: Path | N
             last.value = number
             try_one(found, *mutations.make(seed, number), keep)
     found.peak, found.growth = peak(), peak() - before
+    targets.clean()
     results.send(found)
 
 

@@ -75,7 +75,9 @@ def _variant(line: Line) -> list[str]:
 def _summary(line: Line) -> tuple[str, ...]:
     title = CHECKS[line["check"]][0]
     name = f"[{title}](#{re.sub(r'[^a-z]+', '-', title.lower())})" + "".join(f", {x}" for x in _variant(line))
-    commit = line["commit"] + (f" and changes ({line['source']})" if line["changed"] and "source" in line else "")
+    commit = line["commit"] + (" and changes" if line["changed"] else "")
+    if "source" in line:
+        commit += f" (code {line['source']})"
     return name, "passed" if line["passed"] else "**failed**", f"{line['seconds']:,}", line["date"], commit
 
 

@@ -6,6 +6,7 @@ where the documented exception came for a reason that nobody foresaw, anything e
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import math
@@ -156,7 +157,17 @@ def _require(condition: bool, what: str) -> None:
 @cache
 def _path() -> str:
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # in memory where that is possible
-    return tempfile.mkstemp(prefix="smh-fuzz-", dir=folder)[1]
+    descriptor, path = tempfile.mkstemp(prefix="smh-fuzz-", dir=folder)
+    os.close(descriptor)
+    atexit.register(clean)
+    return path
+
+
+def clean() -> None:
+    """Remove the file that inputs were written to, where a process ends without doing so."""
+    if _path.cache_info().currsize:
+        Path(_path()).unlink(missing_ok=True)
+        _path.cache_clear()
 
 
 def _file(content: bytes) -> str:

@@ -81,11 +81,12 @@ class Source:
     def _weights(self, residency: str) -> dict[str, Array]:
         flat = self.flat()
         if residency == "cached" and tf.executing_eagerly():
-            if self._cache is None or not self._cache.fits(flat):
+            kept = self._cache  # once: another thread may forget it, or keep what it built for other variables
+            if kept is None or not kept.fits(flat):
                 still = tuple(tf.stop_gradient(x) for x in flat)
-                self._cache = _Cache(still, derivatives.build(self.plan, self.names, *still))
-            kept = self._cache.weights
-            weights = _linked(self.plan, self.names, lambda: kept)(*flat)
+                self._cache = kept = _Cache(still, derivatives.build(self.plan, self.names, *still))
+            found = kept.weights
+            weights = _linked(self.plan, self.names, lambda: found)(*flat)
         else:
             weights = derivatives.build(self.plan, self.names, *flat)
         return dict(zip(self.names, weights, strict=True))

@@ -202,9 +202,10 @@ class Store:
             return self.build()
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         state = tuple((x, x._version, x.data_ptr()) for x in found)
-        if self._cache is None or not all(map(_unchanged, self._cache[0], state)):
-            self._cache = state, self.build()
-        return self._cache[1]
+        kept = self._cache  # once: another thread may forget it, or keep what it built for other variables
+        if kept is None or not all(map(_unchanged, kept[0], state)):
+            self._cache = kept = state, self.build()
+        return kept[1]
 
 
 @dataclass(frozen=True)
