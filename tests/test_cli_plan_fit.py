@@ -89,7 +89,8 @@ def test_fit_that_is_interrupted(tmp_path):
     (tmp_path / "out").write_bytes(b"old")
     # It says when it has begun, for a signal before that would meet an interpreter that is still starting.
     code = (
-        "import smh.cli, smh.cli.fit as fit, time\n"
+        "import signal, smh.cli, smh.cli.fit as fit, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "def wait(*_, **__): print('begun', flush=True); time.sleep(60)\n"
         "fit.fit_variables = wait\n"
         "smh.cli.main()"
