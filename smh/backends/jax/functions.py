@@ -43,8 +43,8 @@ def materialize(
     names : iterable of str, optional
         With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
     max_bytes : int, optional
-        With a plan: the most bytes of weights to build, for one that came from elsewhere; see :mod:`smh.limits`. By
-        default there is no limit.
+        With a plan: the most bytes of weights to build, for one that came from elsewhere; see :func:`smh.limits.default`.
+        By default there is no limit.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None, 
         Without ``like``: a device of the backend.
     max_bytes : int, optional
         The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what the
-        file stores, whichever is more; see :mod:`smh.limits`.
+        file stores, whichever is more; see :func:`smh.limits.default`.
 
     Returns
     -------
