@@ -43,7 +43,7 @@ def materialize(
     names : iterable of str, optional
         With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
     max_bytes : int, optional
-        With a plan: the most bytes of weights to build, for one that came from elsewhere; see :func:`smh.limits.default`.
+        With a plan that came from elsewhere: the most bytes of weights to build; see :func:`smh.limits.default`.
         By default there is no limit.
 
     Returns
