@@ -204,3 +204,8 @@ def pool_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         return {}
     names = [name for name in smh.plan_of(model).variable_shapes if name.startswith("pool/")]
     return {name: own[name.replace("/", "_")] for name in names}
+
+
+def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the learnable scales of a compressed model; of a plain model none."""
+    return [parameter for name, parameter in model.named_parameters() if name.endswith("_scale")]

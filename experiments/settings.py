@@ -12,6 +12,7 @@ from experiments.errors import ExperimentError
 OPTIMIZERS = ("adamw", "sgd")
 DECAYS = ("variables", "weights")
 INCLUDES = ("all", "convolutions", "inner")
+SCALE_RATES = ("relative", "same")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Settings:
     seed : int
         Of initial values and of the order of images.
     rest_lr : float or None
-        The rate of all but the variables of a pool: scales, biases, norms; None for the same.
+        The rate of all but the variables of a pool and its scales: biases, norms; None for the same.
+    scale_rate : str
+        The rate of scales: ``relative``, ``lr`` times what each starts with, so that a step of Adam changes it by that
+        share of itself; or the ``same`` as that of the rest.
     dense_lr : float or None
         The rate of the dense model that method ``fit`` starts with; None stands for the tuned one.
     training, validation, epochs, batch : int
@@ -61,6 +65,7 @@ class Settings:
     lr: float | None = None
     seed: int = 0
     rest_lr: float | None = None
+    scale_rate: str = "relative"
     dense_lr: float | None = None
     training: int = 20_000
     validation: int = 5_000
@@ -84,6 +89,7 @@ class Settings:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("decay", self.decay, DECAYS),
             ("include", self.include, INCLUDES),
+            ("scale_rate", self.scale_rate, SCALE_RATES),
         ):
             if value not in allowed:
                 raise ExperimentError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")

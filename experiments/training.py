@@ -122,16 +122,20 @@ def _train(
 
 
 def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
-    """Return the optimiser. Pools have a rate of their own; vectors and numbers, such as scales, do not decay."""
+    """Return the optimiser. Pools and scales have rates of their own; vectors and numbers do not decay."""
     if s.lr is None:
         raise ExperimentError(f"a run needs a learning rate; got {s}")
     pool = {id(x) for x in methods.pool_parameters(model).values()}
     rest_lr = s.rest_lr if s.rest_lr is not None and pool else s.lr
+    scales = {}
+    if s.scale_rate == "relative":
+        scales = {id(x): s.lr * abs(x.item()) for x in methods.scale_parameters(model)}
     decay = s.weight_decay if s.decay == "variables" else 0.0
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for x in model.parameters():
         if x.requires_grad:
-            setting = s.lr if id(x) in pool else rest_lr, decay if x.ndim >= 2 else 0.0
+            lr = s.lr if id(x) in pool else scales.get(id(x), rest_lr)
+            setting = lr, decay if x.ndim >= 2 else 0.0
             groups.setdefault(setting, []).append(x)
     found = [{"params": xs, "lr": lr, "weight_decay": decay} for (lr, decay), xs in groups.items()]
     return torch.optim.SGD(found, momentum=MOMENTUM) if s.optimizer == "sgd" else torch.optim.AdamW(found)

@@ -144,8 +144,9 @@ def _training(settings: list[dict[str, object]]) -> str:
     warmup = ", ".join(dict.fromkeys(percent(float(str(s["warmup"]))) for s in settings))
     return (
         "Training is AdamW without weight decay unless a table says otherwise; the rate rises in the first "
-        f"{warmup} of the steps and then falls to 0 as a cosine. Every method was tuned with the same rates; all that "
-        f"is trained has one rate.\n\n{body}"
+        f"{warmup} of the steps and then falls to 0 as a cosine. Every method was tuned with the same rates. All that "
+        "is trained has one rate, but scales: theirs is that rate times what they start with, unless a table says "
+        f"otherwise.\n\n{body}"
     )
 
 

@@ -76,7 +76,8 @@ def _plain(tuning: Tuning) -> bool:
     """Say whether settings are those of the tables."""
     defaults = type(tuning.base).__dataclass_fields__
     return all(
-        getattr(tuning.base, name) == defaults[name].default for name in ("gain", "scale", "learn_scale", "include")
+        getattr(tuning.base, name) == defaults[name].default
+        for name in ("gain", "scale", "learn_scale", "scale_rate", "include")
     )
 
 

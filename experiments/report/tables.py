@@ -113,7 +113,7 @@ def rates(found: list[Tuning]) -> str:
 
 
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD with momentum"}
-_PLAIN = ("gain", "scale", "learn_scale", "include", "initial", "arithmetic")
+_PLAIN = ("gain", "scale", "learn_scale", "scale_rate", "include", "initial", "arithmetic")
 
 
 def _special(tuning: Tuning) -> str:
