@@ -4,6 +4,7 @@ from smh.api import Api
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.functions import digest, load, save
 from smh.backends.torch.models import compress, compress_, fit, materialize_, plan_of, report, set_residency
+from smh.backends.torch.rates import parameter_groups
 from smh.plan import Plan
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "load",
     "materialize",
     "materialize_",
+    "parameter_groups",
     "plan_of",
     "report",
     "save",
