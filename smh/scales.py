@@ -105,7 +105,7 @@ def number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise PlanError(f"scale must be one of {', '.join(RULES)}, 'match' or a number; got {value!r}")
     with np.errstate(all="ignore"):
-        scale = float(np.float32(min(float(value), 1e39)))
+        scale = float(np.float32(max(min(value, 1e39), -1e39)))
     if not TINY <= scale < math.inf:
         raise PlanError(f"a scale must be positive, at least 2**-120 and within float32; got {value!r}")
     return scale

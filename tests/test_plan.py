@@ -177,6 +177,8 @@ BAD = [
     ({"scale": 0.0}, "positive"),
     ({"scale": -1.0}, "positive"),
     ({"scale": 1e300}, "positive, at least"),
+    ({"scale": 10**400}, "positive, at least"),
+    ({"scale": -(10**400)}, "positive, at least"),
     ({"scale": "match"}, "needs its present values"),
     (
         {"scale": "match", "values": {"conv.weight": np.ones((3, 3, 8, 16)), "fc.weight": np.ones((64, 10))}},
