@@ -151,6 +151,7 @@ def test_every_method_trains(method):
         {"weight_decay": 0.5},
         {"weight_decay": 1e-3, "decay": "weights"},
         {"rest_lr": 1e-3},
+        {"scale_rate": "same"},
         {"seed": 1},
         {"augment": True},
         {"warmup": 0.5},
@@ -168,14 +169,19 @@ def test_arithmetic_is_that_of_the_plan():
         assert smh.plan_of(made.model).arithmetic == arithmetic
 
 
-def test_groups_of_the_optimiser():
+@pytest.mark.parametrize("scale_rate", ["relative", "same"])
+def test_groups_of_the_optimiser(scale_rate):
     made = methods.make(TINY, (1, 8, 8), 10)
-    optimizer = training._optimizer(made.model, TINY.replace(rest_lr=1e-4, weight_decay=0.1))
+    starts = [tensor.initial_scale for tensor in smh.plan_of(made.model).tensors]
+    optimizer = training._optimizer(made.model, TINY.replace(rest_lr=1e-4, weight_decay=0.1, scale_rate=scale_rate))
     found = {
         (group["lr"], group["weight_decay"]): sum(x.numel() for x in group["params"])
         for group in optimizer.param_groups
     }
-    assert found == {(1e-2, 0.1): made.stored.pool, (1e-4, 0.0): made.stored.scales + made.stored.kept}
+    scales = {(1e-2 * start, 0.0): 1 for start in starts} if scale_rate == "relative" else {}
+    rest = made.stored.kept + (0 if scales else made.stored.scales)
+    assert len(starts) == made.stored.scales == 2
+    assert found == {(1e-2, 0.1): made.stored.pool, (1e-4, 0.0): rest} | scales
 
 
 def test_the_rate_rises_and_falls_to_zero():

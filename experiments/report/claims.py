@@ -105,8 +105,8 @@ def _to_wider(groups: Places) -> Iterator[str]:
 
 def _scales(groups: Places) -> Iterator[str]:
     for (label, ratio), learnable in groups.get("learn-scale", {}).items():
-        fixed = place(groups, "learn-scale", "fixed", ratio)
-        if label == "learnable" and learnable.lines and fixed:
+        fixed = place(groups, "learn-scale", f"{label.removesuffix('learnable')}fixed", ratio)
+        if label.endswith("learnable") and learnable.lines and fixed:
             model = MODELS[learnable.settings.model]
             yield f"{model} at {percent(ratio or 1)}: {_difference(learnable.accuracies, fixed.accuracies)}"
 

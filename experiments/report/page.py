@@ -98,6 +98,7 @@ def _network(group: str, groups: Places, output: Path) -> str:
     lost = tables.lost(rows)
     if lost:
         parts.append(f"Points of accuracy above (+) or below (−) the dense model:\n\n{lost}")
+    parts.append(f"Loss on training images in the last epoch:\n\n{tables.training_loss(rows)}")
     parts.append(f"Stored variables:\n\n{tables.stored(rows)}")
     parts.append(f"Seconds of training, one thread, median:\n\n{tables.seconds(rows)}")
     return "\n".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from statistics import mean, median
 
 from experiments.cells import Question
 from experiments.report.markdown import percent, signed, table
@@ -49,6 +49,16 @@ def seconds(rows: Rows) -> str:
         return f"{median(line['training_seconds'] for line in place.lines):.1f}" if place.lines else ""
 
     return _by_ratio(rows, time, of_dense="first")
+
+
+def training_loss(rows: Rows) -> str:
+    """Return the mean loss on training images in the last epoch, of the runs that did not diverge."""
+
+    def loss(place: Place) -> str:
+        found = [line["training_loss"] for line in place.lines if line["training_loss"] is not None]
+        return f"{mean(found):.3f}" if found else ""
+
+    return _by_ratio(rows, loss, of_dense="first")
 
 
 def _by_ratio(rows: Rows, text: Callable[[Place], str], of_dense: str = "") -> str:
