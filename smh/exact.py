@@ -16,13 +16,14 @@ from smh.grid import (
     ceil_log2,
     floor_power,
     flush,
+    flush_fresh,
     grid_bits,
     largest_magnitude,
     line_shifters,
     rounded,
     to_grid,
 )
-from smh.ops import Array, Ops, Part
+from smh.ops import Array, Finish, Ops, Part
 
 
 def wide(xp: Any, x: Array) -> Array:
@@ -30,9 +31,16 @@ def wide(xp: Any, x: Array) -> Array:
     return xp.astype(x, xp.float64)
 
 
-def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int, place: Array | None = None) -> Array:
+def map_rows(
+    ops: Ops,
+    fn: Callable[[Array], Array],
+    x: Array,
+    width: int,
+    place: Array | None = None,
+    finish: Finish | None = None,
+) -> Array:
     """Apply a row-wise function in blocks, as :meth:`smh.ops.Ops.map_rows` does."""
-    return ops.map_rows(fn, x, width, place=place)
+    return ops.map_rows(fn, x, width, place=place, finish=finish)
 
 
 def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
@@ -76,7 +84,7 @@ def right(ops: Ops, b: Array) -> Right:
     return Right(b, shifter, to_grid(ops, b, shifter) if whole else None)
 
 
-def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int) -> Array:
+def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int, finish: Finish | None = None) -> Array:
     """Return columns of the exact product of ``a`` and a right operand made by :func:`right`.
 
     Parameters
@@ -89,25 +97,27 @@ def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int) -> Array:
         The prepared right operand.
     first, stop : int
         Which columns.
+    finish : callable, optional
+        What becomes of the entries, elementwise. It gets zeros of either sign, and has to return the same for both.
 
     Returns
     -------
     array, shape (p, stop - first), float32
     """
     if b.grid is not None:
-        return _times_grid(ops, a, b.grid[:, first:stop], b.shifter[:, first:stop])
+        return _times_grid(ops, a, b.grid[:, first:stop], b.shifter[:, first:stop], finish)
     count = -(-b.values.shape[0] * (stop - first) // ops.strip_elements)
     width = -(-(stop - first) // count)
 
     def strip(start: int) -> Array:
         columns = slice(start, min(start + width, stop))
         shifter = b.shifter[:, columns]
-        return _times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter)
+        return _times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter, finish)
 
     return ops.join_columns(map(strip, range(first, stop, width)), stop - first)
 
 
-def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array) -> Array:
+def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array, finish: Finish | None) -> Array:
     """Return the product of float32 rows, in blocks, with columns that their shifters have brought to their grids."""
     xp = ops.xp
     terms, columns = grid.shape
@@ -121,11 +131,11 @@ def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array) -> Array:
         total = xp.matmul(left[:, first], grid[first, :])
         for chunk in others:
             total += xp.matmul(left[:, chunk], grid[chunk, :])
-        return _flush_sums(ops, total, fine | _has_fine_line(xp, own))
+        return _flush_sums(ops, total, fine | _has_fine_line(xp, own), finish is not None)
 
     # Every block of rows reads the whole grid, which flat blocks would do too often.
     width = min(max(terms, columns), max(1, ops.product_elements // min(terms, ops.product_rows)))
-    return ops.map_rows(rows_times_grid, a, width, ops.product_elements)
+    return ops.map_rows(rows_times_grid, a, width, ops.product_elements, finish=finish)
 
 
 def _has_fine_line(xp: Any, shifter: Array) -> Array:
@@ -133,11 +143,15 @@ def _has_fine_line(xp: Any, shifter: Array) -> Array:
     return xp.any(shifter < 1.5 * 2.0 ** (52 - 60))
 
 
-def _flush_sums(ops: Ops, sums: Array, fine: Array) -> Array:
-    """Flush a fresh array of sums of products; where neither grid has a fine line, only -0 has to become +0."""
+def _flush_sums(ops: Ops, sums: Array, fine: Array, any_zero: bool = False) -> Array:
+    """Flush a fresh array of sums of products.
+
+    Where neither grid has a fine line, only -0 has to become +0, and ``any_zero`` says that it need not.
+    """
     if not ops.is_false(fine):
-        return flush(ops.xp, sums)
-    sums += 0.0
+        return flush_fresh(ops, sums)
+    if not any_zero:
+        sums += 0.0
     return sums
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from smh.ops import Array, Ops, Part
+from smh.ops import Array, Finish, Ops, Part
 
 __all__ = [
     "dot",
     "dot_of_flushed",
     "flush",
+    "flush_fresh",
     "join",
     "map_own",
     "map_rows",
@@ -32,6 +33,11 @@ def flush(xp: Any, x: Array) -> Array:
     return x
 
 
+def flush_fresh(ops: Ops, x: Array) -> Array:
+    """Return ``x``."""
+    return x
+
+
 def rounded(xp: Any, x: Array) -> Array:
     """Return ``x``: it is float32 already."""
     return x
@@ -42,9 +48,18 @@ def wide(xp: Any, x: Array) -> Array:
     return x
 
 
-def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int, place: Array | None = None) -> Array:
-    """Return ``fn(x)``: in one piece where it may be differentiated again."""
-    return ops.map_rows(fn, x, width, place=place) if ops.in_place else fn(x)
+def map_rows(
+    ops: Ops,
+    fn: Callable[[Array], Array],
+    x: Array,
+    width: int,
+    place: Array | None = None,
+    finish: Finish | None = None,
+) -> Array:
+    """Return ``finish(fn(x))``: in one piece where it may be differentiated again."""
+    if ops.in_place:
+        return ops.map_rows(fn, x, width, place=place, finish=finish)
+    return fn(x) if finish is None else finish(fn(x))
 
 
 def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:
@@ -62,9 +77,12 @@ def right(ops: Ops, b: Array) -> Array:
     return b
 
 
-def multiply(ops: Ops, a: Array, b: Array, first: int, stop: int) -> Array:
+def multiply(ops: Ops, a: Array, b: Array, first: int, stop: int, finish: Finish | None = None) -> Array:
     """Return columns ``first`` to ``stop`` of the float32 product of ``a``, shape (p, K), and ``b``, shape (K, q)."""
-    return ops.xp.matmul(a, b[:, first:stop])
+    found = ops.xp.matmul(a, b[:, first:stop])
+    if finish is None:
+        return found
+    return ops.xp.reshape(map_own(ops, finish, ops.xp.reshape(found, (-1,))), found.shape)
 
 
 def transposed_product(ops: Ops, a: Array, b: Array) -> Array:

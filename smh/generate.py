@@ -16,11 +16,13 @@ from typing import Any
 from smh import exact, fast, layout, scales
 from smh.errors import UnknownNameError, VariableError, near_names
 from smh.grid import flush
-from smh.ops import Array, Ops, Part
+from smh.ops import Array, Finish, Ops, Part
 from smh.plan import Plan
 from smh.pools import BoundMatmul, BoundPool
 from smh.tensors import TensorSpec
 
+Piece = tuple[TensorSpec, int, int]
+"""A tensor, and a range of its weights."""
 _ARITHMETIC: dict[str, ModuleType] = {"exact": exact, "fast": fast}
 _TOGETHER = 1 << 20
 """How many virtual weights of small tensors are read together."""
@@ -102,16 +104,21 @@ class Cells:
         """
         first, last = tensor.offset + start, tensor.stop if stop is None else tensor.offset + stop
         if self._factors is not None:
-            return self._factors.read_scaled(first, last, _scale(self._ops, tensor, self._variables))
-        return self._weights(tensor, layout.read(self._ops, self._plan.layout, self._pool, first, last))
+            return self._factors.read_scaled([(first, last, self._scale(tensor))])[0]
+        return layout.read(self._ops, self._plan.layout, self._pool, first, last, self._finish(tensor))
 
     def whole(self, tensors: Iterable[TensorSpec]) -> Iterator[tuple[TensorSpec, Array]]:
-        """Iterate over tensors and all their weights, each an array of its own; neighbours are read together."""
-        if self._factors is not None:
-            yield from ((tensor, self.read(tensor)) for tensor in tensors)
-            return
-        for tensor, v, shared in _virtual_weights(self._ops, self._plan, self._pool, tensors):
-            yield tensor, self._weights(tensor, v, shared)
+        """Iterate over tensors and all their weights, each an array of its own.
+
+        Small tensors that follow one another in the plan are read together: each read of a factorized pool computes
+        whole rows of its product, and may have to bring a factor to its grid.
+        """
+        for run in _neighbours(tensors):
+            if len(run) == 1:
+                yield run[0], self.read(run[0])
+                continue
+            pieces = [(tensor, 0, tensor.size) for tensor in run]
+            yield from ((tensor, w) for tensor, _, w in self._together(pieces, own=True))
 
     def pieces(self, tensors: Iterable[TensorSpec], most: int) -> Iterator[tuple[TensorSpec, int, Array]]:
         """Iterate over the weights of tensors, in memory for about ``most`` of them.
@@ -132,38 +139,43 @@ class Cells:
             A tensor, the place of a piece in it, and the piece: together all weights of all tensors, in order.
         """
         for run in _runs(tensors, most):
-            if self._factors is not None:
-                yield from ((tensor, start, self.read(tensor, start, stop)) for tensor, start, stop in run)
-                continue
-            (head, start, _), (tail, _, stop) = run[0], run[-1]
-            first = head.offset + start
-            v = layout.read(self._ops, self._plan.layout, self._pool, first, tail.offset + stop)
-            for tensor, start, stop in run:
-                at = tensor.offset + start - first
-                yield tensor, start, self._weights(tensor, v[at : at + stop - start])
+            yield from self._together(run, own=False)
 
-    def _weights(self, tensor: TensorSpec, v: Array, shared: bool = False) -> Array:
-        """Return weights from their virtual weights, which are overwritten unless they belong to a larger array."""
-        scale = _scale(self._ops, tensor, self._variables)
-        return scales.apply(self._ops, _ARITHMETIC[self._plan.arithmetic], scale, tensor.modifiers, v, shared)
+    def _together(self, run: Sequence[Piece], own: bool) -> Iterator[tuple[TensorSpec, int, Array]]:
+        """Iterate over the weights of pieces that follow one another, read at once; ``own``: each has its memory."""
+        ops, arithmetic = self._ops, _ARITHMETIC[self._plan.arithmetic]
+        if self._factors is not None:
+            found = self._factors.read_scaled(
+                [(t.offset + start, t.offset + stop, self._scale(t)) for t, start, stop in run]
+            )
+            for (tensor, start, _), w in zip(run, found, strict=True):
+                yield tensor, start, ops.own(w) if own else w
+            return
+        (head, start, _), (tail, _, stop) = run[0], run[-1]
+        first = head.offset + start
+        v = layout.read(ops, self._plan.layout, self._pool, first, tail.offset + stop)
+        for tensor, start, stop in run:
+            part = v[tensor.offset + start - first : tensor.offset + stop - first]
+            finish = self._finish(tensor)
+            yield (
+                tensor,
+                start,
+                arithmetic.map_rows(ops, finish, part, 1) if own else arithmetic.map_own(ops, finish, part),
+            )
+
+    def _scale(self, tensor: TensorSpec) -> Array | float:
+        return _scale(self._ops, tensor, self._variables)
+
+    def _finish(self, tensor: TensorSpec) -> Finish:
+        return scales.finish(self._ops, self._scale(tensor), tensor.modifiers)
 
 
-def _virtual_weights(
-    ops: Ops, plan: Plan, pool: BoundPool, tensors: Iterable[TensorSpec]
-) -> Iterator[tuple[TensorSpec, Array, bool]]:
-    """Iterate over tensors, their virtual weights, and whether these are part of a larger array.
-
-    Small tensors that follow one another in the plan are read together: each read of a factorized pool computes whole
-    rows of its product, and may have to bring a factor to its grid.
-    """
+def _virtual_weights(ops: Ops, plan: Plan, pool: BoundPool, tensors: Iterable[TensorSpec]) -> Iterator[Array]:
+    """Iterate over the virtual weights of tensors; neighbours are read together, as :meth:`Cells.whole` does."""
     for run in _neighbours(tensors):
         first = run[0].offset
         v = layout.read(ops, plan.layout, pool, first, run[-1].stop)
-        if len(run) == 1:
-            yield run[0], v, False
-            continue
-        for tensor in run:
-            yield tensor, v[tensor.offset - first : tensor.stop - first], True
+        yield from (v[tensor.offset - first : tensor.stop - first] for tensor in run)
 
 
 def _neighbours(tensors: Iterable[TensorSpec]) -> Iterator[list[TensorSpec]]:
@@ -178,9 +190,9 @@ def _neighbours(tensors: Iterable[TensorSpec]) -> Iterator[list[TensorSpec]]:
         yield run
 
 
-def _runs(tensors: Iterable[TensorSpec], most: int) -> Iterator[list[tuple[TensorSpec, int, int]]]:
+def _runs(tensors: Iterable[TensorSpec], most: int) -> Iterator[list[Piece]]:
     """Cut tensors into ranges, and gather those whose cells follow one another, up to ``most`` cells."""
-    run: list[tuple[TensorSpec, int, int]] = []
+    run: list[Piece] = []
     room = most
     for tensor in tensors:
         if run and run[-1][0].stop != tensor.offset:
@@ -266,11 +278,11 @@ def _pull_cells(
         g = arithmetic.map_rows(ops, lambda block: flush(xp, block), g, 1, place)
         of_scale = None
         if tensor.learn_scale or tensor.modifiers:
-            _, v, _ = next(virtual)
+            v = next(virtual)
             g = scales.pull(ops, scale, tensor.modifiers, v, g)
             of_scale = arithmetic.dot_of_flushed(ops, g, v)
         of_scales.append(of_scale)
-        return arithmetic.map_own(ops, lambda block: flush(xp, block * scale), g)
+        return arithmetic.map_own(ops, lambda block: arithmetic.flush_fresh(ops, block * scale), g)
 
     makers: list[Part] = [(part[0].size, functools.partial(cells, *part)) for part in parts]
     missing = layout.filled(plan.layout, plan.capacity, plan.num_weights) - plan.num_weights

@@ -8,7 +8,7 @@ or, past the capacity, a constant.
 from __future__ import annotations
 
 from smh.grid import rounded
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 from smh.pools import BoundPool
 
 LAYOUTS = ("basic", "cyclic", "padding")
@@ -16,7 +16,7 @@ PADDING = 0.01
 """What cells past the capacity show in the ``padding`` layout, rounded to float32."""
 
 
-def read(ops: Ops, layout: str, pool: BoundPool, start: int, stop: int) -> Array:
+def read(ops: Ops, layout: str, pool: BoundPool, start: int, stop: int, finish: Finish | None = None) -> Array:
     """Return cells ``start`` to ``stop``, reading just the virtual weights that they show.
 
     Parameters
@@ -29,6 +29,8 @@ def read(ops: Ops, layout: str, pool: BoundPool, start: int, stop: int) -> Array
         The pool with its values.
     start, stop : int
         The range of cells, not empty.
+    finish : callable, optional
+        What becomes of them, elementwise; see :meth:`smh.pools.BoundPool.read`.
 
     Returns
     -------
@@ -36,30 +38,31 @@ def read(ops: Ops, layout: str, pool: BoundPool, start: int, stop: int) -> Array
     """
     capacity = pool.capacity
     if stop <= capacity:
-        return pool.read(start, stop)
+        return pool.read(start, stop, finish)
     if layout == "padding":
         xp = ops.xp
-        within = pool.read(min(start, capacity - 1), capacity)  # at least one, which tells the device
+        within = pool.read(min(start, capacity - 1), capacity, finish)  # at least one, which tells the device
         padding = xp.full((stop - max(start, capacity),), PADDING, dtype=xp.float32, device=ops.device(within))
+        padding = padding if finish is None else finish(padding)
         return padding if start >= capacity else xp.concat([within, padding])
-    return _read_cyclic(ops, pool, start, stop)
+    return _read_cyclic(ops, pool, start, stop, finish)
 
 
-def _read_cyclic(ops: Ops, pool: BoundPool, start: int, stop: int) -> Array:
+def _read_cyclic(ops: Ops, pool: BoundPool, start: int, stop: int, finish: Finish | None) -> Array:
     """Return a head, whole cycles and a tail; nothing is computed twice."""
     capacity = pool.capacity
     head, tail = start % capacity, stop % capacity
     cycles = stop // capacity - -(-start // capacity)  # whole ones within the range; -1: the range lies inside one
     if cycles < 0:
-        return pool.read(head, tail)
+        return pool.read(head, tail, finish)
     if cycles > 0:
-        cycle = pool.read(0, capacity)
+        cycle = pool.read(0, capacity, finish)
         parts = [cycle[head:]] if head else []
         parts += [cycle] * cycles
         parts += [cycle[:tail]] if tail else []
     else:
-        parts = [pool.read(head, capacity)] if head else []
-        parts += [pool.read(0, tail)] if tail else []
+        parts = [pool.read(head, capacity, finish)] if head else []
+        parts += [pool.read(0, tail, finish)] if tail else []
     return parts[0] if len(parts) == 1 else ops.xp.concat(parts)
 
 

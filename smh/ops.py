@@ -16,6 +16,8 @@ import array_api_compat
 
 Array = Any
 """An array of the backend's own type."""
+Finish = Callable[[Array], Array]
+"""What becomes of results, elementwise, block by block as they are made; it may overwrite what it gets."""
 Part = tuple[int, Callable[[Array | None], Array]]
 """The length of a vector, and what makes it, given the place where it may be put."""
 
@@ -75,10 +77,11 @@ class Ops:
         width: int,
         elements: int | None = None,
         place: Array | None = None,
+        finish: Finish | None = None,
     ) -> Array:
         """Concatenate ``fn`` over blocks of the rows of ``x``, as float32.
 
-        Law: equal to ``astype(fn(x), float32)`` for every ``fn`` that treats rows independently.
+        Law: equal to ``finish(astype(fn(x), float32))`` for every ``fn`` that treats rows independently.
 
         Parameters
         ----------
@@ -92,14 +95,20 @@ class Ops:
             About how many elements a block holds; ``block_elements`` by default.
         place : array, optional
             Where the result may go, from :meth:`join`.
+        finish : callable, optional
+            What becomes of each block.
 
         Returns
         -------
         array, shape (rows, ...), float32
         """
-        xp = self.xp
-        parts = [xp.astype(fn(block), xp.float32) for block in self._blocks(x, width, elements)]
-        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+        parts = [self._result(fn, block, finish) for block in self._blocks(x, width, elements)]
+        return parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=0)
+
+    def _result(self, fn: Callable[[Array], Array], block: Array, finish: Finish | None) -> Array:
+        """Return what ``fn`` makes of a block, in float32 and finished."""
+        found = self.xp.astype(fn(block), self.xp.float32)
+        return found if finish is None else finish(found)
 
     def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:
         """Apply an elementwise function to a float32 array that nothing else holds: it may be overwritten.
@@ -288,17 +297,23 @@ class InPlaceOps(Ops):
         width: int,
         elements: int | None = None,
         place: Array | None = None,
+        finish: Finish | None = None,
     ) -> Array:
-        """Fill one float32 array block by block."""
+        """Fill one float32 array block by block; what finishes them gets smaller ones, which stay in the cache."""
         xp = self.xp
         out, start = place, 0
         for block in self._blocks(x, width, elements):
             part = fn(block)
             if part.shape[0] == x.shape[0]:
-                return xp.astype(part, xp.float32, copy=False)
+                part = xp.astype(part, xp.float32, copy=False)
+                return part if finish is None else xp.reshape(self.map_own(finish, xp.reshape(part, (-1,))), part.shape)
             if out is None:
                 out = xp.empty((x.shape[0], *part.shape[1:]), dtype=xp.float32, device=self.device(x))
-            out[start : start + part.shape[0], ...] = part
+            here = out[start : start + part.shape[0], ...]
+            here[...] = part
+            if finish is not None:
+                for few in self._blocks(xp.reshape(here, (-1,)), 1):
+                    few[...] = finish(few)
             start += part.shape[0]
         return out
 

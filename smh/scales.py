@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from smh.errors import PlanError
-from smh.grid import TINY, flush
-from smh.ops import Array, Ops
+from smh.grid import TINY, flush, flush_fresh
+from smh.ops import Array, Finish, Ops
 
 RULES = ("fan_in", "fan_out", "he", "glorot")
 MODIFIERS = ("relu", "sign")
@@ -118,40 +117,31 @@ def check_modifiers(modifiers: Sequence[str]) -> None:
             raise PlanError(f"modifiers must be among {', '.join(MODIFIERS)}; got {modifier!r}")
 
 
-def apply(
-    ops: Ops, arithmetic: ModuleType, scale: Array | float, modifiers: Sequence[str], v: Array, shared: bool = False
-) -> Array:
-    """Return weights: ``flush(scale * v)``, then the modifiers in order.
+def finish(ops: Ops, scale: Array | float, modifiers: Sequence[str]) -> Finish:
+    """Return what becomes of virtual weights, elementwise: ``flush(scale * v)``, then the modifiers in order.
 
     Parameters
     ----------
     ops : Ops
-        The namespace of ``v``.
-    arithmetic : module
-        :mod:`smh.exact` or :mod:`smh.fast`.
+        The namespace of the virtual weights.
     scale : array of shape () or float
         The tensor's scale, flushed.
     modifiers : sequence of str
         Names of modifiers.
-    v : array, shape (k,), float32
-        Virtual weights.
-    shared : bool
-        Whether ``v`` is part of a larger array; otherwise it is overwritten.
 
     Returns
     -------
-    array, shape (k,), float32
+    callable
+        From virtual weights, float32, to weights, which are the same for -0 and +0.
     """
-    xp = ops.xp
 
-    def weights(block: Array) -> Array:
-        w = flush(xp, block * scale)
+    def weights(v: Array) -> Array:
+        w = flush_fresh(ops, v * scale)
         for modifier in modifiers:
-            w = _modify(xp, modifier, w)
+            w = _modify(ops.xp, modifier, w)
         return w
 
-    result: Array = arithmetic.map_rows(ops, weights, v, 1) if shared else arithmetic.map_own(ops, weights, v)
-    return result
+    return weights
 
 
 def pull(ops: Ops, scale: Array | float, modifiers: Sequence[str], v: Array, cotangent: Array) -> Array:

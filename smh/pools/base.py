@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from smh.errors import PlanError, near_names
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 
 LIMIT = 2**31
 """Sizes, capacities and numbers of weights are below this."""
@@ -42,10 +42,12 @@ class BoundPool(ABC):
     capacity: int
 
     @abstractmethod
-    def read(self, start: int, stop: int) -> Array:
+    def read(self, start: int, stop: int, finish: Finish | None = None) -> Array:
         """Return the virtual weights ``start`` to ``stop``, shape (stop - start,), touching just what they need.
 
-        Law: equal to the same slice of ``read(0, capacity)``, bit for bit.
+        ``finish`` is what becomes of them, elementwise, as they are made; it has to return the same for -0 and +0.
+
+        Law: equal to the same slice of ``read(0, capacity)``, finished, bit for bit.
         """
 
     @abstractmethod
@@ -212,27 +214,36 @@ class BoundLeaf(BoundPool):
         self.capacity = pool.capacity
         self.factor = pool.factor
 
-    def read(self, start: int, stop: int) -> Array:
+    def read(self, start: int, stop: int, finish: Finish | None = None) -> Array:
         """Return a slice of v = flush(2**(delta g) v0)."""
-        return self._gained(self._read_plain(start, stop))
+        return self._read_plain(start, stop, self._gain_and(finish))
 
     def pull(self, dv: Array) -> dict[str, Array]:
         """Return the gradients for dv0 = flush(2**(delta g) dv)."""
-        return self._pull_plain(self._gained(dv))
+        gain = self._gain_and(None)
+        return self._pull_plain(dv if gain is None else self.arithmetic.map_own(self.ops, gain, dv))
 
-    def _gained(self, x: Array) -> Array:
+    def _gain_and(self, finish: Finish | None) -> Finish | None:
+        """Return what becomes of v0, elementwise: v, then what becomes of that."""
         if self.factor == 1.0:
-            return x  # x is flushed already
+            return finish  # v0 is flushed already
         factor, flush, xp = self.factor, self.arithmetic.flush, self.ops.xp
-        if not self.ops.fuses:
-            # No element gets smaller, so there is nothing to flush. But the flush keeps a compiler from multiplying the
-            # factor with a scale that follows, which would undo an overflow.
-            return self.arithmetic.map_own(self.ops, lambda block: block * factor, x)
-        return self.arithmetic.map_own(self.ops, lambda block: flush(xp, block * factor), x)
+
+        def gained(block: Array) -> Array:
+            block = block * factor
+            if self.ops.fuses:
+                # No element gets smaller, so that there is nothing to flush. But the flush keeps a compiler from
+                # multiplying the factor with a scale that follows, which would undo an overflow.
+                return flush(xp, block)
+            if finish is None:
+                block += 0.0  # -0 becomes +0
+            return block
+
+        return gained if finish is None else lambda block: finish(gained(block))
 
     @abstractmethod
-    def _read_plain(self, start: int, stop: int) -> Array:
-        """Return a slice of v0."""
+    def _read_plain(self, start: int, stop: int, finish: Finish | None) -> Array:
+        """Return a slice of v0, finished."""
 
     @abstractmethod
     def _pull_plain(self, dv: Array) -> dict[str, Array]:

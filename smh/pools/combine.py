@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from smh.errors import PlanError
 from smh.grid import flush
 from smh.hashing import PART_STREAM, key
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 from smh.pools.base import BoundPool, Leaf, Pool, check_keys, from_dict, named
 
 MAX_PARTS = 64
@@ -159,6 +159,9 @@ class _BoundCombination(BoundPool):
         self.arithmetic: Any = arithmetic
         self.parts = parts
 
+    def _finished(self, v: Array, finish: Finish | None) -> Array:
+        return v if finish is None else self.arithmetic.map_own(self.ops, finish, v)
+
     def _pull_parts(self, cotangents: list[Array]) -> dict[str, Array]:
         """Send every part its cotangent, with zeros for the virtual weights that only the part itself has."""
         xp = self.ops.xp
@@ -172,7 +175,7 @@ class _BoundCombination(BoundPool):
 
 
 class _BoundSum(_BoundCombination):
-    def read(self, start: int, stop: int) -> Array:
+    def read(self, start: int, stop: int, finish: Finish | None = None) -> Array:
         xp = self.ops.xp
         total = None
         for part in self.parts:
@@ -180,16 +183,16 @@ class _BoundSum(_BoundCombination):
             # the rounding of the part.
             term = self.arithmetic.wide(xp, flush(xp, part.read(start, stop)))
             total = term if total is None else total + term
-        return self.arithmetic.rounded(xp, total)
+        return self._finished(self.arithmetic.rounded(xp, total), finish)
 
     def pull(self, dv: Array) -> dict[str, Array]:
         return self._pull_parts([*(self.ops.own(dv) for _ in self.parts[1:]), dv])
 
 
 class _BoundProduct(_BoundCombination):
-    def read(self, start: int, stop: int) -> Array:
+    def read(self, start: int, stop: int, finish: Finish | None = None) -> Array:
         v, *others = (part.read(start, stop) for part in self.parts)
-        return self._times(v, others)
+        return self._finished(self._times(v, others), finish)
 
     def pull(self, dv: Array) -> dict[str, Array]:
         values = [part.read(0, self.capacity) for part in self.parts]

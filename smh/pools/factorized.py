@@ -9,7 +9,7 @@ from fractions import Fraction
 from types import ModuleType
 from typing import ClassVar, Self
 
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, whole_number
 
 
@@ -191,8 +191,10 @@ class Kronecker(_Factorized):
         return (d if d**4 >= weights else d + 1) ** 2
 
 
+Span = tuple[int, int, Array | float]
+"""First and last + 1 virtual weight of a tensor, and its scale."""
 Part = tuple[int, int, Array | float, Array]
-"""First and last + 1 virtual weight of a tensor, its scale, and the cotangent of its weights."""
+"""The same, and the cotangent of its weights."""
 
 
 class _BoundFactorized(BoundLeaf):
@@ -205,9 +207,9 @@ class _BoundFactorized(BoundLeaf):
         self.right = right
         self.prepared = self.arithmetic.right(ops, right)
 
-    def _entries(self, rows: Array, first: int, stop: int) -> Array:
-        """Return columns of the matrix product, for some rows of the left factor."""
-        return self.arithmetic.multiply(self.ops, rows, self.prepared, first, stop)
+    def _entries(self, rows: Array, first: int, stop: int, finish: Finish | None = None) -> Array:
+        """Return columns of the matrix product, finished, for some rows of the left factor."""
+        return self.arithmetic.multiply(self.ops, rows, self.prepared, first, stop, finish)
 
     def _gradients(self, left: Array, dv: Array) -> tuple[Array, Array]:
         """Return the gradients of both factors, given left as (side, terms) and that of the product, (side, side)."""
@@ -222,25 +224,33 @@ class _BoundFactorized(BoundLeaf):
 class BoundMatmul(_BoundFactorized):
     """A matmul pool with its values: virtual weights are rows of one product."""
 
-    def _read_plain(self, start: int, stop: int) -> Array:
+    def _read_plain(self, start: int, stop: int, finish: Finish | None) -> Array:
         n = self.side
         first, last = start // n, (stop - 1) // n
         if first == last:
             row = self.left[first : first + 1, :]
-            return self.ops.xp.reshape(self._entries(row, start - first * n, stop - first * n), (-1,))
-        block = self._entries(self.left[first : last + 1, :], 0, n)
+            return self.ops.xp.reshape(self._entries(row, start - first * n, stop - first * n, finish), (-1,))
+        block = self._entries(self.left[first : last + 1, :], 0, n, finish)
         return self.ops.xp.reshape(block, (-1,))[start - first * n : stop - first * n]
 
     def _pull_plain(self, dv: Array) -> dict[str, Array]:
         left, right = self._gradients(self.left, self.ops.xp.reshape(dv, (self.side, self.side)))
         return {"left": left, "right": right}
 
-    def read_scaled(self, start: int, stop: int, scale: Array | float) -> Array:
-        """Return a slice of v times a scale, which rows of left take, so that nothing large is multiplied."""
-        first, last = start // self.side, (stop - 1) // self.side
-        rows = self.left[first : last + 1, :] * (scale * self.factor)
-        block = self.ops.xp.reshape(self._entries(rows, 0, self.side), (-1,))
-        return block[start - first * self.side : stop - first * self.side]
+    def read_scaled(self, spans: Sequence[Span]) -> list[Array]:
+        """Return slices of v times scales, which rows of left take, so that nothing large is multiplied.
+
+        All are rows of one product, a row that two of them share twice: products of few rows are slow.
+        """
+        n, rows, places, at = self.side, [], [], 0
+        for start, stop, scale in spans:
+            first, last = start // n, (stop - 1) // n
+            rows.append(self.left[first : last + 1, :] * (scale * self.factor))
+            places.append((at + start - first * n, at + stop - first * n))
+            at += (last + 1 - first) * n
+        left = rows[0] if len(rows) == 1 else self.ops.xp.concat(rows)
+        block = self.ops.xp.reshape(self._entries(left, 0, n), (-1,))
+        return [block[start:stop] for start, stop in places]
 
     def pull_scaled(self, parts: Sequence[Part]) -> tuple[dict[str, Array], list[Array]]:
         """Return the gradients of the factors, and of each part's scale.
@@ -249,54 +259,89 @@ class BoundMatmul(_BoundFactorized):
         of left, and the dot product of such rows of H and of left is that of the scale. So only rows that several parts
         share have to be scaled before.
         """
+        xp, n, factor = self.ops.xp, self.side, self.factor
+        stripes, row_scales, edges = self._stripes(parts)
+        row_scales = factor * row_scales
+        left = self.left * row_scales
+        transposed = xp.matrix_transpose(self.right)
+        h = xp.concat([xp.matmul(g, transposed) for _, g in stripes])
+        right = None
+        for row, g in stripes:
+            some = xp.matmul(xp.matrix_transpose(left[row : row + g.shape[0], :]), g)
+            right = some if right is None else right + some
+        shared = self._shared_rows(sorted({first // n for own in edges for first, _, _ in own}))
+        scales = []
+        for (start, stop, _, _), own in zip(parts, edges, strict=True):
+            rows = slice(-(-start // n), max(stop // n, -(-start // n)))
+            total = factor * xp.sum(h[rows, :] * self.left[rows, :])
+            for first, last, g in own:
+                total = total + xp.sum(g * shared[first // n][first % n : (last - 1) % n + 1])
+            scales.append(total)
+        return {"left": h * row_scales, "right": right}, scales
+
+    def _stripes(
+        self, parts: Sequence[Part]
+    ) -> tuple[list[tuple[int, Array]], Array, list[list[tuple[int, int, Array]]]]:
+        """Return the cotangents of all rows of v as matrices, each with the number of its first row.
+
+        A large part's own rows are a matrix as they are, not copied; what lies between two such is joined. Also returns
+        what the rows have still to be multiplied with, shape (n, 1): rows that several parts share are scaled already;
+        and for each part its ranges within such rows, with their cotangents.
+        """
         xp, n = self.ops.xp, self.side
 
         def zeros(*shape: int) -> Array:
             return xp.zeros(shape, dtype=xp.float32, device=self.ops.device(self.left))
 
-        scale_of_rows, pieces, edges = [], [], []
+        stripes: list[tuple[int, Array]] = []
+        joined: list[Array] = []
+        scale_of_rows, edges = [], []
+
+        def add(pieces: Sequence[Array]) -> None:
+            whole = [piece for piece in pieces if piece.shape[0]]
+            if whole:
+                row = stripes[-1][0] + stripes[-1][1].shape[0] if stripes else 0
+                stripes.append((row, xp.reshape(whole[0] if len(whole) == 1 else xp.concat(whole), (-1, n))))
+
         for start, stop, scale, g in parts:
             head = min(-start % n, stop - start)  # ends the row that the part before began
             tail = (stop - start - head) % n
             inner = slice(head, stop - start - tail)
             edge = [slice(0, head), slice(stop - start - tail, stop - start)]
             edges.append([(start + e.start, start + e.stop, g[e]) for e in edge if e.start < e.stop])
-            pieces += [g[edge[0]] * scale, g[inner], g[edge[1]] * scale]
-            scale_of_rows += [zeros((inner.stop - inner.start) // n, 1) + scale, zeros(int(tail > 0), 1) + 1.0]
+            rows = (inner.stop - inner.start) // n
+            joined.append(g[edge[0]] * scale)
+            if rows > self.right.shape[0]:  # so many that copying them takes longer than one more sum of gradients
+                add(joined)
+                add([g[inner]])
+                joined = []
+            else:
+                joined.append(g[inner])
+            joined.append(g[edge[1]] * scale)
+            scale_of_rows += [zeros(rows, 1) + scale, zeros(int(tail > 0), 1) + 1.0]
         missing = n * n - parts[-1][1]
-        pieces.append(zeros(missing))
+        add([*joined, zeros(missing)])
         scale_of_rows.append(zeros(missing // n, 1))
-        d, row_scales = xp.reshape(xp.concat(pieces), (n, n)), self.factor * xp.concat(scale_of_rows)
-        h = xp.matmul(d, xp.matrix_transpose(self.right))
-        right = xp.matmul(xp.matrix_transpose(self.left * row_scales), d)
-        shared = self._shared_rows(sorted({first // n for own in edges for first, _, _ in own}))
-        scales = []
-        for (start, stop, _, _), own in zip(parts, edges, strict=True):
-            rows = slice(-(-start // n), max(stop // n, -(-start // n)))
-            total = self.factor * xp.sum(h[rows, :] * self.left[rows, :])
-            for first, last, g in own:
-                total = total + xp.sum(g * shared[first // n][first % n : (last - 1) % n + 1])
-            scales.append(total)
-        return {"left": h * row_scales, "right": right}, scales
+        return stripes, xp.concat(scale_of_rows), edges
 
     def _shared_rows(self, rows: Sequence[int]) -> dict[int, Array]:
         """Return some rows of v, from one product."""
         if not rows:
             return {}
         left = self.ops.xp.concat([self.left[row : row + 1, :] for row in rows])
-        v = self._gained(self._entries(left, 0, self.side))
+        v = self._entries(left, 0, self.side, self._gain_and(None))
         return {row: v[i, :] for i, row in enumerate(rows)}
 
 
 class _BoundKronecker(_BoundFactorized):
-    def _read_plain(self, start: int, stop: int) -> Array:
+    def _read_plain(self, start: int, stop: int, finish: Finish | None) -> Array:
         xp, side = self.ops.xp, self.side
         d = math.isqrt(side)
         first, last = start // d**3, (stop - 1) // d**3
         low, high = 0, d  # which rows of the right factors
         if first == last:
             low, high = start // side % d, (stop - 1) // side % d + 1
-        entries = self._entries(self._rows(first, last + 1), low * d, high * d)
+        entries = self._entries(self._rows(first, last + 1), low * d, high * d, finish)
         grid = xp.reshape(entries, (last + 1 - first, d, high - low, d))  # i1, j1, i2, j2
         flat = xp.reshape(xp.permute_dims(grid, (0, 2, 1, 3)), (-1,))
         origin = first * d**3 + low * side

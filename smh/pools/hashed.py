@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from smh import hashing
 from smh.errors import PlanError
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, whole_number
 
 MAX_HASHES = 256
@@ -120,7 +120,7 @@ class _BoundHash(BoundLeaf):
         self.table = table
         self.seed = seed
 
-    def _read_plain(self, start: int, stop: int) -> Array:
+    def _read_plain(self, start: int, stop: int, finish: Finish | None) -> Array:
         xp = self.ops.xp
         first, last = start // _WIDTH, (stop - 1) // _WIDTH
 
@@ -133,7 +133,7 @@ class _BoundHash(BoundLeaf):
                 total = term if total is None else total + term
             return xp.reshape(self.arithmetic.rounded(xp, total), (-1, _WIDTH))
 
-        block = self.arithmetic.map_rows(self.ops, virtual, self._rows(first, last + 1), _WIDTH)
+        block = self.arithmetic.map_rows(self.ops, virtual, self._rows(first, last + 1), _WIDTH, finish=finish)
         return xp.reshape(block, (-1,))[start - first * _WIDTH : stop - first * _WIDTH]
 
     def _pull_plain(self, dv: Array) -> dict[str, Array]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as xp
 
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 
 
 class JaxOps(Ops):
@@ -37,11 +37,12 @@ class JaxOps(Ops):
         width: int,
         elements: int | None = None,
         place: Array | None = None,
+        finish: Finish | None = None,
     ) -> Array:
         """Fill one float32 array block by block: that of the arguments, where results have their shape and type."""
         first, step, blocks = self._split(x.shape[0], width, elements)
         start = 0 if width == 1 else self._in_turn()  # what is elementwise follows what made its argument
-        head = xp.astype(fn(jax.lax.dynamic_slice_in_dim(x, start, first)), xp.float32)
+        head = self._result(fn, jax.lax.dynamic_slice_in_dim(x, start, first), finish)
         in_place = x.dtype == head.dtype and x.shape[1:] == head.shape[1:]
         if blocks == 0:
             self._last = head
@@ -50,7 +51,7 @@ class JaxOps(Ops):
         def fill(i: Array, out: Array) -> Array:
             start = first + i * step
             rows = jax.lax.dynamic_slice_in_dim(out if in_place else x, start, step)
-            return jax.lax.dynamic_update_slice_in_dim(out, xp.astype(fn(rows), xp.float32), start, 0)
+            return jax.lax.dynamic_update_slice_in_dim(out, self._result(fn, rows, finish), start, 0)
 
         if in_place:
             out = jax.lax.dynamic_update_slice_in_dim(x, head, 0, 0)

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from smh.backends.tensorflow import namespace as xp
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 
 
 class TensorFlowOps(Ops):
@@ -40,20 +40,21 @@ class TensorFlowOps(Ops):
         width: int,
         elements: int | None = None,
         place: Array | None = None,
+        finish: Finish | None = None,
     ) -> Array:
         """Put blocks of one size behind one another; the last is filled up, and the result cut."""
         rows = x.shape[0]
         count = -(-rows // self.block_rows(rows, width, elements))
         step = -(-rows // count)
         count = -(-rows // step)
-        last = tf.cast(fn(x[(count - 1) * step :, ...]), tf.float32)
+        last = self._result(fn, x[(count - 1) * step :, ...], finish)
         if count == 1:
             return last
         rest = last.shape[1:]
         last = tf.pad(last, [(0, count * step - rows)] + [(0, 0)] * len(rest))
 
         def block(i: Array | int) -> Array:
-            return tf.cast(fn(_rows(x, i * step, step)), tf.float32)
+            return self._result(fn, _rows(x, i * step, step), finish)
 
         blocks = (_stack_eagerly if tf.executing_eagerly() else _stack_in_loop)(block, last, count)
         return tf.reshape(blocks, (count * step, *rest))[:rows, ...]
