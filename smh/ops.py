@@ -285,9 +285,9 @@ class InPlaceOps(Ops):
     """So few that all temporaries of a block stay in a core's own cache, and memory is not new for each of them."""
 
     def sparing(self) -> Ops:
-        """Return a copy that holds smaller strips of right operands."""
+        """Return a copy that holds smaller strips of right operands, and smaller products."""
         other = copy.copy(self)
-        other.strip_elements = self.product_elements // 2
+        other.strip_elements = other.product_elements = self.product_elements // 4
         return other
 
     def map_rows(
@@ -315,6 +315,7 @@ class InPlaceOps(Ops):
                 for few in self._blocks(xp.reshape(here, (-1,)), 1):
                     few[...] = finish(few)
             start += part.shape[0]
+            del part  # before the next one is made
         return out
 
     def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:
