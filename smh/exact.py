@@ -8,6 +8,7 @@ arguments: pools call one module or the other, as the plan says.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,18 +107,20 @@ def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int, finish: Finish
     """
     if b.grid is not None:
         return _times_grid(ops, a, b.grid[:, first:stop], b.shifter[:, first:stop], finish)
-    count = -(-b.values.shape[0] * (stop - first) // ops.strip_elements)
+    count = -(-2 * b.values.shape[0] * (stop - first) // ops.strip_elements)
     width = -(-(stop - first) // count)
 
-    def strip(start: int) -> Array:
-        columns = slice(start, min(start + width, stop))
+    def strip(columns: slice, place: Array | None) -> Array:
         shifter = b.shifter[:, columns]
-        return _times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter, finish)
+        return _times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter, finish, place)
 
-    return ops.join_columns(map(strip, range(first, stop, width)), stop - first)
+    strips = [slice(start, min(start + width, stop)) for start in range(first, stop, width)]
+    return ops.join_columns([(s.stop - s.start, functools.partial(strip, s)) for s in strips], a)
 
 
-def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array, finish: Finish | None) -> Array:
+def _times_grid(
+    ops: Ops, a: Array, grid: Array, shifter: Array, finish: Finish | None, place: Array | None = None
+) -> Array:
     """Return the product of float32 rows, in blocks, with columns that their shifters have brought to their grids."""
     xp = ops.xp
     terms, columns = grid.shape
@@ -135,7 +138,7 @@ def _times_grid(ops: Ops, a: Array, grid: Array, shifter: Array, finish: Finish 
 
     # Every block of rows reads the whole grid, which flat blocks would do too often.
     width = min(max(terms, columns), max(1, ops.product_elements // min(terms, ops.product_rows)))
-    return ops.map_rows(rows_times_grid, a, width, ops.product_elements, finish=finish)
+    return ops.map_rows(rows_times_grid, a, width, ops.product_elements, place, finish)
 
 
 def _has_fine_line(xp: Any, shifter: Array) -> Array:

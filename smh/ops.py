@@ -9,7 +9,8 @@ order and the blocking of the computation cannot be seen (specification, section
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat
@@ -38,7 +39,7 @@ class Ops:
     """The same for blocks that matrix products read or make, which are slow where they are small."""
 
     strip_elements = 1 << 21
-    """About how many elements of a right operand are held in float64 at a time."""
+    """About how many elements of a right operand are held in float64 at a time; half of them where that is not all."""
 
     in_place = False
     """Whether arrays are written into: then a framework cannot differentiate what was done."""
@@ -175,21 +176,21 @@ class Ops:
         """Return the product of the transpose of ``a``, shape (K, p), with ``b``, shape (K, q)."""
         return self.xp.matmul(self.xp.matrix_transpose(a), b)
 
-    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
-        """Concatenate matrices along their columns; parts are made as they are asked for.
+    def join_columns(self, parts: Sequence[Part], like: Array) -> Array:
+        """Concatenate float32 matrices along their columns, each made when it is its turn.
 
         Parameters
         ----------
-        parts : iterable of arrays, shape (rows, k)
-            At least one.
-        columns : int
-            How many columns they have together.
+        parts : sequence of (int, callable)
+            At least one: how many columns a matrix has, and what makes it, as for :meth:`join`.
+        like : array, shape (rows, ...)
+            One on the device of the matrices, with as many rows.
 
         Returns
         -------
-        array, shape (rows, columns)
+        array, shape (rows, k), float32
         """
-        found = list(parts)
+        found = [make(None) for _, make in parts]
         return found[0] if len(found) == 1 else self.xp.concat(found, axis=1)
 
     def join(self, parts: Sequence[Part], like: Array) -> Array:
@@ -287,7 +288,7 @@ class InPlaceOps(Ops):
     def sparing(self) -> Ops:
         """Return a copy that holds smaller strips of right operands, and smaller products."""
         other = copy.copy(self)
-        other.strip_elements = other.product_elements = self.product_elements // 4
+        other.strip_elements, other.product_elements = self.product_elements // 2, self.product_elements // 4
         return other
 
     def map_rows(
@@ -312,7 +313,7 @@ class InPlaceOps(Ops):
             here = out[start : start + part.shape[0], ...]
             here[...] = part
             if finish is not None:
-                for few in self._blocks(xp.reshape(here, (-1,)), 1):
+                for few in self._blocks(here, math.prod(here.shape[1:])):
                     few[...] = finish(few)
             start += part.shape[0]
             del part  # before the next one is made
@@ -377,27 +378,24 @@ class InPlaceOps(Ops):
 
     def join(self, parts: Sequence[Part], like: Array) -> Array:
         """Make each part in its place, or copy it there."""
+        return self._joined(parts, like, ())
+
+    def join_columns(self, parts: Sequence[Part], like: Array) -> Array:
+        """Make each part in its place, or copy it there."""
+        return self._joined(parts, like, (like.shape[0],))
+
+    def _joined(self, parts: Sequence[Part], like: Array, before: tuple[int, ...]) -> Array:
+        """Join along the last axis, of which each part has its own length."""
         if len(parts) == 1:
             return parts[0][1](None)
-        out = self.xp.empty((sum(size for size, _ in parts),), dtype=self.xp.float32, device=self.device(like))
+        shape = (*before, sum(size for size, _ in parts))
+        out = self.xp.empty(shape, dtype=self.xp.float32, device=self.device(like))
         at = 0
         for size, make in parts:
-            place = out[at : at + size]
+            place = out[..., at : at + size]
             made = make(place)
             if made is not place:
                 place[...] = made
+            del made  # before the next one is made
             at += size
-        return out
-
-    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
-        """Write one part after another into its place."""
-        out, at = None, 0
-        for part in parts:
-            if part.shape[1] == columns:
-                return part
-            if out is None:
-                out = self.xp.empty((part.shape[0], columns), dtype=part.dtype, device=self.device(part))
-            out[:, at : at + part.shape[1]] = part
-            at += part.shape[1]
-            del part  # before the next one is made
         return out

@@ -43,7 +43,9 @@ def environment(threads: int) -> dict[str, str]:
     if threads == 1:
         count["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | count | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu"}
+    # As installed: Python may keep what it has compiled, so that only the first import compiles anything.
+    others = {"PYTHONDONTWRITEBYTECODE": "", "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu"}
+    return os.environ | count | {"PYTHONPATH": path} | others
 
 
 def fresh(job: Job, **variables: str) -> Iterator[Figure]:

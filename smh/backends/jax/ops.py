@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as xp
 
-from smh.ops import Array, Finish, Ops
+from smh.ops import Array, Finish, Ops, Part
 
 
 class JaxOps(Ops):
@@ -87,10 +87,12 @@ class JaxOps(Ops):
         """Transpose in memory: a float64 product that reads its left operand by columns takes twice as long on CPUs."""
         return jax.lax.optimization_barrier(xp.matrix_transpose(a)) @ b
 
-    def join_columns(self, parts: Iterable[Array], columns: int) -> Array:
+    def join_columns(self, parts: Sequence[Part], like: Array) -> Array:
         """Write one part after another into its place."""
+        columns = sum(size for size, _ in parts)
         out, at = None, 0
-        for part in parts:
+        for _, make in parts:
+            part = make(None)
             if out is None:
                 out = jax.lax.pad(part, xp.zeros((), part.dtype), [(0, 0, 0), (0, columns - part.shape[1], 0)])
             else:
