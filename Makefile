@@ -2,8 +2,9 @@
 # make test    everything that the tests need, in a fresh environment, then the tests and the conformance suite
 # make lint    ruff and mypy
 # make docs    the documentation, warnings are errors
-# make trust   hours of attacks: fuzzing, faults, long runs, hash seeds and orders of import, packages, deep conformance
-#              (each alone: make fuzz, faults, soak, numerics, orders, packages, deep), then a page of what came of it
+# make trust   hours of attacks: fuzzing, faults, long runs, hash seeds and orders of import, packages, conformance, an
+#              hour of it for each backend (each alone: make fuzz, faults, soak, numerics, orders, packages, conformance,
+#              deep), then a page of what came of it
 # make experiments   accuracy on real data: what is missing of the results (hours), then the report; see experiments/
 # make clean   remove what the targets above created
 #
@@ -23,7 +24,7 @@ define environment
 	$(1)/bin/python $(PIP_INSTALL) $(2)
 endef
 
-.PHONY: demo test lint docs experiments trust fuzz faults soak numerics orders packages deep clean
+.PHONY: demo test lint docs experiments trust fuzz faults soak numerics orders packages conformance deep clean
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
@@ -55,14 +56,12 @@ experiments: .venv-experiments/made
 	$(call environment,.venv-experiments,--editable ".[experiments]")
 	touch $@
 
-trust: fuzz faults soak numerics orders packages deep
-	.venv-trust/bin/python -m trust report --output docs/results/trust.md
+trust: fuzz faults soak numerics orders packages conformance deep
+	.venv-trust/bin/python -m trust demo
+	.venv-trust/bin/python -m trust report --output docs/results/trust.md --readme README.md
 
-fuzz faults soak numerics orders packages: .venv-trust/made
+fuzz faults soak numerics orders packages conformance deep: .venv-trust/made
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-trust/bin/python -m trust $@
-
-deep: .venv-trust/made
-	.venv-trust/bin/smh conformance --deep
 
 .venv-trust/made: pyproject.toml constraints.txt
 	$(call environment,.venv-trust,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")

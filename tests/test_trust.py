@@ -1,12 +1,14 @@
 """What the harnesses of ``trust`` share: results, the page of them, the command line; and looking into packages."""
 
+import dataclasses
 import json
+import types
 import zipfile
 
 import pytest
 from typer.testing import CliRunner
 
-from trust import packages, record, report
+from trust import marks, packages, record, report, suite
 from trust.__main__ import app
 
 
@@ -160,3 +162,108 @@ def test_every_check_has_a_place_on_the_page_and_a_command():
 
 def test_lines_are_json_with_plain_numbers():
     assert json.loads(json.dumps(findings().line())) == findings().line() | {"seconds": findings().line()["seconds"]}
+
+
+# --- The suite and the demonstration, as they are run, and the pages that show them
+
+
+def test_the_suite_is_run_and_counted():
+    (found,) = suite.run("conformance", ["numpy"], options=["--plans", "1"])
+    assert found.failures == []
+    assert found.labels == {"backend": "numpy", "modes": "eager", "seeds": "0"}
+    assert found.counts["runs of the suite"] == 1
+    assert found.counts["laws passed"] > 20
+    assert found.counts["bits compared"] > 10**6
+    assert found.counts["bits different"] == found.counts["laws failed"] == 0
+
+
+def row(**changes):
+    base = {"backend": "torch", "mode": "eager", "passed": 20, "failed": 0, "checks": 7, "bits": 96, "different": 0}
+    return {**base, "skipped": "", **changes}
+
+
+def report_of(rows, seed=3, failures=()):
+    return {"passed": not failures, "seeds": {"torch": seed}, "rows": rows, "failures": list(failures)}
+
+
+def test_the_suite_is_run_until_the_time_is_over_and_its_counts_added(monkeypatch):
+    calls, seeds = [], iter((3, 5, 8))
+
+    def printed(*arguments):
+        calls.append(arguments)
+        skipped = row(mode="compile", passed=0, checks=0, bits=0, skipped="no compiler")
+        return report_of([row(), row(mode="vmap"), skipped], next(seeds))
+
+    clock = iter((0.0, 59.0, 61.0, 61.0))
+    monkeypatch.setattr(suite, "_printed", printed)
+    monkeypatch.setattr(suite, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    found = record.Findings("deep", started=0.0)
+    monkeypatch.setattr(suite, "Findings", lambda check, labels: dataclasses.replace(found, labels=labels))
+    (found,) = suite.run("deep", ["torch"], 60)
+    assert calls == [("conformance", "--backend", "torch", "--json", "--deep")] * 3
+    assert found.labels == {"backend": "torch", "modes": "eager, vmap", "seeds": "3, 5, 8"}
+    assert (found.counts["laws passed"], found.counts["bits compared"]) == (120, 576)
+    assert found.skipped == {"some of mode compile": "no compiler"}
+    assert found.failures == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        report_of([row(failed=1)], failures=[{"id": "law[eager]", "error": "other bits"}]),
+        report_of([row(different=1)]),
+    ],
+    ids=["a law fails", "a bit differs"],
+)
+def test_what_the_suite_finds_is_a_failure_and_ends_it(monkeypatch, found):
+    monkeypatch.setattr(suite, "_printed", lambda *_: found)
+    (findings,) = suite.run("deep", ["torch"], 3600)
+    assert findings.failures
+    assert findings.counts["runs of the suite"] == 1
+
+
+def test_a_suite_that_does_not_run_is_no_success():
+    with pytest.raises(RuntimeError, match="no-such-backend"):
+        list(suite.run("conformance", ["no-such-backend"]))
+
+
+def test_the_demonstration_is_kept(monkeypatch):
+    parts = {what: {"variables": n, "accuracy": 0.5, "bytes": 4 * n} for what, n in (("dense", 90), ("pool", 9))}
+    monkeypatch.setattr(suite, "_printed", lambda *_: {"weights": 90, "bits_different": 0, "same": True, **parts})
+    found = suite.demo()
+    assert found.failures == []
+    assert found.counts["pool: bytes"] == 36
+    assert found.measured["dense: test accuracy, %"] == 50
+    monkeypatch.setattr(suite, "_printed", lambda *_: {"weights": 90, "bits_different": 1, "same": False, **parts})
+    assert suite.demo().failures
+
+
+def shown():
+    demo = record.Findings("demo", counts={"weights": 1234, "dense: variables": 1234, "pool: variables": 123})
+    demo.counts |= {"dense: bytes": 4936, "pool: bytes": 492}
+    demo.measured |= {"dense: test accuracy, %": 98.75, "pool: test accuracy, %": 97.5}
+    labels = {"backend": "numpy", "modes": "eager", "seeds": "0"}
+    counts = {"laws passed": 24, "bits compared": 10**6, "bits different": 0}
+    return [demo.line(), record.Findings("conformance", labels=labels, counts=counts).line()]
+
+
+def test_tables_are_put_between_marks():
+    written = "written by `python -m trust report`"
+    marked = [f"<!-- {name}: {written} -->\nold\n<!-- end of {name} -->" for name in ("demo", "conformance")]
+    text = marks.filled("before\n" + "\nbetween\n".join(marked) + "\nafter", shown())
+    assert "old" not in text
+    assert "| dense | 1,234 | 1,234 | 98.8 % | 4,936 |" in text
+    assert "| matmul pool | 1,234 | 123 | 97.5 % | 492 |" in text
+    assert "| numpy | eager | 24 | 1,000,000 | 0 |" in text
+    assert text.startswith("before\n") and "\nbetween\n" in text and text.endswith("\nafter")
+    assert marks.filled(text, shown()) == text
+
+
+def test_a_page_without_marks_is_refused():
+    with pytest.raises(ValueError, match="demo"):
+        marks.filled("nothing", shown())
+
+
+def test_the_readme_shows_the_results_that_are_kept():
+    text = (record.ROOT / "README.md").read_text()
+    assert marks.filled(text, record.read(record.RESULTS)) == text

@@ -11,6 +11,7 @@ from trust import record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _RESULTS = Annotated[Path, typer.Option(help="Where the line is added.")]
+_BACKENDS = Annotated[list[str] | None, typer.Option(help="Which; all that are installed by default.")]
 _SEED = Annotated[int, typer.Option(help="Of what is random.")]
 
 
@@ -24,6 +25,34 @@ def fuzz(context: typer.Context) -> None:
     from trust import fuzz as harness
 
     raise typer.Exit(harness.main(context.args))
+
+
+@app.command()
+def demo(results: _RESULTS = record.RESULTS) -> None:
+    """Run the demonstration, whose figures README shows."""
+    from trust import suite
+
+    _finish(suite.demo(), results)
+
+
+@app.command()
+def conformance(backend: _BACKENDS = None, results: _RESULTS = record.RESULTS) -> None:
+    """Run the conformance suite for every backend that is installed."""
+    from trust import suite
+
+    _finish_all(suite.run("conformance", backend or ()), results)
+
+
+@app.command()
+def deep(
+    backend: _BACKENDS = None,
+    minutes: Annotated[float, typer.Option(min=0, help="How long at least, for each backend.")] = 60,
+    results: _RESULTS = record.RESULTS,
+) -> None:
+    """Run the deep conformance suite again and again, with other plans each time."""
+    from trust import suite
+
+    _finish_all(suite.run("deep", backend or (), 60 * minutes), results)
 
 
 @app.command()
@@ -87,16 +116,20 @@ def packages(
 @app.command()
 def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="The Markdown file.")],
+    readme: Annotated[Path | None, typer.Option(help="A file with marks, between which tables are put.")] = None,
     files: Annotated[
         list[Path] | None, typer.Argument(exists=True, help="Files of results; trust/results/trust.jsonl by default.")
     ] = None,
 ) -> None:
     """Write a page of tables from results."""
+    from trust import marks
     from trust import report as pages
 
     lines = [line for path in files or [record.RESULTS] for line in record.read(path)]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(pages.page(lines))
+    if readme is not None:
+        readme.write_text(marks.filled(readme.read_text(), lines))
 
 
 def _finish_all(found: Iterable[record.Findings], results: Path) -> None:

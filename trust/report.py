@@ -1,4 +1,4 @@
-"""A page of tables from the file of results: the last line of each check, or of each engine of one."""
+"""A page of tables from the file of results: the last line of each check, or of each engine and such of one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from collections.abc import Iterable
 from trust.record import Line
 
 CHECKS = {
+    "demo": (
+        "Demonstration",
+        "`smh demo`: a classifier trained from a pool, saved, loaded, and its weights compared.",
+    ),
+    "conformance": (
+        "Conformance",
+        "`smh conformance`: every law for every backend in every mode, decided by golden vectors and by an oracle in "
+        "integers.",
+    ),
+    "deep": (
+        "Deep conformance",
+        "`smh conformance --deep`, again and again with other plans: 400 for each run, and shapes of real size.",
+    ),
     "fuzz": (
         "Hostile files",
         "Files, plans and mappings that were made to break the readers. Only the library's own errors may come out, "
@@ -40,9 +53,24 @@ CHECKS = {
 """Title and description of each check, in the order of the page."""
 
 
+_NUMBERS = (
+    "how often",
+    "measured",
+    "at most",
+    "seconds",
+    "laws passed",
+    "bits compared",
+    "bits different",
+    "weights",
+    "variables",
+    "test accuracy",
+    "bytes",
+)
+
+
 def latest(lines: Iterable[Line]) -> list[Line]:
-    """Return the last line of each check; of checks with several engines or environments, of each of these."""
-    found = {(line["check"], line.get("engine"), line.get("environment")): line for line in lines}
+    """Return the last line of each check, or of each engine, environment or backend of it."""
+    found = {(line["check"], *_variant(line)): line for line in lines}
     order = list(CHECKS)
     return sorted(found.values(), key=lambda line: (order.index(line["check"]), *map(str, _variant(line))))
 
@@ -58,7 +86,7 @@ def page(lines: Iterable[Line]) -> str:
     ]
     shown = ""
     chosen = latest(lines)
-    text.append(_table(("check", "result", "seconds", "date", "commit"), [_summary(line) for line in chosen]))
+    text.append(table(("check", "result", "seconds", "date", "commit"), [_summary(line) for line in chosen]))
     for line in chosen:
         title, description = CHECKS[line["check"]]
         if title != shown:
@@ -69,7 +97,7 @@ def page(lines: Iterable[Line]) -> str:
 
 
 def _variant(line: Line) -> list[str]:
-    return [str(line[key]) for key in ("engine", "environment") if line.get(key)]
+    return [str(line[key]) for key in ("engine", "environment", "backend") if line.get(key)]
 
 
 def _summary(line: Line) -> tuple[str, ...]:
@@ -85,23 +113,25 @@ def _section(line: Line) -> list[str]:
     text = [f"### {', '.join(_variant(line))}"] if _variant(line) else []
     counts = [(what, _number(number)) for what, number in line["counts"].items()]
     if counts:
-        text.append(_table(("what", "how often"), counts))
+        text.append(table(("what", "how often"), counts))
     bounds = line["bounds"]
     measured = [
         (what, _number(x), _number(bounds[what]) if what in bounds else "") for what, x in line["measured"].items()
     ]
     if measured:
-        text.append(_table(("what", "measured", "at most"), measured))
+        text.append(table(("what", "measured", "at most"), measured))
+    text += [f"{key.capitalize()}: {line[key]}." for key in ("modes", "seeds") if line.get(key)]
     text += [f"Not done here: {what}, because {why}." for what, why in line["skipped"].items()]
     text += [f"**Failed:** {what}." for what in line["failures"]]
     versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
     return [*text, f"{line['date']}, {line['system']}, {versions}; {line['seconds']:,} s."]
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table, Markdown; numbers stand to the right."""
     marks = (
         "---",
-        *["---:" if name in ("how often", "measured", "at most", "seconds") else "---" for name in head[1:]],
+        *["---:" if name in _NUMBERS else "---" for name in head[1:]],
     )
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, marks, *rows))
 

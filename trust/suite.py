@@ -1,0 +1,91 @@
+"""The conformance suite and the demonstration, run as a user does, and what they say kept.
+
+With a time, the suite is run again and again until that is over, with other plans each time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from smh.backends.registry import list_backends
+from trust.record import Findings
+
+_RUN = "import sys; from smh.cli import main; sys.exit(main())"
+
+
+def run(
+    check: str, backends: Sequence[str] = (), seconds: float = 0, options: Sequence[str] = ()
+) -> Iterator[Findings]:
+    """Run the suite for one backend after the other, each in processes of its own.
+
+    Parameters
+    ----------
+    check : str
+        ``conformance``, the suite as it is by default, or ``deep``, with ``--deep``.
+    backends : sequence of str
+        Which; all whose frameworks are installed by default.
+    seconds : float
+        How long at least, for each backend.
+    options : sequence of str
+        More of ``smh conformance``.
+    """
+    for backend in backends or list_backends(installed=True):
+        findings = Findings(check, labels={"backend": backend})
+        seeds: list[int] = []
+        while not seeds or (time.monotonic() - findings.started < seconds and not findings.failures):
+            found = _printed("conformance", "--backend", backend, "--json", *["--deep"] * (check == "deep"), *options)
+            seeds.append(found["seeds"][backend])
+            _add(findings, found)
+        findings.labels["seeds"] = ", ".join(map(str, seeds))
+        yield findings
+
+
+def _add(findings: Findings, found: dict[str, Any]) -> None:
+    """Add what one run found."""
+    rows = found["rows"]
+    findings.labels["modes"] = ", ".join(row["mode"] for row in rows if row["passed"] or row["failed"])
+    findings.count("runs of the suite")
+    for what, key in (
+        ("laws passed", "passed"),
+        ("laws failed", "failed"),
+        ("checks", "checks"),
+        ("bits compared", "bits"),
+        ("bits different", "different"),
+    ):
+        findings.count(what, sum(row[key] for row in rows))
+    findings.skipped.update({f"some of mode {row['mode']}": row["skipped"] for row in rows if row["skipped"]})
+    for failure in found["failures"]:
+        findings.expect(False, f"{failure['id']}: {failure['error'][-500:]}")
+    different = sum(row["different"] for row in rows)
+    findings.expect(found["passed"] and not different, f"{different} bits are different")
+
+
+def demo() -> Findings:
+    """Run the demonstration with its defaults."""
+    findings = Findings("demo")
+    with tempfile.TemporaryDirectory() as folder:
+        found = _printed("demo", "--json", "--out", str(Path(folder) / "digits.safetensors"))
+    findings.count("weights", found["weights"])
+    for what in ("dense", "pool"):
+        findings.count(f"{what}: variables", found[what]["variables"])
+        findings.count(f"{what}: bytes", found[what]["bytes"])
+        findings.measure(f"{what}: test accuracy, %", 100 * found[what]["accuracy"])
+    findings.count("bits different after loading", found["bits_different"])
+    findings.expect(found["same"], "the loaded weights differ from those that were saved")
+    return findings
+
+
+def _printed(*arguments: str) -> dict[str, Any]:
+    """Return the JSON object that a command of the library prints."""
+    done = subprocess.run([sys.executable, "-c", _RUN, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise RuntimeError(f"smh {' '.join(arguments)} exits with {done.returncode}: {done.stderr[-1500:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
