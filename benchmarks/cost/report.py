@@ -10,8 +10,8 @@ _FINDINGS = Path(__file__).parent / "findings.md"
 _IDENTITY = ("cell", "backend", "model", "pool", "ratio", "operation", "variant", "unit", "threads", "clock")
 _NAMES = {"resnet34": "ResNet-34", "efficientnet_b0": "EfficientNet-B0", "mlp": "MLP, 3 x 4096"}
 _NAMES |= {"transformer": "transformer", "square2300": "2300 x 2300", "square4612": "4612 x 4612", None: ""}
-FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX, jit", "tf.xla": "TensorFlow, XLA"}
-FRAMEWORKS |= {"tf.function": "TensorFlow, tf.function"}
+FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "torch.compile": "PyTorch, torch.compile", "jax": "JAX, jit"}
+FRAMEWORKS |= {"tf.function": "TensorFlow, tf.function", "tf.xla": "TensorFlow, XLA"}
 
 _HEAD = """# What it costs
 
