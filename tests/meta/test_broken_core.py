@@ -31,14 +31,20 @@ def found_by():
     return names
 
 
-def no_flush(patch):
+def flush_otherwise(patch, flush):
+    """Put another flush in the place of the one that makes a new array, and of the one that need not."""
     for module in (exact, fast, generate, grid, scales, combine):
-        patch(module, "flush", lambda xp, x: x)
+        patch(module, "flush", flush)
+    for module in (exact, fast, grid, scales):
+        patch(module, "flush_fresh", lambda ops, x: flush(ops.xp, x))
+
+
+def no_flush(patch):
+    flush_otherwise(patch, lambda xp, x: x)
 
 
 def flush_at_the_smallest_normal_number(patch):
-    for module in (exact, fast, generate, grid, scales, combine):
-        patch(module, "flush", lambda xp, x: np.where(abs(x) < 2.0**-126, 0.0, x).astype(x.dtype))
+    flush_otherwise(patch, lambda xp, x: np.where(abs(x) < 2.0**-126, 0.0, x).astype(x.dtype))
 
 
 def grids_that_round_down(patch):
@@ -61,13 +67,14 @@ def accumulation_in_float32(patch):
 
 
 def chunks_added_in_descending_order(patch):
-    def times_grid(ops, a, b, *_):
+    def times_grid(ops, a, b, shifter, finish, place=None):
         rows = on_grid(a, 1, grid.grid_bits(len(b)))
         chunks = [slice(start, start + 2048) for start in range(0, len(b), 2048)]
         total = np.zeros((len(a), b.shape[1]))
         for chunk in reversed(chunks):
             total = total + rows[:, chunk] @ b[chunk]
-        return grid.rounded(np, total)
+        total = grid.rounded(np, total)
+        return total if finish is None else finish(total)
 
     patch(exact, "_times_grid", times_grid)
 
@@ -75,7 +82,7 @@ def chunks_added_in_descending_order(patch):
 def flush_after_rounding(patch):
     flush = grid.flush
     patch(exact, "rounded", lambda xp, x: flush(xp, x.astype(np.float32)))
-    patch(exact, "flush", lambda xp, x: x if x.dtype == np.float64 else flush(xp, x))
+    patch(exact, "flush_fresh", lambda ops, x: x if x.dtype == np.float64 else flush(ops.xp, x))
 
 
 def slices_off_by_one(patch):
@@ -83,14 +90,14 @@ def slices_off_by_one(patch):
     patch(
         factorized.BoundMatmul,
         "_read_plain",
-        lambda self, start, stop: np.roll(read(self, 0, self.capacity), -1)[start:stop],
+        lambda self, start, stop, finish: np.roll(read(self, 0, self.capacity, finish), -1)[start:stop],
     )
 
 
 def kronecker_in_the_order_of_the_matrix_product(patch):
-    def read(self, start, stop):
+    def read(self, start, stop, finish):
         d = round(self.side**0.5)
-        return self._entries(self._rows(0, d), 0, self.side).reshape(-1)[start:stop]
+        return self._entries(self._rows(0, d), 0, self.side, finish).reshape(-1)[start:stop]
 
     patch(factorized._BoundKronecker, "_read_plain", read)
 
