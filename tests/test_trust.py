@@ -255,7 +255,9 @@ def test_tables_are_put_between_marks():
     assert "| dense | 1,234 | 1,234 | 98.8 % | 4,936 |" in text
     assert "| matmul pool | 1,234 | 123 | 97.5 % | 492 |" in text
     assert "| numpy | eager | 24 | 1,000,000 | 0 |" in text
-    assert text.startswith("before\n") and "\nbetween\n" in text and text.endswith("\nafter")
+    assert text.startswith("before\n")
+    assert "\nbetween\n" in text
+    assert text.endswith("\nafter")
     assert marks.filled(text, shown()) == text
 
 
