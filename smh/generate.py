@@ -104,8 +104,11 @@ class Cells:
         """
         first, last = tensor.offset + start, tensor.stop if stop is None else tensor.offset + stop
         if self._factors is not None:
-            return self._factors.read_scaled([(first, last, self._scale(tensor))])[0]
-        return layout.read(self._ops, self._plan.layout, self._pool, first, last, self._finish(tensor))
+            (w,) = self._factors.read_scaled([(first, last, self._scale(tensor))])
+        else:
+            w = layout.read(self._ops, self._plan.layout, self._pool, first, last, self._finish(tensor))
+        # A small one goes to memory of its own: frameworks have other kernels for what begins anywhere.
+        return self._ops.own(w) if last - first <= self._ops.block_elements else w
 
     def whole(self, tensors: Iterable[TensorSpec]) -> Iterator[tuple[TensorSpec, Array]]:
         """Iterate over tensors and all their weights, each an array of its own.
