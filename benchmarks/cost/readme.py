@@ -90,7 +90,7 @@ def _memory(figures: list[Figure]) -> str:
 
 
 def _find(figures: list[Figure], variant: str = "exact", **wanted: object) -> str:
-    wanted["variant"] = variant
+    wanted |= {"variant": variant, "threads": 1}
     found = [f for f in figures if all(f[key] == value for key, value in wanted.items())]
     return number(found[-1]["value"]) if found else "–"
 

@@ -22,7 +22,7 @@ gives the median over rounds and, in brackets, the quartiles. Where a number is 
 *floor* is what arithmetic alone asks for: exact products are computed in float64, at half the rate of float32, so 2.0.
 A ratio can be below it where the baseline is bound by something else, such as memory that is new to the process. The
 *bar* is what the project wants to hold; ✓ and ✗ say whether the median does. What was measured more than once stands
-here as it was measured last; the file of figures has all of it.
+here as it was measured last; the file of figures has all of it. All is for one thread, unless a table says otherwise.
 """
 _INTROS = {
     "numeric": """## Building weights, and gradients
@@ -163,6 +163,7 @@ _COLUMNS: dict[str, Callable[[Figure], str]] = {
     "ratio": lambda f: "" if f["ratio"] is None else f"{f['ratio']:g}",
     "operation": lambda f: f["operation"],
     "variant": lambda f: f["variant"],
+    "threads": lambda f: "" if f["threads"] == 1 else str(f["threads"]),
     "times": _value,
     "floor": _floor,
     "bar": _bar,
