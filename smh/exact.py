@@ -32,16 +32,9 @@ def wide(xp: Any, x: Array) -> Array:
     return xp.astype(x, xp.float64)
 
 
-def map_rows(
-    ops: Ops,
-    fn: Callable[[Array], Array],
-    x: Array,
-    width: int,
-    place: Array | None = None,
-    finish: Finish | None = None,
-) -> Array:
+def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int, place: Array | None = None) -> Array:
     """Apply a row-wise function in blocks, as :meth:`smh.ops.Ops.map_rows` does."""
-    return ops.map_rows(fn, x, width, place=place, finish=finish)
+    return ops.map_rows(fn, x, width, place=place)
 
 
 def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:

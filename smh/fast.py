@@ -48,18 +48,9 @@ def wide(xp: Any, x: Array) -> Array:
     return x
 
 
-def map_rows(
-    ops: Ops,
-    fn: Callable[[Array], Array],
-    x: Array,
-    width: int,
-    place: Array | None = None,
-    finish: Finish | None = None,
-) -> Array:
-    """Return ``finish(fn(x))``: in one piece where it may be differentiated again."""
-    if ops.in_place:
-        return ops.map_rows(fn, x, width, place=place, finish=finish)
-    return fn(x) if finish is None else finish(fn(x))
+def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int, place: Array | None = None) -> Array:
+    """Return ``fn(x)``: in one piece where it may be differentiated again."""
+    return ops.map_rows(fn, x, width, place=place) if ops.in_place else fn(x)
 
 
 def map_own(ops: Ops, fn: Callable[[Array], Array], x: Array) -> Array:

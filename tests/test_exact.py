@@ -1,4 +1,5 @@
 import math
+import types
 
 import array_api_strict
 import numpy as np
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 from conformance import oracle
 from conformance.bits import assert_same_bits
 from conformance.cases import floats, kinds, seeds
-from smh import exact, fast, grid
+from smh import exact, fast, grid, scales
 from smh.backends.numpy import NumpyOps
 from smh.ops import Ops
+from smh.pools import Matmul
 
 OPS = NumpyOps()
+floats_of_scales = st.sampled_from([0.0, 1.0, -0.7, 3e-3, 2.0**-90]).map(np.float32)
 STRICT = Ops(array_api_strict)
 TERMS = [1, 2, 7, 31, 32, 33, 64, 65, 511, 512, 513, 2047, 2048, 2049, 4097]
 
@@ -94,6 +97,36 @@ def test_strips_of_a_large_right_operand_give_the_same_bits(seed, kind, strip):
         patch.setattr(OPS, "strip_elements", strip)
         assert_same_bits(exact.product(OPS, a, b), whole)
         assert_same_bits(exact.multiply(OPS, a, exact.right(OPS, b), 2, 7), whole[:, 2:7])
+
+
+@pytest.mark.parametrize("make", [NumpyOps, lambda: Ops(np)], ids=["in place", "joined"])
+@given(seed=seeds, kind=kinds, strip=st.integers(1, 400), block=st.integers(1, 60), scale=floats_of_scales)
+def test_entries_are_finished_once_wherever_they_are_made(make, seed, kind, strip, block, scale):
+    rng = np.random.default_rng(seed)
+    a, b = floats(rng, (7, 40), kind), floats(rng, (40, 9), kind)
+    ops = make()
+    ops.block_elements, ops.product_elements, ops.strip_elements = block, 2 * block, strip
+    with np.errstate(all="ignore"):
+        actual = exact.multiply(ops, a, exact.right(ops, b), 0, 9, scales.finish(ops, scale, ()))
+    assert_same_bits(actual, oracle.multiply(scale, oracle.product(a, b)))
+
+
+@pytest.mark.parametrize("scale", [None, np.float32(-0.7)], ids=["plain", "scaled"])
+def test_zeros_are_positive_whatever_zeros_a_matrix_product_gives(scale):
+    def matmul(a, b):
+        product = np.matmul(a, b)
+        return np.where(product == 0.0, -0.0, product)
+
+    ops = NumpyOps()
+    ops.xp = types.SimpleNamespace(**{**vars(np), "matmul": matmul})
+    a, b = np.asarray([[0.0, 0.0], [1.0, 2.0]], dtype=np.float32), np.ones((2, 3), dtype=np.float32)
+    finish = None if scale is None else scales.finish(ops, scale, ())
+    expected = oracle.product(a, b) if scale is None else oracle.multiply(scale, oracle.product(a, b))
+    assert_same_bits(exact.multiply(ops, a, exact.right(ops, b), 0, 3, finish), expected)
+    square = {"left": a, "right": b[:, :2]}
+    pool = Matmul(n=2, m=2, gain=1).bind(ops, exact, square, seed=0)
+    gained = oracle.multiply(4.0, oracle.product(*square.values())).reshape(-1)
+    assert_same_bits(pool.read(0, 4, finish), gained if scale is None else oracle.multiply(scale, gained))
 
 
 @given(seeds, st.integers(-60, 60), st.integers(-50, 50))

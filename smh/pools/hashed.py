@@ -131,9 +131,10 @@ class _BoundHash(BoundLeaf):
                 entries = self.arithmetic.flush(xp, xp.take(self.table[m, :], self._buckets(m, i)))
                 term = self._signed(m, i, self.arithmetic.wide(xp, entries))
                 total = term if total is None else total + term
-            return xp.reshape(self.arithmetic.rounded(xp, total), (-1, _WIDTH))
+            v = self.arithmetic.rounded(xp, total)
+            return xp.reshape(v if finish is None else finish(v), (-1, _WIDTH))
 
-        block = self.arithmetic.map_rows(self.ops, virtual, self._rows(first, last + 1), _WIDTH, finish=finish)
+        block = self.arithmetic.map_rows(self.ops, virtual, self._rows(first, last + 1), _WIDTH)
         return xp.reshape(block, (-1,))[start - first * _WIDTH : stop - first * _WIDTH]
 
     def _pull_plain(self, dv: Array) -> dict[str, Array]:
