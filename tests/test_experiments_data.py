@@ -82,20 +82,24 @@ def test_too_many_images_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("change", "message"),
     [
-        (gzip.compress(idx(np.zeros((3, 4, 4), np.uint8)))[:-12], "cannot be read as a file compressed by gzip"),
-        (b"plain", "cannot be read as a file compressed by gzip"),
-        (gzip.compress(b"\0\0\x0d\x03" + bytes(12)), "no IDX file of bytes"),
-        (gzip.compress(b""), "no IDX file of bytes"),
-        (gzip.compress(idx(np.zeros((3, 4, 4), np.uint8))[:10]), "its header alone 16"),
-        (gzip.compress(idx(np.zeros((3, 4, 4), np.uint8))[:-1]), r"says 48 bytes for the shape \(3, 4, 4\); got 47"),
-        (gzip.compress(idx(np.zeros((3, 4, 4), np.uint8)) + b"x"), "got 49"),
+        pytest.param(lambda whole: gzip.compress(whole)[:-12], "cannot be read as a file compressed by gzip", id="cut"),
+        pytest.param(lambda _: b"plain", "cannot be read as a file compressed by gzip", id="not compressed"),
+        pytest.param(lambda _: gzip.compress(b"\0\0\x0d\x03" + bytes(12)), "no IDX file of bytes", id="floats"),
+        pytest.param(lambda _: gzip.compress(b""), "no IDX file of bytes", id="empty"),
+        pytest.param(lambda whole: gzip.compress(whole[:10]), "its header alone 16", id="half a header"),
+        pytest.param(
+            lambda whole: gzip.compress(whole[:-1]),
+            r"says 48 bytes for the shape \(3, 4, 4\); got 47",
+            id="a byte short",
+        ),
+        pytest.param(lambda whole: gzip.compress(whole + b"x"), "got 49", id="a byte more"),
     ],
 )
-def test_broken_idx_files(tmp_path, content, message):
+def test_broken_idx_files(tmp_path, change, message):
     path = tmp_path / "images.gz"
-    path.write_bytes(content)
+    path.write_bytes(change(idx(np.zeros((3, 4, 4), np.uint8))))
     with pytest.raises(ExperimentError, match=message):
         data.read_idx(path)
 
