@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from smh.backends import torch as smh
-from tests.porting_models import IMAGES, batches
+from tests.porting_models import IMAGES, RATES, SLOW_FROM, batches
 
 F = nn.functional
 
@@ -183,11 +183,13 @@ def compress(model, ratio):
 def train(model, images, labels, steps):
     """Train a model in place, and return it."""
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), RATES[0])
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [SLOW_FROM], RATES[1] / RATES[0])
     for x, y in batches(images, labels, steps):
         optimizer.zero_grad()
         F.cross_entropy(model(_inputs(model, x)), torch.from_numpy(y).long()).backward()
         optimizer.step()
+        schedule.step()
     return model
 
 
