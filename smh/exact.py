@@ -1,4 +1,4 @@
-"""Exact arithmetic: products and sums whose bits do not depend on order (specification, section 3).
+"""Exact arithmetic: products, and the sums of :mod:`smh.sums`, whose bits do not depend on order (specification, 3).
 
 Every operand is rounded to a grid, so coarse that all the sums that follow are integers up to 2**53 times one power of
 two. Such sums are exact in float64, whatever their order, blocking, threads, fused multiply-adds or device; what is
@@ -9,27 +9,44 @@ arguments: pools call one module or the other, as the plan says.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from smh.grid import (
     CHUNK,
-    ceil_log2,
-    floor_power,
     flush,
-    flush_fresh,
+    flush_if_needed,
+    flushed_times,
     grid_bits,
     largest_magnitude,
     line_shifters,
     rounded,
+    shifter_of,
     to_grid,
 )
 from smh.ops import Array, Finish, Ops, Part
+from smh.stripes import Stripe
+from smh.sums import dot, dot_with_flushed, segment_sums, wide
 
-
-def wide(xp: Any, x: Array) -> Array:
-    """Return ``x`` in the type in which terms are added: float64."""
-    return xp.astype(x, xp.float64)
+__all__ = [
+    "dot",
+    "dot_with_flushed",
+    "factor_gradients",
+    "flush",
+    "flush_if_needed",
+    "flushed_times",
+    "join",
+    "map_own",
+    "map_rows",
+    "multiply",
+    "product",
+    "right",
+    "rounded",
+    "segment_sums",
+    "transposed_product",
+    "wide",
+]
 
 
 def map_rows(ops: Ops, fn: Callable[[Array], Array], x: Array, width: int, place: Array | None = None) -> Array:
@@ -78,7 +95,15 @@ def right(ops: Ops, b: Array) -> Right:
     return Right(b, shifter, to_grid(ops, b, shifter) if whole else None)
 
 
-def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int, finish: Finish | None = None) -> Array:
+def multiply(
+    ops: Ops,
+    a: Array,
+    b: Right,
+    first: int,
+    stop: int,
+    finish: Finish | None = None,
+    made: Finish | None = None,
+) -> Array:
     """Return columns of the exact product of ``a`` and a right operand made by :func:`right`.
 
     Parameters
@@ -93,26 +118,34 @@ def multiply(ops: Ops, a: Array, b: Right, first: int, stop: int, finish: Finish
         Which columns.
     finish : callable, optional
         What becomes of the entries, elementwise. It gets zeros of either sign, and has to return the same for both.
+    made : callable, optional
+        What becomes of ``a`` first, elementwise; see :class:`smh.stripes.Stripe`.
 
     Returns
     -------
     array, shape (p, stop - first), float32
     """
     if b.grid is not None:
-        return _times_grid(ops, a, b.grid[:, first:stop], b.shifter[:, first:stop], finish)
+        return _times_grid(ops, a, made, b.grid[:, first:stop], b.shifter[:, first:stop], finish)
     count = -(-2 * b.values.shape[0] * (stop - first) // ops.strip_elements)
     width = -(-(stop - first) // count)
 
     def strip(columns: slice, place: Array | None) -> Array:
         shifter = b.shifter[:, columns]
-        return _times_grid(ops, a, to_grid(ops, b.values[:, columns], shifter), shifter, finish, place)
+        return _times_grid(ops, a, made, to_grid(ops, b.values[:, columns], shifter), shifter, finish, place)
 
     strips = [slice(start, min(start + width, stop)) for start in range(first, stop, width)]
     return ops.join_columns([(s.stop - s.start, functools.partial(strip, s)) for s in strips], a)
 
 
 def _times_grid(
-    ops: Ops, a: Array, grid: Array, shifter: Array, finish: Finish | None, place: Array | None = None
+    ops: Ops,
+    a: Array,
+    made: Finish | None,
+    grid: Array,
+    shifter: Array,
+    finish: Finish | None,
+    place: Array | None = None,
 ) -> Array:
     """Return the product of float32 rows, in blocks, with columns that their shifters have brought to their grids."""
     xp = ops.xp
@@ -122,6 +155,7 @@ def _times_grid(
     fine = _has_fine_line(xp, shifter)
 
     def rows_times_grid(rows: Array) -> Array:
+        rows = _made(ops, made, rows)
         own = line_shifters(xp, rows, 1, bits)
         left = to_grid(ops, rows, own)
         total = xp.matmul(left[:, first], grid[first, :])
@@ -132,6 +166,13 @@ def _times_grid(
     # Every block of rows reads the whole grid, which flat blocks would do too often.
     width = min(max(terms, columns), max(1, ops.product_elements // min(terms, ops.product_rows)))
     return ops.map_rows(rows_times_grid, a, width, ops.product_elements, place, finish)
+
+
+def _made(ops: Ops, made: Finish | None, rows: Array) -> Array:
+    """Return what becomes of a block of rows: in smaller blocks where that is not a loop within one."""
+    if made is None:
+        return rows
+    return ops.map_rows(made, rows, rows.shape[1]) if ops.in_place else made(rows)
 
 
 def _has_fine_line(xp: Any, shifter: Array) -> Array:
@@ -145,7 +186,7 @@ def _flush_sums(ops: Ops, sums: Array, fine: Array, any_zero: bool = False) -> A
     Where neither grid has a fine line, only -0 has to become +0, and ``any_zero`` says that it need not.
     """
     if not ops.is_false(fine):
-        return flush_fresh(ops, sums)
+        return flush_if_needed(ops, sums)
     if not any_zero:
         sums += 0.0
     return sums
@@ -212,21 +253,62 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
     >>> transposed_product(Ops(np), a, a)
     array([[5.]], dtype=float32)
     """
+    return _transposed_times(ops, a, [Stripe(b)])
+
+
+def factor_gradients(ops: Ops, left: Array, b: Array, stripes: Sequence[Stripe]) -> tuple[Array, Array]:
+    """Return the gradients of both factors of ``left @ b``, given that of the product.
+
+    Parameters
+    ----------
+    ops : Ops
+        The namespace of the arrays.
+    left : array, shape (p, K), float32
+        Left operand.
+    b : array, shape (K, q), float32
+        Right operand.
+    stripes : sequence of Stripe
+        The cotangent of the product, shape (p, q).
+
+    Returns
+    -------
+    tuple of array, shapes (p, K) and (K, q), float32
+        The cotangent times the transpose of ``b``, and the transpose of ``left`` times the cotangent.
+    """
+    transposed = right(ops, ops.xp.matrix_transpose(b))
+    parts = [multiply(ops, stripe.rows, transposed, 0, b.shape[0], made=stripe.made) for stripe in stripes]
+    of_left = parts[0] if len(parts) == 1 else ops.xp.concat(parts, axis=0)
+    return of_left, _transposed_times(ops, left, stripes)
+
+
+def _transposed_times(ops: Ops, a: Array, stripes: Sequence[Stripe]) -> Array:
+    """Return the exact product of the transpose of ``a`` with the matrix of the stripes, in blocks of rows."""
     xp = ops.xp
-    terms, columns = b.shape
+    terms, columns = a.shape[0], stripes[0].rows.shape[1]
     bits = grid_bits(terms)
     own = line_shifters(xp, a, 0, bits)
-    shifter = line_shifters(xp, b, 0, bits)
+    magnitudes = [xp.abs(stripe.of(largest_magnitude(xp, stripe.rows, 0))) for stripe in stripes]
+    shifter = shifter_of(xp, functools.reduce(xp.maximum, magnitudes), bits)
     grid = to_grid(ops, a, own)
-
-    def rows_times_rows(left: Array, rows: Array) -> Array:
-        return ops.transposed_matmul(left, to_grid(ops, rows, shifter))
-
     # Blocks with at least as many rows as the result has: adding to it then costs no more than making the block.
     width = min(columns, max(1, ops.product_elements // a.shape[1]))
 
     def sum_of(chunk: slice) -> Array:
-        return ops.sum_rows(rows_times_rows, (grid, b), width, chunk.start, chunk.stop, ops.product_elements)
+        total, first = None, 0
+        for stripe in stripes:
+            after = first + stripe.rows.shape[0]
+            start, stop = max(chunk.start, first), min(chunk.stop, after)
+            if start < stop:
+
+                def rows_times_rows(left: Array, rows: Array, stripe: Stripe = stripe) -> Array:
+                    return ops.transposed_matmul(left, to_grid(ops, _made(ops, stripe.made, rows), shifter))
+
+                xs = grid[first:after, :], stripe.rows
+                rows = start - first, stop - first
+                part = ops.fold_rows(rows_times_rows, operator.iadd, xs, width, *rows, ops.product_elements)
+                total = part if total is None else total + part
+            first = after
+        return total
 
     first, *others = _chunks(terms)
     total = sum_of(first)
@@ -234,179 +316,3 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
         total += sum_of(chunk)
     fine = _has_fine_line(xp, own) | _has_fine_line(xp, shifter)
     return xp.astype(_flush_sums(ops, total, fine), xp.float32)
-
-
-class SumGrid(NamedTuple):
-    """The grid of an exact sum: terms times ``up`` are rounded to integers, and their sum times ``down`` is the result.
-
-    ``down`` is NaN where a term is not finite.
-    """
-
-    up: Array
-    down: Array
-
-
-def sum_grid(xp: Any, magnitude: Array, terms: int) -> SumGrid:
-    """Return the grid on which ``terms`` float64 values up to ``magnitude`` add without rounding.
-
-    Parameters
-    ----------
-    xp : module
-        The array-API namespace.
-    magnitude : array, shape (), float64
-        The largest absolute value: 0, or in ``[2**-240, 2**256)``, as products of two flushed float32 numbers are; NaN
-        or infinite where a term is.
-    terms : int
-        K.
-
-    Returns
-    -------
-    SumGrid
-    """
-    bits = 53 - ceil_log2(terms)
-    power = floor_power(xp, magnitude)
-    return SumGrid(2.0 ** (bits - 1) / power, xp.where(magnitude < xp.inf, power * 2.0 ** (1 - bits), xp.nan))
-
-
-def to_integers(xp: Any, x: Array, grid: SumGrid) -> Array:
-    """Round float64 terms, half to even, to the integers that their grid counts."""
-    return xp.round(x * grid.up)
-
-
-def exact_sum(ops: Ops, x: Array) -> Array:
-    """Return the sum of float64 values, rounded to float32 (specification, section 3.2).
-
-    Parameters
-    ----------
-    ops : Ops
-        The namespace of ``x``.
-    x : array, shape (K,), float64
-        Each 0 or of magnitude in ``[2**-240, 2**256)``.
-
-    Returns
-    -------
-    array, shape (), float32
-        NaN if any value is not finite.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from smh.ops import Ops
-    >>> float(exact_sum(Ops(np), np.asarray([1e16, 1.0, -1e16])))
-    0.0
-    """
-    xp = ops.xp
-    grid = sum_grid(xp, largest_magnitude(xp, x, 0), x.shape[0])
-    return rounded(xp, xp.sum(to_integers(xp, x, grid)) * grid.down)
-
-
-def dot(ops: Ops, a: Array, c: Array) -> Array:
-    """Return the exact dot product of two float32 vectors (specification, section 3.2).
-
-    Parameters
-    ----------
-    ops : Ops
-        The namespace of the arrays.
-    a, c : array, shape (K,), float32
-        The vectors; they are flushed first.
-
-    Returns
-    -------
-    array, shape (), float32
-        NaN if any product is not finite.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from smh.ops import Ops
-    >>> a = np.asarray([3.0, 4.0], dtype=np.float32)
-    >>> float(dot(Ops(np), a, a))
-    25.0
-    """
-    return dot_of_flushed(ops, flush(ops.xp, a), flush(ops.xp, c))
-
-
-def dot_of_flushed(ops: Ops, a: Array, c: Array) -> Array:
-    """Return the exact dot product of two vectors that are flushed already; see :func:`dot`.
-
-    In blocks, and twice: once for the exponent, once for the sum. Nothing of the size of the vectors is made.
-    """
-    xp = ops.xp
-
-    def largest(a: Array, c: Array) -> Array:
-        return largest_magnitude(xp, wide(xp, a) * wide(xp, c), 0)
-
-    grid = sum_grid(xp, ops.fold(largest, xp.maximum, (a, c)), a.shape[0])
-
-    def total(a: Array, c: Array) -> Array:
-        return xp.sum(to_integers(xp, wide(xp, a) * wide(xp, c), grid))
-
-    return rounded(xp, ops.fold(total, lambda x, y: x + y, (a, c)) * grid.down)
-
-
-def segment_sum(ops: Ops, x: Array, segments: Array, size: int) -> Array:
-    """Return the sums of the float32 values that share a segment number (specification, section 3.2).
-
-    Parameters
-    ----------
-    ops : Ops
-        The namespace of the arrays.
-    x : array, shape (K,), float32
-        Values; they are flushed first.
-    segments : array, shape (K,), int64
-        Segment numbers in ``[0, size)``.
-    size : int
-        How many segments.
-
-    Returns
-    -------
-    array, shape (size,), float32
-        All NaN if any value is not finite.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from smh.ops import Ops
-    >>> x = np.asarray([1.0, 2.0, 4.0], dtype=np.float32)
-    >>> segment_sum(Ops(np), x, np.asarray([1, 0, 1]), 3)
-    array([2., 5., 0.], dtype=float32)
-    """
-
-    def pairs(values: Array, numbers: Array) -> tuple[Array, Array]:
-        return values, numbers
-
-    return segment_sums(ops, (flush(ops.xp, x), segments), pairs, size, x.shape[0])
-
-
-def segment_sums(
-    ops: Ops, xs: tuple[Array, ...], terms: Callable[..., tuple[Array, Array]], size: int, count: int
-) -> Array:
-    """Return exact segment sums of terms that are made block by block.
-
-    Parameters
-    ----------
-    ops : Ops
-        The namespace of the arrays.
-    xs : tuple of arrays, shape (rows, ...)
-        The first holds the values, flushed float32, whose largest magnitude sets the grid.
-    terms : callable
-        From a block of rows of ``xs`` to its values and their segment numbers, both flat. It may change signs only.
-    size : int
-        How many segments.
-    count : int
-        K, the number of terms for the grid; ``xs[0]`` may hold zeros besides.
-
-    Returns
-    -------
-    array, shape (size,), float32
-    """
-    xp = ops.xp
-    values = xp.reshape(xs[0], (-1,))
-    grid = sum_grid(xp, wide(xp, largest_magnitude(xp, values, 0)), count)
-    width = values.shape[0] // xs[0].shape[0]
-
-    def integers(*blocks: Array) -> tuple[Array, Array]:
-        x, segments = terms(*blocks)
-        return to_integers(xp, wide(xp, x), grid), segments
-
-    return rounded(xp, ops.segment_sums(integers, xs, width, size) * grid.down)

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from smh.ops import Array, Finish, Ops, Part
+from smh.stripes import Stripe
 
 __all__ = [
     "dot",
-    "dot_of_flushed",
+    "dot_with_flushed",
+    "factor_gradients",
     "flush",
-    "flush_fresh",
+    "flushed_times",
     "join",
     "map_own",
     "map_rows",
@@ -23,7 +25,6 @@ __all__ = [
     "right",
     "rounded",
     "segment_sums",
-    "transposed_product",
     "wide",
 ]
 
@@ -33,9 +34,9 @@ def flush(xp: Any, x: Array) -> Array:
     return x
 
 
-def flush_fresh(ops: Ops, x: Array) -> Array:
-    """Return ``x``."""
-    return x
+def flushed_times(ops: Ops, scale: Array | float) -> Finish:
+    """Return what multiplies."""
+    return lambda x: x * scale
 
 
 def rounded(xp: Any, x: Array) -> Array:
@@ -76,9 +77,19 @@ def multiply(ops: Ops, a: Array, b: Array, first: int, stop: int, finish: Finish
     return ops.xp.reshape(map_own(ops, finish, ops.xp.reshape(found, (-1,))), found.shape)
 
 
-def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
-    """Return the float32 product of the transpose of ``a``, shape (K, p), and ``b``, shape (K, q)."""
-    return ops.xp.matmul(ops.xp.matrix_transpose(a), b)
+def factor_gradients(ops: Ops, left: Array, b: Array, stripes: Sequence[Stripe]) -> tuple[Array, Array]:
+    """Return the gradients of both factors of ``left @ b``; the arguments are those of the exact form."""
+    xp = ops.xp
+    transposed = xp.matrix_transpose(b)
+    of_left, of_right, first = [], None, 0
+    for stripe in stripes:
+        after = first + stripe.rows.shape[0]
+        g = stripe.of(stripe.rows)
+        of_left.append(xp.matmul(g, transposed))
+        some = xp.matmul(xp.matrix_transpose(left[first:after, :]), g)
+        of_right = some if of_right is None else of_right + some
+        first = after
+    return of_left[0] if len(of_left) == 1 else xp.concat(of_left), of_right
 
 
 def dot(ops: Ops, a: Array, c: Array) -> Array:
@@ -86,7 +97,7 @@ def dot(ops: Ops, a: Array, c: Array) -> Array:
     return ops.xp.sum(a * c)
 
 
-dot_of_flushed = dot
+dot_with_flushed = dot
 
 
 def segment_sums(

@@ -8,17 +8,17 @@ first.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from smh import exact, fast, layout, scales
+from smh import exact, fast, layout, scales, stripes
 from smh.errors import UnknownNameError, VariableError, near_names
 from smh.grid import flush
-from smh.ops import Array, Finish, Ops, Part
+from smh.ops import Array, Finish, Ops
 from smh.plan import Plan
 from smh.pools import BoundMatmul, BoundPool
+from smh.stripes import Stripe
 from smh.tensors import TensorSpec
 
 Piece = tuple[TensorSpec, int, int]
@@ -265,33 +265,33 @@ def _pull_cells(
     ops: Ops, plan: Plan, pool: BoundPool, parts: Sequence[tuple[TensorSpec, Any, Array | None]], like: Array
 ) -> tuple[dict[str, Array], list[Array | None]]:
     """Return the gradients of pool variables and of scales, through the cotangents of all cells."""
-    xp, arithmetic = ops.xp, _ARITHMETIC[plan.arithmetic]
-    flush = arithmetic.flush
+    arithmetic = _ARITHMETIC[plan.arithmetic]
     of_scales: list[Array | None] = []
     asked = [tensor for tensor, _, g in parts if g is not None and (tensor.learn_scale or tensor.modifiers)]
     virtual = _virtual_weights(ops, plan, pool, asked)
 
     def zeros(*shape: int) -> Array:
-        return xp.zeros(shape, dtype=xp.float32, device=ops.device(like))
+        return ops.xp.zeros(shape, dtype=ops.xp.float32, device=ops.device(like))
 
-    def cells(tensor: TensorSpec, scale: Any, g: Array | None, place: Array | None) -> Array:
+    cells = []
+    for tensor, scale, g in parts:
         if g is None:
             of_scales.append(zeros())
-            return zeros(tensor.size)
-        g = arithmetic.map_rows(ops, lambda block: flush(xp, block), g, 1, place)
+            cells.append(Stripe(zeros(tensor.size)))
+            continue
         of_scale = None
         if tensor.learn_scale or tensor.modifiers:
             v = next(virtual)
             g = scales.pull(ops, scale, tensor.modifiers, v, g)
-            of_scale = arithmetic.dot_of_flushed(ops, g, v)
+            of_scale = arithmetic.dot_with_flushed(ops, g, v)
         of_scales.append(of_scale)
-        return arithmetic.map_own(ops, lambda block: arithmetic.flush_fresh(ops, block * scale), g)
-
-    makers: list[Part] = [(part[0].size, functools.partial(cells, *part)) for part in parts]
+        cells.append(Stripe(g, arithmetic.flushed_times(ops, scale)))
     missing = layout.filled(plan.layout, plan.capacity, plan.num_weights) - plan.num_weights
     if missing:
-        makers.append((missing, lambda place: zeros(missing)))
-    joined = arithmetic.join(ops, makers, like)
+        cells.append(Stripe(zeros(missing)))
+    if plan.layout == "basic" and isinstance(pool, BoundMatmul):
+        return pool.pull_parts(cells), of_scales
+    joined = stripes.join(ops, arithmetic, cells, like)
     return pool.pull(layout.scatter(ops, plan.layout, plan.capacity, joined)), of_scales
 
 

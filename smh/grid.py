@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smh.ops import Array, Ops
+from smh.ops import Array, Finish, Ops
 
 CHUNK = 2048
 """Terms of a product that are added exactly; longer sums add one rounded float64 per chunk, in ascending order."""
@@ -38,10 +38,27 @@ def flush(xp: Any, x: Array) -> Array:
     return xp.where(xp.abs(x) < TINY, 0.0, x)
 
 
-def flush_fresh(ops: Ops, x: Array) -> Array:
-    """Flush an array that nothing else holds: ``x`` itself where it is known that nothing has to be flushed."""
+def flush_if_needed(ops: Ops, x: Array) -> Array:
+    """Return what :func:`flush` does: ``x`` itself where it is known that nothing has to be flushed."""
     tiny = ops.xp.abs(x) < TINY
     return x if ops.is_false(ops.xp.any(tiny)) else ops.xp.where(tiny, 0.0, x)
+
+
+def flushed_times(ops: Ops, scale: Array | float) -> Finish:
+    """Return what multiplies: ``flush(flush(x) * scale)`` for an array ``x``, which stays as it is.
+
+    The scale is flushed, an array of shape () or a float.
+    """
+    xp = ops.xp
+    below_one = xp.where(xp.abs(scale) < 1.0, xp.abs(scale), 1.0) if hasattr(scale, "shape") else min(abs(scale), 1.0)
+    enough = 2.0 * TINY / below_one  # neither x nor the product is tiny from here on
+
+    def times(x: Array) -> Array:
+        if ops.is_false(xp.any(xp.abs(x) < enough)):
+            return x * scale
+        return flush(xp, flush(xp, x) * scale)
+
+    return times
 
 
 def rounded(xp: Any, x: Array) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,24 +123,27 @@ class Ops:
         """Return ``x`` for somebody who may overwrite it while others need it: a copy where arrays are written into."""
         return x
 
-    def sum_rows(
+    def fold_rows(
         self,
         fn: Callable[..., Array],
+        combine: Callable[[Array, Array], Array],
         xs: tuple[Array, ...],
-        width: int,
+        width: int = 1,
         start: int = 0,
         stop: int | None = None,
         elements: int | None = None,
     ) -> Array:
-        """Add ``fn`` over blocks of the rows ``start`` to ``stop``, taken from all of ``xs`` together.
+        """Reduce blocks of the rows ``start`` to ``stop``, taken from all of ``xs`` together.
 
-        Law: equal to ``fn(*(x[start:stop, ...] for x in xs))`` for every ``fn`` that is a sum over rows and exact, so
-        that no order shows. What ``fn`` returns may be overwritten.
+        Law: equal to ``fn(*(x[start:stop, ...] for x in xs))`` for every ``fn`` whose value for rows is ``combine`` of
+        its values for some of them and for the others, whichever these are: for sums that are exact, and for maxima.
 
         Parameters
         ----------
         fn : callable
-            From blocks ``(k, ...)`` to one array whose shape does not depend on k.
+            From blocks ``(k, ...)`` to one array whose shape does not depend on k; it may be overwritten.
+        combine : callable
+            From two such arrays to one. It may overwrite the first, as :func:`operator.iadd` does.
         xs : tuple of arrays, shape (rows, ...)
             Inputs with the same number of rows.
         width : int
@@ -153,24 +157,8 @@ class Ops:
         xs = tuple(x[start:stop, ...] for x in xs)
         for blocks in zip(*(self._blocks(x, width, elements) for x in xs), strict=True):
             part = fn(*blocks)
-            total = part if total is None else total + part
+            total = part if total is None else combine(total, part)
         return total
-
-    def fold(self, fn: Callable[..., Array], combine: Callable[[Array, Array], Array], xs: tuple[Array, ...]) -> Array:
-        """Reduce vectors of one length together, in blocks where that saves memory and time.
-
-        Law: equal to ``fn(*xs)`` for every ``fn`` whose value for vectors is ``combine`` of its values for their parts.
-
-        Parameters
-        ----------
-        fn : callable
-            From vectors, or parts of them, to an array of rank 0.
-        combine : callable
-            From two of its values to one.
-        xs : tuple of arrays, shape (k,)
-            The vectors.
-        """
-        return fn(*xs)
 
     def transposed_matmul(self, a: Array, b: Array) -> Array:
         """Return the product of the transpose of ``a``, shape (K, p), with ``b``, shape (K, q)."""
@@ -261,7 +249,7 @@ class Ops:
         -------
         array, shape (size,), of the dtype of the values
         """
-        return self.sum_rows(lambda *blocks: self.segment_sum(*fn(*blocks), size), xs, width)
+        return self.fold_rows(lambda *blocks: self.segment_sum(*fn(*blocks), size), operator.iadd, xs, width)
 
     def sparing(self) -> Ops:
         """Return what does the same with less memory, for a pool that is read once."""
@@ -332,26 +320,6 @@ class InPlaceOps(Ops):
         """Return a copy, unless nothing is overwritten here."""
         return self.xp.asarray(x, copy=True) if self.in_place else x
 
-    def sum_rows(
-        self,
-        fn: Callable[..., Array],
-        xs: tuple[Array, ...],
-        width: int,
-        start: int = 0,
-        stop: int | None = None,
-        elements: int | None = None,
-    ) -> Array:
-        """Add to the first sum."""
-        total = None
-        xs = tuple(x[start:stop, ...] for x in xs)
-        for blocks in zip(*(self._blocks(x, width, elements) for x in xs), strict=True):
-            part = fn(*blocks)
-            if total is None:
-                total = part
-            else:
-                total += part
-        return total
-
     def segment_sums(
         self, fn: Callable[..., tuple[Array, Array]], xs: tuple[Array, ...], width: int, size: int
     ) -> Array:
@@ -367,14 +335,6 @@ class InPlaceOps(Ops):
     def add_segments(self, total: Array, x: Array, segments: Array) -> Array:
         """Add to a total, which may be overwritten, the elements of ``x`` by their segment numbers."""
         return total + self.segment_sum(x, segments, total.shape[0])
-
-    def fold(self, fn: Callable[..., Array], combine: Callable[[Array, Array], Array], xs: tuple[Array, ...]) -> Array:
-        """Reduce block by block."""
-        found = None
-        for blocks in zip(*(self._blocks(x, 1) for x in xs), strict=True):
-            value = fn(*blocks)
-            found = value if found is None else combine(found, value)
-        return found
 
     def join(self, parts: Sequence[Part], like: Array) -> Array:
         """Make each part in its place, or copy it there."""

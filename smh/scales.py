@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from smh.errors import PlanError
-from smh.grid import TINY, flush, flush_fresh
+from smh.grid import TINY, flush, flush_if_needed
 from smh.ops import Array, Finish, Ops
 
 RULES = ("fan_in", "fan_out", "he", "glorot")
@@ -136,7 +136,7 @@ def finish(ops: Ops, scale: Array | float, modifiers: Sequence[str]) -> Finish:
     """
 
     def weights(v: Array) -> Array:
-        w = flush_fresh(ops, v * scale)
+        w = flush_if_needed(ops, v * scale)
         for modifier in modifiers:
             w = _modify(ops.xp, modifier, w)
         return w

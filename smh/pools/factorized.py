@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 from smh.ops import Array, Finish, Ops
 from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, whole_number
+from smh.stripes import Stripe, join
 
 
 class _Factorized(LeafPool):
@@ -211,15 +212,6 @@ class _BoundFactorized(BoundLeaf):
         """Return columns of the matrix product, finished, for some rows of the left factor."""
         return self.arithmetic.multiply(self.ops, rows, self.prepared, first, stop, finish)
 
-    def _gradients(self, left: Array, dv: Array) -> tuple[Array, Array]:
-        """Return the gradients of both factors, given left as (side, terms) and that of the product, (side, side)."""
-        terms = self.right.shape[0]
-        transposed = self.arithmetic.right(self.ops, self.ops.xp.matrix_transpose(self.right))
-        return (
-            self.arithmetic.multiply(self.ops, dv, transposed, 0, terms),
-            self.arithmetic.transposed_product(self.ops, left, dv),
-        )
-
 
 class BoundMatmul(_BoundFactorized):
     """A matmul pool with its values: virtual weights are rows of one product."""
@@ -234,8 +226,43 @@ class BoundMatmul(_BoundFactorized):
         return self.ops.xp.reshape(block, (-1,))[start - first * n : stop - first * n]
 
     def _pull_plain(self, dv: Array) -> dict[str, Array]:
-        left, right = self._gradients(self.left, self.ops.xp.reshape(dv, (self.side, self.side)))
+        return self._gradients([Stripe(self.ops.xp.reshape(dv, (self.side, self.side)))])
+
+    def _gradients(self, stripes: Sequence[Stripe]) -> dict[str, Array]:
+        left, right = self.arithmetic.factor_gradients(self.ops, self.left, self.right, stripes)
         return {"left": left, "right": right}
+
+    def pull_parts(self, parts: Sequence[Stripe]) -> dict[str, Array]:
+        """Return the gradients, given the cotangent of all of v in parts, which are not overwritten.
+
+        A large part's own rows are read where they are; what lies between two such is joined.
+        """
+        n, gain = self.side, self._gain_and(None)
+        stripes: list[Stripe] = []
+        between: list[Stripe] = []
+
+        def close() -> None:
+            if between:
+                joined = join(self.ops, self.arithmetic, between, self.left)
+                stripes.append(Stripe(self.ops.xp.reshape(joined, (-1, n))))
+                between.clear()
+
+        at = 0
+        for g, made in parts:
+            size = g.shape[0]
+            first = min(-at % n, size)  # ends the row that the part before began
+            stop = size - (size - first) % n
+            at += size
+            both = _then(made, gain)
+            if (stop - first) // n > self.right.shape[0]:
+                between += [Stripe(g[:first], both)] if first else []
+                close()
+                stripes.append(Stripe(self.ops.xp.reshape(g[first:stop], (-1, n)), both))
+                between += [Stripe(g[stop:], both)] if stop < size else []
+            else:
+                between.append(Stripe(g, both))
+        close()
+        return self._gradients(stripes)
 
     def read_scaled(self, spans: Sequence[Span]) -> list[Array]:
         """Return slices of v times scales, which rows of left take, so that nothing large is multiplied.
@@ -263,12 +290,7 @@ class BoundMatmul(_BoundFactorized):
         stripes, row_scales, edges = self._stripes(parts)
         row_scales = factor * row_scales
         left = self.left * row_scales
-        transposed = xp.matrix_transpose(self.right)
-        h = xp.concat([xp.matmul(g, transposed) for _, g in stripes])
-        right = None
-        for row, g in stripes:
-            some = xp.matmul(xp.matrix_transpose(left[row : row + g.shape[0], :]), g)
-            right = some if right is None else right + some
+        h, right = self.arithmetic.factor_gradients(self.ops, left, self.right, stripes)
         shared = self._shared_rows(sorted({first // n for own in edges for first, _, _ in own}))
         scales = []
         for (start, stop, _, _), own in zip(parts, edges, strict=True):
@@ -279,10 +301,8 @@ class BoundMatmul(_BoundFactorized):
             scales.append(total)
         return {"left": h * row_scales, "right": right}, scales
 
-    def _stripes(
-        self, parts: Sequence[Part]
-    ) -> tuple[list[tuple[int, Array]], Array, list[list[tuple[int, int, Array]]]]:
-        """Return the cotangents of all rows of v as matrices, each with the number of its first row.
+    def _stripes(self, parts: Sequence[Part]) -> tuple[list[Stripe], Array, list[list[tuple[int, int, Array]]]]:
+        """Return the cotangents of all rows of v in stripes.
 
         A large part's own rows are a matrix as they are, not copied; what lies between two such is joined. Also returns
         what the rows have still to be multiplied with, shape (n, 1): rows that several parts share are scaled already;
@@ -293,15 +313,14 @@ class BoundMatmul(_BoundFactorized):
         def zeros(*shape: int) -> Array:
             return xp.zeros(shape, dtype=xp.float32, device=self.ops.device(self.left))
 
-        stripes: list[tuple[int, Array]] = []
+        stripes: list[Stripe] = []
         joined: list[Array] = []
         scale_of_rows, edges = [], []
 
         def add(pieces: Sequence[Array]) -> None:
             whole = [piece for piece in pieces if piece.shape[0]]
             if whole:
-                row = stripes[-1][0] + stripes[-1][1].shape[0] if stripes else 0
-                stripes.append((row, xp.reshape(whole[0] if len(whole) == 1 else xp.concat(whole), (-1, n))))
+                stripes.append(Stripe(xp.reshape(whole[0] if len(whole) == 1 else xp.concat(whole), (-1, n))))
 
         for start, stop, scale, g in parts:
             head = min(-start % n, stop - start)  # ends the row that the part before began
@@ -351,7 +370,8 @@ class _BoundKronecker(_BoundFactorized):
         xp, side = self.ops.xp, self.side
         d = math.isqrt(side)
         grid = xp.permute_dims(xp.reshape(dv, (d, d, d, d)), (0, 2, 1, 3))  # i1, j1, i2, j2
-        left, right = self._gradients(self._rows(0, d), xp.reshape(grid, (side, side)))
+        stripe = Stripe(xp.reshape(grid, (side, side)))
+        left, right = self.arithmetic.factor_gradients(self.ops, self._rows(0, d), self.right, [stripe])
         return {
             "left": xp.permute_dims(xp.reshape(left, (d, d, -1)), (2, 0, 1)),
             "right": xp.reshape(right, (-1, d, d)),
@@ -362,6 +382,13 @@ class _BoundKronecker(_BoundFactorized):
         xp = self.ops.xp
         part = xp.permute_dims(self.left[:, first:stop, :], (1, 2, 0))
         return xp.reshape(part, (-1, part.shape[2]))
+
+
+def _then(first: Finish | None, second: Finish | None) -> Finish | None:
+    """Return what does both."""
+    if first is None or second is None:
+        return first or second
+    return lambda x: second(first(x))
 
 
 def _terms_like(ops: Ops, i: Array, terms: int) -> Array:

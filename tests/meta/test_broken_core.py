@@ -8,7 +8,7 @@ import pytest
 import smh
 from conformance.bits import assert_same_bits
 from conformance.vectors import load_vectors
-from smh import exact, fast, generate, grid, hashing, layout, scales
+from smh import exact, fast, generate, grid, hashing, layout, scales, sums
 from smh.pools import combine, factorized, hashed
 from tests.support import on_grid
 
@@ -33,10 +33,10 @@ def found_by():
 
 def flush_otherwise(patch, flush):
     """Put another flush in the place of the one that makes a new array, and of the one that need not."""
-    for module in (exact, fast, generate, grid, scales, combine):
+    for module in (exact, fast, generate, grid, scales, sums, combine):
         patch(module, "flush", flush)
-    for module in (exact, fast, grid, scales):
-        patch(module, "flush_fresh", lambda ops, x: flush(ops.xp, x))
+    for module in (exact, grid, scales, sums):
+        patch(module, "flush_if_needed", lambda ops, x: flush(ops.xp, x))
 
 
 def no_flush(patch):
@@ -62,13 +62,16 @@ def one_bit_less(patch):
 
 
 def accumulation_in_float32(patch):
+    def multiply(ops, a, b, first, stop, finish=None, made=None):
+        return fast.multiply(ops, a if made is None else made(a), b, first, stop, finish)
+
     patch(exact, "right", fast.right)
-    patch(exact, "multiply", fast.multiply)
+    patch(exact, "multiply", multiply)
 
 
 def chunks_added_in_descending_order(patch):
-    def times_grid(ops, a, b, shifter, finish, place=None):
-        rows = on_grid(a, 1, grid.grid_bits(len(b)))
+    def times_grid(ops, a, made, b, shifter, finish, place=None):
+        rows = on_grid(a if made is None else made(a), 1, grid.grid_bits(len(b)))
         chunks = [slice(start, start + 2048) for start in range(0, len(b), 2048)]
         total = np.zeros((len(a), b.shape[1]))
         for chunk in reversed(chunks):
@@ -81,8 +84,9 @@ def chunks_added_in_descending_order(patch):
 
 def flush_after_rounding(patch):
     flush = grid.flush
-    patch(exact, "rounded", lambda xp, x: flush(xp, x.astype(np.float32)))
-    patch(exact, "flush_fresh", lambda ops, x: x if x.dtype == np.float64 else flush(ops.xp, x))
+    for module in (exact, sums):
+        patch(module, "rounded", lambda xp, x: flush(xp, x.astype(np.float32)))
+    patch(exact, "flush_if_needed", lambda ops, x: x if x.dtype == np.float64 else flush(ops.xp, x))
 
 
 def slices_off_by_one(patch):
@@ -118,14 +122,14 @@ def hash_gradient_without_signs(patch):
     patch(
         hashed._BoundHash,
         "_table_gradient",
-        lambda self, m, xs: exact.segment_sum(
+        lambda self, m, xs: sums.segment_sum(
             self.ops, xs[0].reshape(-1)[: self.capacity], self._buckets(m, np.arange(self.capacity)), self.size
         ),
     )
 
 
 def scale_gradient_with_the_scaled_weight(patch):
-    patch(exact, "dot_of_flushed", lambda ops, a, c: exact.exact_sum(ops, a.astype(np.float64) * a))
+    patch(exact, "dot_with_flushed", lambda ops, a, c: sums.exact_sum(ops, a.astype(np.float64) * a))
 
 
 def relu_that_lets_gradients_pass(patch):

@@ -62,16 +62,17 @@ class JaxOps(Ops):
         self._last = jax.lax.fori_loop(0, blocks, fill, out)
         return self._last
 
-    def sum_rows(
+    def fold_rows(
         self,
         fn: Callable[..., Array],
+        combine: Callable[[Array, Array], Array],
         xs: tuple[Array, ...],
-        width: int,
+        width: int = 1,
         start: int = 0,
         stop: int | None = None,
         elements: int | None = None,
     ) -> Array:
-        """Add blocks to the first one."""
+        """Combine the first block with each of the others."""
         first, step, blocks = self._split((xs[0].shape[0] if stop is None else stop) - start, width, elements)
         after = start + first
         total = fn(*(x[start:after] for x in xs))
@@ -79,7 +80,7 @@ class JaxOps(Ops):
             return total
 
         def add(i: Array, total: Array) -> Array:
-            return total + fn(*(jax.lax.dynamic_slice_in_dim(x, after + i * step, step) for x in xs))
+            return combine(total, fn(*(jax.lax.dynamic_slice_in_dim(x, after + i * step, step) for x in xs)))
 
         return jax.lax.fori_loop(0, blocks, add, total)
 

@@ -59,28 +59,29 @@ class TensorFlowOps(Ops):
         blocks = (_stack_eagerly if tf.executing_eagerly() else _stack_in_loop)(block, last, count)
         return tf.reshape(blocks, (count * step, *rest))[:rows, ...]
 
-    def sum_rows(
+    def fold_rows(
         self,
         fn: Callable[..., Array],
+        combine: Callable[[Array, Array], Array],
         xs: tuple[Array, ...],
-        width: int,
+        width: int = 1,
         start: int = 0,
         stop: int | None = None,
         elements: int | None = None,
     ) -> Array:
-        """Add block after block to one total."""
+        """Combine block after block with the first; in a graph in a loop of it."""
         stop = xs[0].shape[0] if stop is None else stop
         step = self.block_rows(stop - start, width, elements)
         count = (stop - start) // step
         if tf.executing_eagerly() or count == 1:
-            return super().sum_rows(fn, xs, width, start, stop, elements)
+            return super().fold_rows(fn, combine, xs, width, start, stop, elements)
 
         def add(i: Array, total: Array) -> Array:
-            return total + fn(*(_rows(x, start + i * step, step) for x in xs))
+            return combine(total, fn(*(_rows(x, start + i * step, step) for x in xs)))
 
         total = _loop(1, count, add, fn(*(x[start : start + step, ...] for x in xs)))
         rest = start + count * step
-        return total + fn(*(x[rest:stop, ...] for x in xs)) if rest < stop else total
+        return combine(total, fn(*(x[rest:stop, ...] for x in xs))) if rest < stop else total
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
