@@ -254,7 +254,8 @@ class BoundMatmul(_BoundFactorized):
             stop = size - (size - first) % n
             at += size
             both = _then(made, gain)
-            if (stop - first) // n > self.right.shape[0]:
+            # With fewer rows than that, one more sum of gradients takes much longer than copying them.
+            if (stop - first) // n > self.right.shape[0] // 2:
                 between += [Stripe(g[:first], both)] if first else []
                 close()
                 stripes.append(Stripe(self.ops.xp.reshape(g[first:stop], (-1, n)), both))
