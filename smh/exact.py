@@ -306,7 +306,7 @@ def _transposed_times(ops: Ops, a: Array, stripes: Sequence[Stripe]) -> Array:
                 xs = grid[first:after, :], stripe.rows
                 rows = start - first, stop - first
                 part = ops.fold_rows(rows_times_rows, operator.iadd, xs, width, *rows, ops.product_elements)
-                total = part if total is None else operator.iadd(total, part)
+                total = part if total is None else total + part
             first = after
         return total
 

@@ -40,8 +40,7 @@ def flush(xp: Any, x: Array) -> Array:
 
 def flush_if_needed(ops: Ops, x: Array) -> Array:
     """Return what :func:`flush` does: ``x`` itself where it is known that nothing has to be flushed."""
-    tiny = ops.xp.abs(x) < TINY
-    return x if ops.is_false(ops.xp.any(tiny)) else ops.xp.where(tiny, 0.0, x)
+    return x if ops.none_below(x, TINY) else flush(ops.xp, x)
 
 
 def flushed_times(ops: Ops, scale: Array | float) -> Finish:
@@ -54,9 +53,7 @@ def flushed_times(ops: Ops, scale: Array | float) -> Finish:
     enough = 2.0 * TINY / below_one  # neither x nor the product is tiny from here on
 
     def times(x: Array) -> Array:
-        if ops.is_false(xp.any(xp.abs(x) < enough)):
-            return x * scale
-        return flush(xp, flush(xp, x) * scale)
+        return x * scale if ops.none_below(x, enough) else flush(xp, flush(xp, x) * scale)
 
     return times
 

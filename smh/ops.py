@@ -72,6 +72,13 @@ class Ops:
         """
         return False
 
+    def none_below(self, x: Array, bound: Array | float) -> bool:
+        """Say whether it is *known* that no magnitude is below a bound, so that a flush can be left out.
+
+        Law: True only where the values are at hand and none is below; NaN is not.
+        """
+        return self.is_false(self.xp.any(self.xp.abs(x) < bound))
+
     def map_rows(
         self,
         fn: Callable[[Array], Array],

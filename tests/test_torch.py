@@ -396,3 +396,17 @@ def test_devices_are_kept():
 def test_compiled_transforms_are_refused_rather_than_wrong(case, warnings_of_compilation):
     with pytest.raises(Exception, match="maybe_current_level|torch.func transforms"):
         torch.compile(torch.func.grad(case.loss), backend="aot_eager", fullgraph=True)(case.variables)
+
+
+@pytest.mark.parametrize(
+    ("values", "known"),
+    [([1.0, -2.0], True), ([1.0, -0.5], False), ([np.inf, 3.0], True), ([np.nan, 0.0], False), ([0.0, np.nan], False)],
+)
+def test_a_flush_is_left_out_where_nothing_is_below(values, known):
+    x = torch.tensor(values)
+    assert TorchOps().none_below(x, 1.0) is known
+    assert TorchOps().none_below(x, torch.tensor(1.0)) is known
+    # Under a transform the bound is not at hand, though the values are.
+    asked = []
+    torch.vmap(lambda bound: asked.append(TorchOps().none_below(x, bound)) or bound)(torch.ones(2))
+    assert asked == [False]
