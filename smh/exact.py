@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from smh import stripes
 from smh.grid import (
     CHUNK,
     flush,
@@ -155,7 +156,7 @@ def _times_grid(
     fine = _has_fine_line(xp, shifter)
 
     def rows_times_grid(rows: Array) -> Array:
-        rows = _made(ops, made, rows)
+        rows = rows if made is None else made(rows)
         own = line_shifters(xp, rows, 1, bits)
         left = to_grid(ops, rows, own)
         total = xp.matmul(left[:, first], grid[first, :])
@@ -166,13 +167,6 @@ def _times_grid(
     # Every block of rows reads the whole grid, which flat blocks would do too often.
     width = min(max(terms, columns), max(1, ops.product_elements // min(terms, ops.product_rows)))
     return ops.map_rows(rows_times_grid, a, width, ops.product_elements, place, finish)
-
-
-def _made(ops: Ops, made: Finish | None, rows: Array) -> Array:
-    """Return what becomes of a block of rows: in smaller blocks where that is not a loop within one."""
-    if made is None:
-        return rows
-    return ops.map_rows(made, rows, rows.shape[1]) if ops.in_place else made(rows)
 
 
 def _has_fine_line(xp: Any, shifter: Array) -> Array:
@@ -256,7 +250,7 @@ def transposed_product(ops: Ops, a: Array, b: Array) -> Array:
     return _transposed_times(ops, a, [Stripe(b)])
 
 
-def factor_gradients(ops: Ops, left: Array, b: Array, stripes: Sequence[Stripe]) -> tuple[Array, Array]:
+def factor_gradients(ops: Ops, left: Array, b: Array, parts: Sequence[Stripe]) -> tuple[Array, Array]:
     """Return the gradients of both factors of ``left @ b``, given that of the product.
 
     Parameters
@@ -267,7 +261,7 @@ def factor_gradients(ops: Ops, left: Array, b: Array, stripes: Sequence[Stripe])
         Left operand.
     b : array, shape (K, q), float32
         Right operand.
-    stripes : sequence of Stripe
+    parts : sequence of Stripe
         The cotangent of the product, shape (p, q).
 
     Returns
@@ -276,43 +270,59 @@ def factor_gradients(ops: Ops, left: Array, b: Array, stripes: Sequence[Stripe])
         The cotangent times the transpose of ``b``, and the transpose of ``left`` times the cotangent.
     """
     transposed = right(ops, ops.xp.matrix_transpose(b))
-    parts = [multiply(ops, stripe.rows, transposed, 0, b.shape[0], made=stripe.made) for stripe in stripes]
-    of_left = parts[0] if len(parts) == 1 else ops.xp.concat(parts, axis=0)
-    return of_left, _transposed_times(ops, left, stripes)
+
+    def times_transposed(stripe: Stripe) -> Array:
+        return multiply(ops, stripe.rows, transposed, 0, b.shape[0], made=stripe.made)
+
+    of_left: list[Array] = []
+    if ops.in_place:
+        of_right = _transposed_times(ops, left, parts, lambda rows: of_left.append(times_transposed(Stripe(rows))))
+    else:
+        of_left += map(times_transposed, parts)
+        of_right = _transposed_times(ops, left, parts)
+    return of_left[0] if len(of_left) == 1 else ops.xp.concat(of_left, axis=0), of_right
 
 
-def _transposed_times(ops: Ops, a: Array, stripes: Sequence[Stripe]) -> Array:
-    """Return the exact product of the transpose of ``a`` with the matrix of the stripes, in blocks of rows."""
+def _transposed_times(ops: Ops, a: Array, parts: Sequence[Stripe], see: Callable[[Array], None] | None = None) -> Array:
+    """Return the exact product of the transpose of ``a`` with the matrix of the parts, in blocks of rows.
+
+    Where arrays are written into, blocks go over the bounds of parts, and ``see`` gets each of them in turn.
+    """
     xp = ops.xp
-    terms, columns = a.shape[0], stripes[0].rows.shape[1]
+    terms, columns = a.shape[0], parts[0].rows.shape[1]
     bits = grid_bits(terms)
     own = line_shifters(xp, a, 0, bits)
-    magnitudes = [xp.abs(stripe.of(largest_magnitude(xp, stripe.rows, 0))) for stripe in stripes]
+    magnitudes = [xp.abs(part.of(largest_magnitude(xp, part.rows, 0))) for part in parts]
     shifter = shifter_of(xp, functools.reduce(xp.maximum, magnitudes), bits)
     grid = to_grid(ops, a, own)
     # Blocks with at least as many rows as the result has: adding to it then costs no more than making the block.
     width = min(columns, max(1, ops.product_elements // a.shape[1]))
 
-    def sum_of(chunk: slice) -> Array:
-        total, first = None, 0
-        for stripe in stripes:
-            after = first + stripe.rows.shape[0]
-            start, stop = max(chunk.start, first), min(chunk.stop, after)
-            if start < stop:
+    def sum_of_parts(chunk: slice) -> Iterator[Array]:
+        start = chunk.start
+        for part in stripes.between(parts, chunk.start, chunk.stop):
 
-                def rows_times_rows(left: Array, rows: Array, stripe: Stripe = stripe) -> Array:
-                    return ops.transposed_matmul(left, to_grid(ops, _made(ops, stripe.made, rows), shifter))
+            def rows_times_rows(left: Array, rows: Array, part: Stripe = part) -> Array:
+                return ops.transposed_matmul(left, to_grid(ops, part.of(rows), shifter))
 
-                xs = grid[first:after, :], stripe.rows
-                rows = start - first, stop - first
-                part = ops.fold_rows(rows_times_rows, operator.iadd, xs, width, *rows, ops.product_elements)
-                total = part if total is None else total + part
-            first = after
-        return total
+            stop = start + part.rows.shape[0]
+            xs = grid[start:stop, :], part.rows
+            yield ops.fold_rows(rows_times_rows, operator.iadd, xs, width, elements=ops.product_elements)
+            start = stop
 
-    first, *others = _chunks(terms)
-    total = sum_of(first)
-    for chunk in others:
-        total += sum_of(chunk)
+    def sum_of_blocks(chunk: slice) -> Iterator[Array]:
+        start = chunk.start
+        for left in ops.row_blocks(grid[chunk, :], width, ops.product_elements):
+            stop = start + left.shape[0]
+            flat = [Stripe(xp.reshape(x, (-1,)), made) for x, made in stripes.between(parts, start, stop)]
+            rows = xp.reshape(stripes.join(ops, map_rows, flat, a), (-1, columns))
+            if see is not None:
+                see(rows)
+            yield ops.transposed_matmul(left, to_grid(ops, rows, shifter))
+            start = stop
+
+    sums = sum_of_blocks if ops.in_place else sum_of_parts
+    first, *others = (functools.reduce(operator.iadd, sums(chunk)) for chunk in _chunks(terms))
+    total = functools.reduce(operator.iadd, others, first)
     fine = _has_fine_line(xp, own) | _has_fine_line(xp, shifter)
     return xp.astype(_flush_sums(ops, total, fine), xp.float32)

@@ -291,7 +291,7 @@ def _pull_cells(
         cells.append(Stripe(zeros(missing)))
     if plan.layout == "basic" and isinstance(pool, BoundMatmul):
         return pool.pull_parts(cells), of_scales
-    joined = stripes.join(ops, arithmetic, cells, like)
+    joined = stripes.join(ops, arithmetic.map_rows, cells, like)
     return pool.pull(layout.scatter(ops, plan.layout, plan.capacity, joined)), of_scales
 
 

@@ -111,7 +111,7 @@ class Ops:
         -------
         array, shape (rows, ...), float32
         """
-        parts = [self._result(fn, block, finish) for block in self._blocks(x, width, elements)]
+        parts = [self._result(fn, block, finish) for block in self.row_blocks(x, width, elements)]
         return parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=0)
 
     def _result(self, fn: Callable[[Array], Array], block: Array, finish: Finish | None) -> Array:
@@ -162,7 +162,7 @@ class Ops:
         """
         total = None
         xs = tuple(x[start:stop, ...] for x in xs)
-        for blocks in zip(*(self._blocks(x, width, elements) for x in xs), strict=True):
+        for blocks in zip(*(self.row_blocks(x, width, elements) for x in xs), strict=True):
             part = fn(*blocks)
             total = part if total is None else combine(total, part)
         return total
@@ -267,7 +267,8 @@ class Ops:
         most = max(1, (elements or self.block_elements) // max(1, width))
         return -(-rows // -(-rows // most)) if rows else 1
 
-    def _blocks(self, x: Array, width: int, elements: int | None = None) -> list[Array]:
+    def row_blocks(self, x: Array, width: int, elements: int | None = None) -> list[Array]:
+        """Return an array in blocks of rows, of which all but the last have as many as :meth:`block_rows` says."""
         rows = x.shape[0]
         step = self.block_rows(rows, width, elements)
         return [x[start : min(start + step, rows), ...] for start in range(0, rows, step)]
@@ -298,7 +299,7 @@ class InPlaceOps(Ops):
         """Fill one float32 array block by block; what finishes them gets smaller ones, which stay in the cache."""
         xp = self.xp
         out, start = place, 0
-        for block in self._blocks(x, width, elements):
+        for block in self.row_blocks(x, width, elements):
             part = fn(block)
             if part.shape[0] == x.shape[0]:
                 part = xp.astype(part, xp.float32, copy=False)
@@ -308,7 +309,7 @@ class InPlaceOps(Ops):
             here = out[start : start + part.shape[0], ...]
             here[...] = part
             if finish is not None:
-                for few in self._blocks(here, math.prod(here.shape[1:])):
+                for few in self.row_blocks(here, math.prod(here.shape[1:])):
                     few[...] = finish(few)
             start += part.shape[0]
             del part  # before the next one is made
@@ -316,7 +317,7 @@ class InPlaceOps(Ops):
 
     def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:
         """Put every block back to where it was."""
-        blocks = self._blocks(x, 1)
+        blocks = self.row_blocks(x, 1)
         if len(blocks) == 1:
             return fn(x)
         for block in blocks:
@@ -332,7 +333,7 @@ class InPlaceOps(Ops):
     ) -> Array:
         """Add block after block to one total."""
         total = None
-        for blocks in zip(*(self._blocks(x, width) for x in xs), strict=True):
+        for blocks in zip(*(self.row_blocks(x, width) for x in xs), strict=True):
             x, segments = fn(*blocks)
             if total is None:
                 total = self.xp.zeros((size,), dtype=x.dtype, device=self.device(x))

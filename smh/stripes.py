@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from smh.ops import Array, Finish, Ops
@@ -24,15 +23,27 @@ class Stripe(NamedTuple):
         return rows if self.made is None else self.made(rows)
 
 
-def join(ops: Ops, arithmetic: ModuleType, parts: Sequence[Stripe], like: Array) -> Array:
+def between(parts: Sequence[Stripe], start: int, stop: int) -> list[Stripe]:
+    """Return the parts of some rows, which are counted through all parts."""
+    found, first = [], 0
+    for rows, made in parts:
+        after = first + rows.shape[0]
+        low, high = max(start, first), min(stop, after)
+        if low < high:
+            found.append(Stripe(rows[low - first : high - first, ...], made))
+        first = after
+    return found
+
+
+def join(ops: Ops, map_rows: Callable[..., Array], parts: Sequence[Stripe], like: Array) -> Array:
     """Return the vector whose parts these are, each made in its place.
 
     Parameters
     ----------
     ops : Ops
         The namespace of the parts.
-    arithmetic : module
-        :mod:`smh.exact` or :mod:`smh.fast`.
+    map_rows : callable
+        That of :mod:`smh.exact` or :mod:`smh.fast`.
     parts : sequence of Stripe, rows of shape (k,)
         At least one.
     like : array
@@ -46,6 +57,6 @@ def join(ops: Ops, arithmetic: ModuleType, parts: Sequence[Stripe], like: Array)
     def make(part: Stripe, place: Array | None) -> Array:
         if part.made is None:
             return part.rows
-        return arithmetic.map_rows(ops, part.made, part.rows, 1, place)
+        return map_rows(ops, part.made, part.rows, 1, place)
 
-    return arithmetic.join(ops, [(part.rows.shape[0], functools.partial(make, part)) for part in parts], like)
+    return ops.join([(part.rows.shape[0], functools.partial(make, part)) for part in parts], like)

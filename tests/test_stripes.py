@@ -92,7 +92,7 @@ def test_parts_of_a_pool_are_joined_or_read_where_they_are(seed, n, m, gain, dat
     at = sorted(data.draw(st.sets(st.integers(1, n * n - 1), max_size=5))) if n > 1 else []
     chosen = data.draw(st.lists(SCALES, min_size=len(at) + 1, max_size=len(at) + 1))
     parts = cut(g, chosen, at)
-    joined = stripes.join(ops, exact, parts, g)
+    joined = stripes.join(ops, exact.map_rows, parts, g)
     assert_same_bits(joined, np.concatenate([part.of(part.rows) for part in parts]), "joined")
     expected = pool.bind(ops, exact, variables, seed=0).pull(joined.copy())
     actual = pool.bind(ops, exact, variables, seed=0).pull_parts(parts)

@@ -312,7 +312,7 @@ def names_used_by_the_core():
     for path in [*root.glob("*.py"), *(root / "pools").glob("*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if path.name == "ops.py":
-            kept = {"word_dtype", "fold_rows", "block_rows", "_blocks", "__init__"} - set(vars(TensorFlowOps))
+            kept = {"word_dtype", "fold_rows", "block_rows", "row_blocks", "__init__"} - set(vars(TensorFlowOps))
             tree.body = [
                 part
                 for cls in tree.body

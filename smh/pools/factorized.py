@@ -243,7 +243,7 @@ class BoundMatmul(_BoundFactorized):
 
         def close() -> None:
             if between:
-                joined = join(self.ops, self.arithmetic, between, self.left)
+                joined = join(self.ops, self.arithmetic.map_rows, between, self.left)
                 stripes.append(Stripe(self.ops.xp.reshape(joined, (-1, n))))
                 between.clear()
 

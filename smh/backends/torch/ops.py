@@ -56,7 +56,7 @@ class TorchOps(InPlaceOps):
         """Add the same to what is there."""
         return total.scatter_add_(0, segments, x)
 
-    def _blocks(self, x: Array, width: int, elements: int | None = None) -> list[Array]:
+    def row_blocks(self, x: Array, width: int, elements: int | None = None) -> list[Array]:
         """Return blocks of rows; a compiler gets one block, and plans the memory itself."""
         if torch.compiler.is_compiling():
             return [x]
