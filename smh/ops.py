@@ -150,7 +150,7 @@ class Ops:
         fn : callable
             From blocks ``(k, ...)`` to one array whose shape does not depend on k; it may be overwritten.
         combine : callable
-            From two such arrays to one. It may overwrite the first, as :func:`operator.iadd` does.
+            From two such arrays to one. It may overwrite the first, as ``operator.iadd`` does.
         xs : tuple of arrays, shape (rows, ...)
             Inputs with the same number of rows.
         width : int
