@@ -136,13 +136,11 @@ class Ops:
         combine: Callable[[Array, Array], Array],
         xs: tuple[Array, ...],
         width: int = 1,
-        start: int = 0,
-        stop: int | None = None,
         elements: int | None = None,
     ) -> Array:
-        """Reduce blocks of the rows ``start`` to ``stop``, taken from all of ``xs`` together.
+        """Reduce blocks of rows, taken from all of ``xs`` together.
 
-        Law: equal to ``fn(*(x[start:stop, ...] for x in xs))`` for every ``fn`` whose value for rows is ``combine`` of
+        Law: equal to ``fn(*xs)`` for every ``fn`` whose value for rows is ``combine`` of
         its values for some of them and for the others, whichever these are: for sums that are exact, and for maxima.
 
         Parameters
@@ -155,13 +153,10 @@ class Ops:
             Inputs with the same number of rows.
         width : int
             Elements that ``fn`` handles per row.
-        start, stop : int
-            Which rows, by default all; a part need not be cut out first.
         elements : int, optional
             About how many elements a block holds; ``block_elements`` by default.
         """
         total = None
-        xs = tuple(x[start:stop, ...] for x in xs)
         for blocks in zip(*(self.row_blocks(x, width, elements) for x in xs), strict=True):
             part = fn(*blocks)
             total = part if total is None else combine(total, part)

@@ -68,19 +68,16 @@ class JaxOps(Ops):
         combine: Callable[[Array, Array], Array],
         xs: tuple[Array, ...],
         width: int = 1,
-        start: int = 0,
-        stop: int | None = None,
         elements: int | None = None,
     ) -> Array:
         """Combine the first block with each of the others."""
-        first, step, blocks = self._split((xs[0].shape[0] if stop is None else stop) - start, width, elements)
-        after = start + first
-        total = fn(*(x[start:after] for x in xs))
+        first, step, blocks = self._split(xs[0].shape[0], width, elements)
+        total = fn(*(x[:first] for x in xs))
         if blocks == 0:
             return total
 
         def add(i: Array, total: Array) -> Array:
-            return combine(total, fn(*(jax.lax.dynamic_slice_in_dim(x, after + i * step, step) for x in xs)))
+            return combine(total, fn(*(jax.lax.dynamic_slice_in_dim(x, first + i * step, step) for x in xs)))
 
         return jax.lax.fori_loop(0, blocks, add, total)
 

@@ -65,23 +65,21 @@ class TensorFlowOps(Ops):
         combine: Callable[[Array, Array], Array],
         xs: tuple[Array, ...],
         width: int = 1,
-        start: int = 0,
-        stop: int | None = None,
         elements: int | None = None,
     ) -> Array:
         """Combine block after block with the first; in a graph in a loop of it."""
-        stop = xs[0].shape[0] if stop is None else stop
-        step = self.block_rows(stop - start, width, elements)
-        count = (stop - start) // step
+        rows = xs[0].shape[0]
+        step = self.block_rows(rows, width, elements)
+        count = rows // step
         if tf.executing_eagerly() or count == 1:
-            return super().fold_rows(fn, combine, xs, width, start, stop, elements)
+            return super().fold_rows(fn, combine, xs, width, elements)
 
         def add(i: Array, total: Array) -> Array:
-            return combine(total, fn(*(_rows(x, start + i * step, step) for x in xs)))
+            return combine(total, fn(*(_rows(x, i * step, step) for x in xs)))
 
-        total = _loop(1, count, add, fn(*(x[start : start + step, ...] for x in xs)))
-        rest = start + count * step
-        return combine(total, fn(*(x[rest:stop, ...] for x in xs))) if rest < stop else total
+        total = _loop(1, count, add, fn(*(x[:step, ...] for x in xs)))
+        rest = count * step
+        return combine(total, fn(*(x[rest:, ...] for x in xs))) if rest < rows else total
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
