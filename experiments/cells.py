@@ -51,12 +51,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Question:
-    """A small table that answers a question."""
+    """A small table that answers a question: ``note`` says what was done, ``answer`` what came of it."""
 
     name: str
     title: str
     note: str
-    labels: tuple[str, ...]
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,7 @@ def read(path: Path, folder: Path | None = None) -> Config:
     )
     cells = [cell for table in found.get("table", []) for cell in maker.table(table)]
     asked = [(question, maker.question(question)) for question in found.get("question", [])]
-    questions = tuple(
-        Question(q["name"], q["title"], q.get("note", ""), tuple(dict.fromkeys(cell.label for cell in made)))
-        for q, made in asked
-    )
+    questions = tuple(Question(q["name"], q["title"], q.get("note", ""), q.get("answer", "")) for q, _ in asked)
     ordered = [
         *maker.tuning(cells),
         *sorted(cells, key=lambda cell: cell.settings.seed),
@@ -169,7 +166,7 @@ class _Maker:
 
     def question(self, question: dict[str, Any]) -> list[Cell]:
         """Return the cells of a question."""
-        special = ("name", "title", "note", "seeds", "tune", "variant")
+        special = ("name", "title", "note", "answer", "seeds", "tune", "variant")
         _known("a question", question, (*special, *FIELDS))
         missing = sorted({"name", "title", "seeds", "variant"} - set(question))
         if missing:

@@ -60,6 +60,10 @@ least or the greatest that was tried.
 ![Accuracy by learning rate](rates.svg)
 """
 
+_SECONDS = """Seconds of training, one thread, median. The machines on which it ran were not all equally fast, so small
+differences mean nothing; [what a step costs](../costs.md) is measured side by side there.
+"""
+
 
 def write(config: Config, found: Results, output: Path) -> None:
     """Write the page and its plots into a folder.
@@ -100,7 +104,7 @@ def _network(group: str, groups: Places, output: Path) -> str:
         parts.append(f"Points of accuracy above (+) or below (−) the dense model:\n\n{lost}")
     parts.append(f"Loss on training images in the last epoch:\n\n{tables.training_loss(rows)}")
     parts.append(f"Stored variables:\n\n{tables.stored(rows)}")
-    parts.append(f"Seconds of training, one thread, median:\n\n{tables.seconds(rows)}")
+    parts.append(f"{_SECONDS}\n{tables.seconds(rows)}")
     return "\n".join(parts)
 
 

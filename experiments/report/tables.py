@@ -87,14 +87,14 @@ def question(asked: Question, rows: Rows) -> str:
                 "" if of is None else f"{of['stored']:,}",
                 ", ".join(rates),
                 place.text(),
-                "" if of is None else f"{median(line['training_seconds'] for line in place.lines):.1f}",
             ]
         )
-    head = ["", "ratio", "stored variables", "learning rate", "test accuracy, %", "seconds of training"]
+    head = ["", "ratio", "stored variables", "learning rate", "test accuracy, %"]
     kept = [i for i in range(len(head)) if any(line[i] for line in lines)]
     body = table([head[i] for i in kept], ([line[i] for i in kept] for line in lines))
     note = f"{asked.note}\n\n" if asked.note else ""
-    return f"### {asked.title}\n\n{note}{body}"
+    answer = f"\n{asked.answer}\n" if asked.answer else ""
+    return f"### {asked.title}\n\n{note}{body}{answer}"
 
 
 def _rate(line: Line) -> str:
