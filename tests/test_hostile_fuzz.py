@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import smh
 from trust import fuzz, mutations
+from trust.__main__ import app
 from trust.honest import honest
 from trust.shrink import shrink
 from trust.targets import TARGETS
@@ -123,26 +125,35 @@ def test_memory_beyond_the_limit_is_refused():
     assert np.ones(256 << 20, dtype=np.uint8).nbytes == 256 << 20
 
 
-def test_a_run_adds_a_line_and_fails_if_there_is_a_defect(monkeypatch, tmp_path, capsys):
+def command(*arguments):
+    return CliRunner().invoke(app, ["fuzz", *map(str, arguments)])
+
+
+def test_a_run_adds_a_line_and_fails_if_there_is_a_defect(monkeypatch, tmp_path):
     found = fuzz.Found(
         inputs=3, outcomes={"plan refused": 2, "plan KeyError": 1}, defects={"plan-1.bin": "KeyError: 1"}
     )
     monkeypatch.setattr(fuzz, "run", lambda inputs, seed: found)
     path = tmp_path / "results.jsonl"
-    assert fuzz.main(["--inputs", "3", "--results", str(path)]) == 1
-    found.defects = {}
-    assert fuzz.main(["--inputs", "3", "--results", str(path)]) == 0
+    failed = command("--inputs", 3, "--results", path)
+    assert (failed.exit_code, "FAILED: plan-1.bin: KeyError: 1" in failed.output) == (1, True)
+    found.defects, found.growth = {}, 5
+    assert command("--inputs", 3, "--seed", 2, "--results", path).exit_code == 0
     bad, good = map(json.loads, path.read_text().splitlines())
     assert bad["failures"] == ["plan-1.bin: KeyError: 1"]
     assert (bad["passed"], good["passed"]) == (False, True)
     assert good["counts"] == {"inputs": 3, "plan refused": 2, "plan KeyError": 1}
-    assert '"passed": false' in capsys.readouterr().out
+    assert (good["engine"], good["seed"]) == ("structured", "2")
+    growth = "bytes held more than before the first input"
+    assert (growth in bad["measured"], good["measured"][growth], good["bounds"][growth]) == (False, 5, fuzz.MOST_GROWTH)
 
 
-def test_the_engine_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):
+def test_engines_that_are_not_installed_or_do_not_exist_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert fuzz.main(["--engine", "atheris", "--results", str(tmp_path / "results")]) == 2
-    assert "pip install atheris" in capsys.readouterr().err
+    for engine, message in (("atheris", "pip install atheris"), ("afl", "structured, atheris; got afl")):
+        refused = command("--engine", engine, "--results", tmp_path / "results")
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.output.split())
     assert not list(tmp_path.iterdir())
 
 

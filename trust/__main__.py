@@ -12,19 +12,30 @@ from trust import record
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _RESULTS = Annotated[Path, typer.Option(help="Where the line is added.")]
 _BACKENDS = Annotated[list[str] | None, typer.Option(help="Which; all that are installed by default.")]
+_OURS = "structured"
 _SEED = Annotated[int, typer.Option(help="Of what is random.")]
 
 
-@app.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    help="Try hostile inputs on all that reads files; --help lists its options.",
-)
-def fuzz(context: typer.Context) -> None:
-    """Hand all arguments on."""
+@app.command()
+def fuzz(
+    inputs: Annotated[int, typer.Option(min=1, help="How many inputs.")] = 20_000,
+    seed: _SEED = 0,
+    engine: Annotated[str, typer.Option(help="What makes them: structured, or atheris where it is installed.")] = _OURS,
+    results: _RESULTS = record.RESULTS,
+) -> None:
+    """Try hostile inputs on all that reads files."""
+    from trust import coverage_guided
     from trust import fuzz as harness
 
-    raise typer.Exit(harness.main(context.args))
+    engines = {_OURS: harness.run, "atheris": coverage_guided.run}
+    if engine not in engines:
+        raise typer.BadParameter(f"--engine takes one of {', '.join(engines)}; got {engine}")
+    findings = record.Findings("fuzz", labels={"engine": engine, "seed": str(seed)})
+    try:
+        harness.note(findings, engines[engine](inputs, seed))
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(f"the engine {engine} needs a package: pip install {error.name}") from error
+    _finish(findings, results)
 
 
 @app.command()

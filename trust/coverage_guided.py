@@ -22,7 +22,7 @@ READERS = ("checkpoint", "mapping", "plain", "plan")
 
 
 def run(inputs: int, seed: int, keep: Path = CORPUS) -> Found:
-    """Let atheris make inputs; raises ``ImportError`` where it is not installed.
+    """Let atheris make inputs; raises ``ModuleNotFoundError`` where it is not installed.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def run(inputs: int, seed: int, keep: Path = CORPUS) -> Found:
         The folder for inputs that were not read as they should be.
     """
     if importlib.util.find_spec("atheris") is None:
-        raise ModuleNotFoundError("No module named 'atheris'")
+        raise ModuleNotFoundError("No module named 'atheris'", name="atheris")
     with tempfile.TemporaryDirectory() as folder:
         seeds, results = Path(folder, "seeds"), Path(folder, "results.json")
         seeds.mkdir()

@@ -7,14 +7,11 @@ is then made as small as it can be, and kept in ``trust/corpus``, where every te
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import multiprocessing
 import platform
 import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trust import mutations, record
+from trust import mutations
+from trust.record import Findings
 from trust.shrink import shrink
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -53,8 +51,10 @@ class Found:
         Names of the inputs that were kept, and what happened.
     slowest : float
         Seconds of the slowest input.
-    peak, growth : int
-        The most bytes that the process held, and how many more that is than before the first input.
+    peak : int
+        The most bytes that the process held.
+    growth : int or None
+        How many more that is than before the first input; None where that is not known.
     """
 
     inputs: int = 0
@@ -62,7 +62,7 @@ class Found:
     defects: dict[str, str] = field(default_factory=dict)
     slowest: float = 0.0
     peak: int = 0
-    growth: int = 0
+    growth: int | None = None
 
     def count(self, target: str, outcome: str, seconds: float) -> bool:
         """Count one input, and say whether it is the first one of this end."""
@@ -217,35 +217,14 @@ def peak() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run ``python -m trust fuzz``; returns 1 if there are defects."""
-    parser = argparse.ArgumentParser(prog="python -m trust fuzz", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--inputs", type=int, default=20_000, help="how many inputs; default: 20000")
-    parser.add_argument("--seed", type=int, default=0, help="which inputs; default: 0")
-    parser.add_argument("--engine", choices=["structured", "atheris"], default="structured")
-    parser.add_argument("--results", type=Path, default=record.RESULTS, metavar="FILE", help="where a line is added")
-    options = parser.parse_args(arguments)
-    findings = record.Findings("fuzz")
-    if options.engine == "atheris":
-        from trust import coverage_guided
-
-        try:
-            found = coverage_guided.run(options.inputs, options.seed)
-        except ImportError as error:
-            print(f"the engine atheris needs a package: pip install atheris; got {error}", file=sys.stderr)
-            return 2
-    else:
-        found = run(options.inputs, options.seed)
+def note(findings: Findings, found: Found) -> None:
+    """Add what a run found to what is kept: every end is counted, every defect is a failure."""
     findings.count("inputs", found.inputs)
     for end, number in sorted(found.outcomes.items()):
         findings.count(end, number)
     findings.measure("seconds of the slowest input", round(found.slowest, 3), MOST_SECONDS)
     findings.measure("bytes held at the peak", found.peak)
-    if options.engine == "structured":
+    if found.growth is not None:
         findings.measure("bytes held more than before the first input", found.growth, MOST_GROWTH)
     for name, why in found.defects.items():
         findings.expect(False, f"{name}: {why}")
-    line = findings.line() | {"engine": options.engine, "seed": options.seed}
-    print(json.dumps(line, indent=2))
-    record.append(options.results, line)
-    return 0 if line["passed"] else 1
