@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from experiments.report.markdown import percent, signed, table
-from experiments.report.places import MODELS, NAMES, Places, place, ratios
+from experiments.report.places import MODELS, NAMES, Place, Places, place, ratios
 
 _FULL = 92.91
 _SMH = {0.258: 92.54, 0.1: 90.15, 0.031: 86.18}
@@ -112,12 +112,19 @@ def _scales(groups: Places) -> Iterator[str]:
 
 
 def _times(groups: Places) -> Iterator[str]:
+    """Compare runs of one commit only: those of others may have been made on another machine."""
     for group in _tables(groups):
         for ratio in ratios(groups[group].values()):
             ten, ours = place(groups, group, "hash10", ratio), place(groups, group, "matmul", ratio)
             if ten and ours:
-                times = [median(line["training_seconds"] for line in found.lines) for found in (ten, ours)]
-                yield f"{MODELS[group]} at {percent(ratio)}: {times[0] / times[1]:.1f} times"
+                shared = {line["commit"] for line in ten.lines} & {line["commit"] for line in ours.lines}
+                if shared:
+                    times = [_seconds(found, shared) for found in (ten, ours)]
+                    yield f"{MODELS[group]} at {percent(ratio)}: {times[0] / times[1]:.1f} times"
+
+
+def _seconds(found: Place, commits: set[str]) -> float:
+    return median(line["training_seconds"] for line in found.lines if line["commit"] in commits)
 
 
 def _difference(these: list[float], those: list[float]) -> str:
