@@ -49,8 +49,8 @@ _COUNTED = """A *ratio* is that of all stored variables to those of the dense mo
 and of batch norm its parameters and its running statistics. So what is kept leaves less for the pool, and every method
 gets the largest model that is not above the ratio. Accuracies are percent of the test images, mean ± standard deviation
 over seeds; a seed decides initial values and the order of images. A run that is repeated on the same machine ends with
-the same figures. A processor of another kind adds in another order, and there a run is as good as one with another seed:
-means move by about the deviation that stands beside them, which three seeds know only roughly.
+the same figures. A processor of another kind adds in another order, and there a run is as one with another seed: means
+move by about the deviation that stands beside them, which three seeds know only roughly.
 """
 _CLAIMS = """The figures of the paper ([arXiv 1911.11177](https://arxiv.org/abs/1911.11177)) are for ResNet-32 on
 CIFAR-10, the others were measured here with the networks above; differences are points of test accuracy. Here
