@@ -183,7 +183,13 @@ def row(**changes):
 
 
 def report_of(rows, seed=3, failures=()):
-    return {"passed": not failures, "seeds": {"torch": seed}, "rows": rows, "failures": list(failures)}
+    return {
+        "passed": not failures,
+        "seeds": {"torch": seed},
+        "plans": {"torch": 9},
+        "rows": rows,
+        "failures": list(failures),
+    }
 
 
 def test_the_suite_is_run_until_the_time_is_over_and_its_counts_added(monkeypatch):
@@ -202,7 +208,7 @@ def test_the_suite_is_run_until_the_time_is_over_and_its_counts_added(monkeypatc
     (found,) = suite.run("deep", ["torch"], 60)
     assert calls == [("conformance", "--backend", "torch", "--json", "--deep")] * 3
     assert found.labels == {"backend": "torch", "modes": "eager, vmap", "seeds": "3, 5, 8"}
-    assert (found.counts["laws passed"], found.counts["bits compared"]) == (120, 576)
+    assert (found.counts["plans drawn"], found.counts["laws passed"], found.counts["bits compared"]) == (27, 120, 576)
     assert found.skipped == {"some of mode compile": "no compiler"}
     assert found.failures == []
 

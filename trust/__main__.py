@@ -58,12 +58,13 @@ def conformance(backend: _BACKENDS = None, results: _RESULTS = record.RESULTS) -
 def deep(
     backend: _BACKENDS = None,
     minutes: Annotated[float, typer.Option(min=0, help="How long at least, for each backend.")] = 60,
+    plans: Annotated[int, typer.Option(min=1, help="How many each run draws; compilers take minutes for one.")] = 6,
     results: _RESULTS = record.RESULTS,
 ) -> None:
     """Run the deep conformance suite again and again, with other plans each time."""
     from trust import suite
 
-    _finish_all(suite.run("deep", backend or (), 60 * minutes), results)
+    _finish_all(suite.run("deep", backend or (), 60 * minutes, ["--plans", str(plans)]), results)
 
 
 @app.command()

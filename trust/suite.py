@@ -42,6 +42,7 @@ def run(
         while not seeds or (time.monotonic() - findings.started < seconds and not findings.failures):
             found = _printed("conformance", "--backend", backend, "--json", *["--deep"] * (check == "deep"), *options)
             seeds.append(found["seeds"][backend])
+            findings.count("plans drawn", found["plans"][backend])
             _add(findings, found)
         findings.labels["seeds"] = ", ".join(map(str, seeds))
         yield findings
