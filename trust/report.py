@@ -19,8 +19,8 @@ CHECKS = {
     ),
     "deep": (
         "Deep conformance",
-        "`smh conformance --deep`, again and again for an hour or more, each time with other plans and with shapes of real "
-        "size.",
+        "`smh conformance --deep`, again and again for an hour or more, each time with other plans, and with shapes of "
+        "real size.",
     ),
     "fuzz": (
         "Hostile files",
