@@ -1,6 +1,5 @@
 """What the harnesses of ``trust`` share: results, the page of them, the command line; and looking into packages."""
 
-import dataclasses
 import json
 import types
 import zipfile
@@ -192,7 +191,7 @@ def report_of(rows, seed=3, failures=()):
     }
 
 
-def test_the_suite_is_run_until_the_time_is_over_and_its_counts_added(monkeypatch):
+def test_the_suite_is_run_until_the_time_is_over(monkeypatch):
     calls, seeds = [], iter((3, 5, 8))
 
     def printed(*arguments):
@@ -200,17 +199,45 @@ def test_the_suite_is_run_until_the_time_is_over_and_its_counts_added(monkeypatc
         skipped = row(mode="compile", passed=0, checks=0, bits=0, skipped="no compiler")
         return report_of([row(), row(mode="vmap"), skipped], next(seeds))
 
-    clock = iter((0.0, 59.0, 61.0, 61.0))
+    clock = iter((0.0, 30.0, 59.0, 61.0))
     monkeypatch.setattr(suite, "_printed", printed)
     monkeypatch.setattr(suite, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    found = record.Findings("deep", started=0.0)
-    monkeypatch.setattr(suite, "Findings", lambda check, labels: dataclasses.replace(found, labels=labels))
-    (found,) = suite.run("deep", ["torch"], 60)
+    runs = list(suite.run("deep", ["torch"], 60))
     assert calls == [("conformance", "--backend", "torch", "--json", "--deep")] * 3
-    assert found.labels == {"backend": "torch", "modes": "eager, vmap", "seeds": "3, 5, 8"}
-    assert (found.counts["plans drawn"], found.counts["laws passed"], found.counts["bits compared"]) == (27, 120, 576)
-    assert found.skipped == {"some of mode compile": "no compiler"}
-    assert found.failures == []
+    assert [run.labels["seeds"] for run in runs] == ["3", "5", "8"]
+    for run in runs:
+        assert run.labels["modes"] == "eager, vmap"
+        assert (run.counts["plans drawn"], run.counts["laws passed"], run.counts["bits compared"]) == (9, 40, 192)
+        assert run.skipped == {"some of mode compile": "no compiler"}
+        assert run.failures == []
+
+
+def deep_line(bits, seeds, **changes):
+    counts = {"runs of the suite": 1, "bits compared": bits}
+    labels = {"backend": "torch", "seeds": seeds}
+    return record.Findings("deep", counts=counts, labels=labels).line() | {"changed": False, "seconds": 40.5} | changes
+
+
+def test_runs_of_the_same_code_are_summed():
+    lines = [
+        deep_line(1, "1", source="older", failures=["other bits"], passed=False),
+        deep_line(10, "2"),
+        deep_line(7, "4", backend="jax"),
+        deep_line(100, "3", changed=True),
+    ]
+    other, summed = report.latest(lines)
+    assert other == lines[2]
+    assert summed["counts"] == {"runs of the suite": 2, "bits compared": 110}
+    assert (summed["seconds"], summed["seeds"], summed["changed"], summed["passed"]) == (81.0, "2, 3", True, True)
+    assert lines[1]["counts"]["bits compared"] == 10, "the lines stay as they are"
+
+
+def test_a_later_run_does_not_hide_a_failure_of_the_same_code():
+    (summed,) = report.latest([deep_line(1, "1", failures=["other bits"], passed=False), deep_line(2, "2")])
+    assert summed["failures"] == ["other bits"]
+    assert not summed["passed"]
+    (fresh,) = report.latest([deep_line(1, "1", failures=["a"], passed=False), deep_line(2, "2", versions={"torch": "3"})])
+    assert fresh["passed"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The conformance suite and the demonstration, run as a user does, and what they say kept.
 
-With a time, the suite is run again and again until that is over, with other plans each time.
+With a time, the suite is run again and again until that is over, with other plans each time; what each run finds is
+kept at once, so that a stop loses no more than the run that it stops.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _RUN = "import sys; from smh.cli import main; sys.exit(main())"
 def run(
     check: str, backends: Sequence[str] = (), seconds: float = 0, options: Sequence[str] = ()
 ) -> Iterator[Findings]:
-    """Run the suite for one backend after the other, each in processes of its own.
+    """Run the suite for one backend after the other, each time in a process of its own.
 
     Parameters
     ----------
@@ -32,27 +33,32 @@ def run(
     backends : sequence of str
         Which; all whose frameworks are installed by default.
     seconds : float
-        How long at least, for each backend.
+        How long at least, for each backend; a run that finds something ends it.
     options : sequence of str
         More of ``smh conformance``.
+
+    Yields
+    ------
+    Findings
+        Of each run.
     """
     for backend in backends or list_backends(installed=True):
-        findings = Findings(check, labels={"backend": backend})
-        seeds: list[int] = []
-        while not seeds or (time.monotonic() - findings.started < seconds and not findings.failures):
-            found = _printed("conformance", "--backend", backend, "--json", *["--deep"] * (check == "deep"), *options)
-            seeds.append(found["seeds"][backend])
-            findings.count("plans drawn", found["plans"][backend])
-            _add(findings, found)
-        findings.labels["seeds"] = ", ".join(map(str, seeds))
-        yield findings
+        end = time.monotonic() + seconds
+        while True:
+            yield (findings := _run(check, backend, options))
+            if findings.failures or time.monotonic() >= end:
+                break
 
 
-def _add(findings: Findings, found: dict[str, Any]) -> None:
-    """Add what one run found."""
+def _run(check: str, backend: str, options: Sequence[str]) -> Findings:
+    """Run the suite once for one backend."""
+    findings = Findings(check, labels={"backend": backend})
+    found = _printed("conformance", "--backend", backend, "--json", *["--deep"] * (check == "deep"), *options)
     rows = found["rows"]
     findings.labels["modes"] = ", ".join(row["mode"] for row in rows if row["passed"] or row["failed"])
+    findings.labels["seeds"] = str(found["seeds"][backend])
     findings.count("runs of the suite")
+    findings.count("plans drawn", found["plans"][backend])
     for what, key in (
         ("laws passed", "passed"),
         ("laws failed", "failed"),
@@ -66,6 +72,7 @@ def _add(findings: Findings, found: dict[str, Any]) -> None:
         findings.expect(False, f"{failure['id']}: {failure['error'][-500:]}")
     different = sum(row["different"] for row in rows)
     findings.expect(found["passed"] and not different, f"{different} bits are different")
+    return findings
 
 
 def demo() -> Findings:
