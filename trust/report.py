@@ -107,8 +107,8 @@ def page(lines: Iterable[Line]) -> str:
         "# Trust",
         "<!-- Written by `python -m trust report`; changes by hand are lost. -->",
         "What was tried to break the library, and what came of it: `python -m trust` runs each check and adds what it "
-        "found to `trust/results/trust.jsonl`; this page shows the last run of each, or, of deep conformance, the sum of "
-        "all runs of the same code. Every figure that has a bound has to stay within it, or the check fails.",
+        "found to `trust/results/trust.jsonl`; this page shows the last run of each, or, of deep conformance, the sum "
+        "of all runs of the same code. Every figure that has a bound has to stay within it, or the check fails.",
     ]
     shown = ""
     chosen = latest(lines)
