@@ -214,7 +214,7 @@ def test_the_suite_is_run_until_the_time_is_over(monkeypatch):
 
 def deep_line(bits, seeds, **changes):
     counts = {"runs of the suite": 1, "bits compared": bits}
-    labels = {"backend": "torch", "seeds": seeds}
+    labels = {"backend": "torch", "seeds": seeds, "modes": "eager"}
     return record.Findings("deep", counts=counts, labels=labels).line() | {"changed": False, "seconds": 40.5} | changes
 
 
@@ -223,12 +223,13 @@ def test_runs_of_the_same_code_are_summed():
         deep_line(1, "1", source="older", failures=["other bits"], passed=False),
         deep_line(10, "2"),
         deep_line(7, "4", backend="jax"),
-        deep_line(100, "3", changed=True),
+        deep_line(100, "3", changed=True, modes="vmap, eager"),
     ]
     other, summed = report.latest(lines)
     assert other == lines[2]
     assert summed["counts"] == {"runs of the suite": 2, "bits compared": 110}
-    assert (summed["seconds"], summed["seeds"], summed["changed"], summed["passed"]) == (81.0, "2, 3", True, True)
+    assert (summed["seconds"], summed["changed"], summed["passed"]) == (81.0, True, True)
+    assert (summed["seeds"], summed["modes"]) == ("2, 3", "eager, vmap")
     assert lines[1]["counts"]["bits compared"] == 10, "the lines stay as they are"
 
 

@@ -98,6 +98,7 @@ def _sum(a: Line, b: Line) -> Line:
         "changed": a["changed"] or b["changed"],
         "seconds": round(a["seconds"] + b["seconds"], 1),
         "seeds": f"{a['seeds']}, {b['seeds']}",
+        "modes": ", ".join(dict.fromkeys(f"{a['modes']}, {b['modes']}".split(", "))),
     }
 
 
