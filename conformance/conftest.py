@@ -20,7 +20,7 @@ from conformance.bits import Tally
 from smh.errors import SmhError
 
 XFAIL = Path(__file__).with_name("xfail")
-DEEP_PLANS, PLANS = 400, 6
+DEEP_PLANS, PLANS = 12, 6
 TALLY = "tally"
 
 
@@ -33,13 +33,16 @@ class Report:
         )
         self.failures: list[dict[str, str]] = []
 
-    def add(self, label: tuple[str, ...], report: pytest.TestReport) -> None:
+    def row(self, label: str) -> dict[str, Any]:
+        """Return the row of a label, `backend-device-mode`."""
+        backend, device, mode = label.split("-", 2)
+        return self.rows[backend, device, mode]
+
+    def add(self, label: str, report: pytest.TestReport) -> None:
         """Add a test."""
-        row = self.rows[label]
+        row = self.row(label)
         if report.when == "call":
             row["xfailed" if hasattr(report, "wasxfail") else report.outcome] += 1
-        elif report.skipped:
-            row["skipped"] = report.longrepr[2].removeprefix("Skipped: ").partition(": ")[2]
         elif report.failed:
             row["failed"] += 1
         if report.failed:
@@ -58,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backend", action="append", help="backend to check, may be repeated; default: numpy")
     group.addoption("--device", help="device to check on, such as cuda; default: the backend's first")
     group.addoption("--mode", action="append", help="mode to check, may be repeated; default: all of the backend's")
-    group.addoption("--deep", action="store_true", help="draw many plans from a new seed, and build at real sizes")
+    group.addoption("--deep", action="store_true", help="draw more plans from a new seed, and build at real sizes")
     group.addoption("--plans", type=int, help=f"plans to draw, each with 5 cases; default: {PLANS}, deep {DEEP_PLANS}")
     group.addoption("--seed", type=int, help="seed of the drawn plans; default: 0, deep a new one")
     group.addoption("--xfail", type=Path, default=XFAIL, help="folder of the files <backend>.toml of expected failures")
@@ -72,6 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.seed = random.SystemRandom().randrange(2**32) if config.getoption("deep") else 0
     config.stash[_SUBJECTS] = _subjects(config)
     config.stash[_REPORT] = Report()
+    for label, _, missing in config.stash[_SUBJECTS]:
+        config.stash[_REPORT].row(label)["skipped"] = missing
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -144,9 +149,9 @@ def tally(subject: laws.Subject | None, record_property: Any, request: pytest.Fi
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = yield
-    label = item.callspec.id.split("-") if hasattr(item, "callspec") else []
-    if len(label) >= 4:
-        item.config.stash[_REPORT].add((label[0], label[1], "-".join(label[2:-1])), report)
+    if hasattr(item, "callspec"):
+        label, _, _ = item.callspec.id.rpartition("-")
+        item.config.stash[_REPORT].add(label, report)
     return report
 
 

@@ -5,7 +5,9 @@ Texts of ``--help`` are compared with the files in ``tests/golden_help``. After 
 ``constraints.txt``.
 """
 
+import copy
 import doctest
+import functools
 import importlib
 import json
 import os
@@ -453,9 +455,17 @@ def test_conformance_that_fails(monkeypatch):
     row = {"backend": "numpy", "device": "cpu", "mode": "eager", "passed": 23, "failed": 1, "checks": 100}
     row |= {"bits": 3200, "different": 5, "skipped": ""}
     failures = [{"id": "test_weights[numpy]", "error": "[bold] 5 bits differ"}]
-    report = {"rows": [row], "failures": failures, "seed": 5, "plans": 1}
-    monkeypatch.setattr(conformance, "_check", lambda *_: report)
-    result = invoke("conformance", "--backend", "numpy", "--json")
+    declared = {"rows": [row | {"checks": 0}], "failures": [], "seed": 5, "plans": 1}
+
+    asked = []
+
+    def check(suite, name, options, found=failures):
+        asked.append(options)
+        return copy.deepcopy(declared if "--collect-only" in options else {"rows": [row], "failures": found})
+
+    monkeypatch.setattr(conformance, "_check", check)
+    result = invoke("conformance", "--backend", "numpy", "--deep", "--mode", "eager", "--json")
+    assert asked == [["--deep", "--mode", "eager", "--collect-only"], ["--deep", "--mode", "eager", "--seed", "5"]]
     assert result.exit_code == 1
     assert json.loads(result.stdout) == {
         "passed": False,
@@ -469,7 +479,7 @@ def test_conformance_that_fails(monkeypatch):
     assert result.exit_code == 1
     assert "failed: test_weights[numpy]" in result.stdout
     assert "[bold] 5 bits differ" in result.stdout
-    monkeypatch.setattr(conformance, "_check", lambda *_: {**report, "failures": []})
+    monkeypatch.setattr(conformance, "_check", functools.partial(check, found=[]))
     assert invoke("conformance", "--backend", "numpy").exit_code == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,10 +34,10 @@ def run(
     backend: list[str] = typer.Option([], help="A backend to check; default: all whose frameworks are installed."),
     device: str = typer.Option("", help="The device, such as cuda; default: each backend's first."),
     mode: list[str] = typer.Option([], help="A mode to check; default: all that the backend declares."),
-    deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes; takes hours."),
+    deep: bool = typer.Option(False, help="Draw more plans from a new seed, and build at real sizes; takes an hour."),
     plans: int = typer.Option(0, help="How many plans to draw, each with five cases; default: as deep as said."),
     seed: int = typer.Option(-1, help="Seed of the drawn plans; default: 0, or a new one with --deep."),
-    jobs: int = typer.Option(2, min=1, help="How many backends are checked at a time, each in its own process."),
+    jobs: int = typer.Option(2, min=1, help="How many modes are checked at a time, each in its own process."),
     as_json: bool = AsJson,
 ) -> None:
     """Check that backends give the specified bits, in all their modes."""
@@ -45,10 +46,8 @@ def run(
     missing = [] if backend else [name for name in list_backends() if name not in chosen]
     options = ["--deep"] * deep
     options += ["--device", device] if device else []
-    options += [part for name in mode for part in ("--mode", name)]
     options += ["--plans", str(plans)] if plans else []
-    options += ["--seed", str(seed)] if seed >= 0 else []
-    reports = _check_all(suite, chosen, options, jobs)
+    reports = _check_all(suite, chosen, mode, seed, options, jobs)
     rows = [row for name in chosen for row in reports[name]["rows"]]
     failures = [failure for name in chosen for failure in reports[name]["failures"]]
     result = {
@@ -75,45 +74,59 @@ def _suite() -> Path:
     return Path(spec.origin).parent
 
 
-def _check_all(suite: Path, backends: list[str], options: list[str], jobs: int) -> dict[str, Any]:
-    reports = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        progress() as bars,
-        ThreadPoolExecutor(jobs) as pool,
-    ):
-        tasks = {name: bars.add_task(f"{name}: waiting", total=None) for name in backends}
+def _check_all(
+    suite: Path, backends: list[str], modes: list[str], seed: int, options: list[str], jobs: int
+) -> dict[str, Any]:
+    """Ask every backend for its modes, then check each mode in a process of its own; return a report for each backend.
 
-        def check(name: str) -> Any:
-            bars.update(tasks[name], description=f"{name}: every law in every mode")
-            return _check(suite, name, options, Path(folder) / f"{name}.json")
-
-        futures = {pool.submit(check, name): name for name in backends}
-        for future in as_completed(futures):
-            name = futures[future]
-            reports[name] = future.result()
-            found = len(reports[name]["failures"])
-            bars.update(
-                tasks[name], description=f"{name}: {found} failed" if found else f"{name}: done", total=1, completed=1
-            )
+    Compilers keep every program for as long as their process lives, so that all modes in one would take its memory.
+    """
+    asked = [part for name in modes for part in ("--mode", name)] + (["--seed", str(seed)] if seed >= 0 else [])
+    with progress() as bars, ThreadPoolExecutor(jobs) as pool:
+        try:
+            asking = {name: pool.submit(_check, suite, name, [*options, *asked, "--collect-only"]) for name in backends}
+            reports = {name: future.result() for name, future in asking.items()}
+            bar, checking = {}, {}
+            for name, report in reports.items():
+                rows = [row for row in report["rows"] if not row["skipped"]]
+                bar[name] = bars.add_task(f"{name}: every law in every mode", total=len(rows))
+                for row in rows:
+                    chosen = [*options, "--mode", row["mode"], "--seed", str(report["seed"])]
+                    checking[pool.submit(_check, suite, name, chosen)] = name, row
+            for future in as_completed(checking):
+                name, row = checking[future]
+                found = future.result()
+                row.update(*found["rows"])
+                reports[name]["failures"] += found["failures"]
+                failed = f": {len(reports[name]['failures'])} failed" if reports[name]["failures"] else ""
+                bars.update(bar[name], advance=1, description=f"{name}{failed}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return reports
 
 
-def _check(suite: Path, name: str, options: list[str], report: Path) -> Any:
-    """Run the suite for one backend in a process of its own, and read its report."""
+def _check(suite: Path, name: str, options: list[str]) -> Any:
+    """Run the suite for one backend in a process of its own, and return its report."""
     command = [sys.executable, "-m", "pytest", str(suite), "-q", "-p", "no:cacheprovider", "--show-capture=no"]
-    command += ["--backend", name, "--report", str(report), *options]
-    environment = _ENVIRONMENT | os.environ
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):  # neither passed nor failed
-        raise ConformanceError(f"the suite did not run for {name!r}: {_last_words(done.stdout + done.stderr)}")
-    return json.loads(report.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command += ["--backend", name, "--report", str(report), *options]
+        done = subprocess.run(command, env=_ENVIRONMENT | os.environ, capture_output=True, text=True, check=False)
+        if done.returncode in (0, 1):  # passed or failed
+            return json.loads(report.read_text(encoding="utf-8"))
+    words = _last_words(done.stdout + done.stderr)
+    if done.returncode < 0:
+        what = f"was stopped by {signal.Signals(-done.returncode).name}, as when memory runs out; --jobs 1 needs less"
+        raise ConformanceError(f"the suite for {name!r} {what}: {words}")
+    raise ConformanceError(f"the suite did not run for {name!r}: {words}")
 
 
 def _last_words(output: str) -> str:
-    """Return pytest's own errors, or the end of what it said."""
+    """Return pytest's own errors, or what stands around that of Python, or the end."""
     errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
-    return "; ".join(errors) or output[-2000:]
+    fatal = output.find("Fatal Python error")
+    return "; ".join(errors) or (output[max(0, fatal - 1000) : fatal + 1000] if fatal >= 0 else output[-2000:])
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:

@@ -106,6 +106,36 @@ def test_the_command_fails_when_a_law_does():
     assert "indices into" in result.output
 
 
+MODED = "tests.meta.moded:"
+
+
+def test_the_command_checks_every_mode_and_says_why_one_is_missing():
+    source = MODED + "Moded"
+    result = CliRunner().invoke(app, ["conformance", "--backend", source, "--plans", "1", "--seed", "7", "--json"])
+    assert result.exit_code == 1, result.output
+    content = json.loads(result.stdout)
+    assert content["seeds"] == {source: 7}
+    plain, negated, never = content["rows"]
+    assert (plain["mode"], negated["mode"], never["mode"]) == ("plain", "negated", "never")
+    assert plain["failed"] == plain["different"] == 0 < plain["passed"]
+    assert negated["failed"] > 0 < negated["different"]
+    assert (never["skipped"], never["passed"], never["checks"]) == ("no such thing here", 0, 0)
+    assert len(content["failures"]) == negated["failed"]
+    assert all("-negated-" in failure["id"] for failure in content["failures"])
+
+
+def test_a_mode_that_is_missing_may_not_be_asked_for():
+    result = CliRunner().invoke(app, ["conformance", "--backend", MODED + "Moded", "--mode", "never"])
+    assert result.exit_code == 3
+    assert "no such thing here" in result.stderr
+
+
+def test_a_process_that_is_killed_is_said_to_be():
+    result = CliRunner().invoke(app, ["conformance", "--backend", MODED + "Deadly", "--plans", "1"])
+    assert result.exit_code == 3
+    assert f"the suite for '{MODED}Deadly' was stopped by SIGKILL, as when memory runs out" in result.stderr
+
+
 def test_the_command_says_what_cannot_run():
     result = CliRunner().invoke(app, ["conformance", "--backend", "nump"])
     assert result.exit_code == 3
