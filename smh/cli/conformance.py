@@ -84,12 +84,13 @@ def _check_all(
     asked = [part for name in modes for part in ("--mode", name)] + (["--seed", str(seed)] if seed >= 0 else [])
     with progress() as bars, ThreadPoolExecutor(jobs) as pool:
         try:
+            bar = {name: bars.add_task(f"{name}: which modes it has", total=None) for name in backends}
             asking = {name: pool.submit(_check, suite, name, [*options, *asked, "--collect-only"]) for name in backends}
             reports = {name: future.result() for name, future in asking.items()}
-            bar, checking = {}, {}
+            checking = {}
             for name, report in reports.items():
                 rows = [row for row in report["rows"] if not row["skipped"]]
-                bar[name] = bars.add_task(f"{name}: every law in every mode", total=len(rows))
+                bars.update(bar[name], description=f"{name}: every law in every mode", total=len(rows))
                 for row in rows:
                     chosen = [*options, "--mode", row["mode"], "--seed", str(report["seed"])]
                     checking[pool.submit(_check, suite, name, chosen)] = name, row
