@@ -20,7 +20,7 @@ from conformance.bits import Tally
 from smh.errors import SmhError
 
 XFAIL = Path(__file__).with_name("xfail")
-DEEP_PLANS, PLANS = 12, 6
+DEEP_PLANS, PLANS = 400, 6
 TALLY = "tally"
 
 
@@ -61,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backend", action="append", help="backend to check, may be repeated; default: numpy")
     group.addoption("--device", help="device to check on, such as cuda; default: the backend's first")
     group.addoption("--mode", action="append", help="mode to check, may be repeated; default: all of the backend's")
-    group.addoption("--deep", action="store_true", help="draw more plans from a new seed, and build at real sizes")
+    group.addoption("--deep", action="store_true", help="draw many plans from a new seed, and build at real sizes")
     group.addoption("--plans", type=int, help=f"plans to draw, each with 5 cases; default: {PLANS}, deep {DEEP_PLANS}")
     group.addoption("--seed", type=int, help="seed of the drawn plans; default: 0, deep a new one")
     group.addoption("--xfail", type=Path, default=XFAIL, help="folder of the files <backend>.toml of expected failures")

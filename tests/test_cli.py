@@ -452,26 +452,35 @@ def test_demo_of_what_cannot_work(tmp_path):
 
 
 def test_conformance_that_fails(monkeypatch):
-    row = {"backend": "numpy", "device": "cpu", "mode": "eager", "passed": 23, "failed": 1, "checks": 100}
+    row = {"backend": "numpy", "device": "cpu", "mode": "eager", "passed": 23, "failed": 1, "xfailed": 0, "checks": 100}
     row |= {"bits": 3200, "different": 5, "skipped": ""}
     failures = [{"id": "test_weights[numpy]", "error": "[bold] 5 bits differ"}]
-    declared = {"rows": [row | {"checks": 0}], "failures": [], "seed": 5, "plans": 1}
-
+    none = dict.fromkeys(("passed", "failed", "xfailed", "checks", "bits", "different"), 0)
+    declared = {"rows": [row | none], "failures": [], "seed": 5, "plans": 30}
+    drawn = {"rows": [row | none | {"passed": 10, "bits": 64}], "failures": []}
     asked = []
 
     def check(suite, name, options, found=failures):
         asked.append(options)
-        return copy.deepcopy(declared if "--collect-only" in options else {"rows": [row], "failures": found})
+        first = {"rows": [row], "failures": found}
+        return copy.deepcopy(declared if "--collect-only" in options else drawn if "-k" in options else first)
 
     monkeypatch.setattr(conformance, "_check", check)
     result = invoke("conformance", "--backend", "numpy", "--deep", "--mode", "eager", "--json")
-    assert asked == [["--deep", "--mode", "eager", "--collect-only"], ["--deep", "--mode", "eager", "--seed", "5"]]
+    asked_of_mode = ["--deep", "--mode", "eager"]
+    more = ["-k", "test_drawn_plans"]
+    assert asked[0] == [*asked_of_mode, "--collect-only"]
+    assert sorted(asked[1:]) == [
+        [*asked_of_mode, "--seed", "17", "--plans", "12", *more],
+        [*asked_of_mode, "--seed", "29", "--plans", "6", *more],
+        [*asked_of_mode, "--seed", "5", "--plans", "12"],
+    ]
     assert result.exit_code == 1
     assert json.loads(result.stdout) == {
         "passed": False,
         "seeds": {"numpy": 5},
-        "plans": {"numpy": 1},
-        "rows": [row],
+        "plans": {"numpy": 30},
+        "rows": [row | {"passed": 43, "bits": 3328}],
         "failures": failures,
         "missing": [],
     }

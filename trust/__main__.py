@@ -58,14 +58,14 @@ def conformance(backend: _BACKENDS = None, results: _RESULTS = record.RESULTS) -
 def deep(
     backend: _BACKENDS = None,
     minutes: Annotated[float, typer.Option(min=0, help="How long at least, for each backend.")] = 60,
-    plans: Annotated[int, typer.Option(min=1, help="How many each run draws; the suite's default by default.")] = 0,
+    plans: Annotated[int, typer.Option(min=1, help="How many each run draws; compilers take minutes for one.")] = 6,
     mode: Annotated[list[str] | None, typer.Option(help="Which of a backend's; all by default.")] = None,
     results: _RESULTS = record.RESULTS,
 ) -> None:
     """Run the deep conformance suite again and again, with other plans each time."""
     from trust import suite
 
-    options = [part for name in mode or () for part in ("--mode", name)] + (["--plans", str(plans)] if plans else [])
+    options = ["--plans", str(plans), *(part for name in mode or () for part in ("--mode", name))]
     _finish_all(suite.run("deep", backend or (), 60 * minutes, options), results)
 
 

@@ -24,7 +24,7 @@ _RUN = "import sys; from smh.cli import main; sys.exit(main())"
 def run(
     check: str, backends: Sequence[str] = (), seconds: float = 0, options: Sequence[str] = ()
 ) -> Iterator[Findings]:
-    """Run the suite for one backend after the other, each time in a process of its own.
+    """Run the suite for one backend after the other, each time in processes of its own.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -29,12 +30,16 @@ _ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
 }
 
+_COUNTS = ("passed", "failed", "xfailed", "checks", "bits", "different")
+_ROUND = 12
+"""How many plans a process draws: with more, what compilers keep of them would not fit."""
+
 
 def run(
     backend: list[str] = typer.Option([], help="A backend to check; default: all whose frameworks are installed."),
     device: str = typer.Option("", help="The device, such as cuda; default: each backend's first."),
     mode: list[str] = typer.Option([], help="A mode to check; default: all that the backend declares."),
-    deep: bool = typer.Option(False, help="Draw more plans from a new seed, and build at real sizes; takes an hour."),
+    deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes; takes hours."),
     plans: int = typer.Option(0, help="How many plans to draw, each with five cases; default: as deep as said."),
     seed: int = typer.Option(-1, help="Seed of the drawn plans; default: 0, or a new one with --deep."),
     jobs: int = typer.Option(2, min=1, help="How many modes are checked at a time, each in its own process."),
@@ -77,9 +82,10 @@ def _suite() -> Path:
 def _check_all(
     suite: Path, backends: list[str], modes: list[str], seed: int, options: list[str], jobs: int
 ) -> dict[str, Any]:
-    """Ask every backend for its modes, then check each mode in a process of its own; return a report for each backend.
+    """Ask every backend for its modes, then check each mode in processes of its own; return a report for each backend.
 
     Compilers keep every program for as long as their process lives, so that all modes in one would take its memory.
+    What does not depend on drawn plans is checked by the first process of a mode.
     """
     asked = [part for name in modes for part in ("--mode", name)] + (["--seed", str(seed)] if seed >= 0 else [])
     with progress() as bars, ThreadPoolExecutor(jobs) as pool:
@@ -90,14 +96,18 @@ def _check_all(
             checking = {}
             for name, report in reports.items():
                 rows = [row for row in report["rows"] if not row["skipped"]]
-                bars.update(bar[name], description=f"{name}: every law in every mode", total=len(rows))
-                for row in rows:
-                    chosen = [*options, "--mode", row["mode"], "--seed", str(report["seed"])]
+                rounds = range(0, report["plans"], _ROUND)
+                bars.update(bar[name], description=f"{name}: every law in every mode", total=len(rows) * len(rounds))
+                for row, drawn in itertools.product(rows, rounds):
+                    chosen = [*options, "--mode", row["mode"], "--seed", str(report["seed"] + drawn)]
+                    chosen += ["--plans", str(min(_ROUND, report["plans"] - drawn))]
+                    chosen += ["-k", "test_drawn_plans"] if drawn else []
                     checking[pool.submit(_check, suite, name, chosen)] = name, row
             for future in as_completed(checking):
                 name, row = checking[future]
                 found = future.result()
-                row.update(*found["rows"])
+                (more,) = found["rows"]
+                row |= {key: row[key] + more[key] for key in _COUNTS}
                 reports[name]["failures"] += found["failures"]
                 failed = f": {len(reports[name]['failures'])} failed" if reports[name]["failures"] else ""
                 bars.update(bar[name], advance=1, description=f"{name}{failed}")
