@@ -332,9 +332,8 @@ def _shape(name: Any, shape: Any) -> tuple[int, ...]:
         sizes = tuple(shape)
     except TypeError as error:
         raise PlanError(f"the shape of {name!r} must be a sequence of integers; got {shape!r}") from error
-    return tuple(
-        whole_number(f"every size in the shape {sizes} of tensor {name!r}", size, 1, LIMIT - 1) for size in sizes
-    )
+    each = f"every size in the shape {sizes} of tensor {name!r}"
+    return tuple(whole_number(each, size, 1, LIMIT - 1) for size in sizes)
 
 
 def _known(what: str, given: Mapping[str, Any] | None, names: list[str], shapes: Mapping[str, Any]) -> None:

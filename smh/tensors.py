@@ -101,8 +101,9 @@ class TensorSpec:
         what = f"tensor {self.name!r}"
         if len(self.shape) > MAX_AXES:
             raise PlanError(f"{what} must have at most {MAX_AXES} axes; got {len(self.shape)}")
+        each = f"every size in the shape {self.shape} of {what}"
         for size in self.shape:
-            whole_number(f"every size in the shape {self.shape} of {what}", size, 1, LIMIT - 1)
+            whole_number(each, size, 1, LIMIT - 1)
         if self.size >= LIMIT:
             raise PlanError(
                 f"{what} is too large: shape {self.shape} has {self.size} elements, the limit is {LIMIT - 1}"
