@@ -293,7 +293,7 @@ def _transposed_times(ops: Ops, a: Array, parts: Sequence[Stripe], see: Callable
     bits = grid_bits(terms)
     own = line_shifters(xp, a, 0, bits)
     magnitudes = [xp.abs(part.of(largest_magnitude(xp, part.rows, 0))) for part in parts]
-    shifter = shifter_of(xp, functools.reduce(xp.maximum, magnitudes), bits)
+    shifter = ops.settled(shifter_of(xp, functools.reduce(xp.maximum, magnitudes), bits))
     grid = to_grid(ops, a, own)
     # Blocks with at least as many rows as the result has: adding to it then costs no more than making the block.
     width = min(columns, max(1, ops.product_elements // a.shape[1]))

@@ -79,6 +79,13 @@ class Ops:
         """
         return self.is_false(self.xp.any(self.xp.abs(x) < bound))
 
+    def settled(self, x: Array) -> Array:
+        """Return ``x``, of few elements that many others meet: a compiler must not compute one for each of these.
+
+        Law: equal to ``x``, which is float64.
+        """
+        return x
+
     def map_rows(
         self,
         fn: Callable[[Array], Array],

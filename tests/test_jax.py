@@ -166,6 +166,25 @@ def test_blocks_write_into_one_array():
     assert memory.temp_size_in_bytes < 0.5 * 4 * n * n + 8 * 5 * JaxOps.block_elements
 
 
+def test_tensors_wait_for_one_another():
+    """The compiler holds the temporaries of few tensors at a time, also of those that one or two blocks make."""
+    for shape in ((400, 500), (500, 1100), (1000, 1100)):
+        plan = smh.Plan.build({f"t{i}": shape for i in range(20)}, ratio=0.02)
+        variables = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in smh_jax.initialize(plan).items()}
+        memory = jax.jit(lambda v, plan=plan: smh_jax.materialize(plan, v)).lower(variables).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 20 * JaxOps.block_elements, shape
+
+
+def test_grid_of_cotangents_is_computed_once():
+    """What rounds a column comes from the largest of all tensors, and is not computed for each element from these."""
+    count = 24
+    plan = smh.Plan.build({f"t{i}": (400, 500) for i in range(count)}, ratio=0.02)
+    variables = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in smh_jax.initialize(plan).items()}
+    cotangents = {tensor.name: jax.ShapeDtypeStruct(tensor.shape, "float32") for tensor in plan.tensors}
+    compiled = jax.jit(lambda v, g: smh_jax.vjp(plan, v, g)).lower(variables, cotangents).compile()
+    assert compiled.as_text().count(" maximum(") < 40 * count
+
+
 MODES = [mode.name for mode in backend.modes() if not mode.missing]
 
 

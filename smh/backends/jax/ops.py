@@ -30,6 +30,10 @@ class JaxOps(Ops):
         """Return None: JAX places arrays where those are that they meet."""
         return None
 
+    def settled(self, x: Array) -> Array:
+        """Return ``x`` from a loop: of all things, the compiler makes only its result just once."""
+        return jax.lax.fori_loop(0, 2, lambda i, y: xp.maximum(x, y), x)
+
     def map_rows(
         self,
         fn: Callable[[Array], Array],
@@ -40,26 +44,38 @@ class JaxOps(Ops):
         finish: Finish | None = None,
     ) -> Array:
         """Fill one float32 array block by block: that of the arguments, where results have their shape and type."""
-        first, step, blocks = self._split(x.shape[0], width, elements)
-        start = 0 if width == 1 else self._in_turn()  # what is elementwise follows what made its argument
-        head = self._result(fn, jax.lax.dynamic_slice_in_dim(x, start, first), finish)
-        in_place = x.dtype == head.dtype and x.shape[1:] == head.shape[1:]
+        # What the next one waits for is an element, which the compiler makes twice and early where it is of one block.
+        least = 2 if width > 1 and x.shape[0] * width > self.block_elements // 2 else 1
+        first, step, blocks = self._split(x.shape[0], width, elements, least)
+
+        def make(start: Array | int, count: int) -> Array:
+            return self._result(fn, jax.lax.dynamic_slice_in_dim(x, start, count), finish)
+
+        # What is elementwise follows what made its argument.
+        head = make(0 if width == 1 else _zero_after(self._last), first)
         if blocks == 0:
             self._last = head
-            return head
+        elif x.dtype != head.dtype or x.shape[1:] != head.shape[1:]:
+            # The compiler unrolls a loop of one step, which then has to be told to wait for the first block.
+            second = first + _zero_after(head)
 
-        def fill(i: Array, out: Array) -> Array:
-            start = first + i * step
-            rows = jax.lax.dynamic_slice_in_dim(out if in_place else x, start, step)
-            return jax.lax.dynamic_update_slice_in_dim(out, self._result(fn, rows, finish), start, 0)
+            def fill(i: Array, out: Array) -> Array:
+                start = second + i * step
+                return jax.lax.dynamic_update_slice_in_dim(out, make(start, step), start, 0)
 
-        if in_place:
-            out = jax.lax.dynamic_update_slice_in_dim(x, head, 0, 0)
-        else:
             # Padded, not written into an empty array: what goes round the loop must be placed as the blocks are.
             missing = [(0, x.shape[0] - first, 0)] + [(0, 0, 0)] * (head.ndim - 1)
             out = jax.lax.pad(head, xp.zeros((), dtype=xp.float32), missing)
-        self._last = jax.lax.fori_loop(0, blocks, fill, out)
+            self._last = jax.lax.fori_loop(0, blocks, fill, out)
+        else:
+
+            def overwrite(i: Array, out: Array) -> Array:
+                start = first + i * step
+                rows = jax.lax.dynamic_slice_in_dim(out, start, step)
+                return jax.lax.dynamic_update_slice_in_dim(out, self._result(fn, rows, finish), start, 0)
+
+            out = jax.lax.dynamic_update_slice_in_dim(x, head, 0, 0)
+            self._last = jax.lax.fori_loop(0, blocks, overwrite, out)
         return self._last
 
     def fold_rows(
@@ -107,15 +123,16 @@ class JaxOps(Ops):
         on_cpu = jax.default_backend() == "cpu"
         return super().block_rows(rows, width, elements if on_cpu else self.accelerator_elements)
 
-    def _in_turn(self) -> Array | int:
-        """Return a 0 that the compiler cannot know before the last loop is done: its own barriers order nothing."""
-        if self._last is None:
-            return 0
-        bits = jax.lax.bitcast_convert_type(xp.reshape(self._last, (-1,))[0], xp.int32)
-        return 1 + (bits >> 31) + (~bits >> 31)
-
-    def _split(self, rows: int, width: int, elements: int | None) -> tuple[int, int, int]:
+    def _split(self, rows: int, width: int, elements: int | None, least: int = 1) -> tuple[int, int, int]:
         """Return the rows of the first block, those of each further block, and how many further blocks there are."""
-        blocks = -(-rows // self.block_rows(rows, width, elements))
+        blocks = max(min(rows, least), -(-rows // self.block_rows(rows, width, elements)))
         step = rows // blocks
         return rows - step * (blocks - 1), step, blocks - 1
+
+
+def _zero_after(x: Array | None) -> Array | int:
+    """Return a 0 that the compiler cannot know before an array is there: its own barriers order nothing."""
+    if x is None:
+        return 0
+    bits = jax.lax.bitcast_convert_type(xp.reshape(x, (-1,))[0], xp.int32)
+    return 1 + (bits >> 31) + (~bits >> 31)
