@@ -185,6 +185,23 @@ def test_grid_of_cotangents_is_computed_once():
     assert compiled.as_text().count(" maximum(") < 40 * count
 
 
+def test_what_is_computed_once_keeps_its_bits():
+    x = np.asarray([[1.5, 2.0**-240, 2.0**1000, np.inf, np.nan]])
+    with jax.enable_x64(True):
+        found = np.asarray(jax.jit(JaxOps().settled)(jnp.asarray(x)))
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found.view(np.uint64), x.view(np.uint64))
+
+
+def test_large_blocks_of_accelerators_stay_whole(monkeypatch):
+    """Where every block costs the start of its kernels, only what fills half a block or more is halved."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jax.ShapeDtypeStruct((2 * JaxOps.product_elements // 512, 512), "float32")
+    for width, loops in ((512, 0), (JaxOps.accelerator_elements // x.shape[0], 1)):
+        run = jax.make_jaxpr(lambda x, width=width: JaxOps().map_rows(lambda rows: rows[:, :3], x, width))
+        assert str(run(x)).count("scan[") == loops
+
+
 MODES = [mode.name for mode in backend.modes() if not mode.missing]
 
 

@@ -514,3 +514,11 @@ def test_all_frameworks_in_one_process():
 
 def test_logging_is_left_alone():
     assert logging.getLogger("tensorflow").level != logging.CRITICAL
+
+
+@pytest.mark.parametrize("wrapped", [lambda fn: fn, tf.function, tf.function(jit_compile=True)])
+def test_what_is_computed_once_keeps_its_bits(wrapped):
+    x = np.asarray([[1.5, 2.0**-240, 2.0**1000, np.inf, np.nan]])
+    found = wrapped(TensorFlowOps().settled)(tf.constant(x)).numpy()
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found.view(np.uint64), x.view(np.uint64))

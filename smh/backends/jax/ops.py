@@ -31,7 +31,7 @@ class JaxOps(Ops):
         return None
 
     def settled(self, x: Array) -> Array:
-        """Return ``x`` from a loop: of all things, the compiler makes only its result just once."""
+        """Return ``x`` from a loop of two steps, whose result the compiler computes just once."""
         return jax.lax.fori_loop(0, 2, lambda i, y: xp.maximum(x, y), x)
 
     def map_rows(
@@ -44,38 +44,30 @@ class JaxOps(Ops):
         finish: Finish | None = None,
     ) -> Array:
         """Fill one float32 array block by block: that of the arguments, where results have their shape and type."""
-        # What the next one waits for is an element, which the compiler makes twice and early where it is of one block.
-        least = 2 if width > 1 and x.shape[0] * width > self.block_elements // 2 else 1
+        # To wait for a block is to wait for one element of it, which of a single block the compiler computes alone.
+        least = 2 if width > 1 and x.shape[0] * width > self._most(elements) // 2 else 1
         first, step, blocks = self._split(x.shape[0], width, elements, least)
-
-        def make(start: Array | int, count: int) -> Array:
-            return self._result(fn, jax.lax.dynamic_slice_in_dim(x, start, count), finish)
-
-        # What is elementwise follows what made its argument.
-        head = make(0 if width == 1 else _zero_after(self._last), first)
+        start = 0 if width == 1 else _zero_after(self._last)  # what is elementwise follows what made its argument
+        head = self._result(fn, jax.lax.dynamic_slice_in_dim(x, start, first), finish)
+        in_place = x.dtype == head.dtype and x.shape[1:] == head.shape[1:]
         if blocks == 0:
             self._last = head
-        elif x.dtype != head.dtype or x.shape[1:] != head.shape[1:]:
-            # The compiler unrolls a loop of one step, which then has to be told to wait for the first block.
-            second = first + _zero_after(head)
+            return head
+        # The compiler unrolls a loop of one step, which then has to be told to wait for the first block.
+        second = first if in_place else first + _zero_after(head)
 
-            def fill(i: Array, out: Array) -> Array:
-                start = second + i * step
-                return jax.lax.dynamic_update_slice_in_dim(out, make(start, step), start, 0)
+        def fill(i: Array, out: Array) -> Array:
+            start = second + i * step
+            rows = jax.lax.dynamic_slice_in_dim(out if in_place else x, start, step)
+            return jax.lax.dynamic_update_slice_in_dim(out, self._result(fn, rows, finish), start, 0)
 
+        if in_place:
+            out = jax.lax.dynamic_update_slice_in_dim(x, head, 0, 0)
+        else:
             # Padded, not written into an empty array: what goes round the loop must be placed as the blocks are.
             missing = [(0, x.shape[0] - first, 0)] + [(0, 0, 0)] * (head.ndim - 1)
             out = jax.lax.pad(head, xp.zeros((), dtype=xp.float32), missing)
-            self._last = jax.lax.fori_loop(0, blocks, fill, out)
-        else:
-
-            def overwrite(i: Array, out: Array) -> Array:
-                start = first + i * step
-                rows = jax.lax.dynamic_slice_in_dim(out, start, step)
-                return jax.lax.dynamic_update_slice_in_dim(out, self._result(fn, rows, finish), start, 0)
-
-            out = jax.lax.dynamic_update_slice_in_dim(x, head, 0, 0)
-            self._last = jax.lax.fori_loop(0, blocks, overwrite, out)
+        self._last = jax.lax.fori_loop(0, blocks, fill, out)
         return self._last
 
     def fold_rows(
@@ -120,8 +112,12 @@ class JaxOps(Ops):
 
     def block_rows(self, rows: int, width: int, elements: int | None = None) -> int:
         """Return how many rows a block has, where programs run by default."""
+        return super().block_rows(rows, width, self._most(elements))
+
+    def _most(self, elements: int | None) -> int:
+        """Return about how many elements a block holds at most, where programs run by default."""
         on_cpu = jax.default_backend() == "cpu"
-        return super().block_rows(rows, width, elements if on_cpu else self.accelerator_elements)
+        return (elements or self.block_elements) if on_cpu else self.accelerator_elements
 
     def _split(self, rows: int, width: int, elements: int | None, least: int = 1) -> tuple[int, int, int]:
         """Return the rows of the first block, those of each further block, and how many further blocks there are."""
