@@ -26,21 +26,24 @@ with replacing(sys.argv[1]) as temporary:
     open(temporary, "w").write("from a process")
 """
 BROKEN = """
-import os, random, sys, tempfile
+import os, random, sys, tempfile, time
 from trust import faults, record, savers
 from trust.savers import save_checkpoint
 
-def in_place(path, version):
-    save_checkpoint(path + ".other", version)
-    with open(path + ".other", "rb") as whole, open(path, "wb") as file:
-        while part := whole.read(10_000):
-            file.write(part)
-    os.unlink(path + ".other")
-
 def beside(path, version):
-    name = path + os.urandom(8).hex()
+    name, started = path + os.urandom(8).hex(), time.monotonic()
     save_checkpoint(name, version)
+    time.sleep(4 * (time.monotonic() - started))  # so that most signals find this file, however fast the disk is
     os.replace(name, path)
+
+def in_place(path, version):
+    started = time.monotonic()
+    save_checkpoint(path + ".other", version)
+    with open(path + ".other", "rb") as whole, open(path, "wb", buffering=0) as file:
+        file.write(whole.read(10_000))
+        time.sleep(4 * (time.monotonic() - started))
+        file.write(whole.read())
+    os.unlink(path + ".other")
 
 findings = record.Findings("broken")
 with tempfile.TemporaryDirectory() as folder:

@@ -52,7 +52,7 @@ class Saved:
         return cls(model, path, models.save(path, model), models.tensors(models.materialize(model)))
 
 
-def trained_in(framework, architecture, folder, steps=200):
+def trained_in(framework, architecture, folder, steps=120):
     images, _, labels, _ = digits()
     models = FRAMEWORKS[framework]
     model = models.train(models.compress(models.make(architecture), 0.2), images, labels, steps)

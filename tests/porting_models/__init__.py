@@ -23,10 +23,11 @@ ARCHITECTURES = ("mlp", "cnn", "separable", "resnet", "gru", "lstm", "transforme
 IMAGES = ("cnn", "separable", "resnet")
 """Those that take images with channels; an MLP takes pixels, the others rows."""
 BATCH = 64
-RATES = (1e-2, 1e-3)
-"""Learning rates of Adam, up to step SLOW_FROM and after it. The slow steps let the statistics of batch norm, of which
-inference is made, catch up with the weights: without them it is chance, and the number of CPUs, what is learned."""
-SLOW_FROM = 40
+RATE = 1e-2
+"""The learning rate of Adam."""
+STILL_FROM = 60
+"""The step from which on the rate is 0, and only the statistics of batch norm move. Inference is made of these: where
+weights go on moving, it is chance, and the number of CPUs, how far the statistics are behind."""
 
 
 @functools.cache

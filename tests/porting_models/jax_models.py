@@ -12,7 +12,7 @@ from flax import nnx
 
 from smh.backends import jax as smh
 from smh.backends.jax import pytrees
-from tests.porting_models import IMAGES, RATES, SLOW_FROM, batches
+from tests.porting_models import IMAGES, RATE, STILL_FROM, batches
 
 SYMMETRIC = ((1, 1), (1, 1))
 """Padding of a strided convolution as PyTorch has it; "SAME" would put more at the end."""
@@ -245,7 +245,7 @@ def _infer(architecture, params, x):
     return _apply(architecture, params, x, False)[0]
 
 
-_OPTIMIZER = optax.adam(optax.piecewise_constant_schedule(RATES[0], {SLOW_FROM: RATES[1] / RATES[0]}))
+_OPTIMIZER = optax.adam(optax.piecewise_constant_schedule(RATE, {STILL_FROM: 0.0}))
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)

@@ -6,7 +6,7 @@ from keras import layers
 
 from smh.backends import tensorflow as smh
 from smh.backends.tensorflow import keras_tensors
-from tests.porting_models import BATCH, IMAGES, RATES, SLOW_FROM, batches
+from tests.porting_models import BATCH, IMAGES, RATE, STILL_FROM, batches
 
 
 def conv(filters, name, size=3, stride=1):
@@ -179,7 +179,7 @@ def compress(model, ratio, include=None):
 def train(model, images, labels, steps):
     """Train a model in place, and return it."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.PiecewiseConstantDecay([SLOW_FROM], list(RATES)))
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.PiecewiseConstantDecay([STILL_FROM], [RATE, 0.0]))
     optimizer.build(model.trainable_variables)  # else the step is traced twice
     model.compile(optimizer, loss)
     x, y = (np.concatenate(parts) for parts in zip(*batches(images, labels, steps), strict=True))

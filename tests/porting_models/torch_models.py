@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from smh.backends import torch as smh
-from tests.porting_models import IMAGES, RATES, SLOW_FROM, batches
+from tests.porting_models import IMAGES, RATE, STILL_FROM, batches
 
 F = nn.functional
 
@@ -183,8 +183,8 @@ def compress(model, ratio):
 def train(model, images, labels, steps):
     """Train a model in place, and return it."""
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), RATES[0])
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [SLOW_FROM], RATES[1] / RATES[0])
+    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [STILL_FROM], gamma=0)
     for x, y in batches(images, labels, steps):
         optimizer.zero_grad()
         F.cross_entropy(model(_inputs(model, x)), torch.from_numpy(y).long()).backward()
