@@ -1,6 +1,7 @@
 """Files, digests, plans, and the time to start: over raw copies, SHA-256 and `import numpy`."""
 
 import hashlib
+import importlib
 import math
 import os
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 
 import smh
 from cost.context import Figure, Job
+from cost.frameworks import FRAMEWORKS, Framework
 from cost.shapes import MODELS
 from cost.timing import Timer, Times, quartiles, ratio
 from smh import checkpoint
@@ -22,34 +24,38 @@ _HELP = "import sys; from smh.cli import main; sys.argv = ['smh', '--help']; mai
 
 
 def measure(job: Job) -> Iterator[Figure]:
-    """Iterate over all figures; ``job["model"]`` is saved."""
+    """Iterate over all figures; ``job["model"]`` is saved. Plans and starts know no framework: NumPy has them."""
     timer = Timer(job["rounds"], job["clock"])
-    yield from _of_files(job["model"], job["ratios"][0], timer)
-    yield from _of_plans(job["tensors"], timer)
-    yield from _of_starts(timer)
+    yield from _of_files(FRAMEWORKS[job["backend"]](), job["model"], job["ratios"][0], timer)
+    if job["backend"] == "numpy":
+        yield from _of_plans(job["tensors"], timer)
+        yield from _of_starts(timer)
 
 
-def _of_files(model: str, share: float, timer: Timer) -> Iterator[Figure]:
+def _of_files(framework: Framework, model: str, share: float, timer: Timer) -> Iterator[Figure]:
     plan = smh.Plan.build(MODELS[model](), ratio=share)
-    variables = smh.initialize(plan)
-    weights = np.concatenate([w.reshape(-1) for w in smh.materialize(plan, variables).values()])
+    backend = smh.get_backend(framework.backend)
+    named = smh.initialize(plan)
+    variables = {name: backend.asarray(x) for name, x in named.items()}
+    weights = np.concatenate([w.reshape(-1) for w in smh.materialize(plan, named).values()])
+    functions = smh if framework.backend == "numpy" else importlib.import_module(f"smh.backends.{framework.backend}")
     with tempfile.TemporaryDirectory() as folder:
         path, copied = Path(folder, "model.safetensors"), Path(folder, "copy")
-        digest = smh.save(path, plan, variables)
+        digest = functions.save(path, plan, variables)
         data = path.read_bytes()
         runs = {
             "copy": lambda: _copy(data, copied),
             "sha": lambda: hashlib.sha256(weights).hexdigest(),
             "read": lambda: hashlib.sha256(copied.read_bytes()).hexdigest(),
-            "build": lambda: smh.materialize(plan, variables),
-            "digest": lambda: smh.digest(plan, variables),
-            "save": lambda: smh.save(path, plan, variables),
-            "write": lambda: checkpoint.write(path, plan, variables, {}, digest),
-            "load": lambda: smh.load(path),
+            "build": lambda: framework.wait(backend.materialize(plan, variables)),
+            "digest": lambda: functions.digest(plan, variables),
+            "save": lambda: functions.save(path, plan, variables),
+            "write": lambda: checkpoint.write(path, plan, named, {}, digest),
+            "load": lambda: functions.load(path),
         }
         times = timer.interleave(runs)
     copy, sha, build = times["copy"], times["sha"], times["build"]
-    about = {"model": model, "pool": "matmul", "ratio": share}
+    about = {"model": model, "pool": "matmul", "ratio": share, "variant": framework.backend}
     about["extra"] = {"file_bytes": len(data), "weight_bytes": weights.nbytes}
     over = (
         # operation, whose time, baseline, its time, the least time there is
@@ -67,8 +73,7 @@ def _of_files(model: str, share: float, timer: Timer) -> Iterator[Figure]:
 
 def _timed(operation: str, baseline: str, times: Times, name: str, base: np.ndarray, least: Any) -> Figure:
     floor = None if least is None else float(np.median(least / base))
-    named = {"operation": operation, "variant": "numpy", "baseline": baseline, "floor": floor}
-    return named | ratio(times, name, base)
+    return {"operation": operation, "baseline": baseline, "floor": floor} | ratio(times, name, base)
 
 
 def _copy(data: bytes, path: Path) -> None:

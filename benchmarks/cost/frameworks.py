@@ -77,6 +77,7 @@ def _numpy() -> Framework:
 def _torch(mode: str) -> Framework:
     torch = importlib.import_module("torch")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch._dynamo.config.recompile_limit = 64  # one process compiles many models, which share their code
     return Framework(
         "torch",
         mode,
@@ -115,7 +116,7 @@ def _tensorflow(mode: str) -> Framework:
         ),
         gather=tf.gather,
         scatter=lambda index, g, size: tf.math.unsorted_segment_sum(g, index, size),
-        prepare=tf.function(autograph=False, jit_compile=True if mode == "xla" else None),
+        prepare=(lambda fn: fn) if mode == "eager" else tf.function(autograph=False, jit_compile=mode == "xla" or None),
     )
 
 
@@ -124,6 +125,7 @@ FRAMEWORKS = {
     "torch": lambda: _torch("eager"),
     "torch.compile": lambda: _torch("compile"),
     "jax": _jax,
+    "tf.eager": lambda: _tensorflow("eager"),
     "tf.function": lambda: _tensorflow("function"),
     "tf.xla": lambda: _tensorflow("xla"),
 }

@@ -8,16 +8,20 @@ from typing import Any
 from cost.context import Figure, Job
 
 CELLS = ("numeric", "step", "inference", "memory", "files", "growth")
-BACKENDS = ("numpy", "torch", "torch.compile", "jax", "tf.function", "tf.xla")
+BACKENDS = ("numpy", "torch", "torch.compile", "jax", "tf.eager", "tf.function", "tf.xla")
 NUMERIC_MODELS = ("resnet34", "efficientnet_b0", "mlp", "transformer", "square2300", "square4612")
 POOLS = ("matmul", "kronecker", "hash")
 RATIOS = (0.5, 0.1, 0.02)
+_USUAL = ("numpy", "torch", "torch.compile", "jax", "tf.function", "tf.xla")
 _EAGER = ("numpy", "torch")
 _COMPILED = ("torch.compile", "tf.xla")
+"""Whose compiler takes long, so that the default table has few cases of them."""
+_CONTAINERS = ("numpy", "torch", "jax", "tf.function")
+"""One for each backend of smh."""
 _FUNCTIONS = {
     "numeric": "numeric.measure",
-    "step": "torch_cells.measure_step",
-    "inference": "torch_cells.measure_inference",
+    "step": "models.measure_step",
+    "inference": "models.measure_inference",
     "memory": "memory.measure",
     "peak": "memory.measure_peak",
     "files": "files.measure",
@@ -61,7 +65,7 @@ def make_jobs(choice: Choice) -> Iterator[Job]:
     for cell, make in makers.items():
         if cell in cells:
             for job in make(choice):
-                yield {"cell": cell, "backend": "torch", **common, **job}
+                yield {"cell": cell, "backend": "numpy", **common, **job}
 
 
 def run(job: Job) -> Iterator[Figure]:
@@ -71,7 +75,7 @@ def run(job: Job) -> Iterator[Figure]:
 
 
 def _numeric(choice: Choice) -> Iterator[Job]:
-    usual = tuple(backend for backend in BACKENDS if not (choice.quick and backend in _COMPILED))
+    usual = tuple(backend for backend in _USUAL if not (choice.quick and backend in _COMPILED))
     for backend in choice.backends or usual:
         for model, pool, share in _quick_cases() if choice.quick else _cases(choice, backend):
             case = {"model": model, "pool": pool, "ratio": share}
@@ -105,54 +109,71 @@ def _usual(backend: str, model: str, pool: str, share: float) -> bool:
 
 
 def _step(choice: Choice) -> Iterator[Job]:
-    if not _wants_torch(choice):
-        return
-    steps = (("tiny", 64, 8),) if choice.quick else _STEPS
-    for model, size, batch in steps:
-        if choice.quick or _asked(choice, model, size):
-            yield {
-                "model": model,
-                "size": size,
-                "batch": batch,
-                "ratios": list(choice.ratios or (0.1, 0.02)),
-                "arithmetics": ["fast", "exact"],
-            }
+    for backend in _with_models(choice):
+        for model, size, batch in (("tiny", 64, 8),) if choice.quick else _STEPS:
+            if choice.quick or _asked(choice, backend, model, size):
+                yield {
+                    "backend": backend,
+                    "model": model,
+                    "size": size,
+                    "batch": batch,
+                    "ratios": list(choice.ratios or (0.1, 0.02)),
+                    "arithmetics": ["fast", "exact"],
+                }
 
 
 def _inference(choice: Choice) -> Iterator[Job]:
-    if not _wants_torch(choice):
-        return
-    models = (("tiny", 64),) if choice.quick else _INFERENCES
-    for model, size in models:
-        if choice.quick or _asked(choice, model, size):
-            yield {"model": model, "size": size, "batches": [1, 32], "ratios": [(choice.ratios or (0.1,))[0]]}
+    for backend in _with_models(choice, "tf.eager"):
+        for model, size in (("tiny", 64),) if choice.quick else _INFERENCES:
+            if choice.quick or _asked(choice, backend, model, size):
+                about = {"backend": backend, "model": model, "size": size}
+                yield about | {"batches": [1, 32], "ratios": [(choice.ratios or (0.1,))[0]]}
+
+
+def _with_models(choice: Choice, *more: str) -> tuple[str, ...]:
+    """Return the backends that have models, and how they are run: some only where it is asked for."""
+    usual = ("torch", "jax", "tf.function", *(() if choice.quick else _COMPILED), *more)
+    return tuple(backend for backend in choice.backends or usual if backend != "numpy")
+
+
+def _asked(choice: Choice, backend: str, model: str, size: int) -> bool:
+    """Say whether a model of a size is to be measured; what takes longest is measured in PyTorch only."""
+    if choice.models or choice.sizes:
+        return (not choice.models or model in choice.models) and (not choice.sizes or size in choice.sizes)
+    return backend == "torch" or (size != 224 if backend not in _COMPILED else size == 32)
 
 
 def _memory(choice: Choice) -> Iterator[Job]:
     ratios = list(choice.ratios or ((0.1,) if choice.quick else sorted(RATIOS)))
-    models = ["tiny"] if choice.quick else ["square4612", "resnet34"]
-    usual = ("numpy", "torch", "jax", "tf.function", *(() if choice.quick else ("tf.xla",)))
+    kept, model, size = (["tiny"], "tiny", 64) if choice.quick else (["square4612", "resnet34"], "resnet34", 32)
+    usual = (*_CONTAINERS, *(() if choice.quick else ("tf.eager", "tf.xla")))
     for backend in choice.backends or usual:
-        few = ratios if backend != "tf.xla" or choice.ratios or choice.quick else [0.1]
-        torch_model = None if choice.quick else "resnet34"
-        yield {"backend": backend, "models": models, "ratios": few, "torch_model": torch_model, "size": 32}
+        yield {
+            "backend": backend,
+            "models": [] if backend == "tf.eager" else kept,
+            "ratios": [0.1] if backend == "tf.xla" and not choice.ratios else ratios,
+            "model": model,
+            "size": size,
+            "runs": _runs(backend),
+        }
+
+
+def _runs(backend: str) -> list[tuple[str, int]]:
+    """Return of what the memory is measured besides building: an operation, and how many images it gets."""
+    if backend in ("torch", "jax", "tf.function"):
+        return [("inference", 1), ("step", 1), ("step", 32)]
+    return [("inference", 1)] if backend == "tf.eager" else []
 
 
 def _files(choice: Choice) -> Iterator[Job]:
     model = "tiny" if choice.quick else "resnet34"
-    yield {"backend": "numpy", "model": model, "ratios": list(choice.ratios or (0.1,)), "tensors": 300}
+    for backend in choice.backends or _CONTAINERS:
+        if backend in _CONTAINERS:
+            yield {"backend": backend, "model": model, "ratios": list(choice.ratios or (0.1,)), "tensors": 300}
 
 
 def _growth(choice: Choice) -> Iterator[Job]:
     yield {"backend": "numpy", "sizes": [10**k for k in ((5,) if choice.quick else range(5, 10))]}
-
-
-def _asked(choice: Choice, model: str, size: int) -> bool:
-    return (not choice.models or model in choice.models) and (not choice.sizes or size in choice.sizes)
-
-
-def _wants_torch(choice: Choice) -> bool:
-    return not choice.backends or "torch" in choice.backends
 
 
 def checked(what: str, given: str, known: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,20 +7,20 @@ more of them, which says more of it than of what is measured.
 
 import ctypes
 import gc
-import importlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import smh
+from cost import models
 from cost.context import Figure, Job, fresh
 from cost.frameworks import FRAMEWORKS
 from cost.shapes import MODELS
 
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 _RESIDENCIES = ("cached", "layer", "full")
+_ENDINGS = {"torch": ".pt", "jax": ".pickle", "tf.eager": ".keras", "tf.function": ".keras", "tf.xla": ".keras"}
 
 
 def peak(run: Callable[[], Any]) -> int:
@@ -40,8 +40,8 @@ def measure(job: Job) -> Iterator[Figure]:
     for model in job["models"]:
         for share in job["ratios"]:
             yield _of_building(job, model, share)
-    if job["backend"] == "torch" and job["torch_model"]:
-        yield from _of_models(job)
+    for what, batch in job["runs"]:
+        yield from _of_model(job | {"what": what, "batch": batch})
 
 
 def _of_building(job: Job, model: str, share: float) -> Figure:
@@ -61,37 +61,34 @@ def _of_building(job: Job, model: str, share: float) -> Figure:
     }
 
 
-def _of_models(job: Job) -> Iterator[Figure]:
-    share, size = job["ratios"][len(job["ratios"]) // 2], job["size"]
+def _of_model(job: Job) -> Iterator[Figure]:
+    what, share = job["what"], job["ratios"][len(job["ratios"]) // 2]
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "model.pt"))
-        base = job | {"cell": "peak", "model": job["torch_model"], "path": path, "ratio": share}
+        base = job | {"cell": "peak", "path": str(Path(folder, f"model{_ENDINGS[job['backend']]}")), "ratio": share}
 
-        def grown(what: str, residency: str, arithmetic: str) -> int:
-            one = base | {"what": what, "residency": residency, "arithmetic": arithmetic}
+        def grown(residency: str, arithmetic: str) -> int:
+            one = base | {"residency": residency, "arithmetic": arithmetic}
             list(fresh(one | {"what": f"make {what}"}))
             (found,) = fresh(one, **_GIVE_BACK)
             return int(found["peak_bytes"])
 
-        for what, batch in (("inference", 1), ("step", 1), ("step", 32)):
-            base["batch"] = batch
-            plain = grown(what, "plain", "exact")
-            variants = [(r, "exact") for r in _RESIDENCIES if what == "inference" or r != "cached"]
-            variants += [("layer" if what == "inference" else "full", "fast")]
-            for residency, arithmetic in variants:
-                found = grown(what, residency, arithmetic)
-                yield {
-                    "model": job["torch_model"],
-                    "pool": "matmul",
-                    "ratio": share,
-                    "operation": f"{what}, {size} x {size}, batch {batch}",
-                    "variant": f"{residency}, {arithmetic}",
-                    "baseline": "plain model",
-                    "baseline_mb": plain / 1e6,
-                    "floor": None,
-                    "extra": {"peak_bytes": found},
-                    **_only(found / plain),
-                }
+        plain = grown("plain", "exact")
+        variants = [(r, "exact") for r in _RESIDENCIES if what == "inference" or r != "cached"]
+        variants += [("layer" if what == "inference" else "full", "fast")]
+        for residency, arithmetic in variants:
+            found = grown(residency, arithmetic)
+            yield {
+                "model": job["model"],
+                "pool": "matmul",
+                "ratio": share,
+                "operation": models.about(job),
+                "variant": f"{residency}, {arithmetic}",
+                "baseline": "plain model",
+                "baseline_mb": plain / 1e6,
+                "floor": None,
+                "extra": {"peak_bytes": found, "compiling": job["backend"].startswith("tf")},
+                **_only(found / plain),
+            }
 
 
 def measure_peak(job: Job) -> Iterator[Figure]:
@@ -121,33 +118,30 @@ def _peak_of_building(job: Job) -> Figure:
 
 
 def _make_file(job: Job) -> None:
-    torch, torch_models = importlib.import_module("torch"), importlib.import_module("cost.torch_models")
-    model = torch_models.make(job["model"], job["size"])
+    makers = models.of(FRAMEWORKS[job["backend"]]())
+    model = makers.make(job["model"], job["size"])
     if job["residency"] != "plain":
-        model = importlib.import_module("smh.backends.torch").compress(
-            model, ratio=job["ratio"], arithmetic=job["arithmetic"], residency=job["residency"]
-        )
-    torch.save(model, job["path"])
+        model = makers.compress(model, job["ratio"], job["arithmetic"], job["residency"])
+    makers.save(job["path"], model)
 
 
 def _peak_of_model(job: Job) -> int:
     """Return the peak of loading a model and running it once."""
-    torch, torch_models = importlib.import_module("torch"), importlib.import_module("cost.torch_models")
-    cells = importlib.import_module("cost.torch_cells")
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    training = job["what"] == "step"
-    x, y = torch_models.inputs(job["model"], job["size"], job["batch"])
-    small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    cells.train(small, torch.randn(1, 3, 8, 8), y[:1] % 4)()  # loads and starts what any model needs
+    framework = FRAMEWORKS[job["backend"]]()
+    makers, mode = models.of(framework), framework.mode
+    data = makers.inputs(job["model"], job["size"], job["batch"])
+
+    def run_once(model: Any, x: Any, y: Any) -> Any:
+        run = makers.train(mode, model, x, y) if job["what"] == "step" else makers.infer(mode, model, x)
+        return run, run()
 
     def run() -> Any:
-        model = torch.load(job["path"], weights_only=False)
-        if training:
-            cells.train(model, x, y)()
-        else:
-            cells.infer(model.eval(), x)()
-        return model
+        return run_once(makers.load(job["path"]), *data)
 
+    # What any model needs is loaded and started before; JAX compiles before too, TensorFlow as part of the run.
+    run_once(makers.make("small", 8), *makers.inputs("small", 8, 1))
+    if framework.backend == "jax":
+        run()
     return peak(run)
 
 

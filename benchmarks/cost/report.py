@@ -11,7 +11,7 @@ _IDENTITY = ("cell", "backend", "model", "pool", "ratio", "operation", "variant"
 _NAMES = {"resnet34": "ResNet-34", "efficientnet_b0": "EfficientNet-B0", "mlp": "MLP, 3 x 4096"}
 _NAMES |= {"transformer": "transformer", "square2300": "2300 x 2300", "square4612": "4612 x 4612", None: ""}
 FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "torch.compile": "PyTorch, torch.compile", "jax": "JAX, jit"}
-FRAMEWORKS |= {"tf.function": "TensorFlow, tf.function", "tf.xla": "TensorFlow, XLA"}
+FRAMEWORKS |= {"tf.eager": "TensorFlow, eager", "tf.function": "TensorFlow, tf.function", "tf.xla": "TensorFlow, XLA"}
 
 _HEAD = """# What it costs
 
@@ -35,23 +35,26 @@ the framework's own, which in some takes more than twice as long as its float32 
 a gather from an index that was made beforehand and is stored, four bytes a weight, or sums by that index; smh computes
 the index each time and stores none.
 """,
-    "step": """## Training steps in PyTorch
+    "step": """## Training steps
 
-Forward, backward and plain gradient descent, over the same step of the plain model. The floor is 1 and the raw products
-of a step (one forward, two backward), once for fast arithmetic, twice for exact. It leaves out that the plain step also
+Forward, backward and plain gradient descent, over the same step of the plain model in the same framework: a module and
+an optimiser in PyTorch, one jitted function in JAX, `train_on_batch` in Keras. The floor is 1 and the raw products of a
+step (one forward, two backward), once for fast arithmetic, twice for exact. It leaves out that the plain step also
 updates every weight, by which a compressed one can be a little faster. The last row of each ratio has the sum of the
 plain step and the raw products as its baseline.
 """,
-    "inference": """## Inference in PyTorch
+    "inference": """## Inference
 
-A forward pass without gradients by residency, over the plain model's. The floor is that of a cached weight, or 1 and
-the raw product of all weights, twice for exact arithmetic.
+A forward pass without gradients by residency, over the plain model's: `predict_on_batch` in TensorFlow's graphs, a call
+of the model where it runs eagerly. The floor is that of a cached weight, or 1 and the raw product of all weights, twice
+for exact arithmetic.
 """,
     "memory": """## Peak memory
 
 Growth of the resident size in a fresh process, at its peak. Building: over the bytes of the weights, which count, the
 second build in a process (in TensorFlow the first, tracing and compiling included, for it keeps what it frees). Models:
-loading one and running it once, over the plain model. glibc is told to return freed blocks.
+loading one and running it, over the plain model; the second time in JAX, which has compiled by then, the first in
+TensorFlow, for which that counts. glibc is told to return freed blocks.
 """,
     "files": """## Files, plans, starting
 

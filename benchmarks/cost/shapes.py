@@ -15,6 +15,8 @@ EFFICIENTNET_B0 = (
     (3, 1, 6, 320, 1),
 )
 """The stages of mobile inverted bottlenecks in EfficientNet-B0."""
+RESNET34 = ((64, 3), (128, 4), (256, 6), (512, 3))
+"""Width and number of blocks of the stages in ResNet-34."""
 
 
 def mlp() -> Shapes:
@@ -26,7 +28,7 @@ def resnet34() -> Shapes:
     """Return ResNet-34 for ImageNet: all convolutions and the last layer."""
     shapes: Shapes = {"conv1": (7, 7, 3, 64)}
     before = 64
-    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], 1):
+    for stage, (width, blocks) in enumerate(RESNET34, 1):
         for block in range(blocks):
             name = f"layer{stage}.{block}"
             shapes[f"{name}.conv1"] = (3, 3, before, width)

@@ -1,9 +1,14 @@
-"""Models of PyTorch that are compressed: ResNet-34, EfficientNet-B0, and a multilayer perceptron."""
+"""Models in PyTorch: ResNet-34, EfficientNet-B0, a multilayer perceptron; their training steps and forward passes."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from cost.shapes import EFFICIENTNET_B0
+from cost.architectures import classes, input_shape
+from cost.shapes import EFFICIENTNET_B0, RESNET34
+from smh.backends import torch as smh
 
 
 class Block(nn.Module):
@@ -31,7 +36,7 @@ def resnet34(size: int) -> nn.Module:
     if size >= 128:
         layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     before = 64
-    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)]):
+    for stage, (width, blocks) in enumerate(RESNET34):
         for block in range(blocks):
             layers.append(Block(before, width, 2 if stage and not block else 1))
             before = width
@@ -80,7 +85,12 @@ def _conv(before: int, channels: int, kernel: int, stride: int = 1, groups: int 
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.SiLU())
 
 
-MODELS = {"resnet34": resnet34, "efficientnet_b0": efficientnet_b0, "mlp": mlp, "tiny": mlp}
+def small(_: int) -> nn.Module:
+    """Return one of each kind of layer that models cannot do without."""
+    return nn.Sequential(_conv(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000))
+
+
+MODELS = {"resnet34": resnet34, "efficientnet_b0": efficientnet_b0, "mlp": mlp, "tiny": mlp, "small": small}
 
 
 def make(model: str, size: int) -> nn.Module:
@@ -89,9 +99,58 @@ def make(model: str, size: int) -> nn.Module:
     return MODELS[model](size)
 
 
+def compress(model: nn.Module, ratio: float, arithmetic: str, residency: str = "full") -> nn.Module:
+    """Return a compressed copy."""
+    return smh.compress(model, ratio=ratio, arithmetic=arithmetic, residency=residency)
+
+
+def plan_of(model: nn.Module) -> smh.Plan:
+    """Return the plan of a compressed model."""
+    return smh.plan_of(model)
+
+
 def inputs(model: str, size: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a batch of random images, or rows, and labels."""
     torch.manual_seed(1)
-    if model in ("mlp", "tiny"):
-        return torch.randn(batch, size), torch.randint(size, (batch,))
-    return torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
+    shape = input_shape(model, size)
+    return torch.randn(batch, *shape[2:], *shape[:2]), torch.randint(classes(model, size), (batch,))
+
+
+def train(mode: str, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
+    """Return a training step: forward, backward, and plain gradient descent."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    forward = _prepared(mode, model.train())
+
+    def run() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(forward(x), y).backward()
+        optimizer.step()
+
+    return run
+
+
+def infer(mode: str, model: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
+    """Return a forward pass without gradients."""
+    forward = _prepared(mode, model.eval())
+
+    @torch.no_grad()
+    def run() -> torch.Tensor:
+        y: torch.Tensor = forward(x)
+        return y
+
+    return run
+
+
+def save(path: str, model: nn.Module) -> None:
+    """Write a model as it is."""
+    torch.save(model, path)
+
+
+def load(path: str) -> nn.Module:
+    """Read what :func:`save` wrote."""
+    model: nn.Module = torch.load(path, weights_only=False)
+    return model
+
+
+def _prepared(mode: str, model: nn.Module) -> Callable[..., Any]:
+    return torch.compile(model, dynamic=False) if mode == "compile" else model
