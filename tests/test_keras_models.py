@@ -19,7 +19,7 @@ tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
 from smh.backends import tensorflow as smh_tf  # noqa: E402
-from smh.backends.tensorflow import keras_weights  # noqa: E402
+from smh.backends.tensorflow import derivatives, keras_weights  # noqa: E402
 from smh.backends.tensorflow.keras_model import Compressed  # noqa: E402
 from smh.backends.tensorflow.keras_tensors import names_of, without_numbers  # noqa: E402
 from smh.backends.tensorflow.keras_weights import GeneratedVariable  # noqa: E402
@@ -327,6 +327,76 @@ def test_cached_weights_are_kept_until_a_variable_changes():
         kept = model.parts.source._cache
     model.residency = "full"
     assert model.parts.source._cache is None
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_predict_and_evaluate_build_cached_weights_once_until_a_variable_changes(options, monkeypatch):
+    plain, labels = sequential(), np.arange(4) % 3
+    builds = []
+    monkeypatch.setattr(derivatives, "build", lambda *args, build=derivatives.build: builds.append(1) or build(*args))
+    model = smh_tf.compress(plain, ratio=0.2, residency="cached")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, **options)
+
+    def answers(built):
+        before = len(builds)
+        found = [model.predict(X, batch_size=2, verbose=0) for _ in range(2)]
+        losses = [model.evaluate(X, labels, batch_size=2, verbose=0) for _ in range(2)]
+        assert len(builds) - before == built
+        full = smh_tf.materialize(model)
+        full.compile(loss=loss, **options)
+        expected = full.predict(X, batch_size=2, verbose=0)
+        for outputs in (*found, model.predict_on_batch(X[:2])):
+            assert_same_bits(outputs, expected[: len(outputs)], "outputs")
+        assert losses == [full.evaluate(X, labels, batch_size=2, verbose=0)] * 2
+
+    answers(built=1)
+    answers(built=0)
+    variable = model.pool.weights[0]
+    for change in (
+        lambda: variable.assign(variable.value * 1.5),
+        lambda: variable.value.assign_add(tf.ones_like(variable.value)),  # past Keras
+        tf.function(lambda: variable.value.assign(-variable.value), jit_compile=True),
+    ):
+        change()
+        answers(built=1)
+    variable.assign(variable.numpy())
+    answers(built=0)  # the same bits elsewhere
+    model.train_on_batch(X, labels)
+    answers(built=1)
+
+
+def test_a_callback_that_changes_a_variable_is_seen_by_the_next_batch():
+    model = smh_tf.compress(sequential(), ratio=0.2, residency="cached")
+    outputs = []
+
+    class Doubling(keras.callbacks.Callback):
+        def on_predict_batch_end(self, batch, logs=None):
+            outputs.append(np.asarray(logs["outputs"]))
+            self.model.pool.weights[0].assign(self.model.pool.weights[0].value * 2)
+
+    model.predict(X, batch_size=1, verbose=0, callbacks=[Doubling()])
+    assert len({x.tobytes() for x in outputs}) == len(X) == len(outputs)
+    assert_same_bits(model.predict(X, verbose=0), smh_tf.materialize(model).predict(X, verbose=0), "afterwards")
+
+
+def test_what_differentiates_in_evaluate_gets_gradients_of_kept_weights():
+    model = smh_tf.compress(sequential(), ratio=0.2, residency="cached")
+    with model.parts.source.serving():
+
+        @tf.function
+        def gradients():
+            with tf.GradientTape() as tape:
+                value = tf.reduce_sum(model(tf.constant(X)) ** 2)
+            return tape.gradient(value, model.pool.trainable_variables)
+
+        found = gradients()
+    model.residency = "full"
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(model(tf.constant(X)) ** 2)
+    expected = tape.gradient(value, model.pool.trainable_variables)
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
 def test_layer_by_layer_holds_the_weights_of_one_layer_only(monkeypatch):

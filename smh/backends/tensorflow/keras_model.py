@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +169,23 @@ class Compressed(keras.Model):
         """The symbolic outputs, where the compressed model has them."""
         return self.inner.outputs
 
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Return what ``predict`` runs, which with ``cached`` residency reads kept weights."""
+        return self._make_serving("predict_function", super().make_predict_function, force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Return what ``evaluate`` runs, which with ``cached`` residency reads kept weights."""
+        return self._make_serving("test_function", super().make_test_function, force)
+
+    def _make_serving(self, name: str, make: Callable[[bool], Any], force: bool) -> Any:
+        before = getattr(self, name)
+        make(force)
+        made = getattr(self, name)
+        single = self.distribute_strategy.num_replicas_in_sync == 1
+        if made is not before and self.residency == "cached" and single and not self.run_eagerly:
+            setattr(self, name, functools.partial(_serve, self.parts.source, made))
+        return getattr(self, name)
+
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Leave masks to the inner model, whose outputs carry them."""
         return None
@@ -238,6 +255,12 @@ def _call(model: Compressed, *args: Any, **kwargs: Any) -> Any:
             if isinstance(variable, GeneratedVariable) and variable.regularizer is not None:
                 model.add_loss(variable.regularizer(variable))
     return outputs
+
+
+def _serve(source: Source, run: Callable[..., Any], *args: Any) -> Any:
+    """Run a compiled function without gradients, which reads the weights that are kept outside of it."""
+    with source.serving():
+        return run(*args)
 
 
 def _spec(x: Any) -> keras.InputSpec:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from smh.backends.tensorflow import derivatives
@@ -41,6 +42,8 @@ class Source:
         self.variables = tuple(variables)
         self.names = tuple(tensor.name for tensor in plan.tensors)
         self._cache: _Cache | None = None
+        self._served: dict[str, _Served] = {}
+        self._read = tf.function(self.flat, autograph=False)  # faster than one by one
 
     def flat(self) -> list[Array]:
         """Return the present values of all variables, as tensors."""
@@ -73,23 +76,50 @@ class Source:
         with run.holding(names, after):
             yield
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Let graphs read kept weights, which are those of the present variables: as captured ``tf.Variable`` objects.
+
+        Graphs that are traced meanwhile may run later only within this context.
+        """
+        weights = self._kept(self._read())
+        served = self._served.get("now") or self._served.setdefault("now", _Served(weights))  # by one thread only
+        served.hold(weights)
+        token = _SERVED.set(MappingProxyType({**_SERVED.get(), id(self): served.variables}))
+        try:
+            yield
+        finally:
+            _SERVED.reset(token)
+
     def forget(self) -> None:
-        """Free the weights that were kept."""
+        """Free the weights that were kept. Graphs that were traced while serving must not run again."""
         self._cache = None
+        self._served = {}
 
     @as_written
     def _weights(self, residency: str) -> dict[str, Array]:
-        flat = self.flat()
+        flat, served = self.flat(), _SERVED.get().get(id(self))
         if residency == "cached" and tf.executing_eagerly():
-            kept = self._cache  # once: another thread may forget it, or keep what it built for other variables
-            if kept is None or not kept.fits(flat):
-                still = tuple(tf.stop_gradient(x) for x in flat)
-                self._cache = kept = _Cache(still, derivatives.build(self.plan, self.names, *still))
-            found = kept.weights
+            found = self._kept(flat)
             weights = _linked(self.plan, self.names, lambda: found)(*flat)
+        elif residency == "cached" and served is not None:
+            weights = _linked(self.plan, self.names, lambda: tuple(x.value() for x in served))(*flat)
         else:
             weights = derivatives.build(self.plan, self.names, *flat)
         return dict(zip(self.names, weights, strict=True))
+
+    def _kept(self, flat: Sequence[Array]) -> tuple[Array, ...]:
+        """Return all weights, built anew only if a variable was changed."""
+        kept = self._cache  # once: another thread may forget it, or keep what it built for other variables
+        places = tuple(map(_place, flat))
+        if kept is not None and places == kept.places:
+            return kept.weights
+        if kept is not None and all(map(_same, flat, kept.variables)):
+            weights = kept.weights
+        else:
+            weights = derivatives.build(self.plan, self.names, *map(tf.stop_gradient, flat))
+        self._cache = _Cache(tuple(flat), places, weights)
+        return weights
 
 
 class GeneratedVariable(keras.Variable):
@@ -136,15 +166,39 @@ class GeneratedVariable(keras.Variable):
 
 @dataclass(frozen=True, eq=False)
 class _Cache:
-    """Weights, and the variables that they were built from."""
+    """Weights, the variables that they were built from, and where these are."""
 
     variables: tuple[Array, ...]
+    places: tuple[Any, ...]
     weights: tuple[Array, ...]
 
-    def fits(self, flat: Sequence[Array]) -> bool:
-        """Return whether variables have the very bits from which the weights were built."""
-        bits = ((tf.bitcast(x, tf.int32), tf.bitcast(y, tf.int32)) for x, y in zip(flat, self.variables, strict=True))
-        return all(bool(tf.reduce_all(x == y)) for x, y in bits)
+
+def _place(x: Array) -> Any:
+    """Return where an eager tensor is in memory: nothing writes there as long as it lives, so its bits are there too.
+
+    What is not in the memory of the CPU is nowhere else, and in no place twice.
+    """
+    return np.asarray(memoryview(x)).ctypes.data if x.device.endswith("CPU:0") else object()
+
+
+def _same(x: Array, y: Array) -> bool:
+    """Return whether two tensors have the same bits."""
+    return bool(tf.reduce_all(tf.bitcast(x, tf.int32) == tf.bitcast(y, tf.int32)))
+
+
+class _Served:
+    """Kept weights, as graphs can read them."""
+
+    def __init__(self, weights: tuple[Array, ...]) -> None:
+        self.weights = weights
+        self.variables = tuple(tf.Variable(w, trainable=False) for w in weights)
+
+    def hold(self, weights: tuple[Array, ...]) -> None:
+        """Give the variables other values; they share the memory of the tensors."""
+        if self.weights is not weights:
+            for variable, weight in zip(self.variables, weights, strict=True):
+                variable.assign(weight)
+            self.weights = weights
 
 
 class _Run:
@@ -244,6 +298,8 @@ def _full(cotangent: Array, shape: tuple[int, ...]) -> Array:
 
 _RUNS: ContextVar[Any] = ContextVar("smh_keras_runs", default=MappingProxyType({}))
 """The passes that are under way, by the id of their sources."""
+_SERVED: ContextVar[Any] = ContextVar("smh_keras_served", default=MappingProxyType({}))
+"""The kept weights that graphs may read, by the id of their sources."""
 
 
 def held_while_running(layer: keras.Layer, source: Source, names: tuple[str, ...]) -> None:

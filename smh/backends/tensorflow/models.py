@@ -52,10 +52,10 @@ def compress(
         What the axes of weights mean, where layer and rank do not tell; see :meth:`smh.Plan.build`.
     residency : str
         When weights are built; their bits and those of gradients are the same. ``"full"``: all of them at the start of
-        each call. ``"cached"``: outside of ``tf.function`` they are kept until the bits of a variable change, of which
-        a copy is kept, too; inside it is as full. ``"layer"``: each layer's weights before it runs, and freed after it.
-        That saves memory in inference only, where a gradient tape holds what the backward pass needs; and compilers
-        are free to build earlier.
+        each call. ``"cached"``: eager calls, ``predict`` and ``evaluate`` keep them until the bits of a variable
+        change, of which a copy is kept, too; in training, and in functions of your own, it is as full. ``"layer"``:
+        each layer's weights before it runs, and freed after it. That saves memory in eager inference only: a gradient
+        tape holds what the backward pass needs, and compilers are free to build earlier.
     **options
         As for :meth:`smh.Plan.build`; ``scale="match"`` takes the model's present weights.
 
