@@ -86,7 +86,8 @@ class Api:
         Returns
         -------
         dict of str to array, float32
-            In their viewed shapes.
+            In their viewed shapes. They overlap nowhere; in NumPy those that follow one another in the plan are parts
+            of one array, up to 64 MB, so copy what is to outlive the others.
 
         Raises
         ------

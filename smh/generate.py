@@ -14,7 +14,6 @@ from typing import Any
 
 from smh import exact, fast, layout, scales, stripes
 from smh.errors import UnknownNameError, VariableError, near_names
-from smh.grid import flush
 from smh.ops import Array, Finish, Ops
 from smh.plan import Plan
 from smh.pools import BoundMatmul, BoundPool
@@ -25,7 +24,7 @@ Piece = tuple[TensorSpec, int, int]
 """A tensor, and a range of its weights."""
 _ARITHMETIC: dict[str, ModuleType] = {"exact": exact, "fast": fast}
 _TOGETHER = 1 << 20
-"""How many virtual weights of small tensors are read together."""
+"""How many virtual weights of small tensors are read at once where they are not kept."""
 
 
 def materialize(
@@ -107,21 +106,20 @@ class Cells:
             (w,) = self._factors.read_scaled([(first, last, self._scale(tensor))])
         else:
             w = layout.read(self._ops, self._plan.layout, self._pool, first, last, self._finish(tensor))
-        # A small one goes to memory of its own: frameworks have other kernels for what begins anywhere.
-        return self._ops.own(w) if last - first <= self._ops.block_elements else w
+        return self._ops.own(w) if self._ops.apart and last - first <= self._ops.block_elements else w
 
     def whole(self, tensors: Iterable[TensorSpec]) -> Iterator[tuple[TensorSpec, Array]]:
-        """Iterate over tensors and all their weights, each an array of its own.
+        """Iterate over tensors and all their weights, which overlap nowhere.
 
         Small tensors that follow one another in the plan are read together: each read of a factorized pool computes
         whole rows of its product, and may have to bring a factor to its grid.
         """
-        for run in _neighbours(tensors):
+        for run in _neighbours(tensors, self._ops.together):
             if len(run) == 1:
                 yield run[0], self.read(run[0])
                 continue
             pieces = [(tensor, 0, tensor.size) for tensor in run]
-            yield from ((tensor, w) for tensor, _, w in self._together(pieces, own=True))
+            yield from ((tensor, w) for tensor, _, w in self._together(pieces, own=self._ops.apart))
 
     def pieces(self, tensors: Iterable[TensorSpec], most: int) -> Iterator[tuple[TensorSpec, int, Array]]:
         """Iterate over the weights of tensors, in memory for about ``most`` of them.
@@ -167,25 +165,25 @@ class Cells:
             )
 
     def _scale(self, tensor: TensorSpec) -> Array | float:
-        return _scale(self._ops, tensor, self._variables)
+        return _scale(self._ops, self._plan, tensor, self._variables)
 
     def _finish(self, tensor: TensorSpec) -> Finish:
         return scales.finish(self._ops, self._scale(tensor), tensor.modifiers)
 
 
 def _virtual_weights(ops: Ops, plan: Plan, pool: BoundPool, tensors: Iterable[TensorSpec]) -> Iterator[Array]:
-    """Iterate over the virtual weights of tensors; neighbours are read together, as :meth:`Cells.whole` does."""
-    for run in _neighbours(tensors):
+    """Iterate over the virtual weights of tensors, which nobody keeps; neighbours are read together."""
+    for run in _neighbours(tensors, _TOGETHER):
         first = run[0].offset
         v = layout.read(ops, plan.layout, pool, first, run[-1].stop)
         yield from (v[tensor.offset - first : tensor.stop - first] for tensor in run)
 
 
-def _neighbours(tensors: Iterable[TensorSpec]) -> Iterator[list[TensorSpec]]:
-    """Gather tensors whose cells follow one another, up to ``_TOGETHER`` cells; a larger one is alone."""
+def _neighbours(tensors: Iterable[TensorSpec], most: int) -> Iterator[list[TensorSpec]]:
+    """Gather tensors whose cells follow one another, up to ``most`` cells; a larger one is alone."""
     run: list[TensorSpec] = []
     for tensor in tensors:
-        if run and (run[-1].stop != tensor.offset or tensor.stop - run[0].offset > _TOGETHER):
+        if run and (run[-1].stop != tensor.offset or tensor.stop - run[0].offset > most):
             yield run
             run = []
         run.append(tensor)
@@ -249,7 +247,7 @@ def vjp(ops: Ops, plan: Plan, variables: Mapping[str, Array], cotangents: Mappin
         g = cotangents.get(tensor.name)
         if g is not None:
             g = xp.reshape(tensor.view.invert(xp, g, tensor.shape) if tensor.view else g, (-1,))
-        parts.append((tensor, _scale(ops, tensor, variables), g))
+        parts.append((tensor, _scale(ops, plan, tensor, variables), g))
     like = next(iter(variables.values()))
     factors = _scaled_factors(plan, pool)
     if factors is None:
@@ -368,7 +366,8 @@ def _bind(ops: Ops, plan: Plan, variables: Mapping[str, Array]) -> BoundPool:
     return plan.pool.bind(ops, _ARITHMETIC[plan.arithmetic], own, plan.seed)
 
 
-def _scale(ops: Ops, tensor: TensorSpec, variables: Mapping[str, Array]) -> Array | float:
+def _scale(ops: Ops, plan: Plan, tensor: TensorSpec, variables: Mapping[str, Array]) -> Array | float:
     if not tensor.learn_scale:
         return tensor.initial_scale
-    return flush(ops.xp, variables[tensor.scale_variable])
+    scale: Array = _ARITHMETIC[plan.arithmetic].flush(ops.xp, variables[tensor.scale_variable])
+    return scale

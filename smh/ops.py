@@ -42,6 +42,12 @@ class Ops:
     strip_elements = 1 << 21
     """About how many elements of a right operand are held in float64 at a time; half of them where that is not all."""
 
+    together = 1 << 20
+    """How many weights of small tensors are built at once."""
+
+    apart = True
+    """Whether each small tensor gets memory of its own: most frameworks have other kernels for what begins anywhere."""
+
     in_place = False
     """Whether arrays are written into: then a framework cannot differentiate what was done."""
 

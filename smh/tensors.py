@@ -51,17 +51,17 @@ class TensorSpec:
     axes: str
     view: View | None
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many weights it has."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def stop(self) -> int:
         """The cell after its last element."""
         return self.offset + self.size
 
-    @property
+    @cached_property
     def scale_variable(self) -> str:
         """The name of its scale among the variables."""
         return f"scale/{self.name}"

@@ -138,6 +138,25 @@ def test_arrays_go_through_the_numpy_backend_unchanged():
         backend.asarray(x, "cuda")
 
 
+@pytest.mark.parametrize("arithmetic", ["exact", "fast"])
+@pytest.mark.parametrize("names", [None, ["b"], ["c", "a"]])
+def test_weights_of_numpy_overlap_neither_one_another_nor_variables(arithmetic, names):
+    shapes = {"a": (7, 3), "b": (5, 1), "c": (3, 3, 4, 6), "d": (300, 400)}
+    plan = smh.Plan.build(shapes, ratio=0.3, arithmetic=arithmetic)
+    variables = smh.initialize(plan)
+    before = {name: x.copy() for name, x in variables.items()}
+    weights = smh.materialize(plan, variables, names)
+    expected = {name: w.copy() for name, w in weights.items()}
+    for number, w in enumerate(weights.values()):
+        assert w.flags.writeable
+        assert w.flags.c_contiguous
+        w[...] = number
+    assert [np.unique(w).tolist() for w in weights.values()] == [[number] for number in range(len(weights))]
+    assert all(np.array_equal(x, before[name]) for name, x in variables.items())
+    again = smh.materialize(plan, variables, names)
+    assert all(np.array_equal(w, expected[name]) for name, w in again.items())
+
+
 def test_threads_do_not_change_a_bit():
     code = """
         import smh
