@@ -12,6 +12,7 @@ import smh.backends.numpy
 from conformance.bits import assert_same_bits
 from smh.backends import registry
 from smh.backends.protocol import Backend, Mode
+from smh.pools import Hash, Kronecker, Matmul, Sum
 
 
 def run(code, **environment):
@@ -24,6 +25,7 @@ def run(code, **environment):
     )
 
 
+POOLS = (Matmul(n=80), Kronecker(d=9), Hash(size=300), Sum(Matmul(n=80, m=9), Hash(size=300)))
 LOADED = """
     import sys
     frameworks = {"torch", "jax", "jaxlib", "tensorflow", "keras"} & set(sys.modules)
@@ -138,11 +140,13 @@ def test_arrays_go_through_the_numpy_backend_unchanged():
         backend.asarray(x, "cuda")
 
 
+@pytest.mark.parametrize("layout", ["basic", "cyclic", "padding"])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("arithmetic", ["exact", "fast"])
 @pytest.mark.parametrize("names", [None, ["b"], ["c", "a"]])
-def test_weights_of_numpy_overlap_neither_one_another_nor_variables(arithmetic, names):
-    shapes = {"a": (7, 3), "b": (5, 1), "c": (3, 3, 4, 6), "d": (300, 400)}
-    plan = smh.Plan.build(shapes, ratio=0.3, arithmetic=arithmetic)
+def test_weights_of_numpy_overlap_neither_one_another_nor_variables(arithmetic, names, pool, layout):
+    shapes = {"a": (7, 3), "b": (5, 1), "c": (3, 3, 4, 6), "d": (50, 60) if layout == "basic" else (300, 400)}
+    plan = smh.Plan.build(shapes, ratio=0.3, pool=pool, layout=layout, arithmetic=arithmetic)
     variables = smh.initialize(plan)
     before = {name: x.copy() for name, x in variables.items()}
     weights = smh.materialize(plan, variables, names)

@@ -1,6 +1,8 @@
 """The benchmarks run, and their figures are complete. No test looks at how long anything takes."""
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -66,6 +68,31 @@ def test_a_quick_run_measures_every_cell_of_the_backend_completely(figures):
     assert pools > arithmetics, f"pools or arithmetics are missing: {arithmetics - pools}"
 
 
+@pytest.mark.parametrize("backend", ["torch", "jax", "tf.function"])
+def test_a_quick_run_measures_models_of_every_framework(backend, tmp_path):
+    pytest.importorskip({"tf.function": "tensorflow"}.get(backend, backend))
+    path = tmp_path / "quick.jsonl"
+    done = run("--quick", "--cells", "step,inference", "--backends", backend, "--json", path)
+    assert done.returncode == 0, f"the quick run failed: {done.stderr}"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {(figure["cell"], figure["backend"]) for figure in found} == {("step", backend), ("inference", backend)}
+    assert all(figure.keys() >= KEYS and figure["value"] > 0 for figure in found)
+    residencies = {figure["variant"] for figure in found if figure["cell"] == "inference"}
+    assert residencies >= {"cached, exact", "layer, exact", "full, exact", "layer, fast", "full, fast"}
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+def test_models_have_the_same_weights_in_every_framework(framework, monkeypatch):
+    pytest.importorskip(framework)
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    shapes = importlib.import_module("cost.shapes").MODELS
+    models = importlib.import_module(f"cost.{framework}_models")
+    for name, size in (("resnet34", 224), ("efficientnet_b0", 64)):
+        plan = models.plan_of(models.compress(models.make(name, size), 0.1, "exact"))
+        expected = sorted(math.prod(shape) for shape in shapes[name]().values())
+        assert sorted(tensor.size for tensor in plan.tensors) == expected
+
+
 def test_no_figure_is_measured_twice(figures):
     found, _ = figures
     names = [tuple(f[key] for key in ("cell", "model", "pool", "ratio", "operation", "variant")) for f in found]
@@ -91,6 +118,8 @@ def test_the_readme_gets_the_medians_between_its_marks(figures, tmp_path):
     of_torch |= {"variant": "exact", "unit": "times"}
     measured = ((0.02, "build all", 1.5), (0.1, "build all", 1.914), (0.5, "gradients", 3.4))
     lines = [json.dumps(of_torch | {"ratio": r, "operation": what, "value": x}) for r, what, x in measured]
+    step = {"cell": "step", "ratio": 0.1, "operation": "step, 32 x 32, batch 32", "variant": "fast", "value": 1.11}
+    lines.append(json.dumps(of_torch | step))
     results, readme = tmp_path / "results.jsonl", tmp_path / "README.md"
     results.write_text("\n".join(lines))
     begin, end = "<!-- costs: written by `python benchmarks/run.py report` -->", "<!-- end of costs -->"
@@ -103,6 +132,7 @@ def test_the_readme_gets_the_medians_between_its_marks(figures, tmp_path):
         assert text.endswith("after\n")
         assert "old" not in text
         assert "| PyTorch | 1.5 | 1.91 | – | – | – | 3.4 |" in text
+        assert "| PyTorch | ResNet-34, 32 x 32 | 1.11 | – | – | – | – | – |" in text
     readme.write_text("no marks")
     assert run("report", results, "-o", tmp_path / "costs.md", "--readme", readme).returncode != 0
     assert readme.read_text() == "no marks"
