@@ -25,7 +25,7 @@ def run(code, **environment):
     )
 
 
-POOLS = (Matmul(n=80), Kronecker(d=9), Hash(size=300), Sum(Matmul(n=80, m=9), Hash(size=300)))
+POOLS = (Matmul(n=80), Kronecker(d=9), Hash(size=300), Sum(Matmul(n=80, m=2), Hash(size=300)))
 LOADED = """
     import sys
     frameworks = {"torch", "jax", "jaxlib", "tensorflow", "keras"} & set(sys.modules)
