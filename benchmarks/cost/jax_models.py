@@ -147,12 +147,14 @@ def infer(mode: str, model: Model, x: Array) -> Callable[[], Any]:
 
 def save(path: str, model: Model) -> None:
     """Write a model as it is."""
-    Path(path).write_bytes(pickle.dumps(model))
+    with Path(path).open("wb") as file:
+        pickle.dump(model, file)
 
 
 def load(path: str) -> Model:
-    """Read what :func:`save` wrote."""
-    found: Model = pickle.loads(Path(path).read_bytes())
+    """Read what :func:`save` wrote, one array at a time."""
+    with Path(path).open("rb") as file:
+        found: Model = pickle.load(file)
     return found
 
 
