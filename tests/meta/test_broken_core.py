@@ -8,7 +8,7 @@ import pytest
 import smh
 from conformance.bits import assert_same_bits
 from conformance.vectors import load_vectors
-from smh import exact, fast, generate, grid, hashing, layout, scales, sums
+from smh import exact, fast, grid, hashing, layout, scales, sums
 from smh.pools import combine, factorized, hashed
 from tests.support import on_grid
 
@@ -33,7 +33,7 @@ def found_by():
 
 def flush_otherwise(patch, flush):
     """Put another flush in the place of the one that makes a new array, and of the one that need not."""
-    for module in (exact, fast, generate, grid, scales, sums, combine):
+    for module in (exact, fast, grid, scales, sums, combine):
         patch(module, "flush", flush)
     for module in (exact, grid, scales, sums):
         patch(module, "flush_if_needed", lambda ops, x: flush(ops.xp, x))
