@@ -6,7 +6,7 @@ differentiable array code, from which frameworks take second derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from smh.ops import Array, Finish, Ops, Part
@@ -77,18 +77,18 @@ def multiply(ops: Ops, a: Array, b: Array, first: int, stop: int, finish: Finish
     return ops.xp.reshape(map_own(ops, finish, ops.xp.reshape(found, (-1,))), found.shape)
 
 
-def factor_gradients(ops: Ops, left: Array, b: Array, stripes: Sequence[Stripe]) -> tuple[Array, Array]:
+def factor_gradients(ops: Ops, left: Array, b: Array, stripes: Iterable[Stripe]) -> tuple[Array, Array]:
     """Return the gradients of both factors of ``left @ b``; the arguments are those of the exact form."""
     xp = ops.xp
     transposed = xp.matrix_transpose(b)
     of_left, of_right, first = [], None, 0
     for stripe in stripes:
-        after = first + stripe.rows.shape[0]
         g = stripe.of(stripe.rows)
         of_left.append(xp.matmul(g, transposed))
-        some = xp.matmul(xp.matrix_transpose(left[first:after, :]), g)
-        of_right = some if of_right is None else of_right + some
-        first = after
+        rows = xp.matrix_transpose(left[first : first + g.shape[0], :])
+        of_right = xp.matmul(rows, g) if of_right is None else ops.add_product(of_right, rows, g)
+        first += g.shape[0]
+        del stripe, g  # before the next ones are made
     return of_left[0] if len(of_left) == 1 else xp.concat(of_left), of_right
 
 

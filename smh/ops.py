@@ -48,6 +48,9 @@ class Ops:
     apart = True
     """Whether each small tensor gets memory of its own: most frameworks have other kernels for what begins anywhere."""
 
+    views = False
+    """Whether a part of an array is read where it is, or copied before."""
+
     in_place = False
     """Whether arrays are written into: then a framework cannot differentiate what was done."""
 
@@ -179,6 +182,10 @@ class Ops:
         """Return the product of the transpose of ``a``, shape (K, p), with ``b``, shape (K, q)."""
         return self.xp.matmul(self.xp.matrix_transpose(a), b)
 
+    def add_product(self, total: Array, a: Array, b: Array) -> Array:
+        """Return ``total + a @ b``; the first may be overwritten."""
+        return total + self.xp.matmul(a, b)
+
     def join_columns(self, parts: Sequence[Part], like: Array) -> Array:
         """Concatenate float32 matrices along their columns, each made when it is its turn.
 
@@ -286,6 +293,7 @@ class InPlaceOps(Ops):
     """What arrays allow that can be written into: blocks go straight to their place."""
 
     in_place = True
+    views = True
     block_elements = 1 << 16
     """So few that all temporaries of a block stay in a core's own cache, and memory is not new for each of them."""
 
@@ -322,6 +330,14 @@ class InPlaceOps(Ops):
             start += part.shape[0]
             del part  # before the next one is made
         return out
+
+    def add_product(self, total: Array, a: Array, b: Array) -> Array:
+        """Add in place."""
+        product = self.xp.matmul(a, b)
+        if not self.in_place:
+            return total + product
+        total += product
+        return total
 
     def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:
         """Put every block back to where it was."""

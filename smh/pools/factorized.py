@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 from smh.ops import Array, Finish, Ops
 from smh.pools.base import LIMIT, MAX_GAIN, BoundLeaf, LeafPool, whole_number
+from smh.pools.rows import OwnRows
 from smh.stripes import Stripe, join
 
 
@@ -283,74 +284,28 @@ class BoundMatmul(_BoundFactorized):
     def pull_scaled(self, parts: Sequence[Part]) -> tuple[dict[str, Array], list[Array]]:
         """Return the gradients of the factors, and of each part's scale.
 
-        With H the product of all cotangents with the transpose of right, rows of ``scale * H`` are the gradient of rows
-        of left, and the dot product of such rows of H and of left is that of the scale. So only rows that several parts
-        share have to be scaled before.
+        The parts follow one another from the first virtual weight on. Each gets rows of its own, with zeros where
+        others are: a row that several share stands there once for each. With H the product of these cotangents with the
+        transpose of right, rows of ``scale * H`` are the gradient of rows of left, and the dot product of a part's rows
+        of H and of left is that of its scale. So nothing large is multiplied.
         """
-        xp, n, factor = self.ops.xp, self.side, self.factor
-        stripes, row_scales, edges = self._stripes(parts)
-        row_scales = factor * row_scales
-        left = self.left * row_scales
-        h, right = self.arithmetic.factor_gradients(self.ops, left, self.right, stripes)
-        shared = self._shared_rows(sorted({first // n for own in edges for first, _, _ in own}))
-        scales = []
-        for (start, stop, _, _), own in zip(parts, edges, strict=True):
-            rows = slice(-(-start // n), max(stop // n, -(-start // n)))
-            total = factor * xp.sum(h[rows, :] * self.left[rows, :])
-            for first, last, g in own:
-                total = total + xp.sum(g * shared[first // n][first % n : (last - 1) % n + 1])
-            scales.append(total)
-        return {"left": h * row_scales, "right": right}, scales
+        ops, xp, arithmetic = self.ops, self.ops.xp, self.arithmetic
+        rows = OwnRows(ops, self.left, [(start, stop) for start, stop, _, _ in parts], self.side)
+        scales = xp.stack([self._scalar(scale) for _, _, scale, _ in parts]) * self.factor
+        scale_of_rows = xp.take(scales, rows.part, axis=0)[:, None]
+        left = xp.take(self.left, rows.source, axis=0)
+        stripes = rows.stripes([g for _, _, _, g in parts], self.right.shape[0])
+        h, right = arithmetic.factor_gradients(ops, left * scale_of_rows, self.right, stripes)
+        dots = xp.sum(h * left, axis=1) * self.factor
+        of_scales = arithmetic.segment_sums(ops, (dots, rows.part), lambda *xs: xs, len(parts), rows.count)
+        of_left = rows.add_up(arithmetic, h * scale_of_rows)
+        return {"left": of_left, "right": right}, list(xp.unstack(of_scales))
 
-    def _stripes(self, parts: Sequence[Part]) -> tuple[list[Stripe], Array, list[list[tuple[int, int, Array]]]]:
-        """Return the cotangents of all rows of v in stripes.
-
-        A large part's own rows are a matrix as they are, not copied; what lies between two such is joined. Also returns
-        what the rows have still to be multiplied with, shape (n, 1): rows that several parts share are scaled already;
-        and for each part its ranges within such rows, with their cotangents.
-        """
-        xp, n = self.ops.xp, self.side
-
-        def zeros(*shape: int) -> Array:
-            return xp.zeros(shape, dtype=xp.float32, device=self.ops.device(self.left))
-
-        stripes: list[Stripe] = []
-        joined: list[Array] = []
-        scale_of_rows, edges = [], []
-
-        def add(pieces: Sequence[Array]) -> None:
-            whole = [piece for piece in pieces if piece.shape[0]]
-            if whole:
-                stripes.append(Stripe(xp.reshape(whole[0] if len(whole) == 1 else xp.concat(whole), (-1, n))))
-
-        for start, stop, scale, g in parts:
-            head = min(-start % n, stop - start)  # ends the row that the part before began
-            tail = (stop - start - head) % n
-            inner = slice(head, stop - start - tail)
-            edge = [slice(0, head), slice(stop - start - tail, stop - start)]
-            edges.append([(start + e.start, start + e.stop, g[e]) for e in edge if e.start < e.stop])
-            rows = (inner.stop - inner.start) // n
-            joined.append(g[edge[0]] * scale)
-            if rows > self.right.shape[0]:  # so many that copying them takes longer than one more sum of gradients
-                add(joined)
-                add([g[inner]])
-                joined = []
-            else:
-                joined.append(g[inner])
-            joined.append(g[edge[1]] * scale)
-            scale_of_rows += [zeros(rows, 1) + scale, zeros(int(tail > 0), 1) + 1.0]
-        missing = n * n - parts[-1][1]
-        add([*joined, zeros(missing)])
-        scale_of_rows.append(zeros(missing // n, 1))
-        return stripes, xp.concat(scale_of_rows), edges
-
-    def _shared_rows(self, rows: Sequence[int]) -> dict[int, Array]:
-        """Return some rows of v, from one product."""
-        if not rows:
-            return {}
-        left = self.ops.xp.concat([self.left[row : row + 1, :] for row in rows])
-        v = self._entries(left, 0, self.side, self._gain_and(None))
-        return {row: v[i, :] for i, row in enumerate(rows)}
+    def _scalar(self, scale: Array | float) -> Array:
+        """Return a scale as an array of no axes."""
+        if not isinstance(scale, float):
+            return scale
+        return self.ops.xp.full((), scale, dtype=self.ops.xp.float32, device=self.ops.device(self.left))
 
 
 class _BoundKronecker(_BoundFactorized):

@@ -30,11 +30,17 @@ reshape = tf.reshape
 round = tf.round  # half to even
 stack = tf.stack
 sum = tf.reduce_sum
+unstack = tf.unstack
 
 
 def arange(start: int, stop: int | None = None, *, dtype: Any, device: Any = None) -> Array:
     """Return the integers from ``start``, or 0, to ``stop``."""
     return tf.range(start, dtype=dtype) if stop is None else tf.range(start, stop, dtype=dtype)
+
+
+def asarray(values: Sequence[int], *, dtype: Any, device: Any = None) -> Array:
+    """Return an array of given values."""
+    return tf.constant(values, dtype)
 
 
 def astype(x: Array, dtype: Any) -> Array:
@@ -100,9 +106,14 @@ def permute_dims(x: Array, axes: Sequence[int]) -> Array:
     return tf.transpose(x, axes)
 
 
-def take(x: Array, indices: Array) -> Array:
-    """Return elements of a vector."""
-    return tf.gather(x, indices)
+def searchsorted(x: Array, values: Array, *, side: str = "left") -> Array:
+    """Return where in ``x``, which is in order, the values belong."""
+    return tf.searchsorted(x, values, side, tf.int64)
+
+
+def take(x: Array, indices: Array, *, axis: int = 0) -> Array:
+    """Return elements along an axis."""
+    return tf.gather(x, indices, axis=axis)
 
 
 def where(condition: Array, x: Array | float, y: Array | float) -> Array:

@@ -48,6 +48,10 @@ class TorchOps(InPlaceOps):
         """Return a copy that holds smaller strips; a compiler plans the memory itself."""
         return self if torch.compiler.is_compiling() else super().sparing()
 
+    def add_product(self, total: Array, a: Array, b: Array) -> Array:
+        """Add inside of the product."""
+        return total.addmm_(a, b) if self.in_place else torch.addmm(total, a, b)
+
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in the type of ``x``: whatever the order, sums of such float64 integers are exact."""
         return torch.zeros((size,), dtype=x.dtype, device=x.device).scatter_add(0, segments, x)
