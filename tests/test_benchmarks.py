@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,15 @@ def test_what_is_not_known_is_refused():
     done = run("--cells", "nothing")
     assert done.returncode == 2
     assert "got nothing" in done.stderr
+
+
+def test_the_page_says_of_every_missed_bar_why():
+    page = (ROOT / "docs" / "costs.md").read_text()
+    head, _, rest = page.partition("## Where the time goes")
+    headings = {line.removeprefix("### ").lower().replace(" ", "-") for line in rest.splitlines() if line[:4] == "### "}
+    missed = [line for line in head.splitlines() if line.startswith("|") and "✗" in line]
+    assert missed
+    for line in missed:
+        named = set(re.findall(r"\]\(#([a-z0-9-]+)\)", line.split("|")[-2]))
+        assert named, f"no reason: {line}"
+        assert named <= headings, f"a reason that the page does not give: {line}"

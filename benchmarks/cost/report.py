@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cost.context import Figure
+from cost.reasons import reasons
 
 PLOT = "results/growth.svg"
 _FINDINGS = Path(__file__).parent / "findings.md"
@@ -115,7 +116,7 @@ def _bars(figures: list[Figure]) -> str:
         return f"{text}\n"
     below = sum(figure["floor"] is not None and figure["bar"] < figure["floor"] for figure in missed)
     text += f" Those in the table are missed; {below} of these ask for less than the floor.\n\n"
-    columns = {"cell": lambda f: f["cell"]} | _COLUMNS | {"over the bar": lambda f: f"{_excess(f):+.0%}"}
+    columns = {"cell": lambda f: f["cell"]} | _COLUMNS | {"over the bar": lambda f: f"{_excess(f):+.0%}", "why": _why}
     return f"{text}{_table(sorted(missed, key=_excess, reverse=True), columns)}"
 
 
@@ -128,6 +129,10 @@ def _table(figures: list[Figure], columns: dict[str, Callable[[Figure], str]]) -
 
 def _met(figure: Figure) -> bool:
     return bool(figure["value"] <= figure["bar"])
+
+
+def _why(figure: Figure) -> str:
+    return ", ".join(f"[{name}](#{name.lower().replace(' ', '-')})" for name in reasons(figure))
 
 
 def _excess(figure: Figure) -> float:
