@@ -11,6 +11,7 @@ CELLS = ("numeric", "step", "inference", "memory", "files", "growth")
 BACKENDS = ("numpy", "torch", "torch.compile", "jax", "tf.eager", "tf.function", "tf.xla")
 NUMERIC_MODELS = ("resnet34", "efficientnet_b0", "mlp", "transformer", "square2300", "square4612")
 POOLS = ("matmul", "kronecker", "hash")
+ARITHMETICS = ("exact", "fast")
 RATIOS = (0.5, 0.1, 0.02)
 _USUAL = ("numpy", "torch", "torch.compile", "jax", "tf.function", "tf.xla")
 _EAGER = ("numpy", "torch")
@@ -49,6 +50,7 @@ class Choice:
     models: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
     ratios: tuple[float, ...] = ()
+    arithmetics: tuple[str, ...] = ARITHMETICS
     sizes: tuple[int, ...] = ()
     threads: int = 1
     rounds: int = 7
@@ -79,7 +81,7 @@ def _numeric(choice: Choice) -> Iterator[Job]:
     for backend in choice.backends or usual:
         for model, pool, share in _quick_cases() if choice.quick else _cases(choice, backend):
             case = {"model": model, "pool": pool, "ratio": share}
-            yield {"backend": backend, **case, "arithmetics": ["exact", "fast"]}
+            yield {"backend": backend, **case, "arithmetics": list(choice.arithmetics)}
 
 
 def _quick_cases() -> Iterator[tuple[str, str, float]]:
@@ -118,7 +120,7 @@ def _step(choice: Choice) -> Iterator[Job]:
                     "size": size,
                     "batch": batch,
                     "ratios": list(choice.ratios or (0.1, 0.02)),
-                    "arithmetics": ["fast", "exact"],
+                    "arithmetics": sorted(choice.arithmetics, reverse=True),
                 }
 
 
