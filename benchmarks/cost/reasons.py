@@ -2,7 +2,7 @@
 
 from cost.context import Figure
 
-_WITHOUT_VIEWS = ("jax", "tf.eager", "tf.function", "tf.xla")
+_FAST = dict.fromkeys(("numpy", "torch", "torch.compile"), "Many tensors")
 _COMPILED = ("torch.compile", "jax", "tf.function", "tf.xla")
 
 
@@ -13,7 +13,8 @@ def reasons(figure: Figure) -> list[str]:
 
 def _numeric(figure: Figure) -> list[str]:
     if figure["variant"] == "fast":
-        return ["Copies in graphs" if figure["backend"] in _WITHOUT_VIEWS else "Many tensors"]
+        compiled = figure["backend"] == "torch.compile" and figure["operation"] == "gradients"
+        return ["Compiled programs" if compiled else _FAST.get(figure["backend"], "Copies in graphs")]
     return (["A third product"] if figure["operation"] == "gradients" else []) + _exact(figure)
 
 
