@@ -333,10 +333,9 @@ class InPlaceOps(Ops):
 
     def add_product(self, total: Array, a: Array, b: Array) -> Array:
         """Add in place."""
-        product = self.xp.matmul(a, b)
         if not self.in_place:
-            return total + product
-        total += product
+            return super().add_product(total, a, b)
+        total += self.xp.matmul(a, b)
         return total
 
     def map_own(self, fn: Callable[[Array], Array], x: Array) -> Array:

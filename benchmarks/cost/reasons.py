@@ -39,5 +39,5 @@ _OF_CELL = {
     "step": _step,
     "inference": _inference,
     "memory": lambda figure: ["Compiled programs"],
-    "files": lambda figure: ["Names of bits"],
+    "files": lambda figure: ["Names of bits" if figure["unit"] == "times" else "Other processors"],
 }
