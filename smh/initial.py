@@ -54,7 +54,7 @@ def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.
             flat = np.empty(math.prod(shape), dtype=np.float32)
             for start in range(0, flat.size, _BLOCK):
                 stop = min(start + _BLOCK, flat.size)
-                z = _standard(leaf.seed, stream, start, stop, distribution)
+                z = standard(leaf.seed, stream, start, stop, distribution)
                 flat[start:stop] = (z * sigma).astype(np.float32) * np.float32(2.0**-leaf.pool.gain)
             variables[f"pool/{leaf.path}{name}"] = flat.reshape(shape)
     for tensor in plan.tensors:
@@ -63,7 +63,7 @@ def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.
     return variables
 
 
-def _standard(seed: int, stream: int, start: int, stop: int, distribution: str) -> np.ndarray:
+def standard(seed: int, stream: int, start: int, stop: int, distribution: str) -> np.ndarray:
     """Return values of mean 0 and variance 1 for elements ``start`` to ``stop`` of a stream, in float64."""
     i = np.arange(start, stop, dtype=np.uint32)
     total = np.zeros(stop - start)
