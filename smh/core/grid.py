@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smh.core.kernels import Array, Kernels
@@ -60,34 +60,25 @@ def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: i
     xp, most = kernels.xp, 2.0**bits - 1.0
     finite = xp.all(xp.isfinite(x))
     if exponent is not None:
-        unit = _fixed(kernels, x, finite, 2.0 ** (exponent - bits))
-        q = xp.clip(xp.round(x * _fixed(kernels, x, finite, 2.0 ** (bits - exponent))), -most, most)
-        power = _fixed(kernels, x, finite, 2.0**exponent)
-        return Grid(q, unit, xp.where(xp.all(q == 0.0), 0.0, power))
+        like = xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x))
+        power = xp.where(finite, like, math.nan)
+        q = xp.clip(xp.round(x * (2.0**bits / power)), -most, most)
+        return Grid(q, power * 2.0**-bits, xp.where(xp.all(q == 0.0), 0.0, power))
     largest = xp.max(xp.abs(x))
-    exponents = range(1 - low, high + 1)
-    # How many powers of two are too small; one more than there are where all of them are.
-    count = _count(kernels, largest, [(1.0 - 2.0**-bits) * 2.0**e for e in exponents], strict=True)
-    zero = largest < 2.0**-low
-    power = _entry(kernels, x, [2.0**e for e in exponents] + [math.nan], count, finite)
-    unit = _entry(kernels, x, [2.0 ** (e - bits) for e in exponents] + [math.nan], count, finite)
-    inverse = _entry(kernels, x, [2.0 ** (bits - e) for e in exponents] + [math.nan], count, finite)
-    q = xp.round(x * xp.where(zero & finite, 0.0, inverse))
-    return Grid(q, unit, xp.where(zero & finite, 0.0, power))
+    power = xp.where(finite, _power(kernels, largest, 1 - low, high, 1.0 - 2.0**-bits, strict=True), math.nan)
+    zero = finite & (largest < 2.0**-low)
+    q = xp.round(x * xp.where(zero, 0.0, 2.0**bits / power))
+    return Grid(q, power * 2.0**-bits, xp.where(zero, 0.0, power))
 
 
 def power_above(kernels: Kernels, x: Array, low: int, high: int) -> Array:
-    """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, float64, for a scalar with ``low < e <= high``."""
-    exponents = range(low + 1, high + 1)
-    count = _count(kernels, x, [2.0**e for e in exponents[:-1]], strict=False)
-    return _entry(kernels, x, [2.0**e for e in exponents], count)
+    """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, for a scalar with ``low < e <= high``."""
+    return _power(kernels, x, low + 1, high, 1.0, strict=False)
 
 
 def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
-    """Return the least ``2**e >= x``, float64, for a scalar of at most ``2**high``; 0 for 0."""
-    xp, exponents = kernels.xp, range(low, high + 1)
-    count = _count(kernels, x, [2.0**e for e in exponents[:-1]], strict=True)
-    return xp.where(x == 0.0, 0.0, _entry(kernels, x, [2.0**e for e in exponents], count))
+    """Return the least ``2**e >= x``, for a scalar of at most ``2**high``; 0 for 0."""
+    return kernels.xp.where(x == 0.0, 0.0, _power(kernels, x, low, high, 1.0, strict=True))
 
 
 def floor(xp: Any, x: Array, k: int = -120) -> Array:
@@ -119,22 +110,19 @@ def ceil_log2(k: int) -> int:
     return (k - 1).bit_length()
 
 
-def _count(kernels: Kernels, x: Array, bounds: Sequence[float], strict: bool) -> Array:
-    """Return how many bounds a scalar is above, or not below."""
-    xp = kernels.xp
-    bounds = xp.asarray(bounds, dtype=x.dtype, device=kernels.device(x))
-    return xp.sum(xp.astype(x > bounds if strict else x >= bounds, xp.int64))
+def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict: bool) -> Array:
+    """Return the least ``2**e``, e from ``low`` to ``high``, that x is not above; NaN if it is above all of them.
+
+    A power counts as ``share`` of it. With ``strict`` x may be equal to it.
+    """
+    xp, device = kernels.xp, kernels.device(x)
+    bounds, powers = (xp.asarray(values, dtype=x.dtype, device=device) for values in _powers(low, high, share))
+    count = xp.sum(xp.astype(x > bounds if strict else x >= bounds, xp.int64))
+    return xp.reshape(xp.take(powers, xp.reshape(count, (1,))), ())
 
 
-def _entry(kernels: Kernels, x: Array, values: Sequence[float], at: Array, finite: Array | None = None) -> Array:
-    """Return an entry of a list in the type of ``x``; NaN where ``finite`` does not hold."""
-    xp = kernels.xp
-    found = xp.take(xp.asarray(values, dtype=x.dtype, device=kernels.device(x)), xp.reshape(at, (1,)))
-    found = xp.reshape(found, ())
-    return found if finite is None else xp.where(finite, found, math.nan)
-
-
-def _fixed(kernels: Kernels, x: Array, finite: Array, value: float) -> Array:
-    """Return a value; NaN where ``finite`` does not hold."""
-    like = kernels.xp.asarray(value, dtype=x.dtype, device=kernels.device(x))
-    return kernels.xp.where(finite, like, math.nan)
+@functools.cache
+def _powers(low: int, high: int, share: float) -> tuple[list[float], list[float]]:
+    """Return shares of powers of two, and the powers, with NaN at the end."""
+    powers = [2.0**e for e in range(low, high + 1)]
+    return [share * power for power in powers], [*powers, math.nan]

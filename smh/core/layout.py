@@ -1,4 +1,4 @@
-"""Layouts: which virtual weight a cell shows, and what a virtual weight gets back (specification, sections 5.2, 7.2)."""
+"""Layouts: which virtual weight a cell shows, and what it gets back (specification, sections 5.2 and 7.2)."""
 
 from __future__ import annotations
 

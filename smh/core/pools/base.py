@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -312,8 +313,4 @@ def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
 
 def all_powers(kernels: Kernels, grids: Sequence[Grid], factor: float) -> Array:
     """Return ``factor`` times the product of the powers of arrays, in float64: a bound of what they generate."""
-    xp, bound = kernels.xp, None
-    for one in grids:
-        power = xp.astype(one.power, xp.float64)
-        bound = power if bound is None else bound * power
-    return bound * factor
+    return functools.reduce(lambda bound, one: bound * kernels.xp.astype(one.power, kernels.xp.float64), grids, factor)

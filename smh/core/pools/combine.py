@@ -64,7 +64,7 @@ class _Combination(Pool):
         """Give every part its cotangent, +0 for the virtual weights that only the part has."""
         xp = kernels.xp
         values = self._values(kernels, grids, 0, self.capacity, seed, path) if isinstance(self, Product) else []
-        gradients = {}
+        gradients: dict[str, Array] = {}
         for (part, part_seed, part_path), dpart in zip(
             self._placed(seed, path), self._cotangents(kernels, dv, values), strict=True
         ):
