@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from smh.core import layout, scales
-from smh.core.grid import Grid, floor, grid, power_bound, times
+from smh.core.grid import Grid, grid, power_bound, times
 from smh.core.kernels import Array, Kernels
 from smh.core.plan import Plan
 from smh.core.pools import Matmul
@@ -165,7 +165,6 @@ def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Pa
             dv.append(xp.zeros((tensor.size,), dtype=xp.float32, device=kernels.device(like)))
             gradients[tensor.scale_variable] = xp.zeros((), dtype=xp.float32, device=kernels.device(like))
             continue
-        g = floor(xp, g)
         if tensor.learn_scale or tensor.modifiers:
             v = cells(kernels, plan, grids, tensor.offset, tensor.stop)
             g = scales.masked(kernels, g, kernels.scale(v, scale), tensor.modifiers)

@@ -92,10 +92,10 @@ def round7(xp: Any, x: Array, k: int = -120) -> Array:
 
 
 def wide(xp: Any, x: Array) -> Array:
-    """Return float32 values, none of them nonzero and below 2**-120, in float64.
+    """Return ``floor(x, -120)`` of float32 values in float64.
 
-    The floor changes nothing but what a machine might flush, and stands between two conversions: a compiler that joins
-    these would drop a rounding.
+    Cotangents need the floor (specification, section 7.1). All other values are 0 or larger; for them it stands between
+    two conversions, which a compiler might join and so drop a rounding.
     """
     return xp.astype(floor(xp, x), xp.float64)
 

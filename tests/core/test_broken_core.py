@@ -47,7 +47,7 @@ def cases():
             )
             for style in ("normal", "edges"):
                 found.append((plan, *_values(plan, 10 * k + len(found), style)))
-    return [*found, _cancellation(), _small_products()]
+    return [*found, _cancellation(), _padding_alone(), _small_cotangents(), _small_products()]
 
 
 def _cancellation():
@@ -55,6 +55,28 @@ def _cancellation():
     plan = Plan.build({"a": (2, 2)}, ratio=1000.0, pool=pools.Matmul(n=2, m=1, gain=0))
     ones = {name: np.ones(shape, dtype=np.float32) for name, shape in plan.variable_shapes.items()}
     return plan, ones, {"a": np.asarray([[1.0, -1.0], [3 * 2.0**-48, 2.0**-60]], dtype=np.float32)}
+
+
+def _padding_alone():
+    """Return a scale gradient of cells beyond the capacity, above which no bound of the pool lies."""
+    plan = Plan.build(
+        {"a": (9,)},
+        ratio=1000.0,
+        pool=pools.Matmul(n=2, m=1, gain=0, exponents=(-10, -10)),
+        layout="padding",
+        include=lambda name: True,
+    )
+    variables = {name: np.full(shape, 2.0**-11, dtype=np.float32) for name, shape in plan.variable_shapes.items()}
+    return plan, variables, {"a": np.asarray([0, 0, 0, 0, 1.0, -1.0, 3 * 2.0**-50, 0, 0], dtype=np.float32)}
+
+
+def _small_cotangents():
+    """Return a cotangent just below its floor, which the largest scale would lift onto the grid."""
+    plan = Plan.build({"a": (1, 2)}, ratio=1000.0, pool=pools.Matmul(n=2, m=1, gain=0))
+    variables = {name: np.ones(shape, dtype=np.float32) for name, shape in plan.variable_shapes.items()}
+    scale = (1 - 2.0**-24) * 2.0 ** (30 + plan.tensors[0].kappa)
+    variables["scale/a"] = np.float32(scale) * np.ones((), dtype=np.float32)
+    return plan, variables, {"a": np.asarray([[1.25 * 2.0**-100, (1 - 2.0**-24) * 2.0**-120]], dtype=np.float32)}
 
 
 def _small_products():
@@ -158,7 +180,7 @@ def broken(monkeypatch, what):
     elif what == "other seeds of parts":
         monkeypatch.setattr(combine, "PART_STREAM", 65537)
     elif what == "cotangents not floored":
-        monkeypatch.setattr(generate, "floor", lambda xp, x: x)
+        monkeypatch.setattr(grid, "wide", lambda xp, x: x.astype(np.float64))
     else:
         raise AssertionError(what)
     return kernels
@@ -185,6 +207,8 @@ MISTAKES = [
     "gain of gradients forgotten",
     "signs forgotten",
     "other seeds of parts",
+    "padding in the bound forgotten",
+    "cotangents not floored",
 ]
 
 
