@@ -1,5 +1,6 @@
 # make demo    train a classifier from a pool a tenth its size, save it, load it, compare the bits
 # make test    everything that the tests need, in a fresh environment, then the tests and the conformance suite
+# make check   the tests of the core, without the frameworks, in an environment that is made once
 # make lint    ruff and mypy
 # make docs    the documentation, warnings are errors
 # make trust   hours of attacks: fuzzing, faults, long runs, hash seeds and orders of import, packages, conformance, an
@@ -24,7 +25,7 @@ define environment
 	$(1)/bin/python $(PIP_INSTALL) $(2)
 endef
 
-.PHONY: demo test lint docs experiments trust fuzz faults soak numerics orders packages conformance deep clean
+.PHONY: demo test check lint docs experiments trust fuzz faults soak numerics orders packages conformance deep clean
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
@@ -34,6 +35,13 @@ test:
 	$(call environment,.venv-test,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
 	.venv-test/bin/smh conformance
+
+check: .venv-check/made
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-check/bin/python -m pytest $(PYTEST_ARGS) tests/core
+
+.venv-check/made: pyproject.toml constraints.txt
+	$(call environment,.venv-check,--editable ".[test]")
+	touch $@
 
 lint: .venv-dev/made
 	.venv-dev/bin/ruff check .
@@ -68,7 +76,7 @@ fuzz faults soak numerics orders packages conformance deep: .venv-trust/made
 	touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-dev .venv-experiments .venv-trust site build dist
+	rm -rf .venv-demo .venv-test .venv-check .venv-dev .venv-experiments .venv-trust site build dist
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

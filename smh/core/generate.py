@@ -134,7 +134,7 @@ def weights_of(
             left.integers,
             right.integers,
             pool.unit(kernels, left, right),
-            pool.wide,
+            pool.exact_terms,
             scale,
             tensor.offset,
             tensor.stop,
@@ -242,7 +242,7 @@ def _fused(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[
     pool = plan.pool
     if not isinstance(pool, Matmul) or plan.num_weights > plan.capacity or any(t.modifiers for t, _, _ in parts):
         return None
-    found = kernels.matmul_gradients(grids["left"], grids["right"], pool.wide, pool.factor, parts)
+    found = kernels.matmul_gradients(grids["left"], grids["right"], pool.exact_terms, pool.factor, parts)
     if found is None:
         return None
     left, right, of_scales = found

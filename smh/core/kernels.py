@@ -33,7 +33,7 @@ class Kernels:
     --------
     >>> import numpy as np
     >>> kernels = Kernels(np)
-    >>> kernels.product(np.asarray([[3.0, 1.0]]), np.asarray([[2.0], [5.0]]), 0.5, wide=False)
+    >>> kernels.product(np.asarray([[3.0, 1.0]]), np.asarray([[2.0], [5.0]]), 0.5, exact_terms=1024)
     array([[5.5]])
     """
 
@@ -49,7 +49,7 @@ class Kernels:
         """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
         return array_api_compat.device(x)
 
-    def product(self, left: Array, right: Array, unit: Array, wide: bool) -> Array:
+    def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
         """Return one rounding of ``unit * (left @ right)``.
 
         Parameters
@@ -58,27 +58,27 @@ class Kernels:
             Integers, or NaN.
         unit : array, shape (), float32
             A power of two.
-        wide : bool
-            Whether float32 does not hold every sum, or low-precision units every integer: sums are taken in float64.
+        exact_terms : int
+            How many terms a sum may have for float32 to hold it, with factors that bfloat16 holds; 0 if none.
 
         Returns
         -------
         array, shape (r, c), float32
         """
         xp = self.xp
-        if wide:
+        if left.shape[1] > exact_terms:
             sums = xp.matmul(xp.astype(left, xp.float64), xp.astype(right, xp.float64))
             return xp.astype(sums, xp.float32) * unit
         return xp.matmul(left, right) * unit
 
     def scaled_product(
-        self, left: Array, right: Array, unit: Array, wide: bool, scale: Array | float, start: int, stop: int
+        self, left: Array, right: Array, unit: Array, exact_terms: int, scale: Array | float, start: int, stop: int
     ) -> Array:
         """Return the elements ``start`` to ``stop``, counted row by row, of :meth:`scale` of :meth:`product`.
 
         Parameters
         ----------
-        left, right, unit, wide
+        left, right, unit, exact_terms
             As for :meth:`product`.
         scale : array, shape (), float32, or float
             As for :meth:`scale`.
@@ -91,7 +91,7 @@ class Kernels:
         """
         columns = right.shape[1]
         first = start // columns
-        rows = self.product(left[first : -(-stop // columns), :], right, unit, wide)
+        rows = self.product(left[first : -(-stop // columns), :], right, unit, exact_terms)
         v = self.xp.reshape(rows, (-1,))[start - first * columns : stop - first * columns]
         return self.scale(v, scale)
 
@@ -135,7 +135,7 @@ class Kernels:
         return xp.matmul(q, xp.matrix_transpose(right)), xp.matmul(xp.matrix_transpose(left), q)
 
     def matmul_gradients(
-        self, left: Grid, right: Grid, wide: bool, gain: float, parts: Sequence[Any]
+        self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]] | None:
         """Return all gradients of a matmul pool in one pass over cotangents, or None where there is no such kernel.
 

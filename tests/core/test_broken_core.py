@@ -128,7 +128,7 @@ def broken(monkeypatch, what):
     if what == "minus zero":
         monkeypatch.setattr(kernels, "scale", lambda v, s: np.asarray(v * s))
     elif what == "float32 sums of wide integers":
-        monkeypatch.setattr(kernels, "product", lambda a, b, unit, wide: (a @ b) * unit)
+        monkeypatch.setattr(kernels, "product", lambda a, b, unit, exact_terms: (a @ b) * unit)
     elif what == "float32 gradients":
         monkeypatch.setattr(kernels, "factor_sums", lambda q, a, b: ((q @ b.T).astype("f8"), (a.T @ q).astype("f8")))
     elif what == "scale gradient without rint":

@@ -34,9 +34,9 @@ class Factorized(LeafPool):
         return self.side**2
 
     @property
-    def wide(self) -> bool:
-        """Whether sums need float64: float32 does not hold all of them, or bfloat16 not every integer."""
-        return self.grid_bits > 8 or self.terms > 2 ** (24 - 2 * self.grid_bits)
+    def exact_terms(self) -> int:
+        """How many terms float32 adds exactly; 0 if bfloat16, of 8 bits, does not hold the integers."""
+        return 2 ** (24 - 2 * self.grid_bits) if self.grid_bits <= 8 else 0
 
     def unit(self, kernels: Kernels, left: Grid, right: Grid) -> Array:
         """Return ``2**(2g) u_L u_R``, float32."""
@@ -140,7 +140,7 @@ class Matmul(Factorized):
         left, right, n = grids[f"{path}left"], grids[f"{path}right"], self.side
         first = start // n
         rows = left.integers[first : -(-stop // n), :]
-        v = kernels.product(rows, right.integers, self.unit(kernels, left, right), self.wide)
+        v = kernels.product(rows, right.integers, self.unit(kernels, left, right), self.exact_terms)
         return kernels.xp.reshape(v, (-1,))[start - first * n : stop - first * n]
 
     def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
@@ -223,7 +223,9 @@ class Kronecker(Factorized):
         left, right = grids[f"{path}left"], grids[f"{path}right"]
         a, b = self._matrices(kernels, left, right)
         first, last = start // d**3, -(-stop // d**3)
-        v = kernels.product(a.integers[first * d : last * d, :], b.integers, self.unit(kernels, left, right), self.wide)
+        v = kernels.product(
+            a.integers[first * d : last * d, :], b.integers, self.unit(kernels, left, right), self.exact_terms
+        )
         v = xp.reshape(xp.permute_dims(xp.reshape(v, (last - first, d, d, d)), (0, 2, 1, 3)), (-1,))
         return v[start - first * d**3 : stop - first * d**3]
 
