@@ -116,9 +116,10 @@ def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict
     A power counts as ``share`` of it. With ``strict`` x may be equal to it.
     """
     xp, device = kernels.xp, kernels.device(x)
-    bounds, powers = (xp.asarray(values, dtype=x.dtype, device=device) for values in _powers(low, high, share))
+    bounds, powers = _powers(low, high, share)
+    bounds = xp.asarray(bounds, dtype=x.dtype, device=device)
     count = xp.sum(xp.astype(x > bounds if strict else x >= bounds, xp.int64))
-    return xp.reshape(xp.take(powers, xp.reshape(count, (1,))), ())
+    return xp.reshape(xp.take(xp.asarray(powers, dtype=x.dtype, device=device), xp.reshape(count, (1,))), ())
 
 
 @functools.cache
