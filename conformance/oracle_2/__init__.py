@@ -10,12 +10,12 @@ Plans are dictionaries, as parsed from plan JSON, or the JSON itself; variables 
 float32 arrays. A NaN in a result has the bits 0x7fc00000, a zero is +0.
 """
 
+from conformance.oracle.hashing import fmix32, key, word
+from conformance.oracle.views import viewed_shape
 from conformance.oracle_2.bits import bits_of, floor, from_bits, multiply, round32, rounded
 from conformance.oracle_2.generate import bounds, digest, gradients, grids, indices, signs, virtual, weights
 from conformance.oracle_2.grid import Grid, grid, product, scale_gradient
-from conformance.oracle_2.hashing import fmix32, key, word
 from conformance.oracle_2.plans import gains, initial_scale, initial_variables, kappas, sizes, variable_shapes
-from conformance.oracle_2.views import viewed_shape
 
 __all__ = [
     "Grid",

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from conformance.oracle_2 import pools, views
+from conformance.oracle import views
+from conformance.oracle_2 import pools
 from conformance.oracle_2.bits import F32, I64, NAN, ROUND_7, bits_of, floor, from_bits, multiply, rounded, split
 from conformance.oracle_2.grid import Grid, scale_gradient
 from conformance.oracle_2.plans import Plan, Tensor, initial_scale, num_weights, parse, tensor_size

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from conformance.oracle.hashing import words
 from conformance.oracle_2.bits import F32, round32
-from conformance.oracle_2.hashing import words
 from conformance.oracle_2.pools import Pool, parts, pool_shapes, terms
 
 Plan = Mapping[str, Any]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from conformance.oracle.hashing import key, words
 from conformance.oracle_2.bits import F32, F64, I64, ROUND_7, VIRTUAL, multiply, round32
 from conformance.oracle_2.grid import Grid, ceil_log2, check_budget, grid, largest, product, scaled
-from conformance.oracle_2.hashing import key, words
 
 Pool = Mapping[str, Any]
 Variables = Mapping[str, F32]

@@ -12,19 +12,15 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from smh.core import scales
+from smh.core import building, scales
 from smh.core.layout import LAYOUTS
 from smh.core.pools import Pool, from_dict, named
 from smh.core.pools.base import (
     BITS,
-    LIMIT,
     MAX_BITS,
     MAX_DEPTH,
     MIN_BITS,
     OPTIMIZERS,
-    ceil_digits,
     check_keys,
     whole_number,
 )
@@ -173,10 +169,10 @@ class Plan:
         """
         _one_of("optimizer", optimizer, OPTIMIZERS)
         whole_number("bits", bits, MIN_BITS, MAX_BITS)
-        checked = {name: _shape(name, shape) for name, shape in shapes.items()}
+        checked = {name: building.shape(name, shape) for name, shape in shapes.items()}
         names = select(checked, include, exclude)
         for what, given in (("axes", axes), ("views", views)):
-            _known(what, given, names, checked)
+            building.known(what, given, names, checked)
         tensors = []
         offset = 0
         for name in names:
@@ -185,10 +181,10 @@ class Plan:
                 name=name,
                 shape=shape,
                 offset=offset,
-                scale=_resolve(name, _per_tensor("scale", scale, name, names), values, shape),
+                scale=building.resolve(name, building.per_tensor("scale", scale, name, names), values, shape),
                 learn_scale=learn_scale,
                 kappa=0,
-                modifiers=_modifiers(_per_tensor("modifiers", modifiers, name, names)),
+                modifiers=building.modifiers(building.per_tensor("modifiers", modifiers, name, names)),
                 axes=(axes or {}).get(name) or scales.default_axes(shape),
                 view=View.make((views or {}).get(name)),
             )
@@ -203,8 +199,8 @@ class Plan:
         if size is not None:
             sized = largest_that_fits(request, offset, parse_size(size), 4 * len(tensors) if learn_scale else 0)
         else:
-            sized = _sized(request, offset, ratio)
-        chosen = sized.for_optimizer(optimizer, offset, _mean_scale(tensors))
+            sized = building.sized(request, offset, ratio)
+        chosen = sized.for_optimizer(optimizer, offset, building.mean_scale(tensors))
         return cls(chosen, tuple(tensors), whole_number("seed", seed, 0, 2**32 - 1), layout)
 
     @property
@@ -347,79 +343,3 @@ class Plan:
 def _one_of(what: str, value: Any, allowed: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in allowed:
         raise PlanError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
-
-
-def _shape(name: Any, shape: Any) -> tuple[int, ...]:
-    if not isinstance(name, str) or not name:
-        raise PlanError(f"a tensor's name must be a string that is not empty; got {name!r}")
-    try:
-        sizes = tuple(shape)
-    except TypeError as error:
-        raise PlanError(f"the shape of {name!r} must be a sequence of integers; got {shape!r}") from error
-    each = f"every size in the shape {sizes} of tensor {name!r}"
-    return tuple(whole_number(each, size, 1, LIMIT - 1) for size in sizes)
-
-
-def _known(what: str, given: Mapping[str, Any] | None, names: list[str], shapes: Mapping[str, Any]) -> None:
-    for name in given or ():
-        if name not in names:
-            why = "is not generated" if name in shapes else f"is no tensor: {near_names(str(name), names)}"
-            raise PlanError(f"{what} names {name!r}, which {why}")
-
-
-def _per_tensor(what: str, given: Any, name: str, names: list[str]) -> Any:
-    if not isinstance(given, Mapping):
-        return given
-    _known(what, given, names, {})
-    if name not in given:
-        raise PlanError(
-            f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
-        )
-    return given[name]
-
-
-def _modifiers(given: Any) -> tuple[str, ...]:
-    if isinstance(given, str):
-        raise PlanError(f"modifiers must be a list; got the string {given!r}: write [{given!r}]")
-    return tuple(given)
-
-
-def _resolve(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple[int, ...]) -> str | float:
-    """Return a rule as it is, and ``match`` and numbers as float32 values."""
-    if rule != "match":
-        return rule if isinstance(rule, str) else scales.number(rule)
-    if values is None or name not in values:
-        raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")
-    value = np.asarray(values[name], dtype=np.float64)
-    if value.size != math.prod(shape):
-        raise PlanError(f"the values of {name!r} have shape {value.shape}, which does not hold the elements of {shape}")
-    deviation = float(np.std(value))
-    if not deviation > 0.0 or not math.isfinite(deviation):
-        raise PlanError(
-            f"scale 'match' of tensor {name!r} needs values that vary and are finite; their deviation is {deviation}: "
-            "exclude the tensor, or give its scale as a number"
-        )
-    return scales.number(deviation)
-
-
-def _mean_scale(tensors: Sequence[TensorSpec]) -> float:
-    """Return the size-weighted root mean square of the initial scales."""
-    total = 0.0
-    for tensor in tensors:
-        total += float(tensor.size) * (tensor.initial_scale * tensor.initial_scale)
-    return math.sqrt(total / tensors[-1].stop)
-
-
-def _sized(pool: Pool, weights: int, ratio: Any) -> Pool:
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float, Fraction, np.integer, np.floating)):
-        raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
-    if not 0 < ratio < math.inf:
-        raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
-    share = ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
-    smallest = pool.smallest_ratio(weights)
-    if share < smallest:
-        raise PlanError(
-            f"ratio {float(share):g} leaves no room for this pool over {weights} weights; "
-            f"the smallest feasible ratio is {ceil_digits(smallest)}"
-        )
-    return pool.sized(weights, share)
