@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from smh.core.generate import Part
 
 _SHORT = 256  # terms of a float32 product that is not worth its additions
+_CHUNK = 1 << 16  # cotangents that stay in the cache through several passes
+_SLICE = 512  # columns of cotangents that both products read while they are in the cache
 _FEW = 5  # elements of a tensor below which the floor of cotangents shows in a scale gradient (section 13.7)
 
 
@@ -24,8 +26,8 @@ class NumpyKernels(Kernels):
 
     block_elements = 1 << 18
     """About how many virtual weights are computed at a time."""
-    strip_share = 0.05
-    """Terms whose factors are held in float64 at a time, as a share of the rows of a pool."""
+    strip_share = 0.06
+    """The most terms whose factors are held in float64 at a time, as a share of the rows of a pool."""
 
     def __init__(self) -> None:
         super().__init__(np)
@@ -43,17 +45,21 @@ class NumpyKernels(Kernels):
         factor = scale * unit
         if not 2.0**-126 <= abs(factor) < math.inf:
             factor = None
-        first, last = start // columns, -(-stop // columns)
-        for row in range(first, last, self._rows(columns)):
-            sums = _sums(left[row : min(row + self._rows(columns), last)], right, exact_terms)
-            sums = sums.reshape(-1)[max(0, start - row * columns) : stop - row * columns]
-            here = out[at : at + sums.size]
-            at += sums.size
+        first, last, step = start // columns, -(-stop // columns), self._rows(columns)
+        for row in range(first, last, step):
+            rows = slice(row, min(row + step, last))
+            here = out[at : min(rows.stop * columns, stop) - start]
+            at += here.size
+            if here.size == (rows.stop - row) * columns:  # whole rows
+                _sums(left[rows], right, exact_terms, here.reshape(-1, columns))
+            else:
+                sums = _sums(left[rows], right, exact_terms).reshape(-1)
+                here[...] = sums[max(0, start - row * columns) : stop - row * columns]
             if factor is None:
-                np.multiply(sums, unit, out=here)
+                np.multiply(here, unit, out=here)
                 np.multiply(here, scale, out=here)
             else:
-                np.multiply(sums, factor, out=here)
+                np.multiply(here, factor, out=here)
             np.add(here, np.float32(0.0), out=here)  # -0 becomes +0
         return out
 
@@ -70,22 +76,34 @@ class NumpyKernels(Kernels):
         side, terms = left.integers.shape
         of_left = np.empty((side, terms), dtype=np.float32)
         of_right = np.empty((terms, side), dtype=np.float32)
-        strip, step = max(1, int(self.strip_share * side)), self._rows(side)
+        most = max(1, int(self.strip_share * side))
+        strip = -(-terms // -(-terms // most))  # as even as possible
+        step = min(max(self._rows(side), min(side // 12, 4 * self.block_elements // side)), side)
+        pulled.q = np.empty(step * side)
+        total, product = np.empty((strip, side)), np.empty((strip, min(_SLICE, side)))
         for k in range(0, terms, strip):
             span = slice(k, min(k + strip, terms))
-            wide_right = right.integers[span].T.astype(np.float64)
-            total = np.zeros((span.stop - k, side))
+            count = span.stop - k
+            total[:count] = 0.0
             for row in range(0, -(-pulled.stop // side), step):
                 rows = slice(row, min(row + step, side))
-                if k == 0:
-                    pulled.add_dots(_sums(left.integers[rows], right.integers, exact_terms).reshape(-1), row * side)
+                block = rows.stop - row
+                if k == 0 and pulled.wants_dots:
+                    sums = pulled.q.view(np.float32)[: block * side].reshape(block, side)
+                    _sums(left.integers[rows], right.integers, exact_terms, sums)
+                    pulled.add_dots(sums.reshape(-1), row * side)
                 q = pulled.on_grid(row * side, rows.stop * side).reshape(-1, side)
-                of_left[rows, span] = round7(np, (q @ wide_right) * pulled.left_unit)
-                total += left.integers[rows, span].T.astype(np.float64) @ q
+                wide_left, of_rows = left.integers[rows, span].T.astype(np.float64), np.zeros((block, count))
+                for c in range(0, side, _SLICE):
+                    part = q[:, c : c + _SLICE]
+                    of_rows += part @ right.integers[span, c : c + _SLICE].T.astype(np.float64)
+                    total[:count, c : c + _SLICE] += np.matmul(wide_left, part, out=product[:count, : part.shape[1]])
+                of_rows *= pulled.left_unit
+                of_left[rows, span] = round7(np, of_rows)
             of_left[-(-pulled.stop // side) :, span] = 0.0
             total *= pulled.right_unit
-            of_right[span] = round7(np, total)
-            del wide_right, total  # before the next strip is made
+            for some in range(0, count, 16):  # at once it would take as much memory again
+                of_right[span][some : some + 16] = round7(np, total[some : min(some + 16, count)])
         return of_left, of_right, pulled.of_scales()
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
@@ -152,7 +170,9 @@ class _Pulled:
                 bound * math.ldexp(1.0, math.frexp(largest)[1] - 53 + ceil_log2(tensor.size)) if wanted else 0.0
             )
         self._virtual = left_unit * right_unit * gain
-        self._buffers: tuple[Array, Array] | None = None
+        self.wants_dots = any(self._units)
+        self._small = np.empty(_CHUNK, dtype=np.float32), np.empty(_CHUNK)
+        self.q = np.empty(0)  # room for a block, which the caller makes
         self.stop = given[-1][0].stop
 
     def on_grid(self, start: int, stop: int) -> Array:
@@ -161,27 +181,35 @@ class _Pulled:
         A scale and the unit are one factor: a power of two changes no rounding of what is not next to nothing, which
         the grid makes 0.
         """
-        if self._buffers is None:
-            self._buffers = np.empty(stop - start, dtype=np.float32), np.empty(stop - start)
-        dv, q = self._buffers[0][: stop - start], self._buffers[1][: stop - start]
+        q = self.q[: stop - start]
         done = 0
         for k, cells, g in self._pieces(start, stop):
-            dv[done : cells.start] = 0.0
-            np.multiply(g, self._given[k][1] * self._inverse, out=dv[cells])
-            done = cells.stop
-        dv[done:] = 0.0
-        return np.rint(dv, out=q)
+            q[done : cells.start] = 0.0
+            factor, done = self._given[k][1] * self._inverse, cells.stop
+            for at in range(0, g.size, _CHUNK):
+                part = g[at : at + _CHUNK]
+                dv = np.multiply(part, factor, out=self._small[0][: part.size])
+                np.rint(dv, out=dv)
+                q[cells.start + at : cells.start + at + part.size] = dv
+        q[done:] = 0.0
+        return q
 
     def add_dots(self, sums: Array, start: int) -> None:
-        """Add to the scale gradients what a range of cells, whose integers are given, has of them."""
+        """Add to the scale gradients what a range of cells has of them, whose integers are given and overwritten.
+
+        In units of the sum no integer is above 2**122 or, unless it is 0, below 2**-121: float32 holds it.
+        """
         for k, cells, g in self._pieces(start, start + sums.size):
             unit = self._units[k]
             if unit:
                 g = floor(np, g) if self._given[k][0].size < _FEW else g
-                terms = np.multiply(g, sums[cells], dtype=np.float64)
-                terms *= self._virtual / unit
-                np.rint(terms, out=terms)
-                self._totals[k] += float(np.sum(terms))
+                v, factor = sums[cells], np.float32(self._virtual / unit)
+                for at in range(0, g.size, _CHUNK):
+                    part, scaled = g[at : at + _CHUNK], v[at : at + _CHUNK]
+                    np.multiply(scaled, factor, out=scaled)
+                    terms = np.multiply(part, scaled, out=self._small[1][: part.size], dtype=np.float64)
+                    np.rint(terms, out=terms)
+                    self._totals[k] += float(np.sum(terms))
 
     def of_scales(self) -> list[Array]:
         """Return the gradients of all scale variables."""
@@ -203,14 +231,17 @@ class _Pulled:
                 yield k, slice(first - start, last - start), g[first - tensor.offset : last - tensor.offset]
 
 
-def _sums(left: Array, right: Array, exact_terms: int) -> Array:
+def _sums(left: Array, right: Array, exact_terms: int, out: Array | None = None) -> Array:
     """Return the product of integers, rounded once to float32: of as many terms as that adds exactly, or in float64."""
     terms = left.shape[1]
+    out = np.empty((left.shape[0], right.shape[1]), dtype=np.float32) if out is None else out
     if terms <= exact_terms:
-        return left @ right
+        return np.matmul(left, right, out=out)
     if exact_terms < _SHORT:
-        return (left.astype(np.float64) @ right.astype(np.float64)).astype(np.float32)
-    total = (left[:, :exact_terms] @ right[:exact_terms]).astype(np.float64)
+        out[...] = left.astype(np.float64) @ right.astype(np.float64)
+        return out
+    total = np.matmul(left[:, :exact_terms], right[:exact_terms], out=out).astype(np.float64)
     for k in range(exact_terms, terms, exact_terms):
-        total += left[:, k : k + exact_terms] @ right[k : k + exact_terms]
-    return total.astype(np.float32)
+        total += np.matmul(left[:, k : k + exact_terms], right[k : k + exact_terms], out=out)
+    out[...] = total
+    return out

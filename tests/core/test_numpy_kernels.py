@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conformance.bits import assert_same_bits
+from smh.backends import numpy_kernels
 from smh.backends.numpy_kernels import NumpyKernels
-from smh.core import pools
+from smh.core import generate, pools
 from smh.core.kernels import Kernels
 from smh.core.plan import Plan
 from tests.core import test_broken_core
@@ -95,6 +96,47 @@ def test_one_pass_over_cotangents_has_the_bits_of_the_oracle():
     holds()
     assert kernels.fused > 60
     assert kernels.plain > 5
+
+
+def test_both_ways_have_the_bits_of_the_default_kernels(monkeypatch):
+    """Sizes of 1, fixed scales and exponents, scales to 2**30, cotangents from 2**-130 to 2**100; tails everywhere."""
+    monkeypatch.setattr(numpy_kernels, "_CHUNK", 7)
+    monkeypatch.setattr(numpy_kernels, "_SLICE", 5)
+    small, whole = Counting(), NumpyKernels()
+
+    @settings(max_examples=150, **RELAXED)
+    @given(
+        plan=matmul_plans(),
+        seed=seeds,
+        kinds=st.tuples(st.sampled_from(["normal", "normal", "ties", "edges", "special"]), st.sampled_from(KINDS)),
+        exponents=st.none() | st.tuples(st.integers(-29, 30), st.integers(-29, 30)),
+        powers=st.tuples(st.just(0) | st.integers(-130, 100), st.sampled_from([-31, -30, 0, 3, 27, 28, 29, 30])),
+        spread=st.booleans(),
+    )
+    def holds(plan, seed, kinds, exponents, powers, spread):
+        plan = dataclasses.replace(plan, pool=dataclasses.replace(plan.pool, exponents=exponents))
+        rng = np.random.default_rng(seed)
+        variables = {name: floats(rng, shape, kinds[0]) for name, shape in plan.variable_shapes.items()}
+        for tensor in plan.tensors:
+            if tensor.learn_scale:
+                scale = rng.choice([1.0, rng.uniform(0.5, 1)]) * 2.0 ** (powers[1] + tensor.kappa)
+                variables[tensor.scale_variable] = np.asarray(scale * rng.choice([-1, 1]), dtype=np.float32)
+        cotangents = {t.name: floats(rng, t.viewed_shape, kinds[1]) for t in plan.tensors if rng.random() < 0.8}
+        with np.errstate(all="ignore"):
+            for name, g in cotangents.items():
+                power = powers[0] - (rng.integers(0, 140, g.shape) if spread else 0)
+                cotangents[name] = np.ldexp(g, power).astype(np.float32)
+            built = generate.materialize(DEFAULT, plan, variables)
+            pulled = generate.vjp(DEFAULT, plan, variables, cotangents)
+            for kernels in (small, whole):
+                for name, found in generate.materialize(kernels, plan, variables).items():
+                    assert_same_bits(found, built[name])
+                for name, found in generate.vjp(kernels, plan, variables, cotangents).items():
+                    assert_same_bits(found, pulled[name])
+
+    holds()
+    assert small.fused > 20
+    assert small.plain > 20
 
 
 @pytest.mark.parametrize("kernels", [NumpyKernels(), SmallBlocks()], ids=["blocks", "small blocks"])
