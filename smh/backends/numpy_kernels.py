@@ -33,7 +33,7 @@ class NumpyKernels(Kernels):
         super().__init__(np)
 
     def device(self, x: Array) -> str:
-        """Return ``"cpu"``: there is no other."""
+        """Return ``"cpu"``, the only device."""
         return "cpu"
 
     def scaled_product(

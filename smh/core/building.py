@@ -32,7 +32,7 @@ def known(what: str, given: Mapping[str, Any] | None, names: list[str], shapes: 
     """Raise :class:`~smh.PlanError` if an argument names a tensor that is not generated."""
     for name in given or ():
         if name not in names:
-            why = "is not generated" if name in shapes else f"is no tensor: {near_names(str(name), names)}"
+            why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
             raise PlanError(f"{what} names {name!r}, which {why}")
 
 

@@ -137,7 +137,7 @@ class Kernels:
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]] | None:
-        """Return all gradients of a matmul pool in one pass over cotangents, or None where there is no such kernel.
+        """Return all gradients of a matmul pool in one pass over cotangents, or None if the backend has no such kernel.
 
         A backend that has one must give the bits of :func:`smh.core.generate.pull`.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Self
@@ -19,14 +20,14 @@ class Factorized(LeafPool):
     gain_power: ClassVar[int] = 2
 
     @property
+    @abstractmethod
     def terms(self) -> int:
         """M: products per virtual weight."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def side(self) -> int:
         """Rows, and columns, of the matrix product; its square is the capacity."""
-        raise NotImplementedError
 
     @property
     def capacity(self) -> int:
@@ -81,8 +82,9 @@ class Factorized(LeafPool):
             what = f"the product of a {self.kind} pool of {self.bits} bits has at most {most} rows"
             raise PlanError(f"{what}; got {self.side}: take fewer bits, or a hash pool")
 
+    @abstractmethod
     def _side_for(self, weights: int) -> int:
-        raise NotImplementedError
+        """Return the rows that so many weights need, unless they are given."""
 
     def _terms_for(self, side: int, weights: int, ratio: Fraction) -> int:
         return self.terms or math.floor(ratio * weights / (2 * side))
