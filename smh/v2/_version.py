@@ -1,0 +1,3 @@
+"""The version of smh: its only source."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,97 @@
+"""From a name to a backend: built-in ones and those that other packages bring as entry points."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+from smh.v2.backends.protocol import Backend
+from smh.v2.errors import BackendError, near_names
+
+if TYPE_CHECKING:  # a fifth of the time that importing the library takes
+    from importlib.metadata import EntryPoint
+
+GROUP = "smh.v2.backends"
+VARIABLE = "SMH_BACKEND"
+DEFAULT = "numpy"
+
+# By the names of the packages that they need.
+_BUILT_IN = {name: f"smh.v2.backends.{name}:backend" for name in ("numpy", "torch", "jax", "tensorflow")}
+_loaded: dict[str, Backend] = {}
+
+
+def list_backends(installed: bool = False) -> list[str]:
+    """Return the names of the backends that are registered; no framework is imported for that.
+
+    Parameters
+    ----------
+    installed : bool
+        Leave out built-in backends whose frameworks are not installed.
+
+    Returns
+    -------
+    list of str
+        Built-in backends first, then those of other packages (entry points in the group ``smh.v2.backends``).
+
+    Examples
+    --------
+    >>> "numpy" in list_backends()
+    True
+    """
+    there = (name for name in _entries() if name not in _BUILT_IN or importlib.util.find_spec(name) is not None)
+    return list(there if installed else _entries())
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """Return a backend; nothing but the one asked for is imported.
+
+    Parameters
+    ----------
+    name : str, optional
+        One of :func:`list_backends`. By default the environment variable ``SMH_BACKEND``, or ``"numpy"``.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    BackendError
+        If there is no such backend, or its framework is not installed.
+
+    Examples
+    --------
+    >>> get_backend("numpy").name
+    'numpy'
+    """
+    source = ""
+    if name is None:
+        name = os.environ.get(VARIABLE) or DEFAULT
+        source = f" (from the environment variable {VARIABLE})" if VARIABLE in os.environ else ""
+    if name not in _loaded:
+        entries = _entries()
+        if not isinstance(name, str) or name not in entries:
+            raise BackendError(f"there is no backend {name!r}{source}: {near_names(str(name), entries)}")
+        _loaded[name] = _load(entries[name])
+    return _loaded[name]
+
+
+def _entries() -> dict[str, EntryPoint]:
+    from importlib.metadata import EntryPoint, entry_points
+
+    entries = {name: EntryPoint(name, value, GROUP) for name, value in _BUILT_IN.items()}
+    for entry in entry_points(group=GROUP):
+        entries.setdefault(entry.name, entry)
+    return entries
+
+
+def _load(entry: EntryPoint) -> Backend:
+    try:
+        backend = entry.load()
+    except ImportError as error:
+        extra = f"pip install 'smh[{entry.name}]'" if entry.name in _BUILT_IN else f"install what {entry.value} needs"
+        raise BackendError(f"backend {entry.name!r} cannot be imported ({error}): {extra}") from error
+    if not isinstance(backend, Backend):
+        raise BackendError(f"{entry.value} must be a smh.v2.backends.protocol.Backend; got {type(backend).__name__}")
+    return backend

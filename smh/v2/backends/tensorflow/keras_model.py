@@ -1,0 +1,305 @@
+"""The compressed Keras model: a model around a copy of the given one whose hashed variables are generated.
+
+Keras layers read their weights from ``keras.Variable`` objects. So the variables, and not the layers, are what is
+replaced: each hashed variable becomes, in its place, a ``GeneratedVariable``, which holds no array and has the value
+that the present forward pass generated. Layers of any kind, tied weights and layers that are called twice then need no
+support of their own, and all that Keras does with the other variables goes on unchanged: statistics, random states,
+losses, masks and mixed precision. The alternative, ``keras.StatelessScope``, substitutes values as well, but also
+catches every update of statistics and every loss, which would have to be put back by hand.
+
+The model around it owns the pool, brings ``fit``, and is what Keras saves. Methods and training steps that a subclassed
+model defines beside ``call`` stay those of ``inner``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from smh.v2.backends.tensorflow import keras_tensors
+from smh.v2.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
+from smh.v2.models.compression import ModelTensor, check_residency
+from smh.v2.errors import VariableError
+from smh.v2.core.initial import initial_variables
+from smh.v2.core.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a compressed model knows of itself.
+
+    Attributes
+    ----------
+    source : Source
+        The plan, and what generates.
+    tensors : tuple of ModelTensor
+        All weights of the model as it was, in order.
+    weights : tuple of keras.Variable
+        Its variables in the same order, generated ones included.
+    ratio_asked : float or None
+        For the report.
+    """
+
+    source: Source
+    tensors: tuple[ModelTensor, ...]
+    weights: tuple[keras.Variable, ...]
+    ratio_asked: float | None
+
+    @property
+    def kept(self) -> dict[str, keras.Variable]:
+        """The weights that are not generated, by name."""
+        pairs = zip(self.tensors, self.weights, strict=True)
+        return {tensor.name: x for tensor, x in pairs if not isinstance(x, GeneratedVariable)}
+
+    @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """The variables of the plan, by name."""
+        return dict(zip(self.source.plan.variable_shapes, self.source.variables, strict=True))
+
+
+class PoolLayer(keras.Layer):
+    """The variables of a plan, as a layer without a call.
+
+    Parameters
+    ----------
+    plan : Plan
+        Whose variables.
+    values : mapping of str to numpy.ndarray, float32
+        Their values.
+    """
+
+    def __init__(self, plan: Plan, values: Mapping[str, np.ndarray]) -> None:
+        super().__init__(name="pool", dtype="float32")
+        for name, shape in plan.variable_shapes.items():
+            variable = self.add_weight(
+                shape=shape,
+                initializer=lambda shape, dtype, x=values[name]: keras.ops.convert_to_tensor(x, dtype),
+                dtype="float32",
+                autocast=False,  # weights are generated in float32, whatever layers compute in
+                name=name.replace("/", "."),
+            )
+            setattr(self, variable.name, variable)  # for tf.train.Checkpoint, which goes by attributes
+        self.built = True
+
+
+@keras.saving.register_keras_serializable(package="smh")
+class Compressed(keras.Model):
+    """A model whose weights are generated; :func:`smh.v2.backends.tensorflow.compress` makes it.
+
+    It is trained, evaluated, saved and loaded as every Keras model is. ``layers`` are those of the compressed model,
+    and the pool.
+
+    Parameters
+    ----------
+    inner : keras.Model
+        A built model, which the new one takes over and changes.
+    plan : Plan
+        What is generated.
+    tensors : sequence of ModelTensor
+        All its weights, in the order of ``inner.weights``.
+    residency : str
+        ``"full"``, ``"cached"`` or ``"layer"``.
+    ratio_asked : float, optional
+        For the report.
+
+    Attributes
+    ----------
+    inner : keras.Model
+        The model that computes.
+    pool : PoolLayer
+        The variables.
+    """
+
+    def __init__(
+        self,
+        inner: keras.Model,
+        plan: Plan,
+        tensors: Sequence[ModelTensor],
+        residency: str = "full",
+        ratio_asked: float | None = None,
+    ) -> None:
+        keras_tensors.check_graphs(inner)
+        # Keras reads from the signature which of training, mask and others a model takes: those of the inner one.
+        object.__setattr__(self, "call", functools.wraps(inner.call)(functools.partial(_call, self)))
+        super().__init__(name=inner.name, dtype=inner.dtype_policy, trainable=inner.trainable)
+        self._convert_input_args = False  # the inner model does
+        self._allow_non_tensor_positional_args = True
+        self._residency = check_residency(residency)
+        self.inner = inner
+        self.pool = PoolLayer(plan, initial_variables(plan))
+        self.parts = Parts(
+            source=Source(plan, self.pool.weights),
+            tensors=tuple(tensors),
+            weights=tuple(inner.weights),
+            ratio_asked=ratio_asked,
+        )
+        _generate(inner, self.parts)
+        self.built = True
+
+    @property
+    def residency(self) -> str:
+        """When weights are built: ``"full"``, ``"cached"`` or ``"layer"``; see :func:`compress`. May be changed."""
+        return self._residency
+
+    @residency.setter
+    def residency(self, value: str) -> None:
+        self._residency = check_residency(value)
+        self.parts.source.forget()
+        self.train_function = self.test_function = self.predict_function = None  # traced with the old one
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        """The layers of the compressed model, and the pool."""
+        inner = self.inner
+        return [*(inner.layers if isinstance(inner, keras.Model) else [inner]), self.pool]
+
+    @property
+    def inputs(self) -> Any:
+        """The symbolic inputs, where the compressed model has them."""
+        return self.inner.inputs
+
+    @property
+    def outputs(self) -> Any:
+        """The symbolic outputs, where the compressed model has them."""
+        return self.inner.outputs
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Return what ``predict`` runs, which with ``cached`` residency reads kept weights."""
+        return self._make_serving("predict_function", super().make_predict_function, force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Return what ``evaluate`` runs, which with ``cached`` residency reads kept weights."""
+        return self._make_serving("test_function", super().make_test_function, force)
+
+    def _make_serving(self, name: str, make: Callable[[bool], Any], force: bool) -> Any:
+        before = getattr(self, name)
+        make(force)
+        made = getattr(self, name)
+        single = self.distribute_strategy.num_replicas_in_sync == 1
+        if made is not before and self.residency == "cached" and single and not self.run_eagerly:
+            setattr(self, name, functools.partial(_serve, self.parts.source, made))
+        return getattr(self, name)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Leave masks to the inner model, whose outputs carry them."""
+        return None
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the symbolic outputs of the inner model."""
+        return self.inner.compute_output_spec(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return all that makes the model but the values of its variables."""
+        return {
+            "inner": keras.saving.serialize_keras_object(self.inner),
+            "plan": self.parts.source.plan.to_json(),
+            "names": [tensor.name for tensor in self.parts.tensors],
+            "residency": self.residency,
+            "ratio_asked": self.parts.ratio_asked,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Compressed:
+        """Make a model from what :meth:`get_config` returned."""
+        inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
+        plan = Plan.from_json(config["plan"])
+        named = zip(config["names"], keras_tensors.tensors_of(inner), strict=True)
+        tensors = [dataclasses.replace(tensor, name=name) for name, tensor in named]
+        return cls(inner, plan, tensors, config["residency"], config["ratio_asked"])
+
+    def get_build_config(self) -> None:
+        """Return nothing: the model is built when it is made."""
+        return None
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        """Export as :meth:`keras.Model.export` does; a subclassed model needs an ``input_signature``."""
+        structure = getattr(self.inner, "_inputs_struct", None)  # of a Functional model
+        known = getattr(self.inner, "inputs", None) if structure is None else [structure]
+        if len(args) < 3 and known is not None:
+            kwargs.setdefault("input_signature", keras.tree.map_structure(_spec, known))
+        return super().export(filepath, *args, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: layers would get weights of their own, which the pool does not generate.
+
+        Raises
+        ------
+        VariableError
+            Always.
+        """
+        raise VariableError("generated weights cannot be quantized: make a plain model by smh.materialize(model) first")
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load a weights file as :meth:`keras.Model.load_weights` does, or change nothing."""
+        before = [(variable, variable.numpy()) for variable in self.variables]
+        try:
+            super().load_weights(*args, **kwargs)
+        except Exception:
+            for variable, value in before:
+                variable.assign(value)
+            raise
+
+
+def _call(model: Compressed, *args: Any, **kwargs: Any) -> Any:
+    """Run a compressed model."""
+    parts = model.parts
+    with parts.source.passing(model.residency):
+        outputs = model.inner(*args, **kwargs)
+        for variable in parts.weights:
+            if isinstance(variable, GeneratedVariable) and variable.regularizer is not None:
+                model.add_loss(variable.regularizer(variable))
+    return outputs
+
+
+def _serve(source: Source, run: Callable[..., Any], *args: Any) -> Any:
+    """Run a compiled function without gradients, which reads the weights that are kept outside of it."""
+    with source.serving():
+        return run(*args)
+
+
+def _spec(x: Any) -> keras.InputSpec:
+    return keras.InputSpec(shape=x.shape, dtype=x.dtype)
+
+
+def _generate(inner: keras.Model, parts: Parts) -> None:
+    """Turn the hashed variables of a model into generated ones, which none of its layers tracks or saves."""
+    source = parts.source
+    hashed = {id(x): tensor.name for tensor, x in zip(parts.tensors, parts.weights, strict=True)}
+    hashed = {key: name for key, name in hashed.items() if name in source.names}
+    layers = inner._flatten_layers()
+    using = {id(layer): tuple(hashed[id(x)] for x in layer.weights if id(x) in hashed) for layer in layers}
+    for layer in _called(layers):
+        if using[id(layer)]:
+            held_while_running(layer, source, using[id(layer)])
+    for layer in layers:
+        if using[id(layer)]:
+            for method in ("set_weights", "quantize", "enable_lora"):
+                setattr(layer, method, functools.partial(_refuse, method, layer.name, using[id(layer)]))
+        owned = [x for x in keras_tensors.own_weights(layer) if id(x) in hashed]
+        for variable in owned:
+            layer._untrack_variable(variable)
+        if owned:  # several layers save variables by name, tracked or not
+            layer.save_own_variables = functools.partial(keras.Layer.save_own_variables, layer)
+            layer.load_own_variables = functools.partial(keras.Layer.load_own_variables, layer)
+    for variable in parts.weights:
+        if id(variable) in hashed:
+            GeneratedVariable.take(variable, source, hashed[id(variable)])
+
+
+def _called(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
+    """Return the layers that models call: not the models, and not what lies within other layers."""
+    found = {id(layer): layer for model in layers if isinstance(model, keras.Model) for layer in model.layers}
+    return [layer for layer in found.values() if not isinstance(layer, keras.Model)]
+
+
+def _refuse(method: str, layer: str, names: Sequence[str], *args: Any, **kwargs: Any) -> None:
+    raise VariableError(
+        f"weights of layer {layer!r} are generated ({', '.join(names)}), which {method} cannot change: "
+        "make a plain model by smh.materialize(model) first"
+    )

@@ -1,0 +1,126 @@
+"""The backend itself: arrays in and out, weights and gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from smh.v2.core import generate
+from smh.v2.backends.protocol import EAGER, Backend, Function, Mode
+from smh.v2.backends.torch.autograd import OPS, Materialize, Promise
+from smh.v2.backends.torch.modes import MODES
+from smh.v2.errors import BackendError, VariableError
+from smh.v2.core.kernels import Array
+from smh.v2.core.plan import Plan
+
+
+class TorchBackend(Backend):
+    """Arrays are ``torch.Tensor``; gradients come from autograd, which sees materialization as one function."""
+
+    name = "torch"
+
+    def asarray(self, x: Any, device: Any = None) -> torch.Tensor:
+        """Return ``x`` as a tensor of its own, by default on PyTorch's default device."""
+        if device is None:
+            device = torch.get_default_device()
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise BackendError(f"the torch backend has the devices {self.devices()} here; got {device!r}") from error
+        if isinstance(x, torch.Tensor):
+            return x.detach().clone().to(device)
+        own = np.array(x, order="C")
+        if own.dtype.name == "bfloat16":  # which only ml_dtypes brings to NumPy
+            return torch.from_numpy(own.view(np.uint16)).view(torch.bfloat16).to(device)
+        return torch.from_numpy(own).to(device)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """Return the values of ``x`` on the host."""
+        if not isinstance(x, torch.Tensor):
+            return np.asarray(x)
+        host = x.detach().cpu()
+        if host.dtype != torch.bfloat16:
+            values: np.ndarray = host.numpy()
+            return values
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise BackendError("NumPy has bfloat16 from another package: pip install ml_dtypes") from error
+        return np.asarray(host.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
+
+    def materialize(
+        self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
+        """Return weights, through which gradients flow to the variables."""
+        chosen = tuple(tensor.name for tensor in plan.select(names))
+        flat = _flat(plan, variables)
+        weights = self.mode.around(self._build(plan, chosen))(*flat) if chosen else ()
+        return dict(zip(chosen, weights, strict=True))
+
+    def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what ``torch.autograd.grad`` gives for the weights that have cotangents."""
+        flat = _flat(plan, variables)
+        generate.check_cotangents(OPS, plan, cotangents)
+        if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
+            return generate.vjp(OPS, plan, variables, {})
+        names = tuple(cotangents)
+        # Outside of modes, which may do anything around it, no weight has to be built to be differentiated.
+        build = functools.partial(Promise.apply, plan, names) if self.mode is EAGER else _within(self.mode, plan, names)
+
+        def gradients(*flat: Array) -> Any:
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = [(x.clone() if x.is_inference() else x.detach()).requires_grad_() for x in flat]
+                return torch.autograd.grad(build(*leaves), leaves, [cotangents[name] for name in names])
+
+        return dict(zip(plan.variable_shapes, self.mode.around(gradients)(*flat), strict=True))
+
+    def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
+        """Return the hash index, on PyTorch's default device."""
+        return generate.indices(OPS, plan, torch.arange(start, stop, dtype=torch.int64))
+
+    def devices(self) -> list[str]:
+        """Return the CPU, and what accelerators of CUDA and Metal there are."""
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+        return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+    def modes(self) -> tuple[Mode, ...]:
+        """Return contexts, transforms and compilers."""
+        return (EAGER, *MODES)
+
+    def _build(self, plan: Plan, names: tuple[str, ...]) -> Function:
+        """Return the function from all variables to the named weights."""
+        if self.mode is EAGER:  # nothing to keep; and a compiler that traces this cannot use a cache
+            return functools.partial(Materialize.apply, plan, names)
+        return _within(self.mode, plan, names)
+
+
+@functools.lru_cache(maxsize=64)
+def _within(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
+    """Return the building of weights in a mode, which may have compiled it."""
+    return mode.within(functools.partial(Materialize.apply, plan, names))
+
+
+def _device_type(x: Array) -> str:
+    return str(x.device.type)
+
+
+def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
+    """Return the variables in the plan's order, or say what does not fit."""
+    for name, x in variables.items():
+        if not isinstance(x, torch.Tensor):
+            raise VariableError(f"variable {name!r} must be a torch.Tensor, float32; got {type(x).__name__}")
+    generate.check_variables(OPS, plan, variables)
+    flat = [variables[name] for name in plan.variable_shapes]
+    if plan.arithmetic == "exact" and _device_type(flat[0]) == "mps":
+        raise BackendError(
+            "exact arithmetic needs float64, which the device 'mps' does not have: it is not available there. "
+            "Use the CPU, or a plan with arithmetic='fast'"
+        )
+    return flat
+
+
+backend = TorchBackend()

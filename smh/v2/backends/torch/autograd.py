@@ -1,0 +1,160 @@
+"""The core as differentiable functions of PyTorch: first derivatives exact, second ones fast (section 7).
+
+Both functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and the compiler follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from smh.v2.core import generate
+from smh.v2.backends.torch.ops import TorchOps
+from smh.v2.errors import BackendError
+from smh.v2.core.kernels import Array
+from smh.v2.core.plan import Plan
+
+OPS = TorchOps()
+_DIFFERENTIABLE = TorchOps(in_place=False)
+
+
+class Materialize(torch.autograd.Function):
+    """From ``(plan, names, *variables)`` to the weights of those names."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Array, ...]:
+        """Run the core."""
+        plan, names, *variables = _arguments(args)
+        with _no_autocast(variables[0]):
+            weights = generate.materialize(OPS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
+        return tuple(weights.values())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        """Keep the variables."""
+        ctx.plan, ctx.names, *variables = inputs
+        ctx.save_for_backward(*variables)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
+        """Return the gradients of all variables; an output that was not used has no cotangent."""
+        given = {name: g for name, g in zip(ctx.names, cotangents, strict=True) if g is not None}
+        if not given:
+            return (None,) * (2 + len(ctx.saved_tensors))
+        return None, None, *Vjp.apply(ctx.plan, tuple(given), *ctx.saved_tensors, *given.values())
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+        """Run the elements of a batch one after another."""
+        return _one_by_one(Materialize.apply, info.batch_size, in_dims, args)
+
+
+class Promise(Materialize):
+    """From ``(plan, names, *variables)`` to placeholders for weights that are built later, one by one.
+
+    A placeholder has the shape of its weight and no memory. What the built weights get as gradients arrives here
+    together, so that the variables get the same bits as from :class:`Materialize`.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Array, ...]:
+        """Run nothing."""
+        plan, names, *variables = _arguments(args)
+        zero = variables[0].new_zeros(())
+        return tuple(zero.expand(tensor.viewed_shape) for tensor in plan.select(names))
+
+
+class Redeem(torch.autograd.Function):
+    """From a placeholder and its weight, built without autograd, to the weight."""
+
+    @staticmethod
+    def forward(promise: Array, weight: Array) -> Array:
+        """Return the weight."""
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> tuple[Array, None]:
+        """Hand the gradient to the placeholder."""
+        return cotangent, None
+
+
+class Vjp(torch.autograd.Function):
+    """From ``(plan, names, *variables, *cotangents)`` to the gradients of all variables."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Array, ...]:
+        """Run the core."""
+        plan, names, *tensors = _arguments(args)
+        with _no_autocast(tensors[0]):
+            return _vjp(OPS, plan, names, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        """Keep variables and cotangents."""
+        ctx.plan, ctx.names, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> tuple[Any, ...]:
+        """Differentiate the same formulas in fast arithmetic; the result can be differentiated again."""
+        fast = dataclasses.replace(ctx.plan, arithmetic="fast")
+        names = ctx.names
+        with torch.enable_grad(), _no_autocast(cotangents[0]):
+            _, pull = torch.func.vjp(lambda *tensors: _vjp(_DIFFERENTIABLE, fast, names, tensors), *ctx.saved_tensors)
+            return None, None, *pull(tuple(cotangents))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+        """Run the elements of a batch one after another."""
+        return _one_by_one(Vjp.apply, info.batch_size, in_dims, args)
+
+
+def _vjp(ops: TorchOps, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
+    """Return the gradients of all variables; ``tensors`` holds these, and then a cotangent for each name."""
+    shapes = plan.variable_shapes
+    variables = dict(zip(shapes, tensors[: len(shapes)], strict=True))
+    cotangents = dict(zip(names, tensors[len(shapes) :], strict=True))
+    return tuple(generate.vjp(ops, plan, variables, cotangents).values())
+
+
+def _no_autocast(x: Array) -> Any:
+    """Return a context in which float32 products of the fast arithmetic stay float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of ``apply``: where no gradient is needed, Dynamo puts a context before an open list.
+
+    It also does so under the transforms of ``torch.func``, and would then differentiate the roundings: it must not.
+    Dynamo cannot trace the question for the level where there is one, and so stops, or leaves the call uncompiled.
+    """
+    if isinstance(args[0], Plan):
+        return args
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise BackendError(
+            "torch.compile does not see the exact gradient under torch.func transforms: "
+            "compile with torch.autograd instead, or leave the transform uncompiled"
+        )
+    return args[1:]
+
+
+def _one_by_one(
+    apply: Callable[..., tuple[Array, ...]], size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
+) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+    """Stack the results of every element of a batch: the bits of an element cannot depend on the others."""
+    plan, names, *tensors = args
+    dims = in_dims[2:]
+    rows = [
+        apply(plan, names, *(x if dim is None else x.select(dim, i) for x, dim in zip(tensors, dims, strict=True)))
+        for i in range(size)
+    ]
+    results = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+    return results, (0,) * len(results)

@@ -1,0 +1,166 @@
+"""Generated weights in the place of parameters: what layers read, and how it refuses to be changed.
+
+The class of a layer with generated weights is a subclass of its own class, with a property for every such weight. The
+property asks the model's :class:`~smh.v2.backends.torch.store.Store`, so a layer's code reads ``self.weight`` as before.
+The class of the model is a subclass of its own, too: a call of it tells the store that a forward pass begins and ends.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import pickle
+from typing import Any
+
+import torch
+from torch import nn
+
+from smh.v2.errors import PlanError, VariableError
+
+STORE, NAMES = "_smh_store", "_smh_names"
+"""Where a module keeps the store of its model, and {attribute: tensor} of its generated weights."""
+ADVICE = "smh.materialize_(model) first turns generated weights into parameters, which can be changed"
+
+
+class GeneratedWeight(torch.Tensor):
+    """A generated weight as code outside of the model sees it: for reading.
+
+    A change in place would be lost, so it is refused, also through ``.data`` and other views. Results of reading it are
+    plain tensors; gradients flow through it to the variables.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function on plain tensors, unless it would change a generated weight."""
+        kwargs = kwargs or {}
+        targets = (*args[:1], kwargs.get("out"))
+        if (_changes(func.__name__) or "out" in kwargs) and any(isinstance(x, cls) for x in targets):
+            raise VariableError(f"a generated weight cannot be changed in place, got {func.__name__}: {ADVICE}")
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor) and _shares(result, args[:1]):
+                return result.as_subclass(cls)
+        return result
+
+
+def _changes(name: str) -> bool:
+    """Say whether a function of that name changes its first argument."""
+    if name.startswith("__"):
+        return name in ("__set__", "__delete__", "__setitem__") or (name.startswith("__i") and name in _IN_PLACE)
+    return name.endswith("_")
+
+
+_IN_PLACE = {f"__i{op}__" for op in ("add sub mul truediv floordiv mod pow and or xor lshift rshift matmul").split()}
+
+
+def _shares(result: torch.Tensor, args: Any) -> bool:
+    """Say whether a result is a view of a generated weight."""
+    return any(
+        isinstance(x, GeneratedWeight) and x.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+        for x in args
+    )
+
+
+class _Generated:
+    """What the classes of compressed models, and of their layers with generated weights, have in common."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        store = self.__dict__[STORE]
+        if not store.watches(self):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        store.enter(self)
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            store.leave()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        names = self.__dict__.get(NAMES, ())
+        if name in names:
+            raise VariableError(f"{name!r} is generated and cannot be assigned: {ADVICE}")
+        if name == "qconfig" and names:
+            raise VariableError(f"a layer with generated weights ({', '.join(names)}) cannot be quantised: {ADVICE}")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__.get(NAMES, ()):
+            raise VariableError(f"{name!r} is generated and cannot be deleted: {ADVICE}")
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: Any) -> None:
+        """Register a parameter, unless it would stand in for a generated weight, as pruning's would."""
+        for generated in self.__dict__.get(NAMES, ()):
+            if name == generated or name.startswith(f"{generated}_"):
+                raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
+        super().register_parameter(name, param)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        make, args, *rest = reduced
+        if make is not copyreg.__newobj__ or args[0] is not type(self):  # type: ignore[attr-defined]
+            raise pickle.PicklingError(f"{type(self).__name__} has its own way of pickling: {ADVICE}")
+        base, attributes = type(self)._smh_made_of  # type: ignore[attr-defined]
+        return (_revive, (base, attributes, *args[1:]), *rest)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+        errors = args[-1]
+        for attribute in self.__dict__.get(NAMES, ()):
+            if prefix + attribute in state_dict:
+                errors.append(
+                    f"{prefix + attribute!r} is generated and cannot be loaded: load the variables, or fit new ones "
+                    "to a pretrained plain model with smh.fit"
+                )
+
+
+class _Recurrent(_Generated):
+    """A recurrent layer, which keeps a list of its weights, too."""
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        if STORE not in self.__dict__ or not self.__dict__[STORE].ready:  # while a copy is put together
+            return []
+        return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Any) -> None:
+        """Keep nothing: the list is made when it is read."""
+
+    def _update_flat_weights(self) -> None:
+        """Do nothing: the list is always made anew."""
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: what cuDNN would lay out anew is built anew."""
+
+
+def _reader(attribute: str) -> property:
+    def read(module: Any) -> torch.Tensor:
+        return module.__dict__[STORE].weight(module.__dict__[NAMES][attribute])
+
+    return property(read, doc="A generated weight.")
+
+
+@functools.cache
+def generated_class(base: type, attributes: tuple[str, ...]) -> type:
+    """Return a subclass of a module's class in which some attributes are generated weights."""
+    mixin = _Recurrent if issubclass(base, nn.RNNBase) else _Generated
+    members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
+    if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
+        members["__deepcopy__"] = _no_copy
+    about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (mixin, base), {**about, **members, "_smh_made_of": (base, attributes)})
+
+
+def _no_copy(module: Any, memo: Any) -> Any:
+    raise PlanError(f"{type(module).__name__} has its own way of copying, which knows no generated weights: {ADVICE}")
+
+
+def plain_class(module: nn.Module) -> type:
+    """Return the class that a module had before."""
+    base: type = type(module)._smh_made_of[0]
+    return base
+
+
+def _revive(base: type, attributes: tuple[str, ...], *args: Any) -> Any:
+    cls = generated_class(base, attributes)
+    return cls.__new__(cls, *args)

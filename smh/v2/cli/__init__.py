@@ -1,0 +1,90 @@
+"""The command line: one file per command, and what they share in :mod:`smh.cli.output`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+
+from smh.v2 import __version__
+from smh.v2.cli import conformance, demo, diff, digest, fit, info, inspect, materialize, plan, port, verify
+from smh.v2.cli.output import ExitCode, fail
+from smh.v2.errors import SmhError
+
+
+class _Group(TyperGroup):
+    """Commands whose expected failures end with one line, not with a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # the reader of stdout has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter has yet to flush
+            raise typer.Exit(ExitCode.UNREAD) from error
+        except (SmhError, OSError, MemoryError) as error:
+            raise fail(error) from error
+
+
+class _Command(TyperCommand):
+    """A command whose texts are plain: no markup, and lines that are broken by the terminal, not as in the source."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = escape("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument | TyperOption):
+                parameter.help = escape(parameter.help or "")
+
+
+app = typer.Typer(
+    name="smh",
+    cls=_Group,
+    help="Structured Multi-Hashing: weights generated from a small pool of variables, with the same bits everywhere.",
+    epilog="Exit codes: 0 done, 1 what was compared differs, 2 wrong usage, 3 failed and nothing written, "
+    "130 interrupted.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"smh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Take the options that come before a command."""
+
+
+_COMMANDS = {
+    "Compress": {"plan": plan, "fit": fit},
+    "Look and compare": {"inspect": inspect, "digest": digest, "verify": verify, "diff": diff},
+    "Convert": {"materialize": materialize, "port": port},
+    "This installation": {"info": info, "conformance": conformance, "demo": demo},
+}
+
+for _panel, _modules in _COMMANDS.items():
+    for _name, _module in _modules.items():
+        app.command(_name, cls=_Command, rich_help_panel=_panel)(_module.run)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(prog_name="smh")
+    except Exception:  # not foreseen; exit code 1, Python's own for that, would say that something differs
+        traceback.print_exc()
+        sys.exit(ExitCode.FAILED)

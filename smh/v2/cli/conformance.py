@@ -1,0 +1,168 @@
+"""``smh conformance``: every law, for every installed backend, in one table."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from smh.v2.backends.registry import list_backends
+from smh.v2.cli.output import AsJson, ExitCode, emit, progress
+from smh.v2.errors import ConformanceError
+
+_ENVIRONMENT = {
+    # One thread each, since several backends run at a time; eight devices, so that sharding can be checked on a CPU.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+}
+
+_COUNTS = ("passed", "failed", "xfailed", "checks", "bits", "different")
+_ROUND = 12
+"""How many plans a process draws: with more, what compilers keep of them would not fit."""
+
+
+def run(
+    backend: list[str] = typer.Option([], help="A backend to check; default: all whose frameworks are installed."),
+    device: str = typer.Option("", help="The device, such as cuda; default: each backend's first."),
+    mode: list[str] = typer.Option([], help="A mode to check; default: all that the backend declares."),
+    deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes; takes hours."),
+    plans: int = typer.Option(0, help="How many plans to draw, each with five cases; default: as deep as said."),
+    seed: int = typer.Option(-1, help="Seed of the drawn plans; default: 0, or a new one with --deep."),
+    jobs: int = typer.Option(2, min=1, help="How many modes are checked at a time, each in its own process."),
+    as_json: bool = AsJson,
+) -> None:
+    """Check that backends give the specified bits, in all their modes."""
+    suite = _suite()
+    chosen = backend or list_backends(installed=True)
+    missing = [] if backend else [name for name in list_backends() if name not in chosen]
+    options = ["--deep"] * deep
+    options += ["--device", device] if device else []
+    options += ["--plans", str(plans)] if plans else []
+    reports = _check_all(suite, chosen, mode, seed, options, jobs)
+    rows = [row for name in chosen for row in reports[name]["rows"]]
+    failures = [failure for name in chosen for failure in reports[name]["failures"]]
+    result = {
+        "passed": not failures,
+        "seeds": {name: reports[name]["seed"] for name in chosen},
+        "plans": {name: reports[name]["plans"] for name in chosen},
+        "rows": rows,
+        "failures": failures,
+        "missing": missing,
+    }
+    emit(result, as_json, lambda console: _print(console, result))
+    if failures:
+        raise typer.Exit(ExitCode.DIFFERENT)
+
+
+def _suite() -> Path:
+    """Return the folder of the suite, or say what is missing."""
+    spec = importlib.util.find_spec("conformance.laws") if importlib.util.find_spec("conformance") else None
+    if spec is None or spec.origin is None:
+        raise ConformanceError("the package 'conformance' is not there: install smh from a checkout or a wheel")
+    for needed in ("pytest", "hypothesis"):
+        if importlib.util.find_spec(needed) is None:
+            raise ConformanceError(f"the conformance suite needs {needed}: pip install 'smh[test]'")
+    return Path(spec.origin).parent
+
+
+def _check_all(
+    suite: Path, backends: list[str], modes: list[str], seed: int, options: list[str], jobs: int
+) -> dict[str, Any]:
+    """Ask every backend for its modes, then check each mode in processes of its own; return a report for each backend.
+
+    Compilers keep every program for as long as their process lives, so that all modes in one would take its memory.
+    What does not depend on drawn plans is checked by the first process of a mode.
+    """
+    asked = [part for name in modes for part in ("--mode", name)] + (["--seed", str(seed)] if seed >= 0 else [])
+    with progress() as bars, ThreadPoolExecutor(jobs) as pool:
+        try:
+            bar = {name: bars.add_task(f"{name}: which modes it has", total=None) for name in backends}
+            asking = {name: pool.submit(_check, suite, name, [*options, *asked, "--collect-only"]) for name in backends}
+            reports = {name: future.result() for name, future in asking.items()}
+            checking = {}
+            for name, report in reports.items():
+                rows = [row for row in report["rows"] if not row["skipped"]]
+                rounds = range(0, report["plans"], _ROUND)
+                bars.update(bar[name], description=f"{name}: every law in every mode", total=len(rows) * len(rounds))
+                for row, drawn in itertools.product(rows, rounds):
+                    chosen = [*options, "--mode", row["mode"], "--seed", str(report["seed"] + drawn)]
+                    chosen += ["--plans", str(min(_ROUND, report["plans"] - drawn))]
+                    chosen += ["-k", "test_drawn_plans"] if drawn else []
+                    checking[pool.submit(_check, suite, name, chosen)] = name, row
+            for future in as_completed(checking):
+                name, row = checking[future]
+                found = future.result()
+                (more,) = found["rows"]
+                row |= {key: row[key] + more[key] for key in _COUNTS}
+                reports[name]["failures"] += found["failures"]
+                failed = f": {len(reports[name]['failures'])} failed" if reports[name]["failures"] else ""
+                bars.update(bar[name], advance=1, description=f"{name}{failed}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return reports
+
+
+def _check(suite: Path, name: str, options: list[str]) -> Any:
+    """Run the suite for one backend in a process of its own, and return its report."""
+    command = [sys.executable, "-m", "pytest", str(suite), "-q", "-p", "no:cacheprovider", "--show-capture=no"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command += ["--backend", name, "--report", str(report), *options]
+        done = subprocess.run(command, env=_ENVIRONMENT | os.environ, capture_output=True, text=True, check=False)
+        if done.returncode in (0, 1):  # passed or failed
+            return json.loads(report.read_text(encoding="utf-8"))
+    words = _last_words(done.stdout + done.stderr)
+    if done.returncode < 0:
+        what = f"was stopped by {signal.Signals(-done.returncode).name}, as when memory runs out; --jobs 1 needs less"
+        raise ConformanceError(f"the suite for {name!r} {what}: {words}")
+    raise ConformanceError(f"the suite did not run for {name!r}: {words}")
+
+
+def _last_words(output: str) -> str:
+    """Return pytest's own errors, or what stands around that of Python, or the end."""
+    errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
+    fatal = output.find("Fatal Python error")
+    return "; ".join(errors) or (output[max(0, fatal - 1000) : fatal + 1000] if fatal >= 0 else output[-2000:])
+
+
+def _print(console: Console, result: dict[str, Any]) -> None:
+    table = Table(title="Conformance to SMH-1")
+    for column in ("backend", "device", "mode"):
+        table.add_column(column)
+    for column in ("laws passed", "failed", "checks", "bits compared", "bits different"):
+        table.add_column(column, justify="right")
+    table.add_column("skipped")
+    for row in result["rows"]:
+        numbers = (row["passed"], row["failed"], row["checks"], row["bits"], row["different"])
+        failed = row["failed"] or row["different"]
+        table.add_row(
+            row["backend"],
+            row["device"],
+            row["mode"],
+            *(f"{number:,}" for number in numbers),
+            row["skipped"],
+            style="red" if failed else None,
+        )
+    for name in result["missing"]:
+        table.add_row(name, *[""] * 7, f"not installed: pip install 'smh[{name}]'")
+    console.print(table)
+    seeds = ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
+    console.print(f"plans drawn from the seeds: {seeds}", soft_wrap=True)
+    for failure in result["failures"]:
+        console.print(f"failed: {failure['id']}", style="red", soft_wrap=True)
+        console.print(failure["error"][-2000:], soft_wrap=True)

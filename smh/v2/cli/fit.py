@@ -1,0 +1,157 @@
+"""``smh fit``: a checkpoint whose weights come close to those of a plain safetensors file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from smh.v2.backends import numpy as smh_numpy
+from smh.v2.files.checkpoint import CARRIED
+from smh.v2.cli import plan as planning
+from smh.v2.cli.output import AsJson, check_out, emit, progress
+from smh.v2.models.compression import check_fit, make_report
+from smh.v2.files.dense import DenseFile
+from smh.v2.errors import PlanError, SmhError
+from smh.v2.models.fit import FitReport, fit_variables
+from smh.v2.core.plan import Plan
+from smh.v2.text import printable
+
+_FREE = ("ratio", "out", "plan_file", "path", "as_json")  # parameters that go with --plan, or have their own rule
+
+
+def run(
+    context: typer.Context,
+    path: Path = typer.Argument(..., metavar="DENSE", help="A plain safetensors file."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FILE", help="The checkpoint to write."),
+    ratio: float | None = typer.Option(None, help="Pool variables per hashed weight, an upper bound, as 0.1."),
+    plan_file: Path | None = typer.Option(
+        None, "--plan", metavar="PLAN", help="A plan, in JSON, as smh plan writes it, in place of ratio and options."
+    ),
+    pool: str = planning.Pool,
+    layout: str = planning.Layout,
+    scale: str = typer.Option("match", help=planning.SCALE_HELP),
+    fixed_scales: bool = planning.FixedScales,
+    seed: int = planning.Seed,
+    arithmetic: str = planning.Arithmetic,
+    gain: str = planning.Gain,
+    include: list[str] = planning.Include,
+    exclude: list[str] = planning.Exclude,
+    convention: str = planning.Convention,
+    as_json: bool = AsJson,
+) -> None:
+    """Find variables whose weights come close to given ones, and write a checkpoint: a warm start for training.
+
+    Tensors that are not hashed are kept as they are. The file is read tensor by tensor, those that are hashed several
+    times. Memory is needed for some vectors in float64 as long as all hashed weights together, and for the work of the
+    pool's fit. Needs SciPy.
+    """
+    _check_options(context, ratio, plan_file)
+    check_out(out, path, *([plan_file] if plan_file else []))
+    options = {"pool": pool, "layout": layout, "scale": scale, "learn_scale": not fixed_scales, "seed": seed}
+    options |= {"arithmetic": arithmetic, "gain": gain}
+    with DenseFile(path) as file:
+        tensors = planning.tensors_of(file, convention)
+        if plan_file is not None:
+            plan = _read_plan(plan_file)
+            check_fit(tensors, plan)
+        else:
+            plan = planning.make_plan(tensors, ratio, options, include, exclude, file)
+        kept = _kept(file, plan)
+        wanted = _Chosen(file, [tensor.name for tensor in plan.tensors])
+        bars = progress()
+        variables, report = fit_variables(plan, wanted, progress=bars.console.is_terminal)
+        with bars:
+            bars.add_task("writing", total=None)
+            dense = {name: file.stored(name) for name in kept}
+            digest = smh_numpy.save(out, plan, variables, dense)
+    saved = make_report(tensors, plan, {}, ratio_asked=ratio)
+    result = {
+        "file": str(path),
+        "out": str(out),
+        "digest": digest,
+        "bytes": out.stat().st_size,
+        "error": _finite(report.error),
+        "errors": {name: _finite(error) for name, error in report.errors.items()},
+        **planning.savings(saved, plan),
+    }
+
+    def show(console: Console) -> None:
+        _show_errors(console, report)
+        planning.show_savings(console, saved)
+        console.print(f"file   {printable(str(out))}", soft_wrap=True)
+        console.print(f"digest {digest}", soft_wrap=True)
+
+    emit(result, as_json, show)
+
+
+class _Chosen(Mapping[str, np.ndarray]):
+    """Some tensors of a file, each read when it is asked for."""
+
+    def __init__(self, file: DenseFile, names: list[str]) -> None:
+        self._file = file
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _check_options(context: typer.Context, ratio: float | None, plan_file: Path | None) -> None:
+    """Raise unless there is either a plan, or a ratio with its options."""
+    if plan_file is None:
+        if ratio is None:
+            raise typer.BadParameter("say how much to compress: give --ratio, as 0.1, or --plan", param_hint="--ratio")
+        return
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in _FREE}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    given += ["ratio"] if ratio is not None else []
+    if given:
+        what = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise typer.BadParameter(f"a plan decides everything: leave out {what}, or the plan", param_hint="--plan")
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.from_json(planning.read_json(path).decode("utf-8"))
+    except Exception as error:  # a PlanError, or whatever a stranger's plan may bring about
+        if isinstance(error, OSError):
+            raise
+        raise PlanError(f"{str(path)!r} must be a plan in JSON, as smh plan writes it: {error}") from error
+
+
+def _kept(file: DenseFile, plan: Plan) -> list[str]:
+    """Return the names of the tensors that are kept as they are, or raise if a checkpoint cannot keep one."""
+    hashed = {tensor.name for tensor in plan.tensors}
+    kept = [name for name in file if name not in hashed]
+    for name in kept:
+        file.stored_dtype(name)
+        if name.startswith(CARRIED):
+            raise SmhError(f"names that begin with {CARRIED!r} are for tensors of no model: rename {name!r}")
+    return kept
+
+
+def _finite(error: float) -> float | None:
+    return error if math.isfinite(error) else None
+
+
+def _show_errors(console: Console, report: FitReport) -> None:
+    table = Table("tensor")
+    table.add_column("relative error", justify="right")
+    for name, error in report.errors.items():
+        table.add_row(printable(name), f"{error:.3g}")
+    console.print(table)
+    console.print(printable(str(report)), soft_wrap=True)

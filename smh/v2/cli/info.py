@@ -1,0 +1,95 @@
+"""``smh info``: versions, and the backends of this installation with their devices."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import smh
+from smh.v2.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
+from smh.v2.cli.output import AsJson, emit, progress
+from smh.v2.text import printable
+from smh.v2.files.versions import VERSION
+
+_PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")
+
+
+def run(as_json: bool = AsJson) -> None:
+    """Show versions, and which backends there are, on which devices.
+
+    Every installed framework is imported for that, which takes some seconds. One that cannot be imported is a line of
+    the table, and no failure.
+    """
+    installed = list_backends(installed=True)
+    rows = []
+    with progress() as bars:
+        task = bars.add_task("backends", total=len(installed))
+        for name in list_backends():
+            bars.update(task, description=name)
+            rows.append(_backend(name, name in installed))
+            bars.advance(task, name in installed)
+    result = {
+        "smh": smh.__version__,
+        "specification": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _installed_version(name) for name in _PACKAGES},
+        "default": os.environ.get(VARIABLE) or DEFAULT,
+        "backends": rows,
+    }
+    emit(result, as_json, lambda console: _show(console, result))
+
+
+def _backend(name: str, installed: bool) -> dict[str, Any]:
+    """Return what there is to know of a backend, importing its framework if that is installed."""
+    row: dict[str, Any] = {"name": name, "installed": installed, "version": None, "devices": [], "error": None}
+    if installed:
+        try:
+            row["devices"] = get_backend(name).devices()
+        except Exception as error:  # frameworks fail in ways of their own: drivers, libraries, versions of one another
+            row["error"] = " ".join(str(error).split()) or type(error).__name__
+        row["version"] = _framework_version(name)
+    return row
+
+
+def _framework_version(name: str) -> str | None:
+    """Return the version of an imported framework, or of the package that brings a backend."""
+    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
+        if entry.dist is not None:
+            return entry.dist.version
+    return getattr(sys.modules.get(name), "__version__", None) or _installed_version(name)
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    versions = {"smh": result["smh"], "specification": result["specification"], "python": result["python"]}
+    for name, version in (versions | result["packages"]).items():
+        console.print(f"{name:<17} {version or 'not installed'}", soft_wrap=True)
+    console.print(f"{'platform':<17} {result['platform']}", soft_wrap=True)
+    known = [row["name"] for row in result["backends"]]
+    console.print(
+        f"{'default backend':<17} {printable(result['default'])}"
+        + ("" if result["default"] in known else f" (there is none of this name: change {VARIABLE})"),
+        soft_wrap=True,
+    )
+    console.print()
+    table = Table("backend", "version", "devices", title="Backends")
+    for row in result["backends"]:
+        if not row["installed"]:
+            devices = f"not installed: pip install 'smh[{row['name']}]'"
+        else:
+            devices = row["error"] or ", ".join(row["devices"])
+        table.add_row(row["name"], row["version"] or "", printable(devices), style="red" if row["error"] else None)
+    console.print(table)

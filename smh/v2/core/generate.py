@@ -1,0 +1,250 @@
+"""Weights from variables, and gradients back: the whole way, twice (specification, sections 3 to 7).
+
+variables -> integers (grid) -> virtual weights (pool) -> cells (layout) -> scale, modifiers -> view
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from smh.v2.core import layout, scales
+from smh.v2.core.grid import Grid, grid, power_bound, times
+from smh.v2.core.kernels import Array, Kernels
+from smh.v2.core.plan import Plan
+from smh.v2.core.pools import Matmul
+from smh.v2.core.tensors import TensorSpec
+from smh.v2.errors import UnknownNameError, VariableError, near_names
+
+
+class Part(NamedTuple):
+    """A tensor, its cleaned scale, and its cotangent in canonical order, if it has one."""
+
+    tensor: TensorSpec
+    scale: Array | float
+    g: Array | None
+
+
+def materialize(
+    kernels: Kernels, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
+) -> dict[str, Array]:
+    """Build weights from variables.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of the variables.
+    plan : Plan
+        What to build.
+    variables : mapping of str to array, float32
+        All variables of the plan.
+    names : iterable of str, optional
+        The tensors to build; all by default. Only the virtual weights that they show are computed.
+
+    Returns
+    -------
+    dict of str to array, float32
+        In their viewed shapes.
+
+    Raises
+    ------
+    VariableError
+        If a variable is missing, unknown, or of the wrong shape or dtype.
+    UnknownNameError
+        If the plan has no tensor of that name.
+    """
+    chosen = plan.select(names)
+    check_variables(kernels, plan, variables)
+    grids = put_on_grids(kernels, plan, variables)
+    weights = {}
+    for tensor in chosen:
+        w = weights_of(kernels, plan, grids, tensor, scale_of(kernels, tensor, variables))
+        w = kernels.xp.reshape(w, tensor.shape)
+        weights[tensor.name] = tensor.view.apply(kernels.xp, w) if tensor.view else w
+    return weights
+
+
+def vjp(
+    kernels: Kernels, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return the gradient of every variable: the vector-Jacobian product of :func:`materialize`.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of the arrays.
+    plan : Plan
+        What was built.
+    variables : mapping of str to array, float32
+        All variables of the plan.
+    cotangents : mapping of str to array, float32
+        Gradients with respect to weights, in their viewed shapes; tensors that are not named have none.
+
+    Returns
+    -------
+    dict of str to array, float32
+        One gradient for every variable, in the plan's order.
+
+    Raises
+    ------
+    VariableError
+        If a variable or cotangent has the wrong name, shape or dtype.
+    UnknownNameError
+        If the plan has no tensor of a cotangent's name.
+    """
+    check_variables(kernels, plan, variables)
+    check_cotangents(kernels, plan, cotangents)
+    xp, parts = kernels.xp, []
+    for tensor in plan.tensors:
+        g = cotangents.get(tensor.name)
+        if g is not None:
+            g = xp.reshape(tensor.view.invert(xp, g, tensor.shape) if tensor.view else g, (-1,))
+        parts.append(Part(tensor, scale_of(kernels, tensor, variables), g))
+    found = pull(kernels, plan, put_on_grids(kernels, plan, variables), parts)
+    return {name: found[name] for name in plan.variable_shapes}
+
+
+def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Grid]:
+    """Return all arrays of the pool on their grids, by name without ``pool/`` (specification, section 3.2)."""
+    return {
+        leaf.path + name: grid(
+            kernels, variables[f"pool/{leaf.path}{name}"], leaf.pool.grid_bits, 30, 30, leaf.pool.exponent(array)
+        )
+        for leaf in plan.pool.leaves(plan.seed)
+        for array, name in enumerate(leaf.pool.local_shapes())
+    }
+
+
+def scale_of(kernels: Kernels, tensor: TensorSpec, variables: Mapping[str, Array]) -> Array | float:
+    """Return the cleaned scale of a tensor."""
+    if not tensor.learn_scale:
+        return tensor.initial_scale
+    return scales.cleaned(kernels, variables[tensor.scale_variable], tensor.kappa)
+
+
+def weights_of(
+    kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], tensor: TensorSpec, scale: Array | float
+) -> Array:
+    """Return the weights of a tensor in canonical order, shape (size,), before the view."""
+    pool = plan.pool
+    if isinstance(pool, Matmul) and tensor.stop <= pool.capacity:
+        left, right = grids["left"], grids["right"]
+        w = kernels.scaled_product(
+            left.integers,
+            right.integers,
+            pool.unit(kernels, left, right),
+            pool.exact_terms,
+            scale,
+            tensor.offset,
+            tensor.stop,
+        )
+    else:
+        w = kernels.scale(cells(kernels, plan, grids, tensor.offset, tensor.stop), scale)
+    return scales.modified(kernels, w, tensor.modifiers)
+
+
+def cells(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], start: int, stop: int) -> Array:
+    """Return what the cells ``start`` to ``stop`` show, shape (stop - start,)."""
+    read = functools.partial(plan.pool.virtual_weights, kernels, grids, seed=plan.seed)
+    return layout.cells(kernels, plan.layout, plan.capacity, read, start, stop)
+
+
+def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Part]) -> dict[str, Array]:
+    """Return the gradients of all variables, given the cotangents of all tensors (specification, section 7)."""
+    xp = kernels.xp
+    fused = _fused(kernels, plan, grids, parts)
+    if fused is not None:
+        return fused
+    healthy = xp.isfinite(sum(one.unit for one in grids.values()))
+    bound = plan.pool.bound(kernels, grids)
+    gradients, dv = {}, []
+    like = next(iter(grids.values())).integers
+    for tensor, scale, g in parts:
+        if g is None:
+            dv.append(xp.zeros((tensor.size,), dtype=xp.float32, device=kernels.device(like)))
+            gradients[tensor.scale_variable] = xp.zeros((), dtype=xp.float32, device=kernels.device(like))
+            continue
+        if tensor.learn_scale or tensor.modifiers:
+            v = cells(kernels, plan, grids, tensor.offset, tensor.stop)
+            g = scales.masked(kernels, g, kernels.scale(v, scale), tensor.modifiers)
+            if tensor.learn_scale:
+                power = _bound(kernels, plan, bound, tensor, v)
+                gradients[tensor.scale_variable] = scales.gradient(kernels, g, v, power, healthy, tensor.kappa)
+        dv.append(times(xp, xp.asarray(scale, dtype=xp.float32, device=kernels.device(like)), g))
+    joined = layout.cotangents(kernels, plan.layout, plan.capacity, dv[0] if len(dv) == 1 else xp.concat(dv))
+    pulled = plan.pool.vjp(kernels, grids, joined, plan.seed)
+    return gradients | {f"pool/{name}": x for name, x in pulled.items()}
+
+
+def indices(kernels: Kernels, plan: Plan, i: Array) -> dict[str, Array]:
+    """Return the hash index: which elements of which variables virtual weights read.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of ``i``.
+    plan : Plan
+        The plan.
+    i : array, shape (k,), int64
+        Virtual weights, in ``[0, capacity)``.
+
+    Returns
+    -------
+    dict of str to array, shape (k, terms), int64
+        For each pool variable the flat indices into it, in the order of the terms.
+    """
+    return {f"pool/{name}": found for name, found in plan.pool.indices(kernels, i, plan.seed).items()}
+
+
+def check_variables(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> None:
+    """Raise :class:`~smh.VariableError` unless the variables are exactly those of the plan."""
+    shapes = plan.variable_shapes
+    for name in variables:
+        if name not in shapes:
+            raise VariableError(f"the plan has no variable {name!r}: {near_names(str(name), shapes)}")
+    for name, shape in shapes.items():
+        if name not in variables:
+            raise VariableError(f"variable {name!r} is missing: the plan needs it with shape {shape}, float32")
+        _check_array(kernels, f"variable {name!r}", variables[name], shape)
+
+
+def check_cotangents(kernels: Kernels, plan: Plan, cotangents: Mapping[str, Array]) -> None:
+    """Raise unless every cotangent is that of a tensor, in its viewed shape."""
+    known = {tensor.name: tensor for tensor in plan.tensors}
+    for name, cotangent in cotangents.items():
+        if name not in known:
+            raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
+        _check_array(kernels, f"the cotangent of {name!r}", cotangent, known[name].viewed_shape)
+
+
+def _check_array(kernels: Kernels, what: str, x: Array, shape: tuple[int, ...]) -> None:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise VariableError(f"{what} must be an array of this backend, float32; got {type(x).__name__}")
+    if tuple(x.shape) != shape:
+        raise VariableError(f"{what} must have shape {shape}; got {tuple(x.shape)}")
+    if x.dtype != kernels.xp.float32:
+        raise VariableError(f"{what} must be float32; got {x.dtype}: convert it first")
+
+
+def _bound(kernels: Kernels, plan: Plan, bound: Array | None, tensor: TensorSpec, v: Array) -> Array:
+    """Return 2**E of a tensor, float64 (specification, section 4.6)."""
+    xp = kernels.xp
+    if bound is None:
+        return power_bound(kernels, xp.astype(xp.max(xp.abs(v)), xp.float64), -88, 128)
+    if plan.layout == "padding" and tensor.stop > plan.capacity:
+        return xp.where(bound < layout.PADDING_POWER, layout.PADDING_POWER, bound)
+    return bound
+
+
+def _fused(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Part]) -> dict[str, Array] | None:
+    """Return what the kernel for a matmul pool gives, where there is one and cells show virtual weights one to one."""
+    pool = plan.pool
+    if not isinstance(pool, Matmul) or plan.num_weights > plan.capacity or any(t.modifiers for t, _, _ in parts):
+        return None
+    found = kernels.matmul_gradients(grids["left"], grids["right"], pool.exact_terms, pool.factor, parts)
+    if found is None:
+        return None
+    left, right, of_scales = found
+    named = {part.tensor.scale_variable: x for part, x in zip(parts, of_scales, strict=True)}
+    return named | {"pool/left": left, "pool/right": right}

@@ -1,0 +1,98 @@
+"""The exceptions that smh raises on purpose.
+
+Every one of them derives from :class:`SmhError`, so ``except smh.SmhError`` catches all that the library can tell
+about its input. Messages say what was wrong, what was received and what would work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable
+
+from smh.v2.text import shortened
+
+MAX_MESSAGE = 4000
+"""The most characters of a message, whatever a file put into the names and values that it shows."""
+_COMPARED = 120, 10_000  # the longest name, and the most known names, that a mistaken one is compared with
+
+
+class SmhError(Exception):
+    """Base class of all errors of smh. What a message shows of a very long text is its beginning and its end."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message), MAX_MESSAGE))
+
+
+class PlanError(SmhError, ValueError):
+    """A plan that cannot be made or read: sizes, rules, ratio, or its JSON."""
+
+
+class VariableError(SmhError, ValueError):
+    """An array that does not fit its plan: name, dtype or shape."""
+
+
+class CheckpointError(SmhError):
+    """A file that is not a whole, honest checkpoint of a known version."""
+
+
+class BackendError(SmhError):
+    """A backend that is unknown, not installed, or cannot do what was asked of it."""
+
+
+class PortError(SmhError, ValueError):
+    """A mapping between models that does not fit them, or cannot be made."""
+
+
+class ExportError(SmhError, ValueError):
+    """Weights that cannot be written as a plain file: names that clash, or a disk without room."""
+
+
+class LimitError(SmhError, ValueError):
+    """What a file asks to be built is larger than the limit; the message says how to raise it."""
+
+
+class ConformanceError(SmhError):
+    """The conformance suite cannot run here."""
+
+
+class UnknownNameError(SmhError, KeyError):
+    """A name that the plan does not hold."""
+
+    def __str__(self) -> str:
+        """Return the message as it is (``KeyError`` would quote it)."""
+        return str(self.args[0]) if self.args else ""
+
+
+def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Describe the known names nearest to a mistaken one, for the end of an error message.
+
+    Parameters
+    ----------
+    name : str
+        What was asked for.
+    known : iterable of str
+        What there is.
+    limit : int
+        The most names to show.
+
+    Returns
+    -------
+    str
+        For example ``"did you mean 'fc.weight'?"`` or ``"known names: 'a', 'b', ..."``.
+
+    Examples
+    --------
+    >>> near_names("fc.wieght", ["fc.weight", "conv.weight"])
+    "did you mean 'fc.weight' or 'conv.weight'?"
+    """
+    names = list(known)
+    longest, most = _COMPARED  # the time to compare two texts grows with the product of their lengths
+    candidates = [other for other in itertools.islice(names, most) if len(other) <= longest]
+    close = difflib.get_close_matches(name, candidates, n=limit, cutoff=0.5) if len(name) <= longest else []
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    if not names:
+        return "there are no names to choose from"
+    shown = ", ".join(repr(shortened(other, longest)) for other in names[:limit])
+    return f"known names: {shown}{', ...' if len(names) > limit else ''}"

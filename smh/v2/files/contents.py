@@ -1,0 +1,145 @@
+"""What files give to a model: tensors by name, built or read one at a time when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from smh.v2.backends.numpy import NumpyOps
+from smh.v2.files.checkpoint import CARRIED, Checkpoint, read
+from smh.v2.files.dense import DenseFile, is_checkpoint
+from smh.v2.errors import CheckpointError
+from smh.v2.core.generate import Cells, check_variables
+from smh.v2.files.limits import check_file
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """Tensors by name, of which shapes are known before they are made."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+class Weights(_Tensors):
+    """The generated weights of a checkpoint in their viewed shapes; each is built when it is read.
+
+    They are built by NumPy, and in exact arithmetic whatever the plan says.
+
+    Parameters
+    ----------
+    found : Checkpoint
+        With NumPy arrays.
+    """
+
+    def __init__(self, found: Checkpoint) -> None:
+        self._tensors = {tensor.name: tensor for tensor in found.plan.tensors}
+        self.shapes = {tensor.name: tensor.viewed_shape for tensor in found.plan.tensors}
+        plan, ops = dataclasses.replace(found.plan, arithmetic="exact"), NumpyOps()
+        check_variables(ops, plan, found.variables)
+        with np.errstate(all="ignore"):
+            self._cells = Cells(ops, plan, found.variables)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        with np.errstate(all="ignore"):
+            w = np.asarray(self._cells.read(tensor)).reshape(tensor.shape)
+        return np.asarray(tensor.view.apply(np, w)) if tensor.view else w
+
+
+class ModelTensors(_Tensors):
+    """What a checkpoint gives to a model: its weights, and the tensors that it keeps, but for those only carried along.
+
+    Parameters
+    ----------
+    found : Checkpoint
+        With NumPy arrays.
+
+    Attributes
+    ----------
+    weights : Weights
+        Those that are generated.
+    shapes : dict of str to tuple of int
+        The shapes of all tensors.
+
+    Raises
+    ------
+    CheckpointError
+        If a kept tensor has the name of a weight.
+    """
+
+    def __init__(self, found: Checkpoint) -> None:
+        self.weights = Weights(found)
+        self._kept = {name: x for name, x in found.dense.items() if not name.startswith(CARRIED)}
+        if clash := [name for name in self._kept if name in self.weights]:
+            raise CheckpointError(f"a weight and a kept tensor have the same name, which no model has: {clash[0]!r}")
+        self.shapes: dict[str, tuple[int, ...]] = {tensor.name: tensor.viewed_shape for tensor in found.plan.tensors}
+        self.shapes |= {name: x.shape for name, x in self._kept.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._kept[name] if name in self._kept else self.weights[name]
+
+
+class StoredTensors(_Tensors):
+    """The tensors of a plain file, each in the dtype of the file, also bfloat16.
+
+    Parameters
+    ----------
+    file : DenseFile
+        The file, open.
+
+    Attributes
+    ----------
+    shapes : dict of str to tuple of int
+        The shapes of all tensors.
+    """
+
+    def __init__(self, file: DenseFile) -> None:
+        self._file = file
+        self.shapes = file.shapes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.stored(name)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[ModelTensors | StoredTensors]:
+    """Open what a model can be loaded from: a checkpoint, or a plain safetensors file.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+    max_bytes : int, optional
+        The most bytes of weights that a checkpoint may ask for; see :func:`smh.limits.default`.
+
+    Yields
+    ------
+    ModelTensors or StoredTensors
+        Its tensors by name, which are built or read when they are asked for.
+
+    Raises
+    ------
+    SmhError
+        If the file is damaged, or neither, or asks for more than the limit.
+    OSError
+        If it cannot be read.
+    """
+    if is_checkpoint(path):
+        found = read(path)
+        check_file(found, max_bytes)
+        yield ModelTensors(found)
+    else:
+        with DenseFile(path) as file:
+            yield StoredTensors(file)

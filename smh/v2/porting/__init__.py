@@ -1,0 +1,14 @@
+"""Porting: train a compressed model in one framework, serve it in another.
+
+The variables never change: a port gives the plan other names and views, and the digest stays the same. Which tensor of
+one model becomes which of the other is a :class:`Mapping`; :func:`match` proposes it, :func:`port` applies it to a
+checkpoint.
+"""
+
+from smh.v2.porting.entries import Entry, Source
+from smh.v2.porting.found import Ambiguity, Match
+from smh.v2.porting.mapping import Mapping, tensor_shapes
+from smh.v2.porting.matching import doubts, match
+from smh.v2.porting.port import port
+
+__all__ = ["Ambiguity", "Entry", "Mapping", "Match", "Source", "doubts", "match", "port", "tensor_shapes"]

@@ -1,0 +1,388 @@
+"""Mappings: which tensor of one model becomes which tensor of another, and how it is turned."""
+
+from __future__ import annotations
+
+import collections.abc
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smh.v2.files.atomic import replacing
+from smh.v2.files.checkpoint import CARRIED, Checkpoint
+from smh.v2.errors import CheckpointError, PlanError, PortError, near_names
+from smh.v2.files.header import MAX_HEADER, check_limits, parse
+from smh.v2.core.pools.base import check_keys
+from smh.v2.porting.entries import Entry, Shape, Source
+from smh.v2.core.views import View, compose, invert
+
+if TYPE_CHECKING:  # the library is imported faster without it
+    from rich.table import Table
+
+VERSION = "1.0"
+"""Of the JSON of mappings."""
+
+Shapes = collections.abc.Mapping[str, Shape]
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Which tensor of a source model becomes which tensor of a target model, and how it is turned.
+
+    A mapping knows names and shapes, and nothing of frameworks. Make one with :func:`smh.porting.match`, with
+    :meth:`build`, or from JSON; :func:`smh.port` applies it to a checkpoint.
+
+    Parameters
+    ----------
+    tensors : mapping
+        For each tensor of the target its :class:`Entry`: where it comes from.
+    settings : mapping of str to mapping of str to float
+        By layer of the target what it has to be set to so that it computes the same, such as ``epsilon``.
+
+    Raises
+    ------
+    PortError
+        If a tensor of the source is used twice, or a view does not fit.
+
+    Examples
+    --------
+    >>> mapping = Mapping.build({"fc/kernel": ("fc.weight", "o i -> i o"), "fc/bias": "fc.bias"},
+    ...                         {"fc.weight": (10, 64), "fc.bias": (10,)})
+    >>> mapping.shapes
+    {'fc/kernel': (64, 10), 'fc/bias': (10,)}
+    >>> mapping.inverse().tensors["fc.weight"].sources[0].view.pattern
+    'a b -> b a'
+    """
+
+    tensors: collections.abc.Mapping[str, Entry]
+    settings: collections.abc.Mapping[str, collections.abc.Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check everything that can be checked without models."""
+        used: dict[str, list[tuple[str, Source]]] = {}
+        for target, entry in self.tensors.items():
+            if not isinstance(target, str) or not target:
+                raise PortError(f"a tensor of the target must have a name that is not empty; got {target!r}")
+            entry.check(target)
+            for source in entry.sources:
+                used.setdefault(source.name, []).append((target, source))
+        for name, uses in used.items():
+            parts = sorted(source.part or (0, 1) for _, source in uses)
+            if parts != [(k, len(uses)) for k in range(len(uses))]:
+                targets = ", ".join(repr(target) for target, _ in uses)
+                raise PortError(
+                    f"the source tensor {name!r} must be used once, whole or in all its parts; "
+                    f"got parts {[f'{k + 1}/{n}' for k, n in parts]} for {targets}"
+                )
+            if len({source.shape for _, source in uses}) > 1:
+                raise PortError(f"the source tensor {name!r} has several shapes: {[s.shape for _, s in uses]}")
+
+    @classmethod
+    def build(
+        cls,
+        tensors: collections.abc.Mapping[str, Any],
+        source: Shapes | Checkpoint,
+        settings: collections.abc.Mapping[str, collections.abc.Mapping[str, float]] | None = None,
+    ) -> Mapping:
+        """Make a mapping by hand.
+
+        Parameters
+        ----------
+        tensors : mapping of str to str, tuple or Entry
+            For each tensor of the target: the name of its source; or a tuple of name and einops pattern, then sizes of
+            axes that the pattern cannot tell, then the order of elements along axes (see :class:`smh.views.View`).
+        source : mapping of str to tuple of int, or Checkpoint
+            The shapes of all tensors of the source.
+        settings : mapping, optional
+            See the class.
+
+        Raises
+        ------
+        PortError
+            If a name is unknown, or anything does not fit.
+        """
+        shapes = tensor_shapes(source) if isinstance(source, Checkpoint) else source
+        entries = {}
+        for target, given in tensors.items():
+            if isinstance(given, Entry):
+                entries[target] = given
+                continue
+            name, *view = (given,) if isinstance(given, str) else given
+            if name not in shapes:
+                raise PortError(
+                    f"{target!r} comes from {name!r}, which the source does not have: {near_names(name, shapes)}"
+                )
+            try:
+                turned = View.make(tuple(view) if len(view) > 1 else view[0] if view else None)
+            except PlanError as error:
+                raise PortError(f"{target!r} comes from {name!r} in no way that can be understood: {error}") from error
+            entries[target] = Entry((Source(name, tuple(shapes[name]), turned),))
+        return cls(entries, settings or {})
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the tensors of the target."""
+        return {target: entry.shape for target, entry in self.tensors.items()}
+
+    @property
+    def source_shapes(self) -> dict[str, Shape]:
+        """The shapes of the tensors of the source."""
+        return {source.name: source.shape for entry in self.tensors.values() for source in entry.sources}
+
+    def check(self, source: Shapes | None = None, target: Shapes | None = None) -> None:
+        """Raise unless every source is used, every target is filled, and all shapes agree.
+
+        Parameters
+        ----------
+        source : mapping of str to tuple of int, optional
+            The shapes of all tensors of the source model or checkpoint.
+        target : mapping of str to tuple of int, optional
+            Those of the target model.
+
+        Raises
+        ------
+        PortError
+            Naming what is missing, left over, or of another shape.
+        """
+        if source is not None:
+            optional = {s.name for e in self.tensors.values() for s in e.sources if s.default is not None}
+            self._compare("the source", self.source_shapes, source, "not used by the mapping", optional)
+        if target is not None:
+            carried = {name for name in self.tensors if name.startswith(CARRIED)}
+            self._compare("the target", self.shapes, target, "not filled by the mapping", carried)
+
+    def _compare(self, what: str, known: Shapes, given: Shapes, left_over: str, optional: set[str]) -> None:
+        unknown = [name for name in known if name not in given and name not in optional]
+        if unknown:
+            raise PortError(f"{what} does not have {_some(unknown)}: {near_names(unknown[0], given)}")
+        missing = [name for name in given if name not in known and not name.startswith(CARRIED)]
+        if missing:
+            raise PortError(f"tensors of {what} are {left_over}: {_some(missing)}")
+        for name, shape in known.items():
+            if name in given and tuple(given[name]) != shape:
+                raise PortError(f"{name!r} of {what} has the shape {tuple(given[name])}; the mapping says {shape}")
+
+    def apply(self, tensors: collections.abc.Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return all tensors of the target, given those of the source.
+
+        Parameters
+        ----------
+        tensors : mapping of str to numpy.ndarray
+            Weights and other tensors, as the source model sees them.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Of the same dtypes; views of the given arrays where possible.
+
+        Raises
+        ------
+        PortError
+            If a tensor is missing or has another shape.
+        """
+        return {target: entry.read(tensors) for target, entry in self.tensors.items()}
+
+    def inverse(self) -> Mapping:
+        """Return the mapping back, without settings.
+
+        Raises
+        ------
+        PortError
+            If there is none: a sum cannot be taken apart.
+        """
+        entries: dict[str, Entry] = {}
+        parts: dict[str, dict[int, Source]] = {}
+        for target, entry in self.tensors.items():
+            if entry.join == "sum":
+                raise PortError(f"the mapping has no inverse: {target!r} is a sum of {len(entry.sources)} tensors")
+            if entry.join and len({source.viewed_shape[0] for source in entry.sources}) > 1:
+                raise PortError(f"the mapping has no inverse: {target!r} is joined from unequal parts")
+            for k, source in enumerate(entry.sources):
+                part = (k, len(entry.sources)) if entry.join else None
+                back = Source(target, entry.shape, invert(source.view, source.part_shape), part)
+                if source.part is None:
+                    entries[source.name] = Entry((back,))
+                else:
+                    parts.setdefault(source.name, {})[source.part[0]] = back
+        for name, found in parts.items():
+            entries[name] = Entry(tuple(found[k] for k in sorted(found)), join="concat")
+        return Mapping({name: entries[name] for name in self.source_shapes})
+
+    def then(self, other: Mapping) -> Mapping:
+        """Return one mapping that does what this one and then another one do.
+
+        Parameters
+        ----------
+        other : Mapping
+            From the target of this mapping to a third model.
+
+        Raises
+        ------
+        PortError
+            If the other one reads what this one does not give, or no single mapping does the same.
+        """
+        entries = {target: self._through(target, entry) for target, entry in other.tensors.items()}
+        kept = [name for name in self.tensors if name.startswith(CARRIED) and name not in other.source_shapes]
+        entries |= {name: self.tensors[name] for name in kept}
+        return Mapping(entries, other.settings)
+
+    def _through(self, target: str, entry: Entry) -> Entry:
+        """Return an entry of another mapping in terms of the sources of this one."""
+        sources: list[Source] = []
+        join = entry.join
+        for source in entry.sources:
+            first = self.tensors.get(source.name)
+            if first is None:
+                if source.default is None:
+                    what = f"{target!r} comes from {source.name!r}, which the first mapping does not give"
+                    raise PortError(f"{what}: {near_names(source.name, self.tensors)}")
+                sources.append(source)
+                continue
+            if source.shape != first.shape:
+                raise PortError(f"{source.name!r} has the shape {first.shape} at first, and then {source.shape}")
+            inner = first.sources
+            if source.part is not None and first.join == "concat" and len(inner) == source.part[1]:
+                inner = (inner[source.part[0]],)
+            elif source.part is not None and (first.join or inner[0].part or inner[0].view):
+                raise PortError(
+                    f"no single mapping gives {target!r}: it is a part of what is turned. Port in two steps"
+                )
+            elif source.part is not None:
+                inner = (Source(inner[0].name, inner[0].shape, None, source.part, inner[0].default),)
+            elif first.join and (source.view or entry.join):
+                raise PortError(f"no single mapping gives {target!r}: it is turned after joining. Port in two steps")
+            else:
+                join = first.join or join
+            try:
+                sources += [Source(x.name, x.shape, compose(x.view, source.view, x.part_shape), x.part) for x in inner]
+            except PlanError as error:
+                raise PortError(f"no single mapping gives {target!r}: {error}. Port in two steps") from error
+        return Entry(tuple(sources), join)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the mapping."""
+        return {
+            "settings": {layer: dict(values) for layer, values in self.settings.items()},
+            "tensors": {
+                target: {
+                    "join": entry.join,
+                    "sources": [
+                        {
+                            "default": None if source.default is None else list(source.default),
+                            "name": source.name,
+                            "part": None if source.part is None else list(source.part),
+                            "shape": list(source.shape),
+                            "view": source.view.to_dict() if source.view else None,
+                        }
+                        for source in entry.sources
+                    ],
+                }
+                for target, entry in self.tensors.items()
+            },
+            "version": VERSION,
+        }
+
+    def to_json(self) -> str:
+        """Return JSON for people and programs."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Mapping:
+        """Read a mapping from JSON; raises :class:`~smh.PortError` for what is none."""
+        try:
+            check_limits(text.encode("utf-8", "surrogatepass"), "a mapping")
+            data = parse(text, "a mapping")
+        except CheckpointError as error:  # the words of a file
+            raise PortError(f"a mapping must be JSON: {error}") from error.__cause__
+        try:
+            return cls._from_dict(data)
+        except (PlanError, TypeError, ValueError, AttributeError, KeyError) as error:
+            raise PortError(f"the mapping is not one of version {VERSION}: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, data: Any) -> Mapping:
+        if not isinstance(data, dict) or str(data.get("version")).split(".")[0] != VERSION.split(".")[0]:
+            raise PortError(f"a mapping must be an object with the version {VERSION}; got {str(data)[:80]}")
+        check_keys("the mapping", data, ["settings", "tensors", "version"])
+        entries = {}
+        for target, entry in data["tensors"].items():
+            check_keys(f"the entry of {target!r}", entry, ["join", "sources"])
+            sources = []
+            for source in entry["sources"]:
+                check_keys(f"the source of {target!r}", source, ["default", "name", "part", "shape", "view"])
+                part = None if source["part"] is None else tuple(source["part"])
+                view = View.from_dict(source["view"], f"the view of {target!r}")
+                default = None if source["default"] is None else tuple(source["default"])
+                sources.append(Source(source["name"], tuple(source["shape"]), view, part, default))
+            entries[target] = Entry(tuple(sources), entry["join"])
+        settings = {
+            layer: {key: _setting(key, value) for key, value in values.items()}
+            for layer, values in data["settings"].items()
+        }
+        return cls(entries, settings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mapping as JSON; the file appears whole or not at all."""
+        with replacing(path) as temporary:
+            Path(temporary).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Mapping:
+        """Read a mapping from a JSON file.
+
+        Raises
+        ------
+        PortError
+            If the file holds no mapping.
+        OSError
+            If it cannot be read.
+        """
+        with open(path, "rb") as file:
+            text = file.read(MAX_HEADER + 1)
+        if len(text) > MAX_HEADER:
+            raise PortError(f"a mapping has at most {MAX_HEADER} bytes; {os.fspath(path)!r} has more")
+        try:
+            return cls.from_json(text.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise PortError(f"a mapping must be JSON in UTF-8; {os.fspath(path)!r} is not: {error}") from error
+
+    def __str__(self) -> str:
+        """Return one line for each tensor."""
+        lines = [f"{target} <- {entry}" for target, entry in self.tensors.items()]
+        lines += [f"{layer}: set {_settings(values)}" for layer, values in self.settings.items()]
+        return "\n".join(lines)
+
+    def __rich__(self) -> Table:
+        """Return a table."""
+        from rich.table import Table
+
+        caption = "\n".join(f"{layer}: set {_settings(values)}" for layer, values in self.settings.items())
+        table = Table("target", "shape", "source", "view", caption=caption or None, caption_justify="left")
+        for target, entry in self.tensors.items():
+            table.add_row(target, " x ".join(map(str, entry.shape)) or "scalar", entry.origin, entry.turn)
+        return table
+
+
+def tensor_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
+    """Return the shapes of all tensors that a checkpoint gives to a model, and of those that it carries along."""
+    generated = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
+    return generated | {name: tuple(x.shape) for name, x in checkpoint.dense.items()}
+
+
+def _setting(key: str, value: Any) -> float:
+    """Return the value of a setting, once it is known to be a number."""
+    if not isinstance(value, int | float):
+        raise PortError(f"the setting {key!r} must be a number; got {value!r}")
+    return float(value)
+
+
+def _settings(values: collections.abc.Mapping[str, float]) -> str:
+    return ", ".join(f"{key}={value:g}" for key, value in values.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

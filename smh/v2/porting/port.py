@@ -1,0 +1,93 @@
+"""Porting: the same variables under the names, and in the shapes, of another model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from smh.v2.files.checkpoint import CARRIED, Checkpoint
+from smh.v2.errors import PlanError, PortError
+from smh.v2.porting.mapping import Mapping, tensor_shapes
+from smh.v2.core.views import compose
+
+
+def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
+    """Return a checkpoint for another model: the same variables, byte for byte, with other names and views.
+
+    The generated weights are the same, in the same order, so the digest is the same. What is kept as it is travels
+    along, turned as the mapping says.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Read by :func:`smh.load` with the NumPy backend.
+    mapping : Mapping
+        From the model of the checkpoint to another one. What only the first one knows goes under ``carried/``: no model
+        reads it, and a port back finds it there.
+
+    Returns
+    -------
+    Checkpoint
+        To be written by ``smh.save(path, ported.plan, ported.variables, ported.dense)``, and loaded into the other
+        model.
+
+    Raises
+    ------
+    PortError
+        If a tensor of the checkpoint is not used, a source is missing, shapes differ, or a generated tensor would have
+        to be cut, joined or added to another one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import smh.v2 as smh
+    >>> plan = smh.Plan.build({"fc.weight": (10, 64)}, ratio=0.2, axes={"fc.weight": "o i"})
+    >>> found = smh.Checkpoint(plan, smh.initialize(plan), {"fc.bias": np.zeros(10)}, "0" * 64)
+    >>> entries = {"fc/kernel": ("fc.weight", "o i -> i o"), "fc/bias": "fc.bias"}
+    >>> ported = smh.port(found, smh.porting.Mapping.build(entries, found))
+    >>> {name: w.shape for name, w in smh.materialize(ported.plan, ported.variables).items()}
+    {'fc/kernel': (64, 10)}
+    >>> list(ported.variables)
+    ['pool/left', 'pool/right', 'scale/fc/kernel']
+    """
+    for name, x in checkpoint.dense.items():
+        if not isinstance(x, np.ndarray | np.generic):
+            raise PortError(
+                f"a port takes the arrays of NumPy; got {type(x).__name__} for {name!r}: "
+                "load the file by smh.get_backend('numpy') or smh.checkpoint.read"
+            )
+    mapping.check(tensor_shapes(checkpoint))
+    users = {source.name: target for target, entry in mapping.tensors.items() for source in entry.sources}
+    renamed, tensors = {}, []
+    for tensor in checkpoint.plan.tensors:
+        target = users[tensor.name]
+        entry = mapping.tensors[target]
+        if not entry.whole or target.startswith(CARRIED):
+            raise PortError(
+                f"{tensor.name!r} is generated, and must become one whole tensor; the mapping makes it "
+                f"{'a part of ' if entry.join else 'several tensors, such as '}{target!r}: leave it out of the "
+                "compression, split it in the model before, or port the plain model"
+            )
+        try:
+            view = compose(tensor.view, entry.sources[0].view, tensor.shape, tensor.axes)
+        except PlanError as error:
+            raise PortError(f"{tensor.name!r} cannot be seen as {target!r}: {error}") from error
+        # Nothing turned, nothing changed: not even the way in which a view was written.
+        tensors.append(
+            dataclasses.replace(tensor, name=target, view=view if entry.sources[0].view is not None else tensor.view)
+        )
+        renamed[tensor.scale_variable] = tensors[-1].scale_variable
+    generated = {tensor.name for tensor in checkpoint.plan.tensors}
+    dense = {
+        target: np.asarray(entry.read(checkpoint.dense), order="C")
+        for target, entry in mapping.tensors.items()
+        if not any(source.name in generated for source in entry.sources)
+    }
+    carried = {name: x for name, x in checkpoint.dense.items() if name.startswith(CARRIED) and name not in users}
+    return Checkpoint(
+        plan=dataclasses.replace(checkpoint.plan, tensors=tuple(tensors)),
+        variables={renamed.get(name, name): x for name, x in checkpoint.variables.items()},
+        dense=dict(sorted({**carried, **dense}.items())),
+        digest=checkpoint.digest,
+    )
