@@ -9,12 +9,13 @@ The functions here use the backend that the environment variable ``SMH_BACKEND``
 in code, import it: ``from smh.v2.backends import torch as smh``.
 """
 
-from smh.v2.core import pools
 from smh.v2 import porting
 from smh.v2._version import __version__
 from smh.v2.api import Api as _Api
 from smh.v2.backends.registry import get_backend, list_backends
-from smh.v2.files.checkpoint import Checkpoint
+from smh.v2.core import pools
+from smh.v2.core.plan import Plan
+from smh.v2.core.tensors import TensorSpec
 from smh.v2.errors import (
     BackendError,
     CheckpointError,
@@ -27,9 +28,8 @@ from smh.v2.errors import (
     UnknownNameError,
     VariableError,
 )
-from smh.v2.core.plan import Plan
+from smh.v2.files.checkpoint import Checkpoint
 from smh.v2.porting import port
-from smh.v2.core.tensors import TensorSpec
 
 __all__ = [
     "BackendError",

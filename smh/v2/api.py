@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from smh.v2.files import checkpoint, digests, limits
 from smh.v2.backends.protocol import Backend
-from smh.v2.files.checkpoint import Checkpoint
 from smh.v2.core.initial import initial_variables
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.files import checkpoint, digests, limits
+from smh.v2.files.checkpoint import Checkpoint
 
 
 class Api:
@@ -86,8 +86,7 @@ class Api:
         Returns
         -------
         dict of str to array, float32
-            In their viewed shapes. They overlap nowhere; in NumPy those that follow one another in the plan are parts
-            of one array, up to 64 MB, so copy what is to outlive the others.
+            In their viewed shapes. They overlap nowhere.
 
         Raises
         ------
@@ -120,7 +119,7 @@ class Api:
         variables : mapping of str to array, float32
             All variables of the plan, by name.
         cotangents : mapping of str to array, float32
-            Gradients of a loss with respect to weights, in their viewed shapes; tensors not named have none.
+            Gradients of a loss with respect to weights, in their viewed shapes; tensors that are not named have none.
 
         Returns
         -------
@@ -148,7 +147,7 @@ class Api:
     def digest(self, plan: Plan, variables: Mapping[str, Array]) -> str:
         """Return the SHA-256 of all weights: equal digests are equal bits.
 
-        The weights are built by this backend, with exact arithmetic whatever the plan says, some tensors at a time.
+        The weights are built by this backend, some tensors at a time.
         Names and views do not count, so a model keeps its digest when it is ported.
 
         Parameters
@@ -177,10 +176,10 @@ class Api:
         """
         backend = self._get_backend()
         canonical = tuple(dataclasses.replace(tensor, view=None) for tensor in plan.tensors)
-        exact_plan = dataclasses.replace(plan, tensors=canonical, arithmetic="exact")
+        unviewed = dataclasses.replace(plan, tensors=canonical)
 
         def build(names: list[str]) -> list[np.ndarray]:
-            weights = backend.materialize(exact_plan, variables, names)
+            weights = backend.materialize(unviewed, variables, names)
             return [backend.to_numpy(weights[name]) for name in names]
 
         return digests.digest(plan, build)
@@ -191,8 +190,10 @@ class Api:
         plan: Plan,
         variables: Mapping[str, Array],
         dense: Mapping[str, Array] | None = None,
+        *,
+        training: bool = False,
     ) -> str:
-        """Write a checkpoint: one safetensors file with the plan, the variables and the digest of the weights.
+        """Write a checkpoint: one safetensors file with plan, integers of the pool, scales and digest of the weights.
 
         The file is written beside its destination and moved there when it is complete.
 
@@ -206,6 +207,9 @@ class Api:
             All variables of the plan, by name.
         dense : mapping of str to array, optional
             Tensors that are kept as they are, such as biases and norms.
+        training : bool
+            Whether to store float32 values of the pool as well, so that training can go on where it stopped. Files are
+            five times larger then.
 
         Returns
         -------
@@ -215,7 +219,7 @@ class Api:
         Raises
         ------
         VariableError
-            If an array cannot be stored, or does not fit the plan. Nothing is written then.
+            If an array cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
 
         Examples
         --------
@@ -231,7 +235,7 @@ class Api:
         digest = self.digest(plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
         kept = {name: backend.to_numpy(x) for name, x in (dense or {}).items()}
-        checkpoint.write(path, plan, host, kept, digest)
+        checkpoint.write(path, plan, host, kept, digest, training)
         return digest
 
     def load(self, path: str | os.PathLike[str], device: Any = None, *, max_bytes: int | None = None) -> Checkpoint:
@@ -250,7 +254,8 @@ class Api:
         Returns
         -------
         Checkpoint
-            The plan, and variables and dense tensors as arrays of the backend. Its ``digest`` is what the file says;
+            The plan, and variables and kept tensors as arrays of the backend. The variables are what the integers stand
+            for, or those of training if the file has them. Its ``digest`` is what the file says;
             compare it with :func:`digest` for proof that the weights here are the same.
 
         Raises

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from smh.v2.errors import BackendError, near_names
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import BackendError, near_names
 
 Function = Callable[..., Any]
 """From arrays, or dicts of arrays, of a backend to the same."""

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from smh.v2.backends import numpy as smh
 from smh.v2.cli.output import AsJson, ExitCode, check_out, emit, progress
-from smh.v2.files.compare import compare
 from smh.v2.errors import BackendError
+from smh.v2.files.compare import compare
 
 Arrays = dict[str, np.ndarray]
 

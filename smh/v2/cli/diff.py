@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from smh.v2.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
+from smh.v2.core.plan import Plan
 from smh.v2.files import checkpoint
 from smh.v2.files.checkpoint import Checkpoint
-from smh.v2.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
 from smh.v2.files.compare import Comparison, compare_all
 from smh.v2.files.contents import ModelTensors, Weights, opened
 from smh.v2.files.dense import is_checkpoint
 from smh.v2.files.limits import check_file
-from smh.v2.core.plan import Plan
 
 _SHOWN = 50  # lines of one kind, in text
 

@@ -10,11 +10,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from smh.v2.files import checkpoint, digests
 from smh.v2.backends.protocol import Backend
 from smh.v2.backends.registry import get_backend
-from smh.v2.files.checkpoint import Checkpoint
 from smh.v2.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
+from smh.v2.files import checkpoint, digests
+from smh.v2.files.checkpoint import Checkpoint
 from smh.v2.files.export import canonical
 from smh.v2.files.limits import check_file
 

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from smh.v2.backends import numpy as smh_numpy
-from smh.v2.files.checkpoint import CARRIED
 from smh.v2.cli import plan as planning
 from smh.v2.cli.output import AsJson, check_out, emit, progress
-from smh.v2.models.compression import check_fit, make_report
-from smh.v2.files.dense import DenseFile
-from smh.v2.errors import PlanError, SmhError
-from smh.v2.models.fit import FitReport, fit_variables
 from smh.v2.core.plan import Plan
+from smh.v2.errors import PlanError, SmhError
+from smh.v2.files.checkpoint import CARRIED
+from smh.v2.files.dense import DenseFile
+from smh.v2.models.compression import check_fit, make_report
+from smh.v2.models.fit import FitReport, fit_variables
 from smh.v2.text import printable
 
 _FREE = ("ratio", "out", "plan_file", "path", "as_json")  # parameters that go with --plan, or have their own rule

@@ -14,8 +14,8 @@ from rich.table import Table
 import smh
 from smh.v2.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
 from smh.v2.cli.output import AsJson, emit, progress
+from smh.v2.core.versions import VERSION
 from smh.v2.text import printable
-from smh.v2.files.versions import VERSION
 
 _PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")
 

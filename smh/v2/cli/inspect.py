@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from smh.v2.cli.output import AsJson, emit
 from smh.v2.files import checkpoint
 from smh.v2.files.checkpoint import CARRIED, Checkpoint
-from smh.v2.cli.output import AsJson, emit
 from smh.v2.files.dense import DenseFile, is_checkpoint
 from smh.v2.files.header import DTYPES
 from smh.v2.text import printable, shortened

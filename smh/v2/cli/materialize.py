@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from smh.v2.files import checkpoint
 from smh.v2.backends.registry import get_backend
 from smh.v2.cli.output import AsJson, MaxBytes, check_out, emit, parse_limit, progress
+from smh.v2.files import checkpoint
 from smh.v2.files.export import export
 
 

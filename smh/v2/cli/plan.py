@@ -17,16 +17,17 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from smh.v2.files.atomic import replacing
 from smh.v2.cli.output import AsJson, check_out, emit, progress
-from smh.v2.models.compression import ModelTensor, Report, make_report, plan_for
-from smh.v2.files.dense import FLOATS, DenseFile
-from smh.v2.errors import PlanError, near_names
-from smh.v2.files.header import MAX_AXES, MAX_HEADER, MAX_VALUES, are_sizes, parse, short
 from smh.v2.core.patterns import compile_pattern
 from smh.v2.core.plan import Plan
 from smh.v2.core.pools.base import GAIN_RULES
 from smh.v2.core.scales import RULES
+from smh.v2.errors import PlanError, near_names
+from smh.v2.files.atomic import replacing
+from smh.v2.files.dense import FLOATS, DenseFile
+from smh.v2.files.header import MAX_AXES, are_sizes
+from smh.v2.models.compression import ModelTensor, Report, make_report, plan_for
+from smh.v2.strict_json import MAX_HEADER, MAX_VALUES, parse, short
 from smh.v2.text import printable
 
 _WORD = re.compile(r"(?P<name>.+)=(?P<sizes>\d{1,18}(x\d{1,18})*)", re.ASCII | re.DOTALL)

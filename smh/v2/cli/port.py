@@ -9,11 +9,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from smh.v2.files import checkpoint
 from smh.v2.backends import numpy as smh_numpy
-from smh.v2.files.checkpoint import Checkpoint
 from smh.v2.cli.output import AsJson, MaxBytes, check_out, emit, parse_limit, progress
 from smh.v2.errors import CheckpointError, LimitError
+from smh.v2.files import checkpoint
+from smh.v2.files.checkpoint import Checkpoint
 from smh.v2.files.limits import check_file, default
 from smh.v2.porting import Mapping, doubts, port, tensor_shapes
 

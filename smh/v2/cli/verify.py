@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from smh.v2.files import checkpoint
 from smh.v2.backends.registry import get_backend, list_backends
-from smh.v2.files.checkpoint import CARRIED, Checkpoint
 from smh.v2.cli.digest import rebuild
 from smh.v2.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
+from smh.v2.files import checkpoint
+from smh.v2.files.checkpoint import CARRIED, Checkpoint
 from smh.v2.files.compare import Comparison, Difference, compare, compare_all
 from smh.v2.files.contents import ModelTensors, StoredTensors, opened
 from smh.v2.files.export import canonical

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -14,7 +15,8 @@ from smh.v2.core.checks import ceil_digits, whole_number
 from smh.v2.core.pools import Pool
 from smh.v2.core.pools.base import LIMIT
 from smh.v2.core.tensors import TensorSpec
-from smh.v2.errors import PlanError, near_names
+from smh.v2.errors import CheckpointError, PlanError, near_names
+from smh.v2.strict_json import check_limits
 
 
 def shape(name: Any, shape: Any) -> tuple[int, ...]:
@@ -96,3 +98,22 @@ def sized(pool: Pool, weights: int, ratio: Any) -> Pool:
             f"the smallest feasible ratio is {ceil_digits(smallest)}"
         )
     return pool.sized(weights, share)
+
+
+def check_storable(plan: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`~smh.PlanError` if no file can hold a plan: its header would be larger than readers take.
+
+    Parameters
+    ----------
+    plan : str
+        Its JSON.
+    shapes : mapping of str to tuple of int
+        Those of all variables. Tensors that are kept come on top of that.
+    """
+    entry = {"dtype": "F32", "data_offsets": [0, 0]}
+    entries = {name: {**entry, "shape": shape} for name, shape in shapes.items()}
+    header = json.dumps({"__metadata__": {"smh": plan}, **entries}, separators=(",", ":"))
+    try:
+        check_limits(header.encode("ascii"), "the header of a file with this plan")
+    except CheckpointError as error:
+        raise PlanError(f"{error}: generate fewer tensors, or give them shorter names") from error

@@ -58,6 +58,9 @@ def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: i
     [16.0, -96.0, 3.0]
     """
     xp, most = kernels.xp, 2.0**bits - 1.0
+    if kernels.smooth:
+        one = xp.ones((), dtype=x.dtype, device=kernels.device(x))
+        return Grid(x, one, one)
     finite = xp.all(xp.isfinite(x))
     if exponent is not None:
         like = xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x))

@@ -28,6 +28,9 @@ class Kernels:
     ----------
     xp : module
         An array-API namespace.
+    smooth : bool
+        Leave out the grids: the same formulas in float32, which a framework can differentiate. For second derivatives
+        and fast gradients, which promise no bits (specification, section 7).
 
     Examples
     --------
@@ -37,8 +40,9 @@ class Kernels:
     array([[5.5]])
     """
 
-    def __init__(self, xp: Any) -> None:
+    def __init__(self, xp: Any, smooth: bool = False) -> None:
         self.xp = xp
+        self.smooth = smooth
 
     @property
     def word_dtype(self) -> Any:
@@ -66,7 +70,7 @@ class Kernels:
         array, shape (r, c), float32
         """
         xp = self.xp
-        if left.shape[1] > exact_terms:
+        if left.shape[1] > exact_terms and not self.smooth:
             sums = xp.matmul(xp.astype(left, xp.float64), xp.astype(right, xp.float64))
             return xp.astype(sums, xp.float32) * unit
         return xp.matmul(left, right) * unit
@@ -131,7 +135,8 @@ class Kernels:
         tuple of arrays, shapes (n, m) and (m, n), float64
         """
         xp = self.xp
-        q, left, right = (xp.astype(x, xp.float64) for x in (q, left, right))
+        if not self.smooth:
+            q, left, right = (xp.astype(x, xp.float64) for x in (q, left, right))
         return xp.matmul(q, xp.matrix_transpose(right)), xp.matmul(xp.matrix_transpose(left), q)
 
     def matmul_gradients(

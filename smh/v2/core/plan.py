@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ from smh.v2.core.pools.base import BITS, MAX_BITS, MAX_DEPTH, MIN_BITS, OPTIMIZE
 from smh.v2.core.selection import Selector, select
 from smh.v2.core.sizes import file_bytes, largest_that_fits, parse_size
 from smh.v2.core.tensors import TensorSpec
+from smh.v2.core.versions import VERSION, explained, is_readable
 from smh.v2.core.views import View
 from smh.v2.errors import CheckpointError, PlanError, UnknownNameError, near_names
-from smh.v2.files.header import check_limits, parse
+from smh.v2.strict_json import canonical_json, check_limits, parse
 from smh.v2.text import printable, shortened
 
-VERSION = "2.0"
 _SHOWN = 200  # characters of a name, a view and a pool in the table of a plan
 
 
@@ -194,7 +193,9 @@ class Plan:
         else:
             sized = building.sized(request, offset, ratio)
         chosen = sized.for_optimizer(optimizer, offset, building.mean_scale(tensors))
-        return cls(chosen, tuple(tensors), whole_number("seed", seed, 0, 2**32 - 1), layout)
+        plan = cls(chosen, tuple(tensors), whole_number("seed", seed, 0, 2**32 - 1), layout)
+        building.check_storable(plan.to_json(), plan.variable_shapes)
+        return plan
 
     @property
     def num_weights(self) -> int:
@@ -266,7 +267,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no spaces, ASCII. Equal plans give equal strings."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return canonical_json(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
@@ -297,14 +298,16 @@ class Plan:
         """Read a plan from its JSON object; raises :class:`~smh.PlanError` as :meth:`from_json` does."""
         if not isinstance(data, dict):
             raise PlanError(f"a plan must be a JSON object; got {type(data).__name__}")
-        if data.get("version") != VERSION:
-            raise PlanError(f"plans of version {VERSION} are read here; got version {data.get('version')!r}")
-        check_keys("the plan", data, ["layout", "pool", "seed", "tensors", "version"])
-        if not isinstance(data["tensors"], list):
-            raise PlanError(f"tensors of a plan must be a list; got {type(data['tensors']).__name__}")
-        pool = from_dict(data["pool"])
-        tensors = tuple(TensorSpec.from_dict(tensor, f"tensors[{t}]") for t, tensor in enumerate(data["tensors"]))
-        return cls(pool, tensors, data["seed"], data["layout"])
+        version = data.get("version")
+        if not is_readable(version):
+            raise PlanError(f"plans of version {VERSION} are read here; got version {version!r}: upgrade smh")
+        with explained(version):
+            check_keys("the plan", data, ["layout", "pool", "seed", "tensors", "version"])
+            if not isinstance(data["tensors"], list):
+                raise PlanError(f"tensors of a plan must be a list; got {type(data['tensors']).__name__}")
+            pool = from_dict(data["pool"])
+            tensors = tuple(TensorSpec.from_dict(tensor, f"tensors[{t}]") for t, tensor in enumerate(data["tensors"]))
+            return cls(pool, tensors, data["seed"], data["layout"])
 
     def __str__(self) -> str:
         """Return a table of the tensors and a summary."""

@@ -11,9 +11,8 @@ from typing import Any
 from smh.v2.core import scales
 from smh.v2.core.checks import check_keys, whole_number
 from smh.v2.core.pools.base import LIMIT
-from smh.v2.core.views import View
+from smh.v2.core.views import MAX_AXES, View
 from smh.v2.errors import PlanError
-from smh.v2.files.header import MAX_AXES
 
 MAX_MODIFIERS = 16
 """The most modifiers of a tensor: each costs time for every weight, and two kinds are all that there are."""

@@ -24,7 +24,6 @@ import numpy as np
 from smh.v2.core.checks import check_keys
 from smh.v2.core.kernels import Array
 from smh.v2.errors import PlanError
-from smh.v2.files.header import MAX_AXES
 
 MAX_ORDER = 256
 """The most elements along an axis that are put in another order."""
@@ -36,6 +35,9 @@ _ARGUMENTS = ("tensor", "pattern", "reduction")  # of functions of einops, which
 _TOKEN = re.compile(r"\([^()]*\)|\S+")
 
 Order = tuple[int, ...]
+
+MAX_AXES = 64
+"""The most axes of a tensor, which is what NumPy takes."""
 
 
 @dataclass(frozen=True)

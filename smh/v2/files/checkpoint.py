@@ -1,13 +1,14 @@
 """Checkpoint files: a plan, its variables and dense tensors in one safetensors file (docs/specification.md).
 
-The tensors are named ``pool/...``, ``scale/...`` and ``dense/...``. All else is canonical JSON (sorted keys,
-no spaces, ASCII) under the single metadata key ``smh``, an object of five keys:
+The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, if asked for, ``training/pool/...``.
+All else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``, an object of six keys:
 
 * ``checksum``: SHA-256 of the data section,
 * ``digest``: digest of the generated weights,
 * ``header_checksum``: SHA-256 of the header without these 64 digits,
 * ``plan``: the plan's JSON object,
-* ``version``: ``"1.0"``.
+* ``pool_exponents``: the exponents of the grids of the pool's arrays,
+* ``version``: ``"2.0"``.
 
 Two checksums, because one of the data cannot see a changed seed, digest or name of a dense tensor. They lie at
 the same place in every file, for the keys of fixed length sort first: the header is verified, then parsed.
@@ -27,25 +28,23 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from smh.v2.files.atomic import replacing
+from smh.v2.core.plan import Plan
+from smh.v2.core.versions import VERSION, explained, is_readable
 from smh.v2.errors import CheckpointError, PlanError, VariableError
+from smh.v2.files.atomic import replacing
 from smh.v2.files.header import (
     DTYPES,
     SURROGATE,
-    check,
     check_bools,
-    check_limits,
     check_place,
     check_tensor,
     dtype_of,
     open_file,
-    parse,
     read_header,
     read_tensor,
-    short,
 )
-from smh.v2.core.plan import Plan
-from smh.v2.files.versions import VERSION, explained, is_readable
+from smh.v2.files.integers import Exponents, check_training, pack, pool_arrays, stored, unpack
+from smh.v2.strict_json import canonical_json, check, check_limits, parse, short
 
 CARRIED = "carried/"
 """How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
@@ -53,7 +52,7 @@ CARRIED = "carried/"
 Arrays = dict[str, np.ndarray]
 Given = Mapping[str, np.ndarray]
 Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape in the words of the header
-_KEYS = ["checksum", "digest", "header_checksum", "plan", "version"]
+_KEYS = ["checksum", "digest", "header_checksum", "plan", "pool_exponents", "version"]
 _START = re.compile(
     rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
     rb'\\"header_checksum\\":\\"([0-9a-f]{64})\\",'
@@ -69,20 +68,26 @@ class Checkpoint:
     plan : Plan
         How the weights are generated.
     variables : dict of str to numpy.ndarray
-        Pool variables and scales, float32, in the plan's order.
+        Pool variables and scales, float32, in the plan's order: the values that the stored integers stand for, or those
+        of training, if the file has them.
     dense : dict of str to numpy.ndarray
         The tensors that are kept as they are, sorted by name.
     digest : str
         Digest of the generated weights as the writer stated it. Reading does not generate them to compare.
+    training : bool
+        Whether the variables are those of training, with what lies below the grid.
     """
 
     plan: Plan
     variables: Arrays
     dense: Arrays
     digest: str
+    training: bool = False
 
 
-def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str) -> None:
+def write(
+    path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str, training: bool = False
+) -> None:
     """Write a checkpoint file; at every moment there is the whole old file or the whole new one.
 
     Equal content gives equal bytes, whatever the order of the dictionaries or the memory and byte order of
@@ -101,11 +106,13 @@ def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Giv
         Tensors to keep as they are, of any shape: bool, integers, float16, bfloat16, float32 or float64.
     digest : str
         Digest of the generated weights: 64 hexadecimal digits.
+    training : bool
+        Whether to store the float32 values of the pool's arrays besides their integers, so that training can go on.
 
     Raises
     ------
     VariableError
-        If a name, dtype or shape does not fit. Nothing is written.
+        If a name, dtype or shape does not fit, or an array of the pool is not finite. Nothing is written.
     CheckpointError
         If plan and names are too large for a header, or the path is that of a device or the like.
     OSError
@@ -124,10 +131,10 @@ def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Giv
     """
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise VariableError(f"a digest must be 64 hexadecimal digits, as smh.digest gives it, got {digest!r}")
-    tensors = _checked(plan, variables, dense)
+    tensors, exponents = _checked(plan, variables, dense, training)
     zeros = "0" * 64
     metadata = f'{{"checksum":"{zeros}","digest":"{digest}","header_checksum":"{zeros}",'
-    metadata += f'"plan":{plan.to_json()},"version":"{VERSION}"}}'
+    metadata += f'"plan":{plan.to_json()},"pool_exponents":{canonical_json(exponents)},"version":"{VERSION}"}}'
     with replacing(path) as temporary:
         try:
             # Sorts tensors by dtype, then name, so by content only. Several metadata keys come at random.
@@ -138,8 +145,8 @@ def write(path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Giv
             _seal(file)
 
 
-def _checked(plan: Plan, variables: Given, dense: Given) -> Arrays:
-    """Return contiguous little-endian arrays under their names in the file."""
+def _checked(plan: Plan, variables: Given, dense: Given, training: bool) -> tuple[Arrays, Exponents]:
+    """Return contiguous little-endian arrays under their names in the file, and the exponents of those of the pool."""
     tensors = {}
     shapes = plan.variable_shapes
     if odd := set(shapes) ^ set(variables):
@@ -150,12 +157,16 @@ def _checked(plan: Plan, variables: Given, dense: Given) -> Arrays:
         tensors[name] = array = _host(want, name, variables[name])
         if array.dtype.name != "float32" or array.shape != shape:
             raise VariableError(f"{want}: convert it or take another, got {array.dtype} {array.shape}")
+    integers, exponents = pack(plan, tensors)
+    if training:
+        tensors |= {f"training/{name}": tensors[name] for name in integers}
+    tensors |= integers
     for name, value in dense.items():
         if not isinstance(name, str) or not name:
             raise VariableError(f"a dense tensor must have a name, a string that is not empty, got {name!r}")
         want = f"dense tensor {name!r} must be a NumPy array of bool, integers or floats"
         tensors[f"dense/{name}"] = _host(want, name, value)
-    return tensors
+    return tensors, exponents
 
 
 def _host(want: str, name: str, value: Any) -> np.ndarray:
@@ -248,11 +259,17 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     except PlanError as error:
         raise CheckpointError(f"its plan must be valid: {error}") from error
     with explained(version):
-        entries = _check_entries(tree, plan.variable_shapes, size)
+        entries = _check_entries(tree, plan, size)
     arrays = _read_data(file, entries, start[1].decode())
-    variables = {name: arrays[name] for name in plan.variable_shapes}
+    exponents = values["pool_exponents"]
+    training = {name[9:]: arrays[name] for name in arrays if name.startswith("training/")}
+    pool = unpack(plan, arrays, exponents)
+    if training:
+        check_training(plan, training, arrays, exponents)
+        pool = training
+    variables = {name: pool[name] if name in pool else arrays[name] for name in plan.variable_shapes}
     dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
-    return Checkpoint(plan, variables, dense, start[2].decode())
+    return Checkpoint(plan, variables, dense, start[2].decode(), bool(training))
 
 
 def _find_checksums(header: bytes) -> re.Match[bytes]:
@@ -276,21 +293,26 @@ def _check_future(header: bytes) -> None:
     check(version == VERSION, f"this smh reads {VERSION}: upgrade it", version)
 
 
-def _check_entries(tree: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], size: int) -> Entries:
+def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
     """Return dtype and shape of each tensor, once they fit the plan and fill the data section exactly."""
     entries = {}
+    planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
+    training = {f"training/{name}": ("F32", shape) for name, _, shape, _ in pool_arrays(plan)}
+    planned |= {name: stored(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
+    if not training.keys().isdisjoint(tree):
+        planned |= training
     position = 0
     for name, entry in tree.items():
         what = f"tensor {short(name)} must"
-        check(name in shapes or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
+        check(name in planned or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
         check_tensor(what, name, entry)
         dtype, shape = entry["dtype"], entry["shape"]
         check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
-        want, got = ("F32", list(shapes.get(name, ()))), (dtype, shape)
-        check(name not in shapes or got == want, f"{what} be {want} by the plan", got)
+        want, got = planned.get(name), (dtype, tuple(shape))
+        check(want is None or got == want, f"{what} be {want} by the plan", got)
         position = check_place(what, entry, 8 * dtype_of(dtype).itemsize, position)
         entries[name] = dtype, tuple(shape)
-    missing = [name for name in shapes if name not in entries]
+    missing = [name for name in planned if name not in entries]
     check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
     check(position == size, f"its data section must have the {position} bytes of its tensors", size)
     return entries

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 
-from smh.v2.backends.numpy import NumpyOps
+from smh.v2.backends.numpy_kernels import NumpyKernels
+from smh.v2.core import generate
+from smh.v2.errors import CheckpointError
 from smh.v2.files.checkpoint import CARRIED, Checkpoint, read
 from smh.v2.files.dense import DenseFile, is_checkpoint
-from smh.v2.errors import CheckpointError
-from smh.v2.core.generate import Cells, check_variables
 from smh.v2.files.limits import check_file
 
 
@@ -35,7 +34,7 @@ class _Tensors(Mapping[str, np.ndarray]):
 class Weights(_Tensors):
     """The generated weights of a checkpoint in their viewed shapes; each is built when it is read.
 
-    They are built by NumPy, and in exact arithmetic whatever the plan says.
+    They are built by NumPy.
 
     Parameters
     ----------
@@ -44,18 +43,14 @@ class Weights(_Tensors):
     """
 
     def __init__(self, found: Checkpoint) -> None:
-        self._tensors = {tensor.name: tensor for tensor in found.plan.tensors}
         self.shapes = {tensor.name: tensor.viewed_shape for tensor in found.plan.tensors}
-        plan, ops = dataclasses.replace(found.plan, arithmetic="exact"), NumpyOps()
-        check_variables(ops, plan, found.variables)
-        with np.errstate(all="ignore"):
-            self._cells = Cells(ops, plan, found.variables)
+        self._found = found
+        generate.check_variables(NumpyKernels(), found.plan, found.variables)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._tensors[name]
         with np.errstate(all="ignore"):
-            w = np.asarray(self._cells.read(tensor)).reshape(tensor.shape)
-        return np.asarray(tensor.view.apply(np, w)) if tensor.view else w
+            built = generate.materialize(NumpyKernels(), self._found.plan, self._found.variables, [name])
+        return np.asarray(built[name])
 
 
 class ModelTensors(_Tensors):

@@ -16,18 +16,8 @@ from typing import Any, Self
 import numpy as np
 
 from smh.v2.errors import CheckpointError, UnknownNameError, near_names
-from smh.v2.files.header import (
-    check,
-    check_bools,
-    check_place,
-    check_tensor,
-    dtype_of,
-    open_file,
-    parse,
-    read_header,
-    read_tensor,
-    short,
-)
+from smh.v2.files.header import check_bools, check_place, check_tensor, dtype_of, open_file, read_header, read_tensor
+from smh.v2.strict_json import check, parse, short
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 """The dtypes whose tensors can be hashed."""

@@ -22,8 +22,8 @@ def digest(plan: Plan, build: Callable[[list[str]], list[np.ndarray]]) -> str:
     plan : Plan
         The plan.
     build : callable
-        From names of tensors to their weights in canonical shape, built with exact arithmetic, as NumPy arrays. It is
-        called for a part of the tensors at a time, in order.
+        From names of tensors to their weights in canonical shape, as NumPy arrays. It is called for a
+        part of the tensors at a time, in order.
 
     Returns
     -------

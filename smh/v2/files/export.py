@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from smh.v2.slabs import viewed_slabs
 
-from smh.v2.files.atomic import replacing
 from smh.v2.backends.numpy import NumpyBackend, NumpyOps
 from smh.v2.backends.protocol import Backend
-from smh.v2.files.checkpoint import CARRIED, Checkpoint
-from smh.v2.errors import ExportError, LimitError, UnknownNameError, near_names
 from smh.v2.core.generate import Cells, check_variables
+from smh.v2.core.plan import Plan
+from smh.v2.core.tensors import TensorSpec
+from smh.v2.errors import ExportError, LimitError, UnknownNameError, near_names
+from smh.v2.files.atomic import replacing
+from smh.v2.files.checkpoint import CARRIED, Checkpoint
 from smh.v2.files.header import DTYPES
 from smh.v2.files.limits import check_plan, default
-from smh.v2.core.plan import Plan
-from smh.v2.slabs import viewed_slabs
-from smh.v2.core.tensors import TensorSpec
 
 PIECE = 1 << 23
 """How many weights are built, and written, at a time."""

@@ -6,24 +6,17 @@ Limits keep what a hostile header can cost within bounds; every failure is one :
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import re
-import reprlib
 import stat
 from typing import Any
 
 import numpy as np
 
+from smh.v2.core.views import MAX_AXES
 from smh.v2.errors import CheckpointError
-
-MAX_HEADER, MAX_VALUES = 8 << 20, 1 << 19
-"""Most bytes and JSON values of a header (some 20,000 tensors): parsing one allocates less than 128 MiB."""
-MAX_AXES = 64
-"""The most axes of a tensor, which is what NumPy takes."""
-MAX_NESTING = 64
-"""The most lists and objects that lie in one another."""
+from smh.v2.strict_json import MAX_HEADER, check, check_limits, short
 
 DTYPES = {
     **{"BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
@@ -32,11 +25,7 @@ DTYPES = {
 }
 """Names of dtypes in NumPy, by those of the format, as far as checkpoints hold them."""
 
-_STRINGS = re.compile(r'"[^"]*+"')
-_NO_BRACKETS = re.compile(r"[^][{}]++")
-_INNERMOST = re.compile(r"\[\]|\{\}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # not text: UTF-8 cannot carry it
-short = reprlib.Repr().repr  # shows what was received, but only the ends of what is large or deep
 
 
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -57,14 +46,6 @@ def read_header(file: io.BufferedReader) -> tuple[bytes, int]:
     header = file.read(length)
     check_limits(header)
     return header, size - 8 - length
-
-
-def check_limits(header: bytes, what: str = "a header") -> None:
-    """Raise unless a header, or other JSON, is small enough to be parsed."""
-    check(len(header) <= MAX_HEADER, f"{what} must have at most {MAX_HEADER} bytes", len(header))
-    # At least as many as parsing makes, those of a plan included, which is JSON in a string.
-    values = sum(header.count(character) for character in (b",", b"[", b"{"))
-    check(values <= MAX_VALUES, f"{what} must have at most {MAX_VALUES} JSON values", values)
 
 
 def check_tensor(what: str, name: str, entry: Any) -> None:
@@ -112,35 +93,6 @@ def check_bools(name: str, x: np.ndarray) -> None:
     check(largest <= 1, f"tensor {short(name)} must be of bytes 0 and 1", largest)
 
 
-def check(condition: bool, what: str, got: Any) -> None:
-    """Raise CheckpointError with what there must be and what there is, unless a condition holds."""
-    if not condition:
-        raise CheckpointError(f"{what}, got {short(got)}")
-
-
-def parse(text: str | bytes, where: str) -> Any:
-    """Parse JSON, without Python's additions to it and without what it would take silently."""
-    try:
-        plain = text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")  # names are checked later
-        # json.loads itself would also take UTF-16 and UTF-32
-        _check_nesting(plain)
-        return json.loads(
-            plain, object_pairs_hook=_unique, parse_int=_number, parse_float=_number, parse_constant=_number
-        )
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise CheckpointError(f"{where} must be plain JSON in UTF-8: {error}") from error
-
-
-def _check_nesting(text: str) -> None:
-    """Raise unless JSON is flat enough for any parser; Python's own limit can be set so high that it crashes."""
-    unquoted = _STRINGS.sub("", text.replace("\\\\", "").replace('\\"', ""))
-    brackets = _NO_BRACKETS.sub("", unquoted)
-    for _ in range(MAX_NESTING):
-        brackets = brackets.replace("[]", "").replace("{}", "")
-    if len(brackets) > MAX_NESTING or (brackets and _INNERMOST.search(brackets)):
-        raise ValueError(f"it has a recursion of more than {MAX_NESTING} lists and objects")
-
-
 def dtype_of(code: str) -> np.dtype[Any]:
     """Return the little-endian NumPy dtype of one of :data:`DTYPES`."""
     if code == "BF16":
@@ -149,19 +101,3 @@ def dtype_of(code: str) -> np.dtype[Any]:
         except ImportError as error:
             raise CheckpointError("BF16 needs another package: pip install ml_dtypes, got none") from error
     return np.dtype(DTYPES[code]).newbyteorder("<")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"every key must come once, got {short(name)} twice")
-        result[name] = value
-    return result
-
-
-def _number(text: str) -> int | float:
-    # The time to read an integer grows with the square of its length.
-    if len(text) > 32 or not math.isfinite(float(text)):
-        raise ValueError(f"a number must be finite and have at most 32 characters, got {short(text)}")
-    return int(text) if text.lstrip("-").isdigit() else float(text)

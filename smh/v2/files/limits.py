@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from smh.v2.errors import LimitError
 from smh.v2.core.plan import Plan
 from smh.v2.core.pools import Hash
+from smh.v2.errors import LimitError
 
 if TYPE_CHECKING:
     from smh.v2.files.checkpoint import Checkpoint
@@ -62,8 +62,8 @@ def default(found: Checkpoint) -> int:
     found : Checkpoint
         What the file stores; of its arrays only shapes and dtypes are looked at.
     """
-    arrays: Iterable[Any] = (*found.variables.values(), *found.dense.values())
-    stored: int = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+    kept: Iterable[Any] = found.dense.values()
+    stored: int = found.plan.file_bytes + sum(math.prod(x.shape) * x.dtype.itemsize for x in kept)
     return max(FLOOR, GROWTH * stored)
 
 
@@ -105,12 +105,12 @@ def check_file(found: Checkpoint, max_bytes: int | None = None) -> None:
     Examples
     --------
     >>> import numpy as np
-    >>> from smh import Checkpoint, Plan, initialize, pools
+    >>> from smh.v2 import Checkpoint, Plan, initialize, pools
     >>> plan = Plan.build({"fc": (30_000, 30_000)}, ratio=1e-7, pool=pools.Hash())
     >>> check_file(Checkpoint(plan, initialize(plan), {}, "0" * 64))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    smh.errors.LimitError: the plan asks for 900,000,000 weights, 3,600,000,000 bytes to be built ...
+    smh.v2.errors.LimitError: the plan asks for 900,000,000 weights, 3,600,000,000 bytes to be built ...
     """
     check_plan(found.plan, default(found) if max_bytes is None else max_bytes)
 

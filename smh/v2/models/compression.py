@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.table import Table
 
-from smh.v2.files.checkpoint import CARRIED, Checkpoint
-from smh.v2.errors import CheckpointError, PlanError
 from smh.v2.core.plan import Plan
 from smh.v2.core.selection import select, why_not
+from smh.v2.errors import CheckpointError, PlanError
+from smh.v2.files.checkpoint import CARRIED, Checkpoint
 
 RESIDENCIES = ("full", "cached", "layer")
 """When weights are built: once per forward pass, once until a variable changes, or layer by layer."""

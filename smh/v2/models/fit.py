@@ -25,7 +25,6 @@ from rich.table import Table
 
 from smh.v2 import exact
 from smh.v2.core import generate, layout
-from smh.v2.errors import PlanError, SmhError, UnknownNameError, VariableError, near_names
 from smh.v2.core.grid import flush
 from smh.v2.core.initial import initial_variables
 from smh.v2.core.kernels import InPlaceOps
@@ -33,6 +32,7 @@ from smh.v2.core.plan import Plan
 from smh.v2.core.pools import Hash, Kronecker, Matmul, Pool, Sum
 from smh.v2.core.pools.base import Leaf
 from smh.v2.core.tensors import TensorSpec
+from smh.v2.errors import PlanError, SmhError, UnknownNameError, VariableError, near_names
 
 _OPS = InPlaceOps(np)
 _ROUNDS = 8  # of filling unused virtual weights, and of refitting the parts of a sum, at most

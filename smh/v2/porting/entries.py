@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smh.v2.errors import PlanError, PortError, near_names
-from smh.v2.files.header import DTYPES
 from smh.v2.core.pools.base import LIMIT
 from smh.v2.core.views import View
+from smh.v2.errors import PlanError, PortError, near_names
+from smh.v2.files.header import DTYPES
 
 Shape = tuple[int, ...]
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smh.v2.files.checkpoint import CARRIED
+from smh.v2.core.views import View
 from smh.v2.errors import PlanError, PortError, near_names
+from smh.v2.files.checkpoint import CARRIED
 from smh.v2.porting.entries import Entry, Source
 from smh.v2.porting.found import Ambiguity, Match
 from smh.v2.porting.layers import DEFAULTS, Layer, Shape, Slot, Structure, words
 from smh.v2.porting.mapping import Mapping
-from smh.v2.core.views import View
 
 
 @dataclass

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smh.v2.core.pools.base import check_keys
+from smh.v2.core.views import View, compose, invert
+from smh.v2.errors import CheckpointError, PlanError, PortError, near_names
 from smh.v2.files.atomic import replacing
 from smh.v2.files.checkpoint import CARRIED, Checkpoint
-from smh.v2.errors import CheckpointError, PlanError, PortError, near_names
-from smh.v2.files.header import MAX_HEADER, check_limits, parse
-from smh.v2.core.pools.base import check_keys
 from smh.v2.porting.entries import Entry, Shape, Source
-from smh.v2.core.views import View, compose, invert
+from smh.v2.strict_json import MAX_HEADER, check_limits, parse
 
 if TYPE_CHECKING:  # the library is imported faster without it
     from rich.table import Table

@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from smh.v2.files.checkpoint import CARRIED, Checkpoint
-from smh.v2.errors import PlanError, PortError
-from smh.v2.porting.mapping import Mapping, tensor_shapes
 from smh.v2.core.views import compose
+from smh.v2.errors import PlanError, PortError
+from smh.v2.files.checkpoint import CARRIED, Checkpoint
+from smh.v2.porting.mapping import Mapping, tensor_shapes
 
 
 def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:

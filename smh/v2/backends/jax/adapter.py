@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smh.v2.core import generate
 from smh.v2.backends.jax import derivatives
 from smh.v2.backends.jax.derivatives import OPS, Arrays
 from smh.v2.backends.jax.modes import modes
 from smh.v2.backends.protocol import EAGER, Backend, Function, Mode
-from smh.v2.errors import BackendError, VariableError
+from smh.v2.core import generate
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import BackendError, VariableError
 
 
 class JaxBackend(Backend):

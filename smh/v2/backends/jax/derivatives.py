@@ -16,9 +16,9 @@ from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
-from smh.v2.core import generate
 from smh.v2.backends.jax.ops import JaxOps
 from smh.v2.backends.protocol import Function
+from smh.v2.core import generate
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
 

@@ -15,10 +15,10 @@ from smh.v2.api import Api
 from smh.v2.backends.jax import pytrees
 from smh.v2.backends.jax.adapter import backend
 from smh.v2.backends.jax.pytrees import Compressed
-from smh.v2.models.compression import check_fit, check_loaded
-from smh.v2.errors import PlanError
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import PlanError
+from smh.v2.models.compression import check_fit, check_loaded
 
 _api = Api(lambda: backend)
 initialize = _api.initialize

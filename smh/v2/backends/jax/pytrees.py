@@ -18,12 +18,12 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from smh.v2.backends.protocol import Backend
-from smh.v2.models.compression import ModelTensor, Report, check_residency, make_report, plan_for
-from smh.v2.errors import PlanError
-from smh.v2.models.fit import FitReport, fit_variables
 from smh.v2.core.initial import initial_variables
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import PlanError
+from smh.v2.models.compression import ModelTensor, Report, check_residency, make_report, plan_for
+from smh.v2.models.fit import FitReport, fit_variables
 
 Arrays = dict[str, Array]
 

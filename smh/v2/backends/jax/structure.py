@@ -15,8 +15,8 @@ import numpy as np
 
 from smh.v2.backends.jax import pytrees
 from smh.v2.backends.jax.pytrees import Compressed
-from smh.v2.porting.layers import Layer, Setting, Slot, Structure, tensor_layer
 from smh.v2.core.views import View
+from smh.v2.porting.layers import Layer, Setting, Slot, Structure, tensor_layer
 
 _SPATIAL = {3: "w", 4: "h w", 5: "d h w"}
 _NORMS = {"BatchNorm": "batch_norm", "LayerNorm": "layer_norm", "GroupNorm": "group_norm", "RMSNorm": "rms_norm"}

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from smh.v2.core import generate
 from smh.v2.backends.protocol import EAGER, Backend, Function, Mode
 from smh.v2.backends.tensorflow import derivatives
 from smh.v2.backends.tensorflow.derivatives import OPS
 from smh.v2.backends.tensorflow.modes import MODES
-from smh.v2.errors import BackendError, VariableError
+from smh.v2.core import generate
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import BackendError, VariableError
 
 _Maker = Callable[[Mode, Plan, tuple[str, ...]], Function]
 as_written = tf.autograph.experimental.do_not_convert

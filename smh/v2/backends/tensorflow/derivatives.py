@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from smh.v2.core import generate
 from smh.v2.backends.tensorflow.ops import TensorFlowOps
+from smh.v2.core import generate
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
 

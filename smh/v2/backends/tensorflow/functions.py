@@ -11,9 +11,9 @@ import keras
 from smh.v2.api import Api
 from smh.v2.backends.tensorflow import models
 from smh.v2.backends.tensorflow.adapter import as_written, backend
-from smh.v2.errors import BackendError, PlanError, VariableError
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import BackendError, PlanError, VariableError
 
 _api = Api(lambda: backend)
 initialize = _api.initialize

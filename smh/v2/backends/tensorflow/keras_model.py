@@ -24,10 +24,10 @@ import numpy as np
 
 from smh.v2.backends.tensorflow import keras_tensors
 from smh.v2.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
-from smh.v2.models.compression import ModelTensor, check_residency
-from smh.v2.errors import VariableError
 from smh.v2.core.initial import initial_variables
 from smh.v2.core.plan import Plan
+from smh.v2.errors import VariableError
+from smh.v2.models.compression import ModelTensor, check_residency
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from smh.v2.models.compression import ModelTensor
 from smh.v2.errors import PlanError
+from smh.v2.models.compression import ModelTensor
 
 _DEPTHWISE = {3: "w o m", 4: "h w o m"}
 _TRANSPOSED = {3: "w o i", 4: "h w o i", 5: "d h w o i"}

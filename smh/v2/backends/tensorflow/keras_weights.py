@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from smh.v2.backends.tensorflow import derivatives
-from smh.v2.errors import VariableError
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import VariableError
 
 as_written = tf.autograph.experimental.do_not_convert
 

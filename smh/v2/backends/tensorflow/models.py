@@ -10,18 +10,18 @@ from typing import Any
 
 import keras
 
-from smh.v2.files import checkpoint as files
-from smh.v2.models import compression
 from smh.v2.api import Api
 from smh.v2.backends.tensorflow import keras_tensors
 from smh.v2.backends.tensorflow.keras_model import Compressed
-from smh.v2.files.checkpoint import Checkpoint
-from smh.v2.models.compression import ModelTensor, Report
-from smh.v2.errors import BackendError, PlanError
-from smh.v2.models.fit import FitReport, fit_variables
-from smh.v2.files.limits import check_file
 from smh.v2.core.plan import Plan
 from smh.v2.core.tensors import TensorSpec
+from smh.v2.errors import BackendError, PlanError
+from smh.v2.files import checkpoint as files
+from smh.v2.files.checkpoint import Checkpoint
+from smh.v2.files.limits import check_file
+from smh.v2.models import compression
+from smh.v2.models.compression import ModelTensor, Report
+from smh.v2.models.fit import FitReport, fit_variables
 
 
 def compress(

@@ -10,9 +10,9 @@ import keras
 
 from smh.v2.backends.tensorflow import keras_tensors
 from smh.v2.backends.tensorflow.keras_model import Compressed
+from smh.v2.core.views import View
 from smh.v2.errors import PortError
 from smh.v2.porting.layers import GATES, Layer, Setting, Shape, Slot, Structure, tensor_layer
-from smh.v2.core.views import View
 
 _NORMS = {
     keras.layers.BatchNormalization: "batch_norm",

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from smh.v2.core import generate
 from smh.v2.backends.protocol import EAGER, Backend, Function, Mode
 from smh.v2.backends.torch.autograd import OPS, Materialize, Promise
 from smh.v2.backends.torch.modes import MODES
-from smh.v2.errors import BackendError, VariableError
+from smh.v2.core import generate
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import BackendError, VariableError
 
 
 class TorchBackend(Backend):

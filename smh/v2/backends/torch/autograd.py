@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from smh.v2.core import generate
 from smh.v2.backends.torch.ops import TorchOps
-from smh.v2.errors import BackendError
+from smh.v2.core import generate
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.errors import BackendError
 
 OPS = TorchOps()
 _DIFFERENTIABLE = TorchOps(in_place=False)

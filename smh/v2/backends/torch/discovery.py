@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from smh.v2.backends.torch.store import Site
-from smh.v2.models.compression import ModelTensor
-from smh.v2.errors import PlanError
 from smh.v2.core.plan import Plan
+from smh.v2.errors import PlanError
+from smh.v2.models.compression import ModelTensor
 
 
 def parts_of(module: nn.Module, attribute: str) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from smh.v2.api import Api
 from smh.v2.backends.torch.adapter import backend
 from smh.v2.backends.torch.discovery import discover
 from smh.v2.backends.torch.models import find_store, install, store_of
+from smh.v2.core.plan import Plan
+from smh.v2.errors import CheckpointError
 from smh.v2.files.checkpoint import Checkpoint
 from smh.v2.models.compression import check_fit, check_loaded
-from smh.v2.errors import CheckpointError
-from smh.v2.core.plan import Plan
 
 _api = Api(lambda: backend)
 

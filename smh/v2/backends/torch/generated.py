@@ -1,7 +1,7 @@
 """Generated weights in the place of parameters: what layers read, and how it refuses to be changed.
 
 The class of a layer with generated weights is a subclass of its own class, with a property for every such weight. The
-property asks the model's :class:`~smh.v2.backends.torch.store.Store`, so a layer's code reads ``self.weight`` as before.
+property asks the model's :class:`~smh.v2.backends.torch.store.Store`, so a layer reads ``self.weight`` as before.
 The class of the model is a subclass of its own, too: a call of it tells the store that a forward pass begins and ends.
 """
 

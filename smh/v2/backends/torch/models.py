@@ -16,11 +16,11 @@ from torch import nn
 from smh.v2.backends.torch.discovery import Values, discover, parts_of
 from smh.v2.backends.torch.generated import NAMES, STORE, generated_class, plain_class
 from smh.v2.backends.torch.store import Site, Store
-from smh.v2.models.compression import ModelTensor, Report, check_residency, make_report, plan_for
-from smh.v2.errors import PlanError
-from smh.v2.models.fit import FitReport, fit_variables
 from smh.v2.core.initial import initial_variables
 from smh.v2.core.plan import Plan
+from smh.v2.errors import PlanError
+from smh.v2.models.compression import ModelTensor, Report, check_residency, make_report, plan_for
+from smh.v2.models.fit import FitReport, fit_variables
 
 
 def compress(

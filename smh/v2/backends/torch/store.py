@@ -13,8 +13,8 @@ from torch import nn
 
 from smh.v2.backends.torch.autograd import Materialize, Promise, Redeem
 from smh.v2.backends.torch.generated import NAMES, GeneratedWeight
-from smh.v2.models.compression import ModelTensor
 from smh.v2.core.plan import Plan
+from smh.v2.models.compression import ModelTensor
 
 Site = tuple[nn.Module, str]
 """A module and one of its attributes."""

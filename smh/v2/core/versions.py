@@ -9,7 +9,7 @@ from typing import Any
 
 from smh.v2.errors import SmhError
 
-VERSION = "1.0"
+VERSION = "2.0"
 """What is written. A reader takes every minor number of the same major one, and refuses keys that it does not know."""
 
 _FORM = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
@@ -21,7 +21,7 @@ def is_readable(version: Any) -> bool:
 
     Examples
     --------
-    >>> [is_readable(version) for version in ("1.0", "1.7", "2.0", "1", 1.0)]
+    >>> [is_readable(version) for version in ("2.0", "2.7", "3.0", "2", 2.0)]
     [True, True, False, False, False]
     """
     form = _FORM.fullmatch(version) if isinstance(version, str) else None
