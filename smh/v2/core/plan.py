@@ -103,6 +103,7 @@ class Plan:
         include: Selector | None = None,
         exclude: Selector | None = None,
         values: Mapping[str, Any] | None = None,
+        kept_bytes: int = 0,
     ) -> Plan:
         """Make a plan for a model.
 
@@ -141,6 +142,8 @@ class Plan:
             biases.
         values : mapping of str to array, optional
             Present values of the tensors, for ``scale="match"``.
+        kept_bytes : int
+            Bytes of tensors that are kept, which count towards ``size``.
 
         Returns
         -------
@@ -189,7 +192,8 @@ class Plan:
             raise PlanError(f"give either ratio or size; got ratio={ratio!r}, size={size!r}")
         request = named(pool).with_bits(bits)
         if size is not None:
-            sized = largest_that_fits(request, offset, parse_size(size), 4 * len(tensors) if learn_scale else 0)
+            besides = whole_number("kept_bytes", kept_bytes, 0, 2**60) + (4 * len(tensors) if learn_scale else 0)
+            sized = largest_that_fits(request, offset, parse_size(size), besides)
         else:
             sized = building.sized(request, offset, ratio)
         chosen = sized.for_optimizer(optimizer, offset, building.mean_scale(tensors))
@@ -301,7 +305,7 @@ class Plan:
         version = data.get("version")
         if not is_readable(version):
             raise PlanError(f"plans of version {VERSION} are read here; got version {version!r}: upgrade smh")
-        with explained(version):
+        with explained(str(version)):
             check_keys("the plan", data, ["layout", "pool", "seed", "tensors", "version"])
             if not isinstance(data["tensors"], list):
                 raise PlanError(f"tensors of a plan must be a list; got {type(data['tensors']).__name__}")

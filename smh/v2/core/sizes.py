@@ -58,7 +58,8 @@ def largest_that_fits(pool: Pool, weights: int, size: int, besides: int) -> Pool
     least = file_bytes(at(low)) + besides
     if least > size:
         raise PlanError(
-            f"{weights:,} weights need at least {least:,} bytes with this pool and these bits; got {size:,}"
+            f"{weights:,} weights, and what is kept, need at least {least:,} bytes with this pool and these bits; "
+            f"got {size:,}"
         )
     high = max(low, 2 * size + 1)
     while high - low > 1:  # the bytes grow with the number of variables

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from smh.v2.slabs import viewed_slabs
 
 from smh.v2.backends.numpy import NumpyBackend, NumpyOps
 from smh.v2.backends.protocol import Backend
@@ -31,6 +30,7 @@ from smh.v2.files.atomic import replacing
 from smh.v2.files.checkpoint import CARRIED, Checkpoint
 from smh.v2.files.header import DTYPES
 from smh.v2.files.limits import check_plan, default
+from smh.v2.slabs import viewed_slabs
 
 PIECE = 1 << 23
 """How many weights are built, and written, at a time."""

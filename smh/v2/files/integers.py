@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from smh.v2.core.generate import put_on_grids
+from smh.v2.core.grid import LARGEST, LEAST
 from smh.v2.core.kernels import Kernels
 from smh.v2.core.plan import Plan
-from smh.v2.core.pools.base import LARGEST, LEAST
 from smh.v2.errors import CheckpointError, VariableError
 from smh.v2.strict_json import check
 
@@ -140,4 +140,4 @@ def _from_nibbles(name: str, packed: np.ndarray, shape: tuple[int, ...]) -> np.n
     both = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8)
     flat, rest = np.split((both ^ 8) - 8, [math.prod(shape)])  # the sign of four bits
     check(not rest.any(), f"the last byte of {name!r} must be filled with 0", int(packed[-1]))
-    return flat.reshape(shape)
+    return np.asarray(flat.reshape(shape))

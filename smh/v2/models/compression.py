@@ -1,4 +1,4 @@
-"""What compressing a model means, before any framework: which tensors are hashed, by what plan, and what that saves.
+"""What compressing a model means, before any framework: which tensors are generated, by what plan, and what that saves.
 
 A backend lists the tensors of a model as :class:`ModelTensor`, in order, and asks :func:`plan_for` for the plan and
 :func:`make_report` for the report. How a model then gets its weights is the backend's own affair.
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 from rich.table import Table
@@ -38,9 +39,9 @@ class ModelTensor:
     axes : str or None
         What its axes mean, where the default by rank does not hold; see :meth:`smh.Plan.build`.
     aliases : tuple of str
-        Other names of the same tensor: it is hashed once, and stays tied.
+        Other names of the same tensor: it is generated once, and stays tied.
     kept : str
-        Why it cannot be hashed, or empty.
+        Why it cannot be generated, or empty.
     """
 
     name: str
@@ -63,10 +64,10 @@ class TensorReport:
         As the model uses it.
     aliases : tuple of str
         Its other names.
-    hashed : bool
+    generated : bool
         Whether it is generated.
     why : str
-        Why it is hashed or kept.
+        Why it is generated or kept.
     scale : float or None
         Its present scale, if it is generated.
     offset : int or None
@@ -76,7 +77,7 @@ class TensorReport:
     name: str
     shape: tuple[int, ...]
     aliases: tuple[str, ...]
-    hashed: bool
+    generated: bool
     why: str
     scale: float | None
     offset: int | None
@@ -97,7 +98,7 @@ class Report:
     ratio : float
         Pool variables per generated weight, as reached.
     bytes_before, bytes_after : int
-        Of all tensors of the model, before, and with variables in place of weights.
+        Of all tensors of the model in a file, before, and with integers and scales in place of weights.
     residency : str
         When weights are built.
     """
@@ -114,12 +115,12 @@ class Report:
 
     def __str__(self) -> str:
         """Return a paragraph."""
-        hashed = sum(tensor.hashed for tensor in self.tensors)
+        count = sum(tensor.generated for tensor in self.tensors)
         asked = "" if self.ratio_asked is None else f", asked {self.ratio_asked:.4g}"
         return (
-            f"{self.num_weights:,} weights ({_tensors(hashed)}) are generated from {self.num_variables:,} variables "
-            f"(pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers ({_tensors(len(self.tensors) - hashed)}) "
-            f"are kept. The model stores {self.bytes_after:,} bytes instead of {self.bytes_before:,} "
+            f"{self.num_weights:,} weights ({_tensors(count)}) are generated from {self.num_variables:,} variables "
+            f"(pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers ({_tensors(len(self.tensors) - count)}) "
+            f"are kept. A file takes {self.bytes_after:,} bytes instead of {self.bytes_before:,} "
             f"({self.bytes_after / self.bytes_before:.1%}); residency {self.residency!r}."
         )
 
@@ -134,7 +135,7 @@ class Report:
                 " x ".join(map(str, tensor.shape)) or "scalar",
                 "" if tensor.scale is None else f"{tensor.scale:.4g}",
                 "" if tensor.offset is None else f"{tensor.offset:,}",
-                "hashed" if tensor.hashed else "kept",
+                "generated" if tensor.generated else "kept",
                 tensor.why,
             )
         return table
@@ -148,12 +149,7 @@ def check_residency(residency: Any) -> str:
 
 
 def plan_for(
-    tensors: Sequence[ModelTensor],
-    *,
-    ratio: float | Fraction | None = None,
-    plan: Plan | None = None,
-    axes: Mapping[str, str] | None = None,
-    **options: Any,
+    tensors: Sequence[ModelTensor], *, plan: Plan | None = None, allow_expansion: bool = False, **options: Any
 ) -> Plan:
     """Return the plan by which a model is compressed.
 
@@ -161,14 +157,13 @@ def plan_for(
     ----------
     tensors : sequence of ModelTensor
         All tensors of the model.
-    ratio : float or Fraction, optional
-        As for :meth:`smh.Plan.build`; needed unless there is a plan.
     plan : Plan, optional
         A plan made before, which has to fit the model.
-    axes : mapping of str to str, optional
-        What axes of tensors mean, where the model does not tell.
+    allow_expansion : bool
+        Whether a ratio of 1 or more is taken, with which a model has as many variables as weights.
     **options
-        As for :meth:`smh.Plan.build`.
+        As for :meth:`smh.Plan.build`, ``ratio`` or ``size`` among them; those that are None are left out. A size is
+        that of all arrays in the file, tensors that are kept included.
 
     Returns
     -------
@@ -177,36 +172,64 @@ def plan_for(
     Raises
     ------
     PlanError
-        If there is nothing to hash, options contradict each other, or the plan does not fit the model.
+        If there is nothing to generate, options contradict each other, the plan does not fit the model, or the model
+        would not get smaller.
 
     Examples
     --------
     >>> tensors = [ModelTensor("w", (30, 20), 2400), ModelTensor("b", (20,), 80)]
     >>> plan_for(tensors, ratio=0.2).num_weights
     600
+    >>> plan_for(tensors, size=284).file_bytes
+    204
     """
+    given = {name: value for name, value in options.items() if value is not None}
     if plan is not None:
-        given = [name for name, value in {"ratio": ratio, "axes": axes, **options}.items() if value is not None]
         if given:
             raise PlanError(f"a plan decides everything: leave out {', '.join(given)}, or leave out the plan")
         check_fit(tensors, plan)
         return plan
-    if ratio is None:
-        raise PlanError("say how much to compress: give ratio, for example ratio=0.1, or a plan")
+    if "ratio" not in given and "size" not in given:
+        raise PlanError("say how much to compress: give ratio, for example ratio=0.1, or size='500 kB', or a plan")
+    check_ratio(given.get("ratio"), allow_expansion)
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
-    default = options.get("include") is None
+    default = given.get("include") is None
     if not any(not default or not why_not(tensor.name, tensor.shape) for tensor in free.values()):
-        raise PlanError(f"the model has nothing to hash: {_reasons(tensors)}")
+        raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
     try:
-        hashed = select(shapes, options.get("include"), options.get("exclude"))
-        known = {name: free[name].axes for name in hashed}
-        built = Plan.build(shapes, ratio=ratio, axes={**_present(known), **(axes or {})}, **options)
+        generated = select(shapes, given.get("include"), given.get("exclude"))
+        known = {name: axes for name in generated if (axes := free[name].axes) is not None}
+        kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)
+        built = Plan.build(shapes, **{**given, "axes": {**known, **given.get("axes", {})}, "kept_bytes": kept_bytes})
     except PlanError as error:
         kept = [tensor for tensor in tensors if tensor.kept]
-        raise PlanError(f"{error}" + (f" (not to be hashed: {_reasons(kept)})" if kept else "")) from error
+        raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
     check_fit(tensors, built)  # a view may give another shape
     return built
+
+
+def check_ratio(ratio: Any, allow_expansion: bool) -> None:
+    """Raise :class:`~smh.PlanError` for a ratio that compresses nothing, unless that is allowed.
+
+    Parameters
+    ----------
+    ratio : float, Fraction or None
+        What was asked for.
+    allow_expansion : bool
+        Whether 1 and more are allowed.
+
+    Examples
+    --------
+    >>> check_ratio(10, allow_expansion=False)
+    Traceback (most recent call last):
+        ...
+    smh.v2.errors.PlanError: a ratio of 10 stores as many numbers as before or more: did you mean 0.1? If not, ...
+    """
+    if isinstance(ratio, Real) and ratio >= 1 and not allow_expansion:
+        hint = f"{float(ratio) / 100:.2g}" if 1 < ratio < 100 else "0.1"
+        what = f"a ratio of {float(ratio):.4g} stores as many numbers as before or more: did you mean {hint}?"
+        raise PlanError(f"{what} If not, allow_expansion=True (--allow-expansion) takes it")
 
 
 def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
@@ -298,7 +321,7 @@ def make_report(
                 name=tensor.name,
                 shape=tensor.shape,
                 aliases=tensor.aliases,
-                hashed=spec is not None,
+                generated=spec is not None,
                 why=why,
                 scale=None if spec is None else float(scales.get(tensor.name, spec.initial_scale)),
                 offset=None if spec is None else spec.offset,
@@ -313,7 +336,7 @@ def make_report(
         ratio_asked=None if ratio_asked is None else float(ratio_asked),
         ratio=plan.ratio,
         bytes_before=sum(tensor.nbytes for tensor in tensors),
-        bytes_after=4 * plan.num_variables + sum(tensor.nbytes for tensor in kept),
+        bytes_after=plan.file_bytes + sum(tensor.nbytes for tensor in kept),
         residency=residency,
     )
 

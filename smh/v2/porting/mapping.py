@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smh.v2.core.pools.base import check_keys
+from smh.v2.core.checks import check_keys
 from smh.v2.core.views import View, compose, invert
 from smh.v2.errors import CheckpointError, PlanError, PortError, near_names
 from smh.v2.files.atomic import replacing

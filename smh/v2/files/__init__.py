@@ -1,0 +1,1 @@
+"""Checkpoints and plain safetensors files: written whole, read without trust."""

@@ -1,0 +1,1 @@
+"""What compressing a model means in every framework: plan, report, warm start."""
