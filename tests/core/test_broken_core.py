@@ -8,7 +8,7 @@ import pytest
 from smh.v2.core import generate, grid, layout, pools, scales
 from smh.v2.core.kernels import Kernels
 from smh.v2.core.plan import Plan
-from smh.v2.core.pools import base, combine, factorized, hashed
+from smh.v2.core.pools import arithmetic
 from tests.core.cases import check
 
 SHAPES = {"a": (5, 4), "b": (3, 7), "c": (2, 2)}
@@ -134,8 +134,7 @@ def broken(monkeypatch, what):
     elif what == "scale gradient without rint":
         monkeypatch.setattr(kernels, "dot", lambda g, v, inverse: np.sum(g * v * inverse))
     elif what == "cotangents of 21 bits":
-        monkeypatch.setattr(factorized, "COTANGENT_BITS", 21)
-        monkeypatch.setattr(hashed, "COTANGENT_BITS", 21)
+        monkeypatch.setattr(arithmetic, "COTANGENT_BITS", 21)
     elif what == "exponent from the plain maximum":
         original = grid._power
         monkeypatch.setattr(grid, "_power", lambda k, x, low, high, share, strict: original(k, x, low, high, 1, strict))
@@ -153,9 +152,8 @@ def broken(monkeypatch, what):
             scales, "gradient", lambda k, g, v, bound, healthy, kappa: original(k, g, v, bound, healthy, 0)
         )
     elif what == "a bound twice as large":
-        original = base.all_powers
-        for module in (factorized, hashed):
-            monkeypatch.setattr(module, "all_powers", lambda k, grids, factor: original(k, grids, 2 * factor))
+        original = arithmetic.all_powers
+        monkeypatch.setattr(arithmetic, "all_powers", lambda k, grids, factor: original(k, grids, 2 * factor))
     elif what == "padding in the bound forgotten":
         monkeypatch.setattr(layout, "PADDING_POWER", 0.0)
     elif what == "padding in float64":
@@ -165,20 +163,22 @@ def broken(monkeypatch, what):
     elif what == "relu lets all cotangents pass":
         monkeypatch.setattr(scales, "masked", lambda k, g, w, modifiers: g)
     elif what == "products not floored":
-        monkeypatch.setattr(combine, "times", lambda xp, a, b, k=-120: (a * b).astype(np.float32))
+        monkeypatch.setattr(arithmetic, "times", lambda xp, a, b, k=-120: (a * b).astype(np.float32))
     elif what == "sums in float32":
-        monkeypatch.setattr(combine, "wide", lambda xp, x: x)
+        monkeypatch.setattr(arithmetic, "wide", lambda xp, x: x)
     elif what == "gain of gradients forgotten":
-        original = factorized.Factorized.pull
+        original = arithmetic.Factorized.pull
 
         def pull(self, k, q, left, right):
             return tuple(x / np.float32(self.factor) for x in original(self, k, q, left, right))
 
-        monkeypatch.setattr(factorized.Factorized, "pull", pull)
+        monkeypatch.setattr(arithmetic.Factorized, "pull", pull)
     elif what == "signs forgotten":
-        monkeypatch.setattr(hashed.Hash, "_sign", lambda self, k, i, m, seed, dtype: np.ones(i.shape, dtype=dtype))
+        monkeypatch.setattr(
+            arithmetic.HashArithmetic, "_sign", lambda self, k, i, m, seed, dtype: np.ones(i.shape, dtype=dtype)
+        )
     elif what == "other seeds of parts":
-        monkeypatch.setattr(combine, "PART_STREAM", 65537)
+        monkeypatch.setattr(arithmetic.hashing, "PART_STREAM", 65537)
     elif what == "cotangents not floored":
         monkeypatch.setattr(grid, "wide", lambda xp, x: x.astype(np.float64))
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smh.v2.core import scales
+from smh.v2.core import rules
 from smh.v2.core.checks import ceil_digits, whole_number
 from smh.v2.core.pools import Pool
 from smh.v2.core.pools.base import LIMIT
@@ -61,7 +61,7 @@ def modifiers(given: Any) -> tuple[str, ...]:
 def resolve(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple[int, ...]) -> str | float:
     """Return a rule as it is, and ``match`` and numbers as float32 values."""
     if rule != "match":
-        return rule if isinstance(rule, str) else scales.number(rule)
+        return rule if isinstance(rule, str) else rules.number(rule)
     if values is None or name not in values:
         raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")
     value = np.asarray(values[name], dtype=np.float64)
@@ -73,7 +73,7 @@ def resolve(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple
             f"scale 'match' of tensor {name!r} needs values that vary and are finite; their deviation is {deviation}: "
             "exclude the tensor, or give its scale as a number"
         )
-    return scales.number(deviation)
+    return rules.number(deviation)
 
 
 def mean_scale(tensors: Sequence[TensorSpec]) -> float:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from smh.v2.core import layout, scales
 from smh.v2.core.grid import Grid, grid, power_bound, times
+from smh.v2.core.inputs import check_cotangents, check_variables
 from smh.v2.core.kernels import Array, Kernels
 from smh.v2.core.plan import Plan
 from smh.v2.core.pools import Matmul
 from smh.v2.core.tensors import TensorSpec
-from smh.v2.errors import UnknownNameError, VariableError, near_names
 
 
 class Part(NamedTuple):
@@ -29,30 +29,9 @@ class Part(NamedTuple):
 def materialize(
     kernels: Kernels, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
 ) -> dict[str, Array]:
-    """Build weights from variables.
+    """Build weights from variables: see :meth:`smh.v2.api.Api.materialize`.
 
-    Parameters
-    ----------
-    kernels : Kernels
-        The namespace of the variables.
-    plan : Plan
-        What to build.
-    variables : mapping of str to array, float32
-        All variables of the plan.
-    names : iterable of str, optional
-        The tensors to build; all by default. Only the virtual weights that they show are computed.
-
-    Returns
-    -------
-    dict of str to array, float32
-        In their viewed shapes.
-
-    Raises
-    ------
-    VariableError
-        If a variable is missing, unknown, or of the wrong shape or dtype.
-    UnknownNameError
-        If the plan has no tensor of that name.
+    Only the virtual weights that the named tensors show are computed.
     """
     chosen = plan.select(names)
     check_variables(kernels, plan, variables)
@@ -68,31 +47,7 @@ def materialize(
 def vjp(
     kernels: Kernels, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Return the gradient of every variable: the vector-Jacobian product of :func:`materialize`.
-
-    Parameters
-    ----------
-    kernels : Kernels
-        The namespace of the arrays.
-    plan : Plan
-        What was built.
-    variables : mapping of str to array, float32
-        All variables of the plan.
-    cotangents : mapping of str to array, float32
-        Gradients with respect to weights, in their viewed shapes; tensors that are not named have none.
-
-    Returns
-    -------
-    dict of str to array, float32
-        One gradient for every variable, in the plan's order.
-
-    Raises
-    ------
-    VariableError
-        If a variable or cotangent has the wrong name, shape or dtype.
-    UnknownNameError
-        If the plan has no tensor of a cotangent's name.
-    """
+    """Return the gradient of every variable: see :meth:`smh.v2.api.Api.vjp`."""
     check_variables(kernels, plan, variables)
     check_cotangents(kernels, plan, cotangents)
     xp, parts = kernels.xp, []
@@ -201,36 +156,6 @@ def indices(kernels: Kernels, plan: Plan, i: Array) -> dict[str, Array]:
         For each pool variable the flat indices into it, in the order of the terms.
     """
     return {f"pool/{name}": found for name, found in plan.pool.indices(kernels, i, plan.seed).items()}
-
-
-def check_variables(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> None:
-    """Raise :class:`~smh.VariableError` unless the variables are exactly those of the plan."""
-    shapes = plan.variable_shapes
-    for name in variables:
-        if name not in shapes:
-            raise VariableError(f"the plan has no variable {name!r}: {near_names(str(name), shapes)}")
-    for name, shape in shapes.items():
-        if name not in variables:
-            raise VariableError(f"variable {name!r} is missing: the plan needs it with shape {shape}, float32")
-        _check_array(kernels, f"variable {name!r}", variables[name], shape)
-
-
-def check_cotangents(kernels: Kernels, plan: Plan, cotangents: Mapping[str, Array]) -> None:
-    """Raise unless every cotangent is that of a tensor, in its viewed shape."""
-    known = {tensor.name: tensor for tensor in plan.tensors}
-    for name, cotangent in cotangents.items():
-        if name not in known:
-            raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
-        _check_array(kernels, f"the cotangent of {name!r}", cotangent, known[name].viewed_shape)
-
-
-def _check_array(kernels: Kernels, what: str, x: Array, shape: tuple[int, ...]) -> None:
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise VariableError(f"{what} must be an array of this backend, float32; got {type(x).__name__}")
-    if tuple(x.shape) != shape:
-        raise VariableError(f"{what} must have shape {shape}; got {tuple(x.shape)}")
-    if x.dtype != kernels.xp.float32:
-        raise VariableError(f"{what} must be float32; got {x.dtype}: convert it first")
 
 
 def _bound(kernels: Kernels, plan: Plan, bound: Array | None, tensor: TensorSpec, v: Array) -> Array:

@@ -22,20 +22,8 @@ PART_STREAM = 65536
 def fmix32(xp: Any, h: Any) -> Any:
     """Mix the bits of 32-bit words with murmur3's finaliser.
 
-    Parameters
-    ----------
-    xp : module
-        The array-API namespace of ``h``.
-    h : array, uint32 or int64
-        Words; in int64 every element is in ``[0, 2**32)``.
+    ``h`` holds words in uint32, or in int64 with every element in ``[0, 2**32)``; the result has its shape and dtype.
 
-    Returns
-    -------
-    array
-        Mixed words, of the same shape and dtype.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> [hex(int(w)) for w in fmix32(np, np.asarray([0, 1, 2], dtype=np.uint32))]
     ['0x0', '0x514e28b7', '0x30f4c306']
@@ -66,18 +54,6 @@ def _multiply(xp: Any, h: Any, constant: int) -> Any:
 def fmix32_int(h: int) -> int:
     """Mix one 32-bit word, in Python integers.
 
-    Parameters
-    ----------
-    h : int
-        Taken modulo 2**32.
-
-    Returns
-    -------
-    int
-        The word, in ``[0, 2**32)``.
-
-    Examples
-    --------
     >>> hex(fmix32_int(1))
     '0x514e28b7'
     """
@@ -90,22 +66,8 @@ def fmix32_int(h: int) -> int:
 
 
 def key(seed: int, stream: int) -> int:
-    """Return the key of a stream: ``fmix32(fmix32(seed) ^ 0x9e3779b9 * (stream + 1))``.
+    """Return the key of a stream of a seed: ``fmix32(fmix32(seed) ^ 0x9e3779b9 * (stream + 1))``.
 
-    Parameters
-    ----------
-    seed : int
-        In ``[0, 2**32)``.
-    stream : int
-        Which of the seed's streams, from 0.
-
-    Returns
-    -------
-    int
-        In ``[0, 2**32)``.
-
-    Examples
-    --------
     >>> key(0, 0) != key(0, 1)
     True
     """
@@ -113,24 +75,8 @@ def key(seed: int, stream: int) -> int:
 
 
 def words(xp: Any, key: int, i: Any) -> Any:
-    """Return the hash words of indices: ``word(key, i) = fmix32(i ^ key)``.
+    """Return the hash words of indices in ``[0, 2**32)``, uint32 or int64: ``word(key, i) = fmix32(i ^ key)``.
 
-    Parameters
-    ----------
-    xp : module
-        The array-API namespace of ``i``.
-    key : int
-        The stream's key.
-    i : array, uint32 or int64
-        Indices in ``[0, 2**32)``.
-
-    Returns
-    -------
-    array
-        Words in ``[0, 2**32)``, of the same shape and dtype.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> bool(np.all(words(np, 7, np.arange(4)) == words(np, 7, np.arange(4, dtype=np.uint32))))
     True
@@ -139,28 +85,8 @@ def words(xp: Any, key: int, i: Any) -> Any:
 
 
 def buckets(xp: Any, seed: int, function: int, i: Any, size: int) -> Any:
-    """Return ``h_m(i) = word(key(seed, 2m), i) mod size``.
+    """Return ``h_m(i) = word(key(seed, 2m), i) mod size`` for hash function m, in the dtype of ``i``.
 
-    Parameters
-    ----------
-    xp : module
-        The array-API namespace of ``i``.
-    seed : int
-        The pool's seed.
-    function : int
-        m, which of the pool's hash functions.
-    i : array, uint32 or int64
-        Indices of virtual weights.
-    size : int
-        How many buckets.
-
-    Returns
-    -------
-    array
-        Bucket numbers in ``[0, size)``, of the dtype of ``i``.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> int(np.max(buckets(np, 0, 0, np.arange(1000), 7)))
     6
@@ -169,27 +95,8 @@ def buckets(xp: Any, seed: int, function: int, i: Any, size: int) -> Any:
 
 
 def signs(xp: Any, seed: int, function: int, i: Any, dtype: Any) -> Any:
-    """Return ``sigma_m(i)``: -1 where ``word(key(seed, 2m + 1), i)`` is odd, else 1.
+    """Return ``sigma_m(i)`` in ``dtype``: -1 where ``word(key(seed, 2m + 1), i)`` is odd, else 1.
 
-    Parameters
-    ----------
-    xp : module
-        The array-API namespace of ``i``.
-    seed : int
-        The pool's seed.
-    function : int
-        m, which of the pool's hash functions.
-    i : array, uint32 or int64
-        Indices of virtual weights.
-    dtype : dtype
-        A signed or floating dtype.
-
-    Returns
-    -------
-    array of that dtype
-
-    Examples
-    --------
     >>> import numpy as np
     >>> signs(np, 0, 0, np.arange(4), np.int64).tolist()
     [1, -1, 1, -1]

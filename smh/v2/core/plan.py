@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from smh.v2.core import building, scales
+from smh.v2.core import building, rules
 from smh.v2.core.checks import check_keys, whole_number
 from smh.v2.core.layout import LAYOUTS
 from smh.v2.core.pools import Pool, from_dict, named
@@ -180,12 +180,12 @@ class Plan:
                 learn_scale=learn_scale,
                 kappa=0,
                 modifiers=building.modifiers(building.per_tensor("modifiers", modifiers, name, names)),
-                axes=(axes or {}).get(name) or scales.default_axes(shape),
+                axes=(axes or {}).get(name) or rules.default_axes(shape),
                 view=View.make((views or {}).get(name)),
             )
             tensor.check()
             if learn_scale:
-                tensor = dataclasses.replace(tensor, kappa=scales.kappa(optimizer, tensor.initial_scale, tensor.size))
+                tensor = dataclasses.replace(tensor, kappa=rules.kappa(optimizer, tensor.initial_scale, tensor.size))
             tensors.append(tensor)
             offset = tensor.stop
         if (ratio is None) == (size is None):

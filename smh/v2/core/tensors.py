@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from smh.v2.core import scales
+from smh.v2.core import rules
 from smh.v2.core.checks import check_keys, whole_number
 from smh.v2.core.pools.base import LIMIT
 from smh.v2.core.views import MAX_AXES, View
@@ -72,7 +72,7 @@ class TensorSpec:
     @cached_property
     def initial_scale(self) -> float:
         """The scale that it starts with, and keeps unless it is learnable; a float32 value."""
-        return scales.initial(self.scale, self.shape, self.axes)
+        return rules.initial(self.scale, self.shape, self.axes)
 
     @cached_property
     def viewed_shape(self) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ class TensorSpec:
             )
         if not isinstance(self.learn_scale, bool):
             raise PlanError(f"learn_scale of {what} must be true or false; got {self.learn_scale!r}")
-        whole_number(f"kappa of {what}", self.kappa, 0, scales.MAX_KAPPA if self.learn_scale else 0)
+        whole_number(f"kappa of {what}", self.kappa, 0, rules.MAX_KAPPA if self.learn_scale else 0)
         letters = self.axes.split() if isinstance(self.axes, str) else None
         if (
             letters is None
@@ -127,5 +127,5 @@ class TensorSpec:
             )
         if len(self.modifiers) > MAX_MODIFIERS:
             raise PlanError(f"{what} must have at most {MAX_MODIFIERS} modifiers; got {len(self.modifiers)}")
-        scales.check_modifiers(self.modifiers)
+        rules.check_modifiers(self.modifiers)
         _ = self.initial_scale, self.viewed_shape

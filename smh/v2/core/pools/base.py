@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple, Self
 
 from smh.v2.core.checks import check_keys, whole_number
-from smh.v2.core.grid import LARGEST, LEAST, Grid
+from smh.v2.core.grid import LARGEST, LEAST
 from smh.v2.core.kernels import Array, Kernels
+from smh.v2.core.pools.arithmetic import LeafArithmetic, PoolArithmetic
 from smh.v2.errors import PlanError, near_names
 
 LIMIT = 2**31
@@ -20,10 +20,7 @@ LIMIT = 2**31
 MAX_GAIN = 20
 MAX_DEPTH = 8
 MIN_BITS, MAX_BITS, BITS = 2, 16, 8
-COTANGENT_BITS = 22
 OPTIMIZERS = ("sgd", "adam")
-Grids = Mapping[str, Grid]
-"""The arrays of a whole pool on their grids, by name."""
 
 KINDS: dict[str, type[Pool]] = {}
 """Pool classes by the name that plans and ``Plan.build(pool=...)`` use."""
@@ -42,7 +39,7 @@ class Leaf(NamedTuple):
     tau: float
 
 
-class Pool(ABC):
+class Pool(PoolArithmetic):
     """A rule that turns variables into virtual weights."""
 
     kind: ClassVar[str]
@@ -53,51 +50,9 @@ class Pool(ABC):
             KINDS[cls.kind] = cls
 
     @property
-    @abstractmethod
-    def capacity(self) -> int:
-        """The number of virtual weights."""
-
-    @property
     def depth(self) -> int:
         """The number of sums and products around its deepest leaf."""
         return 0
-
-    @abstractmethod
-    def virtual_weights(
-        self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str = ""
-    ) -> Array:
-        """Return the virtual weights ``start`` to ``stop``.
-
-        Law: equal to the same slice of all virtual weights, bit for bit.
-
-        Parameters
-        ----------
-        kernels : Kernels
-            The namespace of the arrays.
-        grids : mapping of str to Grid
-            The arrays of the outermost pool.
-        start, stop : int
-            A range that is not empty.
-        seed : int
-            The pool's seed.
-        path : str
-            The prefix of the names of its variables.
-
-        Returns
-        -------
-        array, shape (stop - start,), float32
-        """
-
-    @abstractmethod
-    def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Return the gradients of all variables by name, given those of all virtual weights.
-
-        ``dv`` has the shape (capacity,), float32; the rest is as for :meth:`virtual_weights`.
-        """
-
-    @abstractmethod
-    def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array | None:
-        """Return ``2**E >= |v|``, float64, shape (), 0 for E of minus infinity; None where values decide it."""
 
     @abstractmethod
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
@@ -161,7 +116,7 @@ class Pool(ABC):
         }
 
 
-class LeafPool(Pool):
+class LeafPool(LeafArithmetic, Pool):
     """A pool with variables of its own."""
 
     bits: int | None
@@ -307,8 +262,3 @@ def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
         hint = near_names(kind, KINDS) if isinstance(kind, str) else f"known names: {', '.join(KINDS)}"
         raise PlanError(f"{where} has an unknown kind {kind!r}: {hint}")
     return KINDS[kind].parse({key: value for key, value in data.items() if key != "kind"}, where, depth)
-
-
-def all_powers(kernels: Kernels, grids: Sequence[Grid], factor: float) -> Array:
-    """Return ``factor`` times the product of the powers of arrays, in float64: a bound of what they generate."""
-    return functools.reduce(lambda bound, one: bound * kernels.xp.astype(one.power, kernels.xp.float64), grids, factor)

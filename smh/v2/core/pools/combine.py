@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -11,19 +10,16 @@ from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 from smh.v2.core.checks import check_keys
-from smh.v2.core.grid import ceil_log2, round7, times, wide
-from smh.v2.core.hashing import PART_STREAM, key
-from smh.v2.core.kernels import Array, Kernels, add_up
-from smh.v2.core.pools.base import Grids, Leaf, Pool, from_dict, named
+from smh.v2.core.kernels import Array, Kernels
+from smh.v2.core.pools.arithmetic import Combination, ProductArithmetic, SumArithmetic
+from smh.v2.core.pools.base import Leaf, Pool, from_dict, named
 from smh.v2.errors import PlanError
 
 MAX_PARTS = 64
-_FLOOR = -88
-"""Virtual weights of combinations are 0 or at least 2**-88, as those of leaves are."""
 
 
 @dataclass(frozen=True, init=False)
-class _Combination(Pool):
+class _CombinedPool(Combination, Pool):
     """Several pools whose virtual weights are combined elementwise."""
 
     parts: tuple[Pool, ...]
@@ -34,53 +30,19 @@ class _Combination(Pool):
         object.__setattr__(self, "parts", tuple(named(part) for part in parts))
 
     @abstractmethod
-    def _combined(self, kernels: Kernels, values: list[Array]) -> Array:
-        """Return the virtual weights, given those of the parts."""
-
-    @abstractmethod
-    def _cotangents(self, kernels: Kernels, dv: Array, values: list[Array]) -> list[Array]:
-        """Return the cotangents of the parts."""
-
-    @abstractmethod
     def _taus(self, tau: float) -> list[float]:
         """Return the deviation of virtual weights that each part must have for the whole to have ``tau``."""
-
-    @property
-    def capacity(self) -> int:
-        """The smallest capacity of the parts."""
-        return min(part.capacity for part in self.parts)
 
     @property
     def depth(self) -> int:
         """One more than the deepest part."""
         return 1 + max(part.depth for part in self.parts)
 
-    def virtual_weights(
-        self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str = ""
-    ) -> Array:
-        """Combine the virtual weights of the parts."""
-        return self._combined(kernels, self._values(kernels, grids, start, stop, seed, path))
-
-    def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Give every part its cotangent, +0 for the virtual weights that only the part has."""
-        xp = kernels.xp
-        values = self._values(kernels, grids, 0, self.capacity, seed, path) if isinstance(self, Product) else []
-        gradients: dict[str, Array] = {}
-        for (part, part_seed, part_path), dpart in zip(
-            self._placed(seed, path), self._cotangents(kernels, dv, values), strict=True
-        ):
-            missing = part.capacity - self.capacity
-            if missing:
-                zeros = xp.zeros((missing,), dtype=xp.float32, device=kernels.device(dv))
-                dpart = xp.concat([dpart, zeros])
-            gradients |= part.vjp(kernels, grids, dpart, part_seed, part_path)
-        return gradients
-
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
         """Return the indices into the variables of all parts."""
         return {
             f"{path}{name}": found
-            for part, part_seed, path in self._placed(seed, "")
+            for part, (_, part_seed, path) in zip(self.parts, self._placed(seed, ""), strict=True)
             for name, found in part.indices(kernels, i, part_seed).items()
         }
 
@@ -103,7 +65,8 @@ class _Combination(Pool):
 
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
         """Iterate over the leaves of all parts, each with a seed of its own."""
-        for (part, part_seed, part_path), part_tau in zip(self._placed(seed, path), self._taus(tau), strict=True):
+        placed = zip(self.parts, self._placed(seed, path), self._taus(tau), strict=True)
+        for part, (_, part_seed, part_path), part_tau in placed:
             yield from part.leaves(part_seed, part_path, part_tau)
 
     def check(self) -> None:
@@ -123,23 +86,12 @@ class _Combination(Pool):
             raise PlanError(f"{where}.parts must be a list; got {type(fields['parts']).__name__}")
         return cls(*(from_dict(part, f"{where}.parts[{p}]", depth + 1) for p, part in enumerate(fields["parts"])))
 
-    def _placed(self, seed: int, path: str) -> list[tuple[Pool, int, str]]:
-        """Return every part with its seed and the prefix of its variables."""
-        return [(part, key(seed, PART_STREAM + p), f"{path}{p}/") for p, part in enumerate(self.parts)]
-
-    def _values(self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str) -> list[Array]:
-        """Return the virtual weights of the parts."""
-        return [
-            part.virtual_weights(kernels, grids, start, stop, part_seed, part_path)
-            for part, part_seed, part_path in self._placed(seed, path)
-        ]
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Sum(_Combination):
+class Sum(SumArithmetic, _CombinedPool):
     """Virtual weights are the sums of the parts' virtual weights, added in float64 and rounded once.
 
     Parameters
@@ -155,25 +107,12 @@ class Sum(_Combination):
 
     kind: ClassVar[str] = "sum"
 
-    def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array | None:
-        """Return the largest bound of the parts times 2**ceil(log2 k)."""
-        bounds = [part.bound(kernels, grids, part_path) for part, _, part_path in self._placed(0, path)]
-        if any(bound is None for bound in bounds):
-            return None
-        return kernels.xp.max(kernels.xp.stack(bounds)) * 2.0 ** ceil_log2(len(bounds))
-
-    def _combined(self, kernels: Kernels, values: list[Array]) -> Array:
-        return round7(kernels.xp, add_up([wide(kernels.xp, v) for v in values]), _FLOOR)
-
-    def _cotangents(self, kernels: Kernels, dv: Array, values: list[Array]) -> list[Array]:
-        return [dv] * len(self.parts)
-
     def _taus(self, tau: float) -> list[float]:
         return [tau / math.sqrt(len(self.parts))] * len(self.parts)
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Product(_Combination):
+class Product(ProductArithmetic, _CombinedPool):
     """Virtual weights are the products of the parts' virtual weights, from left to right.
 
     Parameters
@@ -188,17 +127,6 @@ class Product(_Combination):
     """
 
     kind: ClassVar[str] = "product"
-
-    def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> None:
-        """Return None: values decide."""
-        return None
-
-    def _combined(self, kernels: Kernels, values: list[Array]) -> Array:
-        return functools.reduce(lambda a, b: times(kernels.xp, a, b, _FLOOR), values)
-
-    def _cotangents(self, kernels: Kernels, dv: Array, values: list[Array]) -> list[Array]:
-        others = (values[:p] + values[p + 1 :] for p in range(len(values)))
-        return [functools.reduce(lambda a, b: times(kernels.xp, a, b), rest, dv) for rest in others]
 
     def _taus(self, tau: float) -> list[float]:
         return [tau] + [1.0] * (len(self.parts) - 1)

@@ -9,55 +9,17 @@ from fractions import Fraction
 from typing import ClassVar, Self
 
 from smh.v2.core.checks import whole_number
-from smh.v2.core.grid import Grid, ceil_log2, grid, round7
+from smh.v2.core.grid import ceil_log2
 from smh.v2.core.kernels import Array, Kernels
-from smh.v2.core.pools.base import COTANGENT_BITS, LIMIT, Grids, LeafPool, all_powers
+from smh.v2.core.pools.arithmetic import COTANGENT_BITS, Factorized, KroneckerArithmetic, MatmulArithmetic
+from smh.v2.core.pools.base import LIMIT, LeafPool
 from smh.v2.errors import PlanError
 
 
-class Factorized(LeafPool):
+class _FactorizedPool(Factorized, LeafPool):
     """A pool of ``terms`` products of one left and one right variable per virtual weight."""
 
     gain_power: ClassVar[int] = 2
-
-    @property
-    @abstractmethod
-    def terms(self) -> int:
-        """M: products per virtual weight."""
-
-    @property
-    @abstractmethod
-    def side(self) -> int:
-        """Rows, and columns, of the matrix product; its square is the capacity."""
-
-    @property
-    def capacity(self) -> int:
-        """The number of virtual weights."""
-        return self.side**2
-
-    @property
-    def exact_terms(self) -> int:
-        """How many terms float32 adds exactly; 0 if bfloat16, of 8 bits, does not hold the integers."""
-        return 2 ** (24 - 2 * self.grid_bits) if self.grid_bits <= 8 else 0
-
-    def unit(self, kernels: Kernels, left: Grid, right: Grid) -> Array:
-        """Return ``2**(2g) u_L u_R``, float32."""
-        return left.unit * right.unit * self.factor
-
-    def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array:
-        """Return 2**(e + e' + ceil(log2 M) + 2g)."""
-        factor = self.factor * 2.0 ** ceil_log2(self.terms)
-        return all_powers(kernels, [grids[f"{path}left"], grids[f"{path}right"]], factor)
-
-    def pull(self, kernels: Kernels, q: Grid, left: Grid, right: Grid) -> tuple[Array, Array]:
-        """Return the gradients of both factors, given the cotangent of their product on its grid."""
-        xp = kernels.xp
-        sums = kernels.factor_sums(q.integers, left.integers, right.integers)
-        units = [xp.astype(x.unit, xp.float64) for x in (q, left, right)]
-        return (
-            round7(xp, sums[0] * (units[0] * units[2] * self.factor)),
-            round7(xp, sums[1] * (units[0] * units[1] * self.factor)),
-        )
 
     def smallest_ratio(self, weights: int) -> Fraction:
         """Return the least ratio at which the given number of terms fits, or one."""
@@ -92,7 +54,7 @@ class Factorized(LeafPool):
 
 
 @dataclass(frozen=True)
-class Matmul(Factorized):
+class Matmul(MatmulArithmetic, _FactorizedPool):
     """Virtual weights are the entries of ``left @ right``, row-major (equation 4 of the paper).
 
     Parameters
@@ -136,22 +98,6 @@ class Matmul(Factorized):
         """Return the shapes of left and right."""
         return {"left": (self.side, self.terms), "right": (self.terms, self.side)}
 
-    def virtual_weights(
-        self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str = ""
-    ) -> Array:
-        """Return float32(2**(2g) L R) of the rows that hold the range."""
-        left, right, n = grids[f"{path}left"], grids[f"{path}right"], self.side
-        first = start // n
-        rows = left.integers[first : -(-stop // n), :]
-        v = kernels.product(rows, right.integers, self.unit(kernels, left, right), self.exact_terms)
-        return kernels.xp.reshape(v, (-1,))[start - first * n : stop - first * n]
-
-    def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Return round7(2**(2g) u_Q u_R Q R^T) and round7(2**(2g) u_Q u_L L^T Q)."""
-        q = grid(kernels, kernels.xp.reshape(dv, (self.side, self.side)), COTANGENT_BITS, 70, 90)
-        left, right = self.pull(kernels, q, grids[f"{path}left"], grids[f"{path}right"])
-        return {f"{path}left": left, f"{path}right": right}
-
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
         """Virtual weight i reads row i // n of left and column i % n of right."""
         k = _terms_like(kernels, i, self.terms)
@@ -175,7 +121,7 @@ class Matmul(Factorized):
 
 
 @dataclass(frozen=True)
-class Kronecker(Factorized):
+class Kronecker(KroneckerArithmetic, _FactorizedPool):
     """Virtual weights are the entries of a sum of Kronecker products, row-major.
 
     ``v = sum over r of left[r] (x) right[r]``: the same products as in a matmul pool of side d**2, in another order.
@@ -218,31 +164,9 @@ class Kronecker(Factorized):
         d = self.d or 0
         return {"left": (self.terms, d, d), "right": (self.terms, d, d)}
 
-    def virtual_weights(
-        self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str = ""
-    ) -> Array:
-        """Return float32(2**(2g) A B), its axes (i1, j1, i2, j2) rearranged to (i1, i2, j1, j2)."""
-        xp, d = kernels.xp, self.d or 0
-        left, right = grids[f"{path}left"], grids[f"{path}right"]
-        a, b = self._matrices(kernels, left, right)
-        first, last = start // d**3, -(-stop // d**3)
-        v = kernels.product(
-            a.integers[first * d : last * d, :], b.integers, self.unit(kernels, left, right), self.exact_terms
-        )
-        v = xp.reshape(xp.permute_dims(xp.reshape(v, (last - first, d, d, d)), (0, 2, 1, 3)), (-1,))
-        return v[start - first * d**3 : stop - first * d**3]
-
-    def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Return what matmul returns for the rearranged cotangent, as [t, d, d]."""
-        xp, d, shape = kernels.xp, self.d or 0, (self.terms, self.d or 0, self.d or 0)
-        dv = xp.permute_dims(xp.reshape(dv, (d, d, d, d)), (0, 2, 1, 3))
-        q = grid(kernels, xp.reshape(dv, (d * d, d * d)), COTANGENT_BITS, 70, 90)
-        a, b = self.pull(kernels, q, *self._matrices(kernels, grids[f"{path}left"], grids[f"{path}right"]))
-        return {f"{path}left": xp.reshape(xp.matrix_transpose(a), shape), f"{path}right": xp.reshape(b, shape)}
-
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
         """Virtual weight (i1, i2, j1, j2) reads left[r, i1, j1] and right[r, i2, j2] for every r."""
-        d = self.d or 0
+        d = self._root
         r = _terms_like(kernels, i, self.terms)
         i = i[:, None]
         i1, i2, j1, j2 = i // d**3, i // d**2 % d, i // d % d, i % d
@@ -265,12 +189,6 @@ class Kronecker(Factorized):
             return self.d**2
         root = math.isqrt(math.isqrt(weights))
         return (root if root**4 >= weights else root + 1) ** 2
-
-    def _matrices(self, kernels: Kernels, left: Grid, right: Grid) -> tuple[Grid, Grid]:
-        """Return the [d*d, t] and [t, d*d] matrices."""
-        xp, terms = kernels.xp, self.terms
-        a = xp.matrix_transpose(xp.reshape(left.integers, (terms, -1)))
-        return left._replace(integers=a), right._replace(integers=xp.reshape(right.integers, (terms, -1)))
 
 
 def _terms_like(kernels: Kernels, i: Array, terms: int) -> Array:

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Self
 
-from smh.v2.core import hashing
 from smh.v2.core.checks import whole_number
-from smh.v2.core.grid import ceil_log2, grid, round7
-from smh.v2.core.kernels import Array, Kernels, add_up
-from smh.v2.core.pools.base import COTANGENT_BITS, LIMIT, Grids, LeafPool, all_powers
+from smh.v2.core.kernels import Array, Kernels
+from smh.v2.core.pools.arithmetic import HashArithmetic
+from smh.v2.core.pools.base import LIMIT, LeafPool
 from smh.v2.errors import PlanError
 
 MAX_HASHES = 256
 
 
 @dataclass(frozen=True)
-class Hash(LeafPool):
+class Hash(HashArithmetic, LeafPool):
     """Virtual weight i is the sum over m of ``sigma_m(i) * table[m, h_m(i)]``.
 
     With one signed hash function this is the weight sharing of HashedNets.
@@ -66,44 +65,6 @@ class Hash(LeafPool):
         """Return the shape of the table."""
         return {"table": (self.hashes, self.size or 0)}
 
-    def virtual_weights(
-        self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str = ""
-    ) -> Array:
-        """Return float32(2**g sum of sigma T); float32 holds sums of up to 256 integers of 15 bits."""
-        table = grids[f"{path}table"]
-
-        def values(start: int, stop: int) -> Array:
-            i = self._range(kernels, table.integers, start, stop)
-            terms = [
-                kernels.xp.take(table.integers[m, :], self._buckets(kernels, i, m, seed))
-                * self._sign(kernels, i, m, seed, kernels.xp.float32)
-                for m in range(self.hashes)
-            ]
-            return add_up(terms) * (table.unit * self.factor)
-
-        return kernels.tiles(values, start, stop)
-
-    def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Return round7(2**g u_Q sum of sigma Q) over the virtual weights that read an entry."""
-        xp = kernels.xp
-        q = grid(kernels, dv, COTANGENT_BITS, 70, 90)
-        unit = xp.astype(q.unit, xp.float64) * self.factor
-
-        def row(m: int) -> Array:
-            def sums(start: int, stop: int) -> Array:
-                i = self._range(kernels, dv, start, stop)
-                signed = xp.astype(q.integers[start:stop], xp.float64) * self._sign(kernels, i, m, seed, xp.float64)
-                return kernels.segment_sum(signed, self._buckets(kernels, i, m, seed), self.size or 1)
-
-            # The unit is NaN where Q is poisoned, and entries that nothing reads become NaN with it.
-            return round7(xp, kernels.sum_tiles(sums, 0, dv.shape[0]) * unit)
-
-        return {f"{path}table": xp.stack([row(m) for m in range(self.hashes)])}
-
-    def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array:
-        """Return 2**(e + ceil(log2 hashes) + g)."""
-        return all_powers(kernels, [grids[f"{path}table"]], self.factor * 2.0 ** ceil_log2(self.hashes))
-
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
         """Virtual weight i reads table[m, h_m(i)] for every m."""
         xp, words = kernels.xp, kernels.xp.astype(i, kernels.word_dtype)
@@ -141,14 +102,3 @@ class Hash(LeafPool):
         self.check_leaf()
         if not isinstance(self.signed, bool):
             raise PlanError(f"signed of a hash pool must be true or false; got {self.signed!r}")
-
-    def _range(self, kernels: Kernels, like: Array, start: int, stop: int) -> Array:
-        return kernels.xp.arange(start, stop, dtype=kernels.word_dtype, device=kernels.device(like))
-
-    def _buckets(self, kernels: Kernels, i: Array, m: int, seed: int) -> Array:
-        return kernels.xp.astype(hashing.buckets(kernels.xp, seed, m, i, self.size or 1), kernels.xp.int64)
-
-    def _sign(self, kernels: Kernels, i: Array, m: int, seed: int, dtype: type) -> Array:
-        if self.signed:
-            return hashing.signs(kernels.xp, seed, m, i, dtype)
-        return kernels.xp.ones(i.shape, dtype=dtype, device=kernels.device(i))
