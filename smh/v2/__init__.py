@@ -1,13 +1,23 @@
 """smh: Structured Multi-Hashing for model compression, with the same bits in every framework.
 
+A model in three lines; the framework is that of the model:
+
 >>> import smh.v2 as smh
+>>> model = smh.compress(model, ratio=0.1)  # doctest: +SKIP
+>>> digest = smh.save("model.safetensors", model)  # doctest: +SKIP
+
+Arrays, without a model:
+
 >>> plan = smh.Plan.build({"fc1": (64, 100), "fc2": (100, 10)}, ratio=0.1)
 >>> variables = smh.initialize(plan)
 >>> weights = smh.materialize(plan, variables)
 
-The functions here use the backend that the environment variable ``SMH_BACKEND`` names, NumPy by default. To choose one
-in code, import it: ``from smh.v2.backends import torch as smh``.
+The functions of arrays use the backend that the environment variable ``SMH_BACKEND`` names, NumPy by default. To choose
+a framework in code, import it: ``from smh.v2 import torch as smh``, and likewise ``jax``, ``keras`` and ``numpy``.
 """
+
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
 from smh.v2 import porting
 from smh.v2._version import __version__
@@ -29,6 +39,7 @@ from smh.v2.errors import (
     VariableError,
 )
 from smh.v2.files.checkpoint import Checkpoint
+from smh.v2.models.dispatch import compress, digest, fit, load, save
 from smh.v2.porting import port
 
 __all__ = [
@@ -46,7 +57,9 @@ __all__ = [
     "UnknownNameError",
     "VariableError",
     "__version__",
+    "compress",
     "digest",
+    "fit",
     "get_backend",
     "initialize",
     "list_backends",
@@ -63,6 +76,10 @@ _api = _Api(get_backend)
 initialize = _api.initialize
 materialize = _api.materialize
 vjp = _api.vjp
-digest = _api.digest
-save = _api.save
-load = _api.load
+
+
+def __getattr__(name: str) -> _Any:
+    """Import the module of a framework when it is first asked for."""
+    if name in ("jax", "keras", "numpy", "torch"):
+        return _import_module(f"smh.v2.{name}")
+    raise AttributeError(f"module 'smh.v2' has no attribute {name!r}")
