@@ -23,7 +23,7 @@ DEFAULT = Kernels(np)
 class SmallBlocks(NumpyKernels):
     """Blocks and strips of a few elements, so that small plans have several."""
 
-    block_elements = 40
+    block_elements = product_elements = 40
     strip_share = 0.3
 
 
@@ -191,3 +191,16 @@ def test_tiles():
     np.testing.assert_array_equal(kernels.tiles(lambda start, stop: whole[start:stop], 3, 170), whole[3:170])
     sums = kernels.sum_tiles(lambda start, stop: np.asarray([whole[start:stop].sum(dtype=np.float64)]), 3, 170)
     np.testing.assert_array_equal(sums, [whole[3:170].sum(dtype=np.float64)])
+
+
+@pytest.mark.parametrize(
+    ("size", "terms", "exact"), [(127, 1100, False), (120, 1100, True), (32767, 1, False), (4095, 1, True)]
+)
+def test_products_take_float32_where_no_sum_of_the_present_integers_can_reach_2_24(size, terms, exact):
+    left = np.full((3, terms), size, dtype=np.float32)
+    right = left.T.copy()
+    right[-1] -= 1.0
+    assert (numpy_kernels._exact_terms(left, right, 0) == terms) == exact
+    unit = np.float32(1.0)
+    expected = (left.astype(np.int64) @ right.astype(np.int64)).astype(np.float32).reshape(-1)
+    assert_same_bits(NumpyKernels().scaled_product(left, right, unit, 0, 1.0, 0, 9), expected)

@@ -26,6 +26,8 @@ class NumpyKernels(Kernels):
 
     block_elements = 1 << 18
     """About how many virtual weights are computed at a time."""
+    product_elements = 1 << 21
+    """The same for the products of :meth:`scaled_product`, which need no memory besides their result."""
     strip_share = 0.06
     """The most terms whose factors are held in float64 at a time, as a share of the rows of a pool."""
 
@@ -41,11 +43,12 @@ class NumpyKernels(Kernels):
     ) -> Array:
         """Fill the result block by block; a unit and a scale are one factor where that is exact."""
         columns, out, at = right.shape[1], np.empty(stop - start, dtype=np.float32), 0
+        exact_terms = _exact_terms(left, right, exact_terms)
         scale, unit = np.float32(scale), np.float32(unit)
         factor = scale * unit
         if not 2.0**-126 <= abs(factor) < math.inf:
             factor = None
-        first, last, step = start // columns, -(-stop // columns), self._rows(columns)
+        first, last, step = start // columns, -(-stop // columns), max(1, self.product_elements // columns)
         for row in range(first, last, step):
             rows = slice(row, min(row + step, last))
             here = out[at : min(rows.stop * columns, stop) - start]
@@ -74,6 +77,7 @@ class NumpyKernels(Kernels):
         if pulled is None:
             return None
         side, terms = left.integers.shape
+        exact_terms = _exact_terms(left.integers, right.integers, exact_terms)
         of_left = np.empty((side, terms), dtype=np.float32)
         of_right = np.empty((terms, side), dtype=np.float32)
         most = max(1, int(self.strip_share * side))
@@ -229,6 +233,18 @@ class _Pulled:
             first, last = max(start, tensor.offset), min(stop, tensor.stop)
             if first < last:
                 yield k, slice(first - start, last - start), g[first - tensor.offset : last - tensor.offset]
+
+
+def _exact_terms(left: Array, right: Array, exact_terms: int) -> int:
+    """Return how many terms float32 adds exactly: all, if the integers that there are cannot reach 2**24.
+
+    By the inequality of Cauchy and Schwarz no partial sum of a row with a column exceeds the product of their norms.
+    """
+    if left.shape[1] <= exact_terms:
+        return exact_terms
+    rows = np.einsum("rk,rk->r", left, left, dtype=np.float64)
+    columns = np.einsum("kc,kc->c", right, right, dtype=np.float64)
+    return left.shape[1] if np.max(rows) * np.max(columns) < 2.0**48 else exact_terms
 
 
 def _sums(left: Array, right: Array, exact_terms: int, out: Array | None = None) -> Array:
