@@ -31,8 +31,8 @@ class NumpyKernels(Kernels):
     strip_share = 0.06
     """The most terms whose factors are held in float64 at a time, as a share of the rows of a pool."""
 
-    def __init__(self) -> None:
-        super().__init__(np)
+    def __init__(self, smooth: bool = False) -> None:
+        super().__init__(np, smooth)
 
     def device(self, x: Array) -> str:
         """Return ``"cpu"``, the only device."""
@@ -43,7 +43,7 @@ class NumpyKernels(Kernels):
     ) -> Array:
         """Fill the result block by block; a unit and a scale are one factor where that is exact."""
         columns, out, at = right.shape[1], np.empty(stop - start, dtype=np.float32), 0
-        exact_terms = _exact_terms(left, right, exact_terms)
+        exact_terms = left.shape[1] if self.smooth else _exact_terms(left, right, exact_terms)
         scale, unit = np.float32(scale), np.float32(unit)
         factor = scale * unit
         if not 2.0**-126 <= abs(factor) < math.inf:
@@ -73,7 +73,7 @@ class NumpyKernels(Kernels):
 
         Returns None, for the plain way, where a value is not finite or a cotangent or scale is out of the ordinary.
         """
-        pulled = _Pulled.of(left, right, gain, parts)
+        pulled = None if self.smooth else _Pulled.of(left, right, gain, parts)
         if pulled is None:
             return None
         side, terms = left.integers.shape

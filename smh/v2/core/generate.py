@@ -17,6 +17,21 @@ from smh.v2.core.plan import Plan
 from smh.v2.core.pools import Matmul
 from smh.v2.core.tensors import TensorSpec
 
+__all__ = [
+    "Part",
+    "cells",
+    "check_cotangents",
+    "check_variables",
+    "indices",
+    "materialize",
+    "on_grid",
+    "pull",
+    "put_on_grids",
+    "scale_of",
+    "vjp",
+    "weights_of",
+]
+
 
 class Part(NamedTuple):
     """A tensor, its cleaned scale, and its cotangent in canonical order, if it has one."""
@@ -132,7 +147,8 @@ def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Pa
             if tensor.learn_scale:
                 power = _bound(kernels, plan, bound, tensor, v)
                 gradients[tensor.scale_variable] = scales.gradient(kernels, g, v, power, healthy, tensor.kappa)
-        dv.append(times(xp, xp.asarray(scale, dtype=xp.float32, device=kernels.device(like)), g))
+        s = scale if tensor.learn_scale else xp.asarray(scale, dtype=xp.float32, device=kernels.device(like))
+        dv.append(times(xp, s, g))
     joined = layout.cotangents(kernels, plan.layout, plan.capacity, dv[0] if len(dv) == 1 else xp.concat(dv))
     pulled = plan.pool.vjp(kernels, grids, joined, plan.seed)
     return gradients | {f"pool/{name}": x for name, x in pulled.items()}

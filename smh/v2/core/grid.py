@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -10,6 +9,9 @@ from smh.v2.core.kernels import Array, Kernels
 
 LEAST, LARGEST = -29, 30
 """Exponents of variables."""
+_FIRST = -100
+_POWERS = [2.0**e for e in range(_FIRST, 129)]
+"""Powers of two, wider than any grid or bound."""
 
 
 class Grid(NamedTuple):
@@ -118,15 +120,8 @@ def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict
 
     A power counts as ``share`` of it. With ``strict`` x may be equal to it.
     """
-    xp, device = kernels.xp, kernels.device(x)
-    bounds, powers = _powers(low, high, share)
-    bounds = xp.asarray(bounds, dtype=x.dtype, device=device)
+    xp, device, powers = kernels.xp, kernels.device(x), _POWERS[low - _FIRST : high + 1 - _FIRST]
+    bounds = xp.asarray(powers, dtype=x.dtype, device=device) * share
     count = xp.sum(xp.astype(x > bounds if strict else x >= bounds, xp.int64))
-    return xp.reshape(xp.take(xp.asarray(powers, dtype=x.dtype, device=device), xp.reshape(count, (1,))), ())
-
-
-@functools.cache
-def _powers(low: int, high: int, share: float) -> tuple[list[float], list[float]]:
-    """Return shares of powers of two, and the powers, with NaN at the end."""
-    powers = [2.0**e for e in range(low, high + 1)]
-    return [share * power for power in powers], [*powers, math.nan]
+    powers = xp.asarray([*powers, math.nan], dtype=x.dtype, device=device)
+    return xp.reshape(xp.take(powers, xp.reshape(count, (1,))), ())

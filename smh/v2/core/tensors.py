@@ -128,4 +128,4 @@ class TensorSpec:
         if len(self.modifiers) > MAX_MODIFIERS:
             raise PlanError(f"{what} must have at most {MAX_MODIFIERS} modifiers; got {len(self.modifiers)}")
         rules.check_modifiers(self.modifiers)
-        _ = self.initial_scale, self.viewed_shape
+        _ = self.initial_scale, self.viewed_shape, self.scale_variable

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 from rich.table import Table
@@ -226,7 +225,7 @@ def check_ratio(ratio: Any, allow_expansion: bool) -> None:
         ...
     smh.v2.errors.PlanError: a ratio of 10 stores as many numbers as before or more: did you mean 0.1? If not, ...
     """
-    if isinstance(ratio, Real) and ratio >= 1 and not allow_expansion:
+    if isinstance(ratio, int | float | Fraction) and ratio >= 1 and not allow_expansion:
         hint = f"{float(ratio) / 100:.2g}" if 1 < ratio < 100 else "0.1"
         what = f"a ratio of {float(ratio):.4g} stores as many numbers as before or more: did you mean {hint}?"
         raise PlanError(f"{what} If not, allow_expansion=True (--allow-expansion) takes it")

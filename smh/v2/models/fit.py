@@ -1,49 +1,45 @@
 """Fitting: variables whose generated weights come close to given ones, such as those of a trained model.
 
-The way of the data, :mod:`smh.generate` walked backwards:
+The way of the data, :mod:`smh.v2.core.generate` walked backwards:
 
-    weights -> canonical shape (view) -> v wanted in every cell (scale) -> virtual vector (layout) -> pool -> scales
+    weights -> canonical shape (view) -> wanted v (scale) -> virtual vector (layout) -> pool -> integers -> scales
 
 Every tensor is divided by its scale, and the pool then takes the least squares of all virtual weights alike. A single
 pool reaches the optimum of that: a matrix product by the theorem of Eckart and Young, a sum of Kronecker products by
 the same after the rearrangement of Van Loan and Pitsianis (1993), hash tables as a linear problem. Sums of pools are
-fitted part by part, each to what the others leave.
+fitted part by part, each to what the others leave. What a single pool does stands in :mod:`smh.v2.models.fitters`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from smh.v2 import exact
-from smh.v2.core import generate, layout
-from smh.v2.core.grid import flush
+from smh.v2.backends.numpy_kernels import NumpyKernels
+from smh.v2.core import generate
+from smh.v2.core.grid import grid
 from smh.v2.core.initial import initial_variables
-from smh.v2.core.kernels import InPlaceOps
 from smh.v2.core.plan import Plan
-from smh.v2.core.pools import Hash, Kronecker, Matmul, Pool, Sum
+from smh.v2.core.pools import Pool, Sum
 from smh.v2.core.pools.base import Leaf
+from smh.v2.core.scales import LEAST, LIMIT
 from smh.v2.core.tensors import TensorSpec
 from smh.v2.errors import PlanError, SmhError, UnknownNameError, VariableError, near_names
+from smh.v2.models.fitters import FITTERS, KERNELS, ROUNDS, STALL, Variables, can_fit, fit_leaf
 
-_OPS = InPlaceOps(np)
-_ROUNDS = 8  # of filling unused virtual weights, and of refitting the parts of a sum, at most
-_STALL = 1e-3  # what one more round must take off the error, relatively
-_LARGEST = float(np.finfo(np.float32).max)
-_FAR = 2.0**100  # virtual weights from here on leave float32 no room for the arithmetic of pools
+_SMOOTH = NumpyKernels(smooth=True)
+_BLOCK = 1 << 16  # elements that are held in float64 at a time
+_FAR = 2.0**40  # virtual weights from here on leave the grids of pools no room
 _FAINT = 2.0**-20  # virtual weights are meant to have unit mean square; what is this small is rounding errors
-_SPARE = 2.0**-30  # singular values this small, relative to the largest, are rounding errors
-
-_Variables = dict[str, np.ndarray]
-_Fitter = Callable[[Any, int, np.ndarray, np.ndarray, _Variables], _Variables]
+_LOST = 0.5  # an error from which on most of a model is lost
 
 
 @dataclass(frozen=True)
@@ -56,17 +52,21 @@ class FitReport:
         By tensor ``||w - target|| / ||target||`` in the Frobenius norm, or ``||w||`` for a target of zeros.
     error : float
         The same of all tensors as one vector.
+    error_unrounded : float
+        The same before variables were rounded to integers: the difference is what bits would buy.
     """
 
     errors: dict[str, float]
     error: float
+    error_unrounded: float
 
     def __str__(self) -> str:
         """Return a paragraph: the error of all weights, and the tensors that are furthest off."""
         worst = sorted(self.errors, key=lambda name: -self.errors[name])[:3]
         return (
-            f"The weights of {len(self.errors)} tensors are generated with a relative error of {self.error:.3g}; "
-            f"furthest off: {', '.join(f'{name!r} {self.errors[name]:.3g}' for name in worst)}."
+            f"The weights of {len(self.errors)} tensors are generated with a relative error of {self.error:.3g} "
+            f"({self.error_unrounded:.3g} before rounding to integers); furthest off: "
+            f"{', '.join(f'{name!r} {self.errors[name]:.3g}' for name in worst)}."
         )
 
     def __rich__(self) -> Table:
@@ -112,6 +112,11 @@ def fit_variables(
     SmhError
         If SciPy is not installed.
 
+    Warns
+    -----
+    UserWarning
+        If the error is above 0.5: most of the model is lost, and training must follow.
+
     Notes
     -----
     Learnable scales become the root mean square of their tensor, and at last what fits best to the fitted pool; fixed
@@ -122,7 +127,11 @@ def fit_variables(
     Modifiers are no part of the fit of the pool: scaled virtual weights are fitted to the target itself. The report is
     about the weights after modifiers, so it shows where a target is out of their reach.
 
-    Everything is computed in float64. Terms of a matrix product that the target does not need get left variables of 0
+    Variables are on their grids at last: one factor is rounded, the other fitted anew to it and rounded in its turn,
+    and scales are fitted to the weights that the integers generate. Wanted weights are held in float32, sums in
+    float64; it takes up to four times the memory of the weights in float32.
+
+    Terms of a matrix product that the target does not need get left variables of 0
     and right ones like the initial ones, so that training can use them. A learnable scale of zeros becomes 0.
 
     Examples
@@ -134,20 +143,27 @@ def fit_variables(
     >>> variables, report = fit_variables(plan, {"fc": target})
     >>> {name: x.shape for name, x in variables.items()}
     {'pool/left': (8, 1), 'pool/right': (1, 8), 'scale/fc': ()}
-    >>> report.error < 1e-6
-    True
+    >>> report.error < 0.02, report.error_unrounded < 1e-6
+    (True, True)
     """
     _check_scipy()
     _check_pool(plan.pool)
     _check_names(plan, values)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
         scales, wanted, used = _wanted(plan, values, bars)
-        step = bars.add_task("fitting the pool", total=None)
-        fitted = _fit_pool(plan, wanted, used)
-        bars.update(step, total=1, completed=1)
-        variables = {f"pool/{name}": x for name, x in fitted.items()}
-        variables |= _fit_scales(plan, values, fitted, scales, bars)
-        return variables, _report(plan, values, variables, bars)
+        unrounded, pool = _fit_pool(plan, wanted, used, bars)
+        del wanted, used
+        scale_variables = _fit_scales(plan, values, pool, scales, bars)
+        variables = pool | scale_variables
+        report = _report(plan, values, variables, unrounded | scale_variables, bars)
+    if report.error > _LOST:
+        warnings.warn(
+            f"the fitted weights are off by {report.error:.2f} of the given ones: most of the model is lost, and "
+            "training must follow. A larger ratio, or leaving out what fits badly (exclude), keeps more",
+            UserWarning,
+            stacklevel=2,
+        )
+    return variables, report
 
 
 def _check_scipy() -> None:
@@ -163,8 +179,8 @@ def _check_pool(pool: Pool) -> None:
     if isinstance(pool, Sum):
         for part in pool.parts:
             _check_pool(part)
-    elif type(pool) not in _FITTERS:
-        kinds = ", ".join(cls.kind for cls in _FITTERS)
+    elif not can_fit(pool):
+        kinds = ", ".join(cls.kind for cls in FITTERS)
         raise PlanError(f"pools that can be fitted are {kinds}, and sums of these; got a {pool.kind}: {pool!r}")
 
 
@@ -179,7 +195,7 @@ def _check_names(plan: Plan, values: Mapping[str, np.ndarray]) -> None:
 
 
 def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the wanted weights of a tensor in canonical order, shape (size,), float64, or raise VariableError."""
+    """Return the wanted weights of a tensor in canonical order, shape (size,), float32, or raise VariableError."""
     what, x = f"the values of {tensor.name!r}", values[tensor.name]
     if not isinstance(x, (np.ndarray, np.generic)):
         raise VariableError(f"{what} must be a NumPy array; got {type(x).__name__}: convert them with numpy.asarray")
@@ -187,11 +203,11 @@ def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
         raise VariableError(f"{what} must be real numbers, such as float32; got dtype {x.dtype}")
     if x.shape != tensor.viewed_shape:
         raise VariableError(f"{what} must have shape {tensor.viewed_shape}, as the model has it; got {x.shape}")
-    wide = x.astype(np.float64)
-    bad = np.count_nonzero(~(np.abs(wide) <= _LARGEST))
+    narrow = x.astype(np.float32)
+    bad = x.size - np.count_nonzero(np.isfinite(narrow))
     if bad:
         raise VariableError(f"{what} must be finite in float32; got {bad} of {x.size} that are not: mend the model")
-    canonical = tensor.view.invert(np, wide, tensor.shape) if tensor.view else wide
+    canonical = tensor.view.invert(np, narrow, tensor.shape) if tensor.view else narrow
     return np.reshape(canonical, (-1,))
 
 
@@ -200,24 +216,34 @@ def _wanted(
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Return the scale of every tensor, the wanted virtual weights, and which of them are wanted; shape (capacity,)."""
     scales = {}
-    wanted, squares = np.zeros(plan.capacity), np.zeros(plan.capacity)
+    shared = plan.layout == "cyclic" and plan.num_weights > plan.capacity
+    wanted: np.ndarray = np.zeros(plan.capacity, dtype=np.float64 if shared else np.float32)
+    squares: np.ndarray = np.zeros(plan.capacity if shared else 0)
+    used = np.zeros(plan.capacity, dtype=bool)
     for tensor in bars.track(plan.tensors, description="reading tensors"):
         target = _target(tensor, values)
         scale = tensor.initial_scale
         if tensor.learn_scale:
-            scale = float(flush(np, np.float32(math.sqrt(np.mean(np.square(target))))))
-        if np.max(np.abs(target)) >= _FAR * scale > 0.0:
+            scale = math.sqrt(_dot(target, target) / target.size)
+            scale = float(np.float32(min(max(scale, LEAST), LIMIT / 2))) if scale else 0.0
+        largest = max(float(np.max(target)), -float(np.min(target)))
+        if largest >= _FAR * scale > 0.0:
             raise VariableError(
-                f"the values of {tensor.name!r} must be below 2**100 times its fixed scale {scale:.4g}; got magnitude "
-                f"{np.max(np.abs(target)):.4g}: make a plan with learnable scales, or a larger one"
+                f"the values of {tensor.name!r} must be below 2**40 times its scale {scale:.4g}; got magnitude "
+                f"{largest:.4g}: make a plan with learnable scales, or a larger one"
             )
         for cells, elements in _shown(plan, tensor):
-            wanted[cells] += scale * target[elements]
-            squares[cells] += scale * scale
+            if shared:
+                wanted[cells] += scale * target[elements]
+                squares[cells] += scale * scale
+            elif scale:
+                wanted[cells] = target[elements] / scale
+            if scale:
+                used[cells] = True
         scales[tensor.name] = scale
-    used = squares > 0.0
-    np.divide(wanted, squares, out=wanted, where=used)
-    return scales, wanted, used
+    if shared:
+        np.divide(wanted, squares, out=wanted, where=used)
+    return scales, wanted.astype(np.float32, copy=False), used
 
 
 def _shown(plan: Plan, tensor: TensorSpec) -> Iterator[tuple[slice, slice]]:
@@ -230,27 +256,57 @@ def _shown(plan: Plan, tensor: TensorSpec) -> Iterator[tuple[slice, slice]]:
         at += count
 
 
-def _fit_pool(plan: Plan, wanted: np.ndarray, used: np.ndarray) -> _Variables:
-    """Return pool variables for the wanted virtual weights: leaf by leaf, each fitted to what the others leave."""
+def _fit_pool(plan: Plan, wanted: np.ndarray, used: np.ndarray, bars: Progress) -> tuple[Variables, Variables]:
+    """Return pool variables for the wanted virtual weights, unrounded and rounded to integers.
+
+    Leaf by leaf, each is fitted to what the integers of the others leave.
+    """
     leaves = list(plan.pool.leaves(plan.seed))
     initial = initial_variables(plan)
-    parts: list[_Variables] = [{} for _ in leaves]
-    shares = [np.zeros(leaf.pool.capacity, dtype=np.float32) for leaf in leaves]
+    parts: list[tuple[Variables, Variables]] = [({}, {}) for _ in leaves]
+    shares = [np.zeros(leaf.pool.capacity if len(leaves) > 1 or not used.all() else 0, np.float32) for leaf in leaves]
     best, least = parts, math.inf
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         parts = list(parts)
         for p, leaf in enumerate(leaves):
-            rest = _less(wanted, shares[:p] + shares[p + 1 :])
+            task = bars.add_task(f"fitting the pool, part {p + 1} of {len(leaves)}", total=1.0)
+            tick = functools.partial(_tick, bars, task)
             start = {name: initial[f"pool/{leaf.path}{name}"] for name in leaf.pool.local_shapes()}
-            parts[p] = _fit_leaf(leaf, rest, used, shares[p], start)
-            shares[p] = leaf.pool.bind(_OPS, exact, parts[p], leaf.seed).read(0, leaf.pool.capacity)
+            if len(leaves) == 1:
+                present = shares[0] if shares[0].size else wanted
+                parts[p] = fit_leaf(leaf, wanted, used, present, start, tick)
+            else:
+                parts[p] = fit_leaf(leaf, _less(wanted, shares[:p] + shares[p + 1 :]), used, shares[p], start, tick)
+                shares[p] = _virtual_weights(leaf, parts[p][1])
+            bars.update(task, completed=1.0)
+        if len(leaves) == 1:
+            best = parts
+            break
         error = float(np.linalg.norm(_less(wanted, shares)[used]))
-        stalled = error >= (1.0 - _STALL) * least
+        stalled = error >= (1.0 - STALL) * least
         if error < least:
             best, least = parts, error
-        if stalled or len(leaves) == 1:
+        if stalled:
             break
-    return {leaf.path + name: x for leaf, part in zip(leaves, best, strict=True) for name, x in part.items()}
+    unrounded, rounded = (
+        {f"pool/{leaf.path}{name}": x for leaf, part in zip(leaves, best, strict=True) for name, x in part[k].items()}
+        for k in (0, 1)
+    )
+    return unrounded, rounded
+
+
+def _tick(bars: Progress, task: TaskID, what: str, share: float) -> None:
+    description = bars.tasks[task].description.partition(":")[0]
+    bars.update(task, description=f"{description}: {what}", completed=min(share, 1.0))
+
+
+def _virtual_weights(leaf: Leaf, part: Variables) -> np.ndarray:
+    """Return all virtual weights of a leaf."""
+    pool = leaf.pool
+    grids = {
+        name: grid(KERNELS, x, pool.grid_bits, 30, 30, pool.exponent(k)) for k, (name, x) in enumerate(part.items())
+    }
+    return np.asarray(pool.virtual_weights(KERNELS, grids, 0, pool.capacity, leaf.seed))
 
 
 def _less(wanted: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
@@ -258,116 +314,17 @@ def _less(wanted: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
     return functools.reduce(lambda rest, share: rest - share[: wanted.size], shares, wanted)
 
 
-def _fit_leaf(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, present: np.ndarray, initial: _Variables) -> _Variables:
-    """Return the variables of a leaf, float32, with its gain; what is not used starts from its ``present`` values."""
-    target, fixed = present.astype(np.float64), np.zeros(present.shape, dtype=bool)
-    fixed[: used.size] = used
-    np.copyto(target[: used.size], wanted, where=used)
-    shrink = 2.0**-leaf.pool.gain
-    plain = {name: x.astype(np.float64) / shrink for name, x in initial.items()}
-    found = _FITTERS[type(leaf.pool)](leaf.pool, leaf.seed, target, fixed, plain)
-    return {name: np.ascontiguousarray(x * shrink, dtype=np.float32) for name, x in found.items()}
-
-
-def _fit_matmul(pool: Matmul, seed: int, target: np.ndarray, used: np.ndarray, initial: _Variables) -> _Variables:
-    """Return the factors of the nearest matrix of rank m (Eckart and Young; equation 4 of the paper)."""
-    left, right = _low_rank(target.reshape(pool.side, -1), used.reshape(pool.side, -1), initial["right"])
-    return {"left": left, "right": right}
-
-
-def _fit_kronecker(pool: Kronecker, seed: int, target: np.ndarray, used: np.ndarray, initial: _Variables) -> _Variables:
-    """Return the nearest sum of t Kronecker products (Van Loan and Pitsianis).
-
-    With virtual weight (i1, i2, j1, j2) in row (i1, j1) and column (i2, j2) of a matrix, a product is a term of rank 1.
-    """
-    d, side, shape = math.isqrt(pool.side), pool.side, initial["right"].shape
-
-    def rearranged(x: np.ndarray) -> np.ndarray:
-        return x.reshape(d, d, d, d).transpose(0, 2, 1, 3).reshape(side, side)
-
-    left, right = _low_rank(rearranged(target), rearranged(used), initial["right"].reshape(-1, side))
-    return {"left": left.T.reshape(shape), "right": right.reshape(shape)}
-
-
-def _low_rank(wanted: np.ndarray, used: np.ndarray, initial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return factors close to a matrix where it is used, filling in what is not.
-
-    Each round takes the present product for the unused elements, and the nearest matrix to that; the error of the
-    used ones cannot grow. ``wanted`` holds first guesses where it is not used.
-    """
-    filled, once = wanted, len(initial) >= len(wanted) or bool(used.all())
-    best, least = (np.zeros_like(initial).T, initial), math.inf
-    for _ in range(_ROUNDS):
-        left, right = _nearest(filled, initial)
-        product = left @ right
-        error = float(np.linalg.norm((product - wanted)[used]))
-        stalled = error >= (1.0 - _STALL) * least
-        if error < least:
-            best, least = (left, right), error
-        if stalled or once:
-            break
-        filled = np.where(used, wanted, product)
-    return best
-
-
-def _nearest(matrix: np.ndarray, initial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return left, (n, terms), and right, (terms, n), whose product is the nearest of its rank; both equally large.
-
-    Right singular vectors are the eigenvectors of ``matrix.T @ matrix``, and left ones follow by projection: a fraction
-    of the cost of a whole decomposition, for a distance above the least by 1e-8 of the matrix, which float32 hides.
-    Terms that are not needed get the right factor of ``initial``, and zeros.
-    """
-    from scipy.linalg import eigh
-
-    n, terms = len(matrix), len(initial)
-    rank = min(n, terms)
-    ascending = eigh(matrix.T @ matrix, subset_by_index=(n - rank, n - 1), overwrite_a=True, check_finite=False)[1]
-    basis = ascending[:, ::-1]
-    image = matrix @ basis
-    singular = np.linalg.norm(image, axis=0)
-    needed = np.flatnonzero(singular > _SPARE * singular.max())
-    root = np.sqrt(singular[needed])
-    size = math.sqrt(float(np.linalg.norm(matrix)) / n) or 1.0  # as large as the others, whose grid they share
-    left, right = np.zeros((n, terms)), size * initial
-    left[:, needed] = image[:, needed] / root
-    right[needed, :] = (basis[:, needed] * root).T
-    return left, right
-
-
-def _fit_hash(pool: Hash, seed: int, target: np.ndarray, used: np.ndarray, initial: _Variables) -> _Variables:
-    """Return the table with the least squared error; with one hash function its entries are the means of buckets."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.linalg import lsqr
-
-    i = np.flatnonzero(used)
-    (columns,) = pool.indices(_OPS, i, seed).values()
-    signs = pool.signs(_OPS, i, seed).astype(np.float64)
-    shape = initial["table"].shape
-    size = math.prod(shape)
-    if pool.hashes == 1:
-        total = np.bincount(columns[:, 0], weights=signs[:, 0] * target[i], minlength=size)
-        count = np.bincount(columns[:, 0], minlength=size)
-        return {"table": (total / np.maximum(count, 1)).reshape(shape)}
-    rows = np.arange(0, signs.size + 1, pool.hashes)
-    design = csr_array((signs.reshape(-1), columns.reshape(-1), rows), shape=(i.size, size))
-    # The solution of least norm; the tolerances are relative, and below the resolution of float32.
-    return {"table": lsqr(design, target[i], atol=1e-10, btol=1e-10, iter_lim=2000)[0].reshape(shape)}
-
-
-_FITTERS: dict[type[Pool], _Fitter] = {Matmul: _fit_matmul, Kronecker: _fit_kronecker, Hash: _fit_hash}
-
-
 def _fit_scales(
-    plan: Plan, values: Mapping[str, np.ndarray], fitted: _Variables, scales: Mapping[str, float], bars: Progress
-) -> _Variables:
+    plan: Plan, values: Mapping[str, np.ndarray], pool: Variables, scales: Mapping[str, float], bars: Progress
+) -> Variables:
     """Return the learnable scales by variable, with the least squared error for the virtual weights that there are."""
-    bound = plan.pool.bind(_OPS, exact, fitted, plan.seed)
     learnable = [tensor for tensor in plan.tensors if tensor.learn_scale]
+    grids = generate.put_on_grids(KERNELS, plan, pool)
     found = {}
     for tensor in bars.track(learnable, description="fitting scales"):
-        v = layout.read(_OPS, plan.layout, bound, tensor.offset, tensor.stop).astype(np.float64)
+        v = generate.cells(KERNELS, plan, grids, tensor.offset, tensor.stop)
         scale = _best_scale(tensor, v, _target(tensor, values), scales[tensor.name])
-        found[tensor.scale_variable] = np.asarray(scale, dtype=np.float32)
+        found[tensor.scale_variable] = np.asarray(scale * 2.0**tensor.kappa, dtype=np.float32)
     return found
 
 
@@ -376,24 +333,47 @@ def _best_scale(tensor: TensorSpec, v: np.ndarray, target: np.ndarray, scale: fl
 
     Virtual weights of next to nothing tell no scale, and with a scale of 0 could not be trained: they keep theirs.
     """
-    if math.sqrt(np.mean(np.square(v))) < _FAINT:
+    if math.sqrt(_dot(v, v) / v.size) < _FAINT:
         return scale or tensor.initial_scale
     relu = "relu" in tensor.modifiers
-    v = np.maximum(v, 0.0) if relu else v
-    energy = float(v @ v)
-    least = float(np.float32(v @ target / energy)) if energy else scale
+    v = np.maximum(v, np.float32(0.0)) if relu else v
+    energy, shared = _dot(v, v), _dot(v, target)
+    least = float(np.float32(shared / energy)) if energy else scale
+    least = 0.0 if abs(least) < LEAST else math.copysign(min(abs(least), LIMIT / 2), least)
     if relu and least <= 0.0:
         return scale
-    return min(scale, least, key=lambda s: float(np.linalg.norm(s * v - target)))
+    return min(scale, least, key=lambda s: s * s * energy - 2.0 * s * shared)
 
 
-def _report(plan: Plan, values: Mapping[str, np.ndarray], variables: _Variables, bars: Progress) -> FitReport:
+def _report(
+    plan: Plan, values: Mapping[str, np.ndarray], variables: Variables, unrounded: Variables, bars: Progress
+) -> FitReport:
     """Return the errors of the weights that are generated, one tensor at a time."""
-    errors, off, whole = {}, 0.0, 0.0
+    errors, off, before, whole = {}, 0.0, 0.0, 0.0
+    ways = [
+        ((kernels, plan, generate.put_on_grids(kernels, plan, given)), given)
+        for kernels, given in ((KERNELS, variables), (_SMOOTH, unrounded))
+    ]
     for tensor in bars.track(plan.tensors, description="measuring errors"):
-        w = generate.materialize(_OPS, plan, variables, [tensor.name])[tensor.name]
-        target = values[tensor.name].astype(np.float64)
-        distance, norm = float(np.linalg.norm(w - target)), float(np.linalg.norm(target))
+        target = _target(tensor, values)
+        distance, before_here = (
+            _distance(generate.weights_of(*way, tensor, generate.scale_of(way[0], tensor, given)), target)
+            for way, given in ways
+        )
+        norm = math.sqrt(_dot(target, target))
+        before = math.hypot(before, before_here)
         errors[tensor.name] = distance / norm if norm else distance
         off, whole = math.hypot(off, distance), math.hypot(whole, norm)
-    return FitReport(errors, off / whole if whole else off)
+    return FitReport(errors, off / (whole or 1.0), before / (whole or 1.0))
+
+
+def _dot(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the inner product of two vectors, added in float64."""
+    blocks = range(0, x.size, _BLOCK)
+    return sum(float(x[k : k + _BLOCK].astype(np.float64) @ y[k : k + _BLOCK]) for k in blocks)
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the norm of the difference of two vectors, added in float64."""
+    blocks = (np.subtract(x[k : k + _BLOCK], y[k : k + _BLOCK], dtype=np.float64) for k in range(0, x.size, _BLOCK))
+    return math.sqrt(sum(float(block @ block) for block in blocks))

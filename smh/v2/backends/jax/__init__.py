@@ -3,7 +3,6 @@
 from smh.v2.backends.jax.adapter import backend
 from smh.v2.backends.jax.functions import digest, initialize, load, materialize, save, vjp
 from smh.v2.backends.jax.pytrees import Compressed, compress, fit, plan_of, report
-from smh.v2.backends.jax.rates import rate_multipliers
 from smh.v2.core.plan import Plan
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "load",
     "materialize",
     "plan_of",
-    "rate_multipliers",
     "report",
     "save",
     "vjp",

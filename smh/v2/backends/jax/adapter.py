@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smh.v2.backends.jax import derivatives
-from smh.v2.backends.jax.derivatives import OPS, Arrays
+from smh.v2.backends.jax.derivatives import KERNELS, Arrays
 from smh.v2.backends.jax.modes import modes
 from smh.v2.backends.protocol import EAGER, Backend, Function, Mode
 from smh.v2.core import generate
@@ -28,6 +28,7 @@ class JaxBackend(Backend):
     """
 
     name = "jax"
+    kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> jax.Array:
         """Return ``x`` as an array of its own, by default where JAX places arrays."""
@@ -52,7 +53,7 @@ class JaxBackend(Backend):
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return what ``jax.vjp`` gives for the weights that have cotangents."""
         flat = _flat(plan, variables)
-        generate.check_cotangents(OPS, plan, cotangents)
+        generate.check_cotangents(KERNELS, plan, cotangents)
         if cotangents:
             gradients = _gradients(self.mode, plan, tuple(cotangents))(flat, tuple(cotangents.values()))
         else:
@@ -124,7 +125,7 @@ def _flat(plan: Plan, variables: Mapping[str, Array]) -> Arrays:
     for name, x in variables.items():
         if not isinstance(x, jax.Array):
             raise VariableError(f"variable {name!r} must be a jax.Array, float32; got {type(x).__name__}")
-    generate.check_variables(OPS, plan, variables)
+    generate.check_variables(KERNELS, plan, variables)
     return tuple(variables[name] for name in plan.variable_shapes)
 
 

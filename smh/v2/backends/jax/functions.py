@@ -117,8 +117,10 @@ def save(
     plan: Plan | Compressed,
     variables: Mapping[str, Array] | None = None,
     dense: Mapping[str, Array] | None = None,
+    *,
+    training: bool = False,
 ) -> str:
-    """Write a checkpoint: one safetensors file with the plan, the variables, kept arrays, and the digest.
+    """Write a checkpoint: one safetensors file with plan, integers of the pool, scales, kept arrays and the digest.
 
     The file is written beside its destination and moved there when it is complete.
 
@@ -132,6 +134,8 @@ def save(
         With a plan: all its variables, by name.
     dense : mapping of str to jax.Array, optional
         With a plan: arrays that are kept as they are. Compressed parameters bring theirs, random keys by their data.
+    training : bool
+        Whether to store float32 values of the pool as well, so that training can go on where it stopped.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def save(
     given = _plan_and_variables(plan, variables, dense)
     if isinstance(plan, Compressed):
         dense = {name: jax.random.key_data(x) if _is_key(x) else x for name, x in plan.kept.items()}
-    return _api.save(path, *given, dense)
+    return _api.save(path, *given, dense, training=training)
 
 
 def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None, max_bytes: int | None = None) -> Any:

@@ -28,6 +28,14 @@ def _with_x64(fn: Function) -> Function:
     return run
 
 
+def _bfloat16(fn: Function) -> Function:
+    def run(*args: Any) -> Any:
+        with jax.default_matmul_precision("bfloat16"):
+            return fn(*args)
+
+    return run
+
+
 def _vmap(fn: Function) -> Function:
     """Run a batch of one."""
 
@@ -82,6 +90,7 @@ def modes() -> tuple[Mode, ...]:
         Mode("jit", "jax.jit", around=jax.jit, slowness=4),
         Mode("eager_ops", "jax.disable_jit()", around=_without_jit, slowness=4),
         Mode("x64", "jax.enable_x64(True)", around=_with_x64, slowness=4),
+        Mode("bfloat16", 'jax.default_matmul_precision("bfloat16")', around=_bfloat16, slowness=4),
         Mode("vmap", "jax.vmap", within=_vmap, slowness=4),
         Mode("scan", "jax.lax.scan", within=_scan, slowness=4),
         Mode("remat", "jax.checkpoint", within=jax.checkpoint, slowness=4),

@@ -21,6 +21,8 @@ from smh.v2.backends.protocol import Backend
 from smh.v2.core.initial import initial_variables
 from smh.v2.core.kernels import Array
 from smh.v2.core.plan import Plan
+from smh.v2.core.pools import Pool
+from smh.v2.core.selection import Selector
 from smh.v2.errors import PlanError
 from smh.v2.models.compression import ModelTensor, Report, check_residency, make_report, plan_for
 from smh.v2.models.fit import FitReport, fit_variables
@@ -48,7 +50,7 @@ class Structure:
         return hash((self.names, self.residency))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["variables", "kept"], meta_fields=["structure"])
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False, repr=False)
 class Compressed:
     """Parameters of a model, compressed: a pytree of what is trained.
@@ -56,6 +58,9 @@ class Compressed:
     Its leaves are the variables and the kept arrays, so optimisers, ``jax.jit``, ``jax.grad``, ``jax.lax.scan`` and
     the rest of JAX take it as they take any parameters. :func:`smh.v2.backends.jax.compress` makes one;
     ``dataclasses.replace(compressed, variables=...)`` is a copy with other variables.
+
+    The paths of variables have the fingerprint of the plan in them: what is saved by path, as Orbax does, cannot be
+    restored into parameters with another plan.
 
     Attributes
     ----------
@@ -70,6 +75,17 @@ class Compressed:
     variables: Arrays
     kept: Arrays
     structure: Structure
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Arrays], ...], Structure]:
+        """Return what JAX takes as the children of the pytree, with their keys, and what is static."""
+        variables = jax.tree_util.GetAttrKey(f"variables_{self.plan.fingerprint[:16]}")
+        return ((variables, self.variables), (jax.tree_util.GetAttrKey("kept"), self.kept)), self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: Structure, children: Sequence[Any]) -> Compressed:
+        """Return the pytree with other children."""
+        variables, kept = children
+        return cls(variables, kept, structure)
 
     @property
     def plan(self) -> Plan:
@@ -98,10 +114,22 @@ def compress(
     params: Any,
     ratio: float | Fraction | None = None,
     *,
+    size: int | str | None = None,
     plan: Plan | None = None,
-    axes: Mapping[str, str] | None = None,
     residency: str = "full",
-    **options: Any,
+    bits: int | None = None,
+    optimizer: str | None = None,
+    pool: Pool | str | None = None,
+    layout: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
+    learn_scale: bool | None = None,
+    modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
+    axes: Mapping[str, str] | None = None,
+    views: Mapping[str, Any] | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    allow_expansion: bool = False,
 ) -> Compressed:
     """Compress the parameters of a model: their weights are generated from a small pool of trained variables.
 
@@ -113,19 +141,23 @@ def compress(
         Arrays that are not generated, and leaves that are no arrays, stay as they are.
     ratio : float or Fraction
         Upper bound on pool variables per generated weight.
+    size : int or str
+        In the place of ``ratio``: what all arrays of the file may take, in bytes or as ``"500 kB"``.
     plan : Plan, optional
-        A plan for these parameters, in the place of ``ratio`` and ``options``.
-    axes : mapping of str to str, optional
-        What axes mean, where JAX's convention (``i o``, ``h w i o`` and so on, by rank) does not hold.
+        A plan for these parameters, in the place of ``ratio``, ``size`` and the options.
     residency : str
         When weights are built; the bits of weights and gradients are the same. ``"full"``: all of them by each call of
         :func:`smh.v2.backends.jax.materialize`, as one function. ``"cached"``: outside of JAX's transformations, a call
         with the same arrays as before returns the same weights, as long as these arrays live; else as ``"full"``.
         ``"layer"``: each of them by a function of its own, so that a compiler that saves memory can build it where it
         is used, and free it; gradients of weights arrive together all the same.
-    **options
-        Pool, layout, scale, seed, arithmetic, include, exclude and the rest, as for :meth:`smh.Plan.build`. By default
-        float32 arrays of two or more axes but biases are generated. ``scale="match"`` takes the present values.
+    bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, views, include, exclude : optional
+        As for :meth:`smh.Plan.build`. By default float32 arrays of two or more axes but biases are generated.
+        ``scale="match"`` takes the present values.
+    axes : mapping of str to str, optional
+        What axes mean, where JAX's convention (``i o``, ``h w i o`` and so on, by rank) does not hold.
+    allow_expansion : bool
+        Whether a ratio of 1 or more is taken.
 
     Returns
     -------
@@ -148,21 +180,60 @@ def compress(
     check_residency(residency)
     treedef, named = flatten(params)
     tensors = describe(named)
-    if "match" in str(options.get("scale")):
-        options = {"values": {t.name: np.asarray(named[t.name]) for t in tensors if not t.kept}, **options}
-    chosen = plan_for(tensors, ratio=ratio, plan=plan, axes=axes, **options)
+    values = {t.name: np.asarray(named[t.name]) for t in tensors if not t.kept} if "match" in str(scale) else None
+    chosen = plan_for(
+        tensors,
+        ratio=ratio,
+        size=size,
+        plan=plan,
+        bits=bits,
+        optimizer=optimizer,
+        pool=pool,
+        layout=layout,
+        scale=scale,
+        learn_scale=learn_scale,
+        modifiers=modifiers,
+        seed=seed,
+        axes=axes,
+        views=views,
+        include=include,
+        exclude=exclude,
+        allow_expansion=allow_expansion,
+        values=values,
+    )
     variables = {name: jnp.array(x) for name, x in initial_variables(chosen).items()}
     return assemble(treedef, named, chosen, variables, residency, None if ratio is None else float(ratio))
 
 
 def fit(
-    params: Any, ratio: float | Fraction | None = None, *, progress: bool = False, **options: Any
+    params: Any,
+    ratio: float | Fraction | None = None,
+    *,
+    size: int | str | None = None,
+    plan: Plan | None = None,
+    residency: str = "full",
+    bits: int | None = None,
+    optimizer: str | None = None,
+    pool: Pool | str | None = None,
+    layout: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
+    learn_scale: bool | None = None,
+    modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
+    axes: Mapping[str, str] | None = None,
+    views: Mapping[str, Any] | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    allow_expansion: bool = False,
+    progress: bool = False,
 ) -> tuple[Compressed, FitReport]:
     """Compress trained parameters, with variables whose weights are close to them (warm start).
 
     Parameters
     ----------
-    params, ratio, **options
+    params, ratio, size, plan, residency, bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes
+        As for :func:`smh.v2.backends.jax.compress`.
+    views, include, exclude, allow_expansion
         As for :func:`smh.v2.backends.jax.compress`.
     progress : bool
         Whether to show a progress bar.
@@ -171,8 +242,8 @@ def fit(
     -------
     compressed : Compressed
         The compressed parameters.
-    report : smh.fit.FitReport
-        Relative errors, by tensor and of all.
+    report : smh.models.fit.FitReport
+        Relative errors, by tensor and of all, with and without rounding to integers.
 
     Raises
     ------
@@ -190,7 +261,26 @@ def fit(
     >>> 0 < report.error < 1
     True
     """
-    compressed = compress(params, ratio, **options)
+    compressed = compress(
+        params,
+        ratio,
+        size=size,
+        plan=plan,
+        residency=residency,
+        bits=bits,
+        optimizer=optimizer,
+        pool=pool,
+        layout=layout,
+        scale=scale,
+        learn_scale=learn_scale,
+        modifiers=modifiers,
+        seed=seed,
+        axes=axes,
+        views=views,
+        include=include,
+        exclude=exclude,
+        allow_expansion=allow_expansion,
+    )
     _, named = flatten(params)
     values = {tensor.name: np.asarray(named[tensor.name]) for tensor in compressed.plan.tensors}
     variables, errors = fit_variables(compressed.plan, values, progress=progress)
@@ -213,7 +303,7 @@ def report(compressed: Compressed) -> Report:
 
     Returns
     -------
-    smh.compression.Report
+    smh.models.compression.Report
 
     Raises
     ------
@@ -227,7 +317,7 @@ def report(compressed: Compressed) -> Report:
     >>> compressed = smh.compress({"kernel": jnp.ones((40, 30)), "bias": jnp.zeros(30)}, ratio=0.1)
     >>> print(smh.report(compressed))  # doctest: +NORMALIZE_WHITESPACE
     1,200 weights (1 tensor) are generated from 71 variables (pool ratio 0.05833, asked 0.1); 30 numbers (1 tensor) are
-    kept. The model stores 404 bytes instead of 4,920 (8.2%); residency 'full'.
+    kept. A file takes 194 bytes instead of 4,920 (3.9%); residency 'full'.
     """
     structure, variables = checked(compressed).structure, compressed.variables
     scales = {t.name: float(variables[t.scale_variable]) for t in structure.plan.tensors if t.learn_scale}
