@@ -243,6 +243,8 @@ def _wanted(
         scales[tensor.name] = scale
     if shared:
         np.divide(wanted, squares, out=wanted, where=used)
+    if used.all():
+        used = np.broadcast_to(np.True_, used.shape)  # of no memory
     return scales, wanted.astype(np.float32, copy=False), used
 
 

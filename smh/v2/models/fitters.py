@@ -60,7 +60,7 @@ def fit_leaf(
         one = grid(KERNELS, (x * shrink).astype(np.float32), pool.grid_bits, 30, 30, pool.exponent(number))
         return np.asarray(one.integers, dtype=np.float64) * (float(one.unit) / shrink)
 
-    plain = {name: x.astype(np.float64) / shrink for name, x in initial.items()}
+    plain = {name: x / np.float32(shrink) for name, x in initial.items()}
     found = FITTERS[type(pool)](pool, leaf.seed, target, fixed, plain, snap, tick)
     unrounded, rounded = (
         {name: np.ascontiguousarray(x * shrink, dtype=np.float32) for name, x in each.items()} for each in found
@@ -169,6 +169,7 @@ def _nearest(matrix: np.ndarray, initial: np.ndarray, tick: Tick) -> _Factors:
     for row in range(0, n, _ROWS):
         block = matrix[row : row + _ROWS].astype(np.float64)
         gram = dsyrk(1.0, block.T, beta=1.0, c=gram, overwrite_c=True)  # its upper triangle
+        del block
         tick("products of columns", (row + _ROWS) / n)
     norm = math.sqrt(float(np.trace(gram)))
     waits = [0]
@@ -201,6 +202,8 @@ def _rounded(
     needed stay as they are.
     """
     needed = np.flatnonzero(np.any(left != 0.0, axis=0))
+    if not needed.size:
+        return snap(0, left), snap(1, right)
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((needed.size, needed.size)))[0]
     left, right = left.copy(), right.copy()
     left[:, needed], right[needed] = left[:, needed] @ turn, turn.T @ right[needed]
