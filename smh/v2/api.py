@@ -239,7 +239,7 @@ class Api:
         return digest
 
     def load(self, path: str | os.PathLike[str], device: Any = None, *, max_bytes: int | None = None) -> Checkpoint:
-        """Read a checkpoint, trusting nothing in it.
+        """Read and validate a checkpoint. The file is treated as untrusted.
 
         Parameters
         ----------
@@ -248,20 +248,20 @@ class Api:
         device : optional
             A device of the backend.
         max_bytes : int, optional
-            The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what
-            the file stores, whichever is more; see :func:`smh.limits.default`.
+            The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times
+            what the file stores, whichever is more; see :func:`smh.limits.default`.
 
         Returns
         -------
         Checkpoint
-            The plan, and variables and kept tensors as arrays of the backend. The variables are what the integers stand
-            for, or those of training if the file has them. Its ``digest`` is what the file says;
-            compare it with :func:`digest` for proof that the weights here are the same.
+            The plan, and variables and kept tensors as arrays of the backend. The variables of the pool are the values
+            that the stored integers stand for, or those of training if the file has them. ``digest`` is what the file
+            states: compare it with :func:`digest` to prove that the weights here are the same.
 
         Raises
         ------
         CheckpointError
-            If the file is cut, changed, or not an honest checkpoint of a known version.
+            If the file is truncated or changed, or is not a valid checkpoint of a version that is read here.
         LimitError
             If its weights would be larger than the limit.
 

@@ -119,6 +119,18 @@ def values(plan, seed, kind):
     return variables, cotangents
 
 
+def variables_for(plan, seed, kind):
+    """Return variables of a kind."""
+    rng = np.random.default_rng(seed)
+    return {name: floats(rng, shape, kind) for name, shape in plan.variable_shapes.items()}
+
+
+def cotangents_for(plan, seed, kind):
+    """Return cotangents of a kind, of all tensors."""
+    rng = np.random.default_rng(seed + 1)
+    return {tensor.name: floats(rng, tensor.viewed_shape, kind) for tensor in plan.tensors}
+
+
 def check(kernels, plan, variables, cotangents, put=np.asarray, take=np.asarray):
     """Compare weights and all gradients of the core with the oracle, bit for bit."""
     described = json.loads(plan.to_json())

@@ -11,7 +11,7 @@ from smh.v2.api import Api
 from smh.v2.backends.numpy_kernels import NumpyKernels
 from smh.v2.backends.protocol import Backend
 from smh.v2.core import generate
-from smh.v2.core.kernels import Array
+from smh.v2.core.kernels import Array, Kernels
 from smh.v2.core.plan import Plan
 from smh.v2.errors import BackendError
 
@@ -22,9 +22,7 @@ class NumpyBackend(Backend):
     """Arrays are ``numpy.ndarray``; gradients come from :func:`smh.vjp`."""
 
     name = "numpy"
-
-    def __init__(self) -> None:
-        self._kernels = NumpyKernels()
+    kernels: Kernels = NumpyKernels()
 
     def asarray(self, x: Any, device: Any = None) -> np.ndarray:
         """Return ``x`` as an array of its own."""
@@ -41,17 +39,17 @@ class NumpyBackend(Backend):
         self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
     ) -> dict[str, Array]:
         """Return weights, in memory as they are indexed: writers of files take other arrays for what they are not."""
-        weights = generate.materialize(self._kernels, plan, variables, names)
+        weights = generate.materialize(self.kernels, plan, variables, names)
         return {name: np.asarray(w, order="C") for name, w in weights.items()}
 
     @np.errstate(all="ignore")
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return gradients, as arrays also where NumPy makes scalars of them."""
-        return {name: np.asarray(x) for name, x in generate.vjp(self._kernels, plan, variables, cotangents).items()}
+        return {name: np.asarray(x) for name, x in generate.vjp(self.kernels, plan, variables, cotangents).items()}
 
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index."""
-        return generate.indices(self._kernels, plan, np.arange(start, stop, dtype=np.int64))
+        return generate.indices(self.kernels, plan, np.arange(start, stop, dtype=np.int64))
 
     def devices(self) -> list[str]:
         """Return the one device."""

@@ -87,9 +87,9 @@ def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -
 
 
 def on_grid(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the variables with every array of the pool rounded to its grid: what generates weights, and files hold."""
+    """Return the variables with every array of the pool rounded to its grid, as files hold them: zeros are +0."""
     grids = put_on_grids(kernels, plan, variables)
-    return dict(variables) | {f"pool/{name}": one.integers * one.unit for name, one in grids.items()}
+    return dict(variables) | {f"pool/{name}": one.integers * one.unit + 0.0 for name, one in grids.items()}
 
 
 def scale_of(kernels: Kernels, tensor: TensorSpec, variables: Mapping[str, Array]) -> Array | float:

@@ -1,4 +1,4 @@
-"""Checkpoint files: a plan, its variables and dense tensors in one safetensors file (docs/specification.md).
+"""Checkpoint files: a plan, its variables and dense tensors in one safetensors file (specification, section 12).
 
 The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, if asked for, ``training/pool/...``.
 All else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``, an object of six keys:
@@ -43,7 +43,7 @@ from smh.v2.files.header import (
     read_header,
     read_tensor,
 )
-from smh.v2.files.integers import Exponents, check_training, pack, pool_arrays, stored, unpack
+from smh.v2.files.integers import Exponents, check_exponents, check_training, pack, pool_arrays, stored, unpack
 from smh.v2.strict_json import canonical_json, check, check_limits, parse, short
 
 CARRIED = "carried/"
@@ -57,6 +57,16 @@ _START = re.compile(
     rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
     rb'\\"header_checksum\\":\\"([0-9a-f]{64})\\",'
 )
+
+
+class _VersionError(CheckpointError):
+    """A file of a version that is not read here; the message says which smh reads it."""
+
+    def __init__(self, version: Any) -> None:
+        what = f"this smh reads files of version {VERSION}: upgrade it"
+        if isinstance(version, str) and re.fullmatch(r"1\.[0-9]{1,9}", version):
+            what = f"smh 0.1 wrote it, and this smh reads files of version {VERSION}: install 'smh<0.2' to read it"
+        super().__init__(f"{what}, got {short(version)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +209,11 @@ def _seal(file: io.BufferedRandom) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint file and trust nothing in it.
+    """Read and validate a checkpoint file. The file is treated as untrusted.
 
-    The header and all that it says are checked before any array is allocated, the data while they are read. The
-    arrays are writable, own their memory and together have the size of the data; the rest is within a constant.
+    The header and everything it says are checked before any array is allocated, the data while they are read. Memory
+    is proportional to the data: besides them, every array of the pool has its float32 values. Arrays are writable and
+    own their memory.
 
     Parameters
     ----------
@@ -235,8 +246,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         try:
             return _read(file)
         except CheckpointError as error:
-            advice = "save it again or fetch another copy"
-            raise CheckpointError(f"cannot load {os.fspath(path)!r}, {advice}: {error}") from error.__cause__
+            advice = "" if isinstance(error, _VersionError) else ", save it again or fetch another copy"
+            raise CheckpointError(f"cannot load {os.fspath(path)!r}{advice}: {error}") from error.__cause__
 
 
 def _read(file: io.BufferedReader) -> Checkpoint:
@@ -251,17 +262,20 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
     values = parse(metadata["smh"], "its metadata")
     version = values.get("version")
-    check(is_readable(version), f"this smh reads {VERSION}: upgrade it", version)
+    if not is_readable(version):
+        raise _VersionError(version)
     with explained(version):
         check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
+    check(canonical_json(values) == metadata["smh"], "its metadata must be canonical JSON", metadata["smh"])
     try:
         plan = Plan.from_dict(values["plan"])
     except PlanError as error:
         raise CheckpointError(f"its plan must be valid: {error}") from error
+    exponents = values["pool_exponents"]
     with explained(version):
+        check_exponents(plan, exponents)
         entries = _check_entries(tree, plan, size)
     arrays = _read_data(file, entries, start[1].decode())
-    exponents = values["pool_exponents"]
     training = {name[9:]: arrays[name] for name in arrays if name.startswith("training/")}
     pool = unpack(plan, arrays, exponents)
     if training:
@@ -290,7 +304,8 @@ def _check_future(header: bytes) -> None:
         version = parse(metadata if isinstance(metadata, str) else "", "its metadata")["version"]
     except (CheckpointError, LookupError, TypeError):  # of no version at all
         return
-    check(version == VERSION, f"this smh reads {VERSION}: upgrade it", version)
+    if version != VERSION:
+        raise _VersionError(version)
 
 
 def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:

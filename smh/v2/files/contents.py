@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +11,17 @@ import numpy as np
 
 from smh.v2.backends.numpy_kernels import NumpyKernels
 from smh.v2.core import generate
+from smh.v2.core.inputs import check_variables
+from smh.v2.core.tensors import TensorSpec
 from smh.v2.errors import CheckpointError
 from smh.v2.files.checkpoint import CARRIED, Checkpoint, read
 from smh.v2.files.dense import DenseFile, is_checkpoint
 from smh.v2.files.limits import check_file
+
+BLOCK = 1 << 23
+"""How many weights of a tensor are built at a time, where that is possible."""
+
+_KERNELS = NumpyKernels()
 
 
 class _Tensors(Mapping[str, np.ndarray]):
@@ -32,25 +40,60 @@ class _Tensors(Mapping[str, np.ndarray]):
 
 
 class Weights(_Tensors):
-    """The generated weights of a checkpoint in their viewed shapes; each is built when it is read.
+    """The generated weights of a checkpoint in their viewed shapes; NumPy builds each when it is read.
 
-    They are built by NumPy.
+    The pool is put on its grid once, for all tensors.
 
     Parameters
     ----------
     found : Checkpoint
         With NumPy arrays.
+
+    Raises
+    ------
+    VariableError
+        If the variables do not fit the plan.
     """
 
     def __init__(self, found: Checkpoint) -> None:
         self.shapes = {tensor.name: tensor.viewed_shape for tensor in found.plan.tensors}
-        self._found = found
-        generate.check_variables(NumpyKernels(), found.plan, found.variables)
+        self._plan, self._variables = found.plan, found.variables
+        self._tensors = {tensor.name: tensor for tensor in found.plan.tensors}
+        check_variables(_KERNELS, self._plan, self._variables)
+        with np.errstate(all="ignore"):
+            self._grids = generate.put_on_grids(_KERNELS, self._plan, self._variables)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            built = generate.materialize(NumpyKernels(), self._found.plan, self._found.variables, [name])
-        return np.asarray(built[name])
+        tensor = self._tensors[name]
+        w = self._build(tensor, tensor).reshape(tensor.shape)
+        return np.asarray(tensor.view.apply(np, w), order="C") if tensor.view else w
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """Iterate over the elements of a tensor in row-major order; a tensor with a view comes as a whole.
+
+        Parameters
+        ----------
+        name : str
+            A tensor of the plan.
+
+        Yields
+        ------
+        numpy.ndarray, float32
+            At most ``BLOCK`` elements at a time, unless the tensor has a view.
+        """
+        tensor = self._tensors[name]
+        if tensor.view is not None:
+            yield self[name]
+            return
+        for start in range(0, tensor.size, BLOCK):
+            count = min(BLOCK, tensor.size - start)
+            yield self._build(tensor, dataclasses.replace(tensor, shape=(count,), offset=tensor.offset + start))
+
+    @np.errstate(all="ignore")
+    def _build(self, tensor: TensorSpec, part: TensorSpec) -> np.ndarray:
+        """Return a range of the elements of a tensor, shape (size,), in canonical order."""
+        scale = generate.scale_of(_KERNELS, tensor, self._variables)
+        return np.asarray(generate.weights_of(_KERNELS, self._plan, self._grids, part, scale))
 
 
 class ModelTensors(_Tensors):

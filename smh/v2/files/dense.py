@@ -20,7 +20,7 @@ from smh.v2.files.header import check_bools, check_place, check_tensor, dtype_of
 from smh.v2.strict_json import check, parse, short
 
 FLOATS = ("F16", "BF16", "F32", "F64")
-"""The dtypes whose tensors can be hashed."""
+"""The dtypes whose tensors can be generated."""
 
 _BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},

@@ -1,8 +1,8 @@
 """Plain files: generated weights and kept tensors as a safetensors file that any reader opens.
 
 The file is streamed. All names, dtypes and shapes are known from the plan, so the header is written first, and then the
-bytes of one tensor after another as they are built. With NumPy, large tensors are built in pieces, and memory is
-bounded by the variables and some hundred MiB, however large the file is.
+bytes of one tensor after another as they are built. NumPy builds large tensors without a view block by block; a tensor
+with a view, and every tensor of another backend, is built as a whole.
 """
 
 from __future__ import annotations
@@ -13,30 +13,26 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from smh.v2.backends.numpy import NumpyBackend, NumpyOps
+from smh.v2.backends.numpy import NumpyBackend
+from smh.v2.backends.numpy_kernels import NumpyKernels
 from smh.v2.backends.protocol import Backend
-from smh.v2.core.generate import Cells, check_variables
+from smh.v2.core.inputs import check_variables
 from smh.v2.core.plan import Plan
 from smh.v2.core.tensors import TensorSpec
 from smh.v2.errors import ExportError, LimitError, UnknownNameError, near_names
 from smh.v2.files.atomic import replacing
 from smh.v2.files.checkpoint import CARRIED, Checkpoint
+from smh.v2.files.contents import Weights
 from smh.v2.files.header import DTYPES
 from smh.v2.files.limits import check_plan, default
-from smh.v2.slabs import viewed_slabs
-
-PIECE = 1 << 23
-"""How many weights are built, and written, at a time."""
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_OPS = NumpyOps()
 
 
 @dataclass(frozen=True)
@@ -77,15 +73,15 @@ def export(
     Parameters
     ----------
     path : str or os.PathLike
-        Where to. Its folder must exist, and have room for the file and for a copy of the largest tensor with a view.
+        Where to. Its folder must exist, and have room for the file.
     found : Checkpoint
-        With NumPy arrays, as :func:`smh.checkpoint.read` gives it.
+        With NumPy arrays, as :func:`smh.v2.files.checkpoint.read` gives it.
     names : iterable of str, optional
         Which tensors; by default all but those that are only carried along.
     view : bool
         Whether weights have their viewed shapes, or their canonical ones.
     backend : Backend, optional
-        Builds the weights, by default NumPy, in pieces. Others build one whole tensor at a time.
+        Builds the weights, by default NumPy.
     max_bytes : int, optional
         The most bytes to write, and to build for that; by default what :func:`smh.limits.default` says.
     start : callable
@@ -142,14 +138,12 @@ def export(
             f"the file would have {size:,} bytes, and the limit is {limit:,}: raise it by max_bytes={size} (on the "
             f"command line --max-bytes {size}), or choose tensors"
         )
-    check_variables(_OPS, plan, found.variables)
-    with np.errstate(all="ignore"), replacing(path) as temporary, open(temporary, "r+b") as file:
-        folder = os.path.dirname(temporary)
-        _check_room(folder, size + max((4 * tensor.size for tensor in tensors if _is_large(tensor)), default=0))
+    weights = _weights(dataclasses.replace(found, plan=plan), tensors, backend)
+    with replacing(path) as temporary, open(temporary, "r+b") as file:
+        _check_room(os.path.dirname(temporary), size)
         start(size)
         file.write(header)
         advance(len(header))
-        weights = _weights(plan, found.variables, tensors, backend, folder)
         for x in itertools.chain((kept[name] for name in wide), weights, (kept[name] for name in narrow)):
             data = np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C").reshape(-1).view(np.uint8)
             file.write(data.data)
@@ -205,30 +199,12 @@ def _check_room(folder: str, needed: int) -> None:
         raise ExportError(f"{needed:,} bytes are needed in {where!r}, and {free:,} are free: choose another folder")
 
 
-def _is_large(tensor: TensorSpec) -> bool:
-    """Say whether a tensor has to go through a scratch file to be seen otherwise."""
-    return tensor.view is not None and tensor.size > PIECE
-
-
-def _weights(
-    plan: Plan, variables: Mapping[str, np.ndarray], tensors: list[TensorSpec], backend: Backend | None, folder: str
-) -> Iterator[np.ndarray]:
-    """Iterate over pieces of the weights of tensors, in the order of the file."""
-    if backend is not None and type(backend) is not NumpyBackend:
-        own = {name: backend.asarray(x) for name, x in variables.items()}
-        for tensor in tensors:
-            yield backend.to_numpy(backend.materialize(plan, own, [tensor.name])[tensor.name])
-        return
-    pieces = Cells(_OPS, plan, variables).pieces(tensors, PIECE)
-    for tensor, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
-        parts = (piece for _, _, piece in group)
-        if tensor.view is None:
-            yield from parts
-        elif not _is_large(tensor):
-            yield tensor.view.apply(np, np.concatenate(list(parts)).reshape(tensor.shape))
-        else:
-            with tempfile.TemporaryFile(dir=folder) as scratch:  # without a name, so nothing can be left of it
-                for part in parts:
-                    scratch.write(np.ascontiguousarray(part, dtype="<f4").data)
-                scratch.flush()
-                yield from viewed_slabs(tensor.view, tensor.shape, scratch, PIECE)
+def _weights(found: Checkpoint, tensors: list[TensorSpec], backend: Backend | None) -> Iterator[np.ndarray]:
+    """Return an iterator over the weights of tensors, in the order of the file; variables are checked at once."""
+    if backend is None or type(backend) is NumpyBackend:
+        weights = Weights(found)
+        return (block for tensor in tensors for block in weights.blocks(tensor.name))
+    own = {name: backend.asarray(x) for name, x in found.variables.items()}
+    check_variables(NumpyKernels(), found.plan, found.variables)
+    built = (backend.materialize(found.plan, own, [tensor.name])[tensor.name] for tensor in tensors)
+    return map(backend.to_numpy, built)

@@ -13,7 +13,7 @@ from smh.v2.core.grid import LARGEST, LEAST
 from smh.v2.core.kernels import Kernels
 from smh.v2.core.plan import Plan
 from smh.v2.errors import CheckpointError, VariableError
-from smh.v2.strict_json import check
+from smh.v2.strict_json import check, short
 
 Arrays = dict[str, np.ndarray]
 Exponents = dict[str, int | None]
@@ -65,8 +65,29 @@ def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Expon
     return arrays, exponents
 
 
-def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Mapping[str, Any]) -> Arrays:
-    """Return the float32 values that stored integers stand for, or refuse what no grid gives.
+def check_exponents(plan: Plan, exponents: Any) -> None:
+    """Raise :class:`~smh.CheckpointError` unless exponents are such as grids of the plan's arrays have.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the file.
+    exponents : object
+        What the file says, of any type.
+    """
+    arrays = {name.removeprefix("pool/"): fixed for name, _, _, fixed in pool_arrays(plan)}
+    keys = sorted(exponents) if isinstance(exponents, dict) else None
+    got = exponents if keys is None else keys
+    check(keys == sorted(arrays), f"its pool_exponents must be an object with the keys {short(sorted(arrays))}", got)
+    for name, fixed in arrays.items():
+        e, what = exponents[name], f"the exponent of {name!r}"
+        check(e is None or type(e) is int, f"{what} must be a whole number or null", e)
+        check(e is None or LEAST <= e <= LARGEST, f"{what} must be from {LEAST} to {LARGEST}", e)
+        check(e is None or fixed is None or e == fixed, f"{what} must be {fixed}, as the plan fixes it", e)
+
+
+def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> Arrays:
+    """Return the float32 values that stored integers stand for, or refuse integers that no grid gives.
 
     Parameters
     ----------
@@ -74,39 +95,27 @@ def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Mapping[str,
         The plan of the file.
     arrays : mapping of str to numpy.ndarray
         As :func:`pack` gives them, in the dtypes and shapes of :func:`stored`.
-    exponents : mapping
-        By the names of arrays, without ``pool/``.
+    exponents : dict of str to int or None
+        By the names of arrays, without ``pool/``; :func:`check_exponents` has accepted them.
 
     Raises
     ------
     CheckpointError
-        If exponents and integers are not such as a grid gives.
+        If integers are not such as a grid with these exponents gives.
     """
-    names = sorted(name.removeprefix("pool/") for name, *_ in pool_arrays(plan))
-    keys = sorted(exponents) if isinstance(exponents, dict) else exponents
-    check(keys == names, f"its pool_exponents must have the keys {names}", keys)
     values = {}
     for name, bits, shape, fixed in pool_arrays(plan):
-        e = exponents[name.removeprefix("pool/")]
-        what = f"the exponent of {name!r}"
-        check(e is None or type(e) is int, f"{what} must be a whole number or null", e)
-        q = arrays[name]
+        e, q, what = exponents[name.removeprefix("pool/")], arrays[name], f"integers of {name!r} must have"
         if bits <= _NIBBLE_BITS:
             q = _from_nibbles(name, q, shape)
         most, largest = 2 ** (bits - 1) - 1, max(-int(q.min()), int(q.max()))
-        what = f"integers of {name!r} must have"
-        if e is None:
-            check(largest == 0, f"{what} an exponent, unless all are 0", None)
-            values[name] = np.zeros(shape, dtype=np.float32)
-            continue
-        check(LEAST <= e <= LARGEST, f"the exponent of {name!r} must be from {LEAST} to {LARGEST}", e)
-        check(largest > 0, f"{what} no exponent if all are 0", e)
         check(largest <= most, f"{what} magnitudes of at most {most} with {bits} bits", largest)
-        if fixed is None:
+        check(e is not None or largest == 0, f"{what} an exponent, unless all are 0", e)
+        check(e is None or largest > 0, f"{what} the exponent null if all are 0", e)
+        if e is not None and fixed is None:
             check(2 * largest > most, f"{what} a largest magnitude of at least {most // 2 + 1}", largest)
-        else:
-            check(e == fixed, f"the plan fixes the exponent of {name!r} to {fixed}", e)
-        values[name] = q.astype(np.float32) * np.float32(2.0 ** (e - bits + 1))
+        values[name] = q.astype(np.float32)
+        values[name] *= np.float32(2.0 ** ((e or 0) - bits + 1))
     return values
 
 
@@ -117,10 +126,13 @@ def check_training(
     try:
         again, others = pack(plan, training)
     except VariableError as error:
-        raise CheckpointError(f"its training values must be finite: {error}") from error
+        raise CheckpointError(f"its training values must have a grid: {error}") from error
     for name, q in again.items():
-        same = others == exponents and np.array_equal(q, packed[name])
-        check(same, f"training values of {name!r} must round to the integers", "others")
+        array = name.removeprefix("pool/")
+        what = f"training values of {name!r} must have the exponent {exponents[array]} of its integers"
+        check(others[array] == exponents[array], what, others[array])
+        different = int(np.count_nonzero(q != packed[name]))
+        check(not different, f"training values of {name!r} must round to its integers", f"{different} that do not")
 
 
 def pool_arrays(plan: Plan) -> Iterator[tuple[str, int, tuple[int, ...], int | None]]:

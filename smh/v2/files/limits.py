@@ -3,7 +3,7 @@
 A plan that a user made is theirs. That of a file may be a stranger's, so there is a limit where a file becomes weights:
 in ``load`` of every backend, and in the commands that build. By default it is :data:`FLOOR`, or :data:`GROWTH` times
 what the file stores, whichever is more: 268 million weights from a file of any size, and as many as a plan can have for
-a file that stores a 256th of them.
+a file of 8-bit integers at a ratio of 1/256.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FLOOR = 1 << 30
 """Bytes that every file may ask for."""
-GROWTH = 256
-"""Bytes that a file may ask for with each byte that it stores."""
+GROWTH = 1024
+"""Bytes that a file may ask for with each byte that it stores: 256 weights for each integer of 8 bits."""
 
 
 def needed(plan: Plan, names: Iterable[str] | None = None) -> int:

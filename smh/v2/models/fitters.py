@@ -58,7 +58,7 @@ def fit_leaf(
 
     def snap(number: int, x: np.ndarray) -> np.ndarray:
         one = grid(KERNELS, (x * shrink).astype(np.float32), pool.grid_bits, 30, 30, pool.exponent(number))
-        return np.asarray(one.integers, dtype=np.float64) * (float(one.unit) / shrink)
+        return np.asarray(one.integers, dtype=np.float64) * (float(one.unit) / shrink) + 0.0
 
     plain = {name: x / np.float32(shrink) for name, x in initial.items()}
     found = FITTERS[type(pool)](pool, leaf.seed, target, fixed, plain, snap, tick)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from smh.v2.backends.protocol import EAGER, Backend, Function, Mode
 from smh.v2.backends.tensorflow import derivatives
-from smh.v2.backends.tensorflow.derivatives import OPS
+from smh.v2.backends.tensorflow.derivatives import KERNELS
 from smh.v2.backends.tensorflow.modes import MODES
 from smh.v2.core import generate
 from smh.v2.core.kernels import Array
@@ -60,7 +60,7 @@ class TensorFlowBackend(Backend):
     @as_written
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index."""
-        return generate.indices(OPS, plan, tf.range(start, stop, dtype=tf.int64))
+        return generate.indices(KERNELS, plan, tf.range(start, stop, dtype=tf.int64))
 
     def devices(self) -> list[str]:
         """Return the logical devices, as ``"GPU:0"`` or ``"CPU:0"``, accelerators first."""
@@ -118,7 +118,7 @@ def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     """Return the variables in the plan's order as tensors, or say what does not fit."""
     shapes = plan.variable_shapes
     tensors = {name: _tensor(f"variable {name!r}", x, shapes.get(name)) for name, x in variables.items()}
-    generate.check_variables(OPS, plan, tensors)
+    generate.check_variables(KERNELS, plan, tensors)
     return [tensors[name] for name in shapes]
 
 
@@ -126,7 +126,7 @@ def _cotangents(plan: Plan, cotangents: Mapping[str, Array]) -> dict[str, Array]
     """Return cotangents as tensors, or say what does not fit."""
     shapes = {tensor.name: tensor.viewed_shape for tensor in plan.tensors}
     tensors = {name: _tensor(f"the cotangent of {name!r}", x, shapes.get(name)) for name, x in cotangents.items()}
-    generate.check_cotangents(OPS, plan, tensors)
+    generate.check_cotangents(KERNELS, plan, tensors)
     return tensors
 
 

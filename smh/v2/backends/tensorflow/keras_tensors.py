@@ -221,7 +221,7 @@ def _host_dtype(variable: keras.Variable) -> str:
 
 
 def _why_kept(layer: keras.Layer, variable: keras.Variable) -> str:
-    """Return why a variable cannot be hashed, or nothing."""
+    """Return why a variable cannot be generated, or nothing."""
     if not variable.trainable:
         return "is not trainable"
     if variable.dtype != "float32":

@@ -3,11 +3,22 @@
 from smh.v2.api import Api
 from smh.v2.backends.torch.adapter import backend
 from smh.v2.backends.torch.functions import digest, load, save
-from smh.v2.backends.torch.models import compress, compress_, fit, materialize_, plan_of, report, set_residency
-from smh.v2.backends.torch.rates import parameter_groups
+from smh.v2.backends.torch.models import (
+    compress,
+    compress_,
+    fit,
+    materialize_,
+    plan_of,
+    report,
+    set_residency,
+)
+from smh.v2.core import pools
 from smh.v2.core.plan import Plan
+from smh.v2.files.checkpoint import Checkpoint
+from smh.v2.porting import port
 
 __all__ = [
+    "Checkpoint",
     "Plan",
     "backend",
     "compress",
@@ -18,8 +29,9 @@ __all__ = [
     "load",
     "materialize",
     "materialize_",
-    "parameter_groups",
     "plan_of",
+    "pools",
+    "port",
     "report",
     "save",
     "set_residency",

@@ -10,7 +10,7 @@ from torch import nn
 
 from smh.v2.backends.torch.discovery import discover, parts_of
 from smh.v2.backends.torch.generated import NAMES
-from smh.v2.backends.torch.models import find_store
+from smh.v2.backends.torch.install import find_store
 from smh.v2.porting.layers import GATES, Layer, Setting, Slot, Structure, tensor_layer
 
 _NORMS = {

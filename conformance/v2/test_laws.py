@@ -1,0 +1,43 @@
+"""Every law, for every backend, device and mode that was asked for."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, seed, settings
+
+from conformance.v2.bits import Tally
+from conformance.v2.cases import cases, golden_cases
+from conformance.v2.laws import CaseLaw, OwnLaw, Subject
+
+
+def test_golden_vectors(subject: Subject, case_law: CaseLaw, tally: Tally) -> None:
+    """The law holds for the golden vectors; modes that compile every plan take every so-manieth."""
+    found = []
+    for case in golden_cases()[:: subject.backend.mode.slowness]:
+        try:
+            case_law(subject, case, tally)
+        except AssertionError as error:
+            found.append(f"{case.name}: {error}")
+    assert not found, "\n".join(found)
+
+
+def test_drawn_plans(subject: Subject, case_law: CaseLaw, tally: Tally, pytestconfig) -> None:
+    """The law holds for plans and values that Hypothesis draws, the same for all laws and modes."""
+
+    @seed(pytestconfig.getoption("seed"))
+    @settings(
+        max_examples=max(1, pytestconfig.getoption("plans") // subject.backend.mode.slowness),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases())
+    def holds(drawn):
+        for case in drawn:
+            case_law(subject, case, tally)
+
+    holds()
+
+
+def test_law(subject: Subject, own_law: OwnLaw, tally: Tally) -> None:
+    """The law holds for its own data."""
+    own_law(subject, tally)

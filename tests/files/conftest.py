@@ -1,0 +1,23 @@
+"""Fixtures for tests of files."""
+
+import pytest
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a file and returns its path."""
+
+    def write(content, name="model"):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def call():
+    """Return a function that runs the command line in this process."""
+    from smh.v2.cli import app
+
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
