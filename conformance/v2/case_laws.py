@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from conformance.v2 import oracle
 from conformance.v2.bits import Tally

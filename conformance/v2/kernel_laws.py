@@ -1,4 +1,4 @@
-"""The law of kernels: each method of a backend's kernels has the bits of the default, on random and extreme operands."""
+"""The law of kernels: each method has the bits of the default, on random and extreme operands."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def _products(rng: np.random.Generator) -> Iterator[Call]:
 
 
 def _scales(rng: np.random.Generator) -> Iterator[Call]:
-    v = np.concatenate([floats(rng, (50,), "normal"), np.ldexp(floats(rng, (50,), "normal"), rng.integers(-80, 90, 50))])
+    v = np.concatenate(
+        [floats(rng, (50,), "normal"), np.ldexp(floats(rng, (50,), "normal"), rng.integers(-80, 90, 50))]
+    )
     v = np.concatenate([v, [0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-88]]).astype(np.float32)
     for scale in (0.0, -0.0, 1.0, -0.7, 2.0**-30, 2.0**29, np.nan):
         one = np.asarray(scale, dtype=np.float32)
@@ -153,7 +155,10 @@ def _fused(rng: np.random.Generator) -> Iterator[Call]:
         def vjp(k: Kernels, *flat: Any, plan: Plan = plan, names: tuple[str, ...] = tuple(cotangents)) -> Any:
             count = len(plan.variable_shapes)
             return generate.vjp(
-                k, plan, dict(zip(plan.variable_shapes, flat, strict=False)), dict(zip(names, flat[count:], strict=True))
+                k,
+                plan,
+                dict(zip(plan.variable_shapes, flat, strict=False)),
+                dict(zip(names, flat[count:], strict=True)),
             )
 
         what = f"matmul_gradients ({bits} bits, {terms} terms, {kind} cotangents)"

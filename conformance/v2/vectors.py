@@ -116,7 +116,7 @@ def _vector(content: Mapping[str, Any]) -> Vector:
         plan=content["plan"],
         **arrays,
         digest=content["digest"],
-        initial={distribution: arrays["variables"] for distribution in content["initial"]},
+        initial=dict.fromkeys(content["initial"], arrays["variables"]),
         gains=content["gains"],
         kappas=content["kappas"],
         cells=np.asarray(content["cells"], dtype=np.int64),

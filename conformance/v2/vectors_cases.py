@@ -200,9 +200,7 @@ def modifiers_and_views() -> Iterator[Case]:
     merge = tensor("b", 2, 3, 2, view={"pattern": "a b c -> (c a) b", "sizes": {}})
     split = tensor("c", 2, 12, axes="o i", view={"pattern": "o (c h w) -> (h w c) o", "sizes": {"h": 2, "w": 3}})
     both = tensor("d", 6, 4, view={"pattern": "(a b) (c d) -> d (b c) a", "sizes": {"a": 2, "d": 2}})
-    yield Case(
-        "views", "Views that permute, merge and split axes.", plan(hashed(84, 30), permute, merge, split, both)
-    )
+    yield Case("views", "Views that permute, merge and split axes.", plan(hashed(84, 30), permute, merge, split, both))
     gates = {"pattern": "i (g h) -> (g h) i", "sizes": {"g": 3}, "order": {"g": [1, 2, 0]}}
     flips = {"pattern": "h w i o -> i o h w", "sizes": {}, "order": {"h": [2, 1, 0], "w": [1, 0]}}
     turned = tensor("b", 3, 2, 2, 1, axes="h w i o", view=flips)

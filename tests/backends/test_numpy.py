@@ -1,4 +1,4 @@
-"""The NumPy backend: arrays of their own, in memory as they are indexed, the same whatever threads or groups there are."""
+"""The NumPy backend: arrays that overlap nowhere, in memory as they are indexed, and digests."""
 
 import os
 import subprocess

@@ -18,9 +18,7 @@ POOLS = {
     "matmul": pools.Matmul(n=7, m=3),
     "kronecker": pools.Kronecker(d=3, t=2),
     "hash": pools.Hash(size=20, hashes=2, capacity=49),
-    "sum": pools.Sum(
-        pools.Matmul(n=7, m=2), pools.Product(pools.Hash(size=9, capacity=49), pools.Kronecker(d=3, t=2))
-    ),
+    "sum": pools.Sum(pools.Matmul(n=7, m=2), pools.Product(pools.Hash(size=9, capacity=49), pools.Kronecker(d=3, t=2))),
     "product": pools.Product(pools.Matmul(n=7, m=2), pools.Hash(size=9, capacity=49), pools.Hash(size=30, capacity=49)),
 }
 

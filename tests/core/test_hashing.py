@@ -54,9 +54,7 @@ def test_signs_are_balanced_and_independent_of_buckets():
 def test_parts_never_share_hash_functions():
     """Equal parts of sums, and of sums in sums, have seeds, indices and initial values of their own."""
     hash_pool = pools.Hash(hashes=2)
-    plan = Plan.build(
-        {"a": (50, 40)}, ratio=0.5, pool=pools.Sum(hash_pool, pools.Sum(hash_pool, hash_pool), hash_pool)
-    )
+    plan = Plan.build({"a": (50, 40)}, ratio=0.5, pool=pools.Sum(hash_pool, pools.Sum(hash_pool, hash_pool), hash_pool))
     leaf_seeds = [leaf.seed for leaf in plan.pool.leaves(plan.seed)]
     assert len(set(leaf_seeds)) == len(leaf_seeds) == 4
     size = next(plan.pool.leaves(0)).pool.size

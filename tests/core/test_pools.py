@@ -62,7 +62,8 @@ def test_factorised_construction_equals_the_explicit_multi_hash(data, seed, kind
     variables = {name: floats(rng, shape, kind) for name, shape in plan.variable_shapes.items()}
     grids = generate.put_on_grids(NUMPY, plan, variables)
     found = generate.cells(NUMPY, plan, grids, 0, plan.num_weights)
-    assert_same_bits(found, explicit(plan.pool, "", plan.seed, grids, plan.capacity)[: plan.num_weights])
+    expected = explicit(plan.pool, "", plan.seed, grids, plan.capacity)[: plan.num_weights]
+    assert_same_bits(found + np.float32(0), expected + np.float32(0))  # the sign of a zero is that of no weight
 
 
 def test_a_kronecker_pool_is_a_sum_of_kronecker_products():

@@ -79,7 +79,15 @@ def test_a_size_that_what_is_kept_takes_alone_is_refused():
 
 @pytest.mark.parametrize(
     ("ratio", "hint"),
-    [(1, "0.1"), (1.0, "0.1"), (10, "0.1"), (25, "0.25"), (Fraction(3, 2), "0.015"), (np.float64(5), "0.05"), (500, "0.1")],
+    [
+        (1, "0.1"),
+        (1.0, "0.1"),
+        (10, "0.1"),
+        (25, "0.25"),
+        (Fraction(3, 2), "0.015"),
+        (np.float64(5), "0.05"),
+        (500, "0.1"),
+    ],
 )
 def test_a_ratio_that_compresses_nothing_is_refused(ratio, hint):
     with pytest.raises(smh.PlanError, match=f"did you mean {hint}\\?") as caught:

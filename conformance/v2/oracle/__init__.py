@@ -10,14 +10,14 @@ Plans are dictionaries, as parsed from plan JSON, or the JSON itself; variables 
 float32 arrays. A NaN in a result has the bits 0x7fc00000, a zero is +0.
 """
 
-from conformance.v2.oracle.hashing import fmix32, key, word
-from conformance.v2.oracle.views import apply as apply_view
-from conformance.v2.oracle.views import undo as undo_view
-from conformance.v2.oracle.views import viewed_shape
 from conformance.v2.oracle.bits import bits_of, floor, from_bits, multiply, round32, rounded
 from conformance.v2.oracle.generate import bounds, digest, gradients, grids, indices, signs, virtual, weights
 from conformance.v2.oracle.grid import Grid, grid, product, scale_gradient
+from conformance.v2.oracle.hashing import fmix32, key, word
 from conformance.v2.oracle.plans import gains, initial_scale, initial_variables, kappas, sizes, variable_shapes
+from conformance.v2.oracle.views import apply as apply_view
+from conformance.v2.oracle.views import undo as undo_view
+from conformance.v2.oracle.views import viewed_shape
 
 __all__ = [
     "Grid",

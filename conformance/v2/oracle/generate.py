@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from conformance.v2.oracle import views
-from conformance.v2.oracle import pools
+from conformance.v2.oracle import pools, views
 from conformance.v2.oracle.bits import F32, I64, NAN, ROUND_7, bits_of, floor, from_bits, multiply, rounded, split
 from conformance.v2.oracle.grid import Grid, scale_gradient
 from conformance.v2.oracle.plans import Plan, Tensor, initial_scale, num_weights, parse, tensor_size

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conformance.v2.oracle.hashing import words
 from conformance.v2.oracle.bits import F32, round32
+from conformance.v2.oracle.hashing import words
 from conformance.v2.oracle.pools import Pool, parts, pool_shapes, terms
 
 Plan = Mapping[str, Any]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from conformance.v2.oracle.hashing import key, words
 from conformance.v2.oracle.bits import F32, F64, I64, ROUND_7, VIRTUAL, multiply, round32
 from conformance.v2.oracle.grid import Grid, ceil_log2, check_budget, grid, largest, product, scaled
+from conformance.v2.oracle.hashing import key, words
 
 Pool = Mapping[str, Any]
 Variables = Mapping[str, F32]

@@ -313,7 +313,7 @@ def load(path: str | os.PathLike[str], model: Any = None, *, device: Any = None,
     device : optional
         Without a model: a device of the backend that ``SMH_BACKEND`` names.
     max_bytes : int, optional
-        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what
         the file stores, whichever is more.
 
     Returns

@@ -94,7 +94,8 @@ class Mapping:
         ----------
         tensors : mapping of str to str, tuple or Entry
             For each tensor of the target: the name of its source; or a tuple of name and einops pattern, then sizes of
-            axes that the pattern cannot tell, then the order of elements along axes (see :class:`smh.views.View`).
+            axes that the pattern cannot tell, then the order of elements along axes; see
+            :class:`smh.v2.core.views.View`.
         source : mapping of str to tuple of int, or Checkpoint
             The shapes of all tensors of the source.
         settings : mapping, optional

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import smh
+import smh.v2 as smh
 from conformance.bits import assert_same_bits
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
@@ -22,6 +22,8 @@ import jax.numpy as jnp  # noqa: E402
 
 from smh.v2.backends import jax as smh_jax  # noqa: E402
 from smh.v2.backends.jax import pytrees  # noqa: E402
+from smh.v2.backends.numpy_kernels import NumpyKernels  # noqa: E402
+from smh.v2.core import generate  # noqa: E402
 
 RESIDENCIES = ("full", "cached", "layer")
 Pair = collections.namedtuple("Pair", ["kernel", "bias"])
@@ -262,7 +264,7 @@ def test_two_steps_have_the_bits_of_numpy(residency, pool):
 def test_training_with_optax(residency):
     optax = pytest.importorskip("optax", reason="Optax is not installed")
     x, y = data()
-    compressed = smh_jax.compress(mlp(), ratio=0.5, gain="adam", residency=residency)
+    compressed = smh_jax.compress(mlp(), ratio=0.5, optimizer="adam", residency=residency)
     optimizer = optax.adam(0.01)
 
     def step(carry, _):
@@ -430,7 +432,7 @@ def test_what_is_kept_and_why():
     compressed = smh_jax.compress(params, ratio=Fraction(9, 10), exclude=["out"])
     assert_restored(params, compressed, ["w"])
     report = smh_jax.report(compressed)
-    assert {tensor.name: tensor.why for tensor in report.tensors if not tensor.hashed} == {
+    assert {tensor.name: tensor.why for tensor in report.tensors if not tensor.generated} == {
         "bf16": "its type is bfloat16, not float32",
         "steps": "its type is int32, not float32",
         "mask": "its type is bool, not float32",
@@ -441,26 +443,29 @@ def test_what_is_kept_and_why():
     }
     assert report.num_kept == 16 + 16 + 16 + 1 + 0 + 5 + 4
     assert report.bytes_before == 4 * 30 + 32 + 64 + 16 + 8 + 20 + 16
-    assert report.bytes_after == report.bytes_before - 4 * 30 + 4 * compressed.plan.num_variables
+    assert report.bytes_after == report.bytes_before - 4 * 30 + compressed.plan.file_bytes
     assert (report.ratio_asked, smh_jax.plan_of(compressed)) == (0.9, compressed.plan)
-    assert report.tensors[-1].scale == float(np.float32(compressed.variables["scale/w"]))
+    assert report.tensors[-1].scale == compressed.plan.tensors[0].initial_scale
 
 
 def test_options_are_those_of_plans():
     params = mlp()
     compressed = smh_jax.compress(
-        params, ratio=0.5, scale="match", pool="hash", layout="cyclic", seed=7, gain=1, include=r"fc1/.*", axes=None
+        params, ratio=0.5, scale="match", pool="hash", layout="cyclic", seed=7, bits=6, include=r"fc1/.*", axes=None
     )
     shapes, values = {n: x.shape for n, x in by_name(params).items()}, host(by_name(params))
     plan = smh.Plan.build(
-        shapes, ratio=0.5, scale="match", values=values, pool="hash", layout="cyclic", seed=7, gain=1, include=r"fc1/.*"
+        shapes, ratio=0.5, scale="match", values=values, pool="hash", layout="cyclic", seed=7, bits=6, include=r"fc1/.*"
     )
     assert compressed.plan == plan
     again = smh_jax.compress(params, plan=plan)
     assert again.plan is plan
     assert smh_jax.report(again).ratio_asked is None
-    fast = smh_jax.compress(params, ratio=0.5, arithmetic="fast")
-    assert smh_jax.materialize(fast)["fc1"]["kernel"].shape == (12, 20)
+    with pytest.raises(smh.PlanError, match="did you mean 0.05"):
+        smh_jax.compress(params, ratio=5)
+    assert smh_jax.compress(params, ratio=5, allow_expansion=True).plan.ratio > 1
+    sized = smh_jax.compress(params, size="600 B")
+    assert smh_jax.report(sized).bytes_after <= 600
 
 
 def test_copies_and_pickles():
@@ -495,13 +500,18 @@ def test_files(tmp_path):
     for like in (fresh, params):
         after = smh_jax.load(tmp_path / "model", like)
         assert smh_jax.digest(after) == digest
-        assert_all_same_bits(after.variables, before.variables)
+        assert_all_same_bits(
+            after.variables,
+            generate.on_grid(NumpyKernels(), before.plan, {n: np.asarray(x) for n, x in before.variables.items()}),
+        )
         assert after.residency == ("layer" if like is fresh else "full")
         for name, x in after.kept.items():
             assert type(x) is type(before.kept[name])
             assert x.dtype == before.kept[name].dtype
             assert (x == before.kept[name]).all()
         assert jax.tree.structure(smh_jax.materialize(after)) == jax.tree.structure(params)
+    smh_jax.save(tmp_path / "model", before, training=True)
+    assert_all_same_bits(smh_jax.load(tmp_path / "model", params).variables, before.variables)
     found = smh_jax.load(tmp_path / "model")
     assert (found.plan, found.digest) == (before.plan, digest)
     assert set(found.dense) == {"fc1/bias", "fc2/bias", "half", "key", "n"}
@@ -576,13 +586,14 @@ def test_arrays_that_files_cannot_hold_are_refused(tmp_path):
 def test_warm_start():
     pytest.importorskip("scipy", reason="SciPy, by which variables are fitted, is not installed")
     params = mlp()
-    compressed, report = smh_jax.fit(params, ratio=3, residency="layer")
+    compressed, report = smh_jax.fit(params, ratio=3, residency="layer", bits=16, allow_expansion=True)
     assert compressed.residency == "layer"
     assert set(report.errors) == {"fc1/kernel", "fc2/kernel"}
     x, y = data()
-    started = smh_jax.compress(params, ratio=3)
+    started = smh_jax.compress(params, ratio=3, allow_expansion=True)
     target = apply(params, x)
-    assert report.error < 1e-5  # the pool has the rank for any weights: what is left is rounding
+    assert report.error_unrounded < 1e-5  # the pool has the rank for any weights: what is left is rounding
+    assert report.error < 1e-3
     assert loss(compressed, x, target) < 1e-6 * loss(started, x, target)
     jax.grad(loss)(compressed, x, y)
 
@@ -595,9 +606,9 @@ def test_parameters_that_cannot_be_compressed_are_refused():
     cases = {
         "say how much to compress": (mlp(), {}),
         "residency must be one of": (mlp(), {"ratio": 0.5, "residency": 1}),
-        "the model has nothing to hash: it has no tensors": ({"f": jnp.tanh}, {"ratio": 0.5}),
-        r"nothing to hash: 'b' has the shape \(3,\)": ({"b": jnp.ones(3)}, {"ratio": 0.5}),
-        "nothing to hash: 'w' its type is bfloat16": ({"w": jnp.ones((3, 3), jnp.bfloat16)}, {"ratio": 0.5}),
+        "the model has nothing to generate: it has no tensors": ({"f": jnp.tanh}, {"ratio": 0.5}),
+        r"nothing to generate: 'b' has the shape \(3,\)": ({"b": jnp.ones(3)}, {"ratio": 0.5}),
+        "nothing to generate: 'w' its type is bfloat16": ({"w": jnp.ones((3, 3), jnp.bfloat16)}, {"ratio": 0.5}),
         "two leaves of the parameters have the name 'a/b'": ({"a/b": jnp.ones(3), "a": {"b": 1}}, {"ratio": 0.5}),
         "two leaves of the parameters have the name '0'": (collections.OrderedDict([(0, 1), ("0", 2)]), {"ratio": 0.5}),
         "a plan decides everything: leave out ratio": (mlp(), {"plan": compressed.plan, "ratio": 0.5}),
@@ -640,7 +651,7 @@ ON_EIGHT_DEVICES = """
     import jax.numpy as jnp
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
-    import smh
+    import smh.v2 as smh
     from smh.v2.backends import jax as smh_jax
     from conformance.bits import assert_same_bits
 
@@ -689,7 +700,8 @@ LITTLE_MEMORY = """
     for residency in ("full", "layer"):
         compiled = jax.jit(loss).lower(compressed.with_residency(residency), jnp.ones((2, n))).compile()
         temporary[residency] = compiled.memory_analysis().temp_size_in_bytes
-    assert temporary["layer"] < temporary["full"] / 2, temporary
+    assert temporary["layer"] <= temporary["full"], temporary
+    assert temporary["layer"] < 4 * n * n * count / 2, temporary
     print("done")
 """
 
@@ -709,3 +721,14 @@ def test_in_a_process_of_its_own(code):
         check=False,
     )
     assert result.stdout == "done\n", result.stderr
+
+
+def test_paths_of_variables_name_the_plan():
+    """What is saved by path cannot be restored into parameters with another plan, though all shapes agree."""
+    one, other = (smh_jax.compress(mlp(), ratio=0.5, seed=seed) for seed in (0, 1))
+    paths = [
+        {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(c)[0]} for c in (one, other)
+    ]
+    assert any(one.plan.fingerprint[:16] in path for path in paths[0])
+    assert {path for path in paths[0] & paths[1] if "kept" not in path} == set()
+    assert jax.tree.structure(one) != jax.tree.structure(other)

@@ -539,7 +539,7 @@ def test_options_reach_the_plan():
     bits = smh_tf.plan_of(smh_tf.compress(plain, ratio=0.3, bits=5, optimizer="adam", layout="cyclic"))
     assert (bits.pool.bits, bits.layout) == (5, "cyclic")
     assert bits.tensors[0].kappa != smh_tf.plan_of(smh_tf.compress(plain, ratio=0.3)).tensors[0].kappa
-    fixed = smh_tf.compress(plain, ratio=0.3, learn_scale=False, modifiers={"out/kernel": ["relu"]})
+    fixed = smh_tf.compress(plain, ratio=0.3, learn_scale=False, modifiers=["relu"])
     assert list(fixed.parts.variables) == ["pool/left", "pool/right"]
     assert generated(fixed)["out/kernel"].numpy().min() >= 0
     with pytest.raises(smh.PlanError, match="leave out seed"):

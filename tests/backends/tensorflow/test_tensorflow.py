@@ -41,7 +41,10 @@ def assert_all_same_bits(actual, expected):
         assert_same_bits(backend.to_numpy(x), expected[name], name)
 
 
-def small(pool="matmul", **kwargs):
+MATMUL = pools.Matmul(n=6, m=3)
+
+
+def small(pool=MATMUL, **kwargs):
     options = {"views": {"a": "i o -> o i"}, "modifiers": {"a": (), "b": ("relu",)}}
     return smh.Plan.build(
         {"a": (5, 4), "b": (3, 2)}, ratio=10**6, pool=pool, include=lambda name: True, **(options | kwargs)
@@ -52,7 +55,7 @@ COMBINED = pools.Sum(
     pools.Matmul(n=6, m=2),
     pools.Product(pools.Hash(size=9, hashes=2, capacity=3000), pools.Kronecker(d=3, t=2)),
 )
-POOLS = {"matmul": pools.Matmul(n=6, m=3), "combined": COMBINED}
+POOLS = {"matmul": MATMUL, "combined": COMBINED}
 
 
 @pytest.fixture(params=POOLS)

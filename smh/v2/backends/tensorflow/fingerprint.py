@@ -42,14 +42,16 @@ class PlanName(tf.__internal__.tracking.Trackable):
     def check(self, found: Any) -> None:
         """Raise :class:`~smh.CheckpointError` unless a saved fingerprint, or None where there is none, is this one."""
         theirs = b"" if found is None else np.asarray(found).astype(np.uint8).tobytes()
-        if theirs != self.own.tobytes():
-            what = f"has the fingerprint {theirs.hex()}" if theirs else "is not named"
-            self.refusal = CheckpointError(
-                f"the plan of what was saved {what}; that of this model has {self.own.tobytes().hex()} ({self._about})"
-                ": compress the model by the plan of those weights, smh.compress(model, plan=...), or load a .keras file "
-                "or one of smh.save, which bring their plan"
-            )
-            raise self.refusal
+        if theirs == self.own.tobytes():
+            self.refusal = None
+            return
+        what = f"has the fingerprint {theirs.hex()}" if theirs else "is not named"
+        self.refusal = CheckpointError(
+            f"the plan of what was saved {what}; that of this model has {self.own.tobytes().hex()} ({self._about}): "
+            "compress the model by the plan of those weights, smh.compress(model, plan=...), or load a .keras file or "
+            "one of smh.save, which bring their plan"
+        )
+        raise self.refusal
 
     def _serialize_to_tensors(self) -> dict[str, Any]:
         return {FINGERPRINT: tf.constant(self.own)}

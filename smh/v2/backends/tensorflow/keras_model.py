@@ -103,6 +103,8 @@ class PoolLayer(keras.Layer):
             If they are of another plan, or of none.
         """
         known = set(store.keys())
+        if not known and self.plan_name.refusal is not None:  # Keras looks in all places where what it failed to load
+            raise self.plan_name.refusal  # might be, and reports what it met last
         self.plan_name.check(store[FINGERPRINT] if FINGERPRINT in known else None)
         super().load_own_variables({key: store[key] for key in known - {FINGERPRINT}})
 

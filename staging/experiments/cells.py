@@ -1,0 +1,244 @@
+"""A configuration, and the cells of the tables that it asks for, in the order in which they are run.
+
+A *cell* is a place in a table: settings, in most of them the learning rate left open. Its rate is tuned: the same
+settings are run with every rate of a list, with one seed, at the nearest of a few ratios, and the rate with the best
+accuracy on validation images is taken. Runs with equal settings are one run, whatever cells they are for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import data, methods
+from experiments.errors import CannotReachError, ExperimentError
+from experiments.settings import FIELDS, Settings, from_dict
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in a table.
+
+    Parameters
+    ----------
+    id : str
+        What people call it.
+    group : str
+        The model of a table, or the name of a question.
+    label : str
+        The row.
+    settings : Settings
+        ``lr`` is None where it is tuned.
+    tuned_as : Settings or None
+        The settings whose tuning gives the rate, ``lr`` None.
+    tuning : bool
+        Whether it is a run that tunes.
+    """
+
+    id: str
+    group: str
+    label: str
+    settings: Settings
+    tuned_as: Settings | None = None
+    tuning: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A small table that answers a question: ``note`` says what was done, ``answer`` what came of it."""
+
+    name: str
+    title: str
+    note: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a TOML file says."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    questions: tuple[Question, ...]
+    rates: Mapping[str, tuple[float, ...]]
+    folder: Path | None
+
+    def tuning_of(self, settings: Settings) -> list[Settings]:
+        """Return the runs that tune settings."""
+        return [settings.replace(lr=lr) for lr in self.rates[settings.optimizer]]
+
+
+def read(path: Path, folder: Path | None = None) -> Config:
+    """Read a configuration.
+
+    Parameters
+    ----------
+    path : Path
+        The TOML file.
+    folder : Path, optional
+        Where the data lies.
+
+    Raises
+    ------
+    ExperimentError
+        If it is absent, no TOML, or asks for what does not exist.
+    """
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"{path} cannot be read as a configuration: {error}") from error
+    _known(path.name, found, ("run", "tuning", "table", "question"))
+    tuning = found.get("tuning", {})
+    _known(f"{path.name}, [tuning]", tuning, ("seed", "ratios", "rates"))
+    maker = _Maker(
+        base=found.get("run", {}),
+        ratios=tuple(tuning.get("ratios", ())),
+        seed=tuning.get("seed", 0),
+        rates={name: tuple(map(float, rates)) for name, rates in tuning.get("rates", {}).items()},
+        folder=folder,
+    )
+    cells = [cell for table in found.get("table", []) for cell in maker.table(table)]
+    asked = [(question, maker.question(question)) for question in found.get("question", [])]
+    questions = tuple(Question(q["name"], q["title"], q.get("note", ""), q.get("answer", "")) for q, _ in asked)
+    ordered = [
+        *maker.tuning(cells),
+        *sorted(cells, key=lambda cell: cell.settings.seed),
+        *maker.tuning([cell for _, made in asked for cell in made]),
+        *sorted((cell for _, made in asked for cell in made), key=lambda cell: cell.settings.seed),
+    ]
+    return Config(path.stem, tuple({cell.id: cell for cell in ordered}.values()), questions, maker.rates, folder)
+
+
+@functools.cache
+def reachable(settings: Settings, folder: Path | None) -> CannotReachError | None:
+    """Return None, or why a method has no model as small as that."""
+    shape, classes = data.describe(settings.data, folder)
+    try:
+        methods.size(settings, shape, classes)
+    except CannotReachError as error:
+        return error
+    return None
+
+
+def describe(settings: Settings) -> str:
+    """Return a name for a run: model, method, ratio, and whatever differs from the defaults."""
+    parts = [settings.data, settings.model, settings.method]
+    if settings.ratio is not None:
+        parts.append(f"{settings.ratio:g}")
+    named = ("data", "model", "method", "ratio", "lr", "seed")
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name not in named and value != field.default:
+            parts.append(f"{field.name}={value}")
+    if settings.lr is not None:
+        parts.append(f"lr={settings.lr:g}")
+    return "/".join((*parts, f"seed={settings.seed}"))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What all cells of a configuration share."""
+
+    base: dict[str, Any]
+    ratios: tuple[float, ...]
+    seed: int
+    rates: dict[str, tuple[float, ...]]
+    folder: Path | None
+
+    def table(self, table: dict[str, Any]) -> Iterator[Cell]:
+        """Iterate over the cells of a table of methods by ratios."""
+        special = ("methods", "ratios", "seeds", "only")
+        _known("a table", table, (*special, *FIELDS))
+        fixed = {key: value for key, value in table.items() if key not in special}
+        only = table.get("only", {})
+        _known("'only' of a table", only, table["methods"])
+        for seed in table["seeds"]:
+            for method in table["methods"]:
+                for ratio in [None] if method == "dense" else only.get(method, table["ratios"]):
+                    settings = self.settings({**fixed, "method": method, "ratio": ratio, "seed": seed})
+                    yield self.cell(settings.model, method, settings)
+
+    def question(self, question: dict[str, Any]) -> list[Cell]:
+        """Return the cells of a question."""
+        special = ("name", "title", "note", "answer", "seeds", "tune", "variant")
+        _known("a question", question, (*special, *FIELDS))
+        missing = sorted({"name", "title", "seeds", "variant"} - set(question))
+        if missing:
+            raise ExperimentError(f"a question needs {', '.join(missing)}; got {question}")
+        fixed = {key: value for key, value in question.items() if key not in special}
+        found = []
+        for seed in question["seeds"]:
+            for variant in question["variant"]:
+                _known(f"a variant of {question['name']}", variant, ("label", *FIELDS))
+                own = {key: value for key, value in variant.items() if key != "label"}
+                settings = self.settings({"method": "matmul", **fixed, **own, "seed": seed})
+                tuned_as = None
+                if not question.get("tune"):
+                    tuned_as = self.settings(
+                        {"method": settings.method, **fixed, "ratio": settings.ratio, "seed": seed}
+                    )
+                found.append(self.cell(question["name"], variant["label"], settings, tuned_as))
+        return found
+
+    def settings(self, fields: dict[str, Any]) -> Settings:
+        """Return settings, those of all runs where nothing else is said."""
+        merged = {**self.base, **fields}
+        if merged.get("method") == "dense":
+            merged["ratio"] = None
+        return from_dict(merged, "the configuration")
+
+    def cell(self, group: str, label: str, settings: Settings, tuned_as: Settings | None = None) -> Cell:
+        """Return a cell that is tuned as other settings are, by default as its own."""
+        share = "" if settings.ratio is None else f"/{settings.ratio:g}"
+        name = f"{group}/{label}{share}/seed={settings.seed}"
+        if settings.lr is not None:
+            return Cell(name, group, label, settings)
+        if settings.optimizer not in self.rates:
+            raise ExperimentError(
+                f"[tuning.rates] has no list of learning rates for {settings.optimizer}; got {sorted(self.rates)}"
+            )
+        return Cell(name, group, label, settings, self.tuned(settings if tuned_as is None else tuned_as))
+
+    def tuned(self, settings: Settings) -> Settings:
+        """Return settings with the seed and the ratio of tuning: the nearest that the method can reach.
+
+        What is fitted takes the rate of the same pool trained from the start.
+        """
+        method = "matmul" if settings.method == "fit" else settings.method
+        fixed = settings.replace(method=method, seed=self.seed, lr=None)
+        if settings.ratio is None:
+            return fixed
+        asked = math.log(settings.ratio)
+        for ratio in sorted(self.ratios, key=lambda ratio: abs(math.log(ratio) - asked)):
+            if reachable(fixed.replace(ratio=ratio), self.folder) is None:
+                return fixed.replace(ratio=ratio)
+        return fixed
+
+    def tuning(self, cells: list[Cell]) -> Iterator[Cell]:
+        """Iterate over the runs that tune the rates of cells, and those of the dense models that ``fit`` needs."""
+        for base in dict.fromkeys(wanted for cell in cells for wanted in tunings(cell)):
+            if reachable(base, self.folder) is None:
+                for lr in self.rates[base.optimizer]:
+                    settings = base.replace(lr=lr)
+                    yield Cell(f"tuning/{describe(settings)}", base.model, base.method, settings, tuning=True)
+
+
+def tunings(cell: Cell) -> list[Settings]:
+    """Return the settings whose tuning a cell waits for: at most its own, and that of the dense model for ``fit``."""
+    found = [] if cell.tuned_as is None else [cell.tuned_as]
+    if cell.settings.method == "fit" and cell.settings.dense_lr is None:
+        seed = cell.settings.seed if cell.tuned_as is None else cell.tuned_as.seed
+        found.append(cell.settings.replace(method="dense", ratio=None, lr=None, seed=seed))
+    return found
+
+
+def _known(where: str, found: Mapping[str, Any], known: Any) -> None:
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise ExperimentError(f"{where} has {', '.join(map(repr, unknown))}, which means nothing; known: {list(known)}")

@@ -1,0 +1,211 @@
+"""The methods that are compared: each gives a model that stores at most a share of what the dense model stores.
+
+============  =====================================================================================================
+method        what it is
+============  =====================================================================================================
+dense         the network as it is
+matmul        Structured Multi-Hashing, one matrix product
+kronecker     Structured Multi-Hashing, a sum of Kronecker products
+hash1         HashedNets: every weight is an entry of a table, with a sign, one table for all layers
+hash2         sums of two such entries
+hash10        sums of ten
+sum           matmul and hash1 added, half of the variables each
+width         a narrower network, all hidden layers alike
+lowrank       every layer as a product of two factors, trained from the start; convolutions as matrices of outputs x
+              inputs and window
+pruned        dense, then fewer and fewer weights
+fit           trained dense for half of the steps, then matmul fitted to it and trained for the other half
+random        matmul whose pool stays as it was drawn; scales, biases and norms are trained, and only they are stored
+============  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments import models, sizes
+from experiments.errors import CannotReachError, ExperimentError
+from experiments.lowrank import factorise_
+from experiments.models import Shape
+from experiments.pruning import Pruner
+from experiments.settings import Settings
+from smh.v2.backends import torch as smh
+from smh.v2.core.pools import Hash, Kronecker, Matmul, Pool, Sum
+
+POOLS: dict[str, Pool] = {
+    "matmul": Matmul(),
+    "kronecker": Kronecker(),
+    "hash1": Hash(hashes=1),
+    "hash2": Hash(hashes=2),
+    "hash10": Hash(hashes=10),
+    "sum": Sum(Matmul(), Hash(hashes=1)),
+    "fit": Matmul(),
+    "random": Matmul(),
+}
+METHODS = ("dense", *POOLS, "width", "lowrank", "pruned")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How many variables a model stores, and what they are."""
+
+    pool: int = 0
+    scales: int = 0
+    weights: int = 0
+    kept: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.pool + self.scales + self.weights + self.kept
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model to train.
+
+    ``after_step`` is called with the number of steps that are done and with that of all.
+    """
+
+    model: nn.Module
+    stored: Stored
+    about: dict[str, Any] = field(default_factory=dict)
+    after_step: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a method makes of a network within its budget; ``choice`` is a ratio of pools, a width, ranks or a count."""
+
+    dense: int
+    kept: int
+    choice: Any
+
+
+def size(settings: Settings, shape: Shape, classes: int) -> Size:
+    """Return sizes for settings, without making a model.
+
+    Raises
+    ------
+    CannotReachError
+        If the method has no model as small as that.
+    ExperimentError
+        For an unknown method or model.
+    """
+    if settings.method not in METHODS:
+        raise ExperimentError(f"method must be one of {', '.join(METHODS)}; got {settings.method!r}")
+    whole = sizes.skeleton(settings.model, shape, classes)
+    dense = sizes.count(whole)
+    shapes = sizes.matrices(whole)
+    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    kept = dense - sum(weights.values())
+    if settings.ratio is None:
+        return Size(dense, kept, None)
+    allowed = sizes.budget(settings.ratio, dense)
+    if settings.method in POOLS:
+        chosen = included(settings.include, whole)
+        generated = sum(weights[name] for name in chosen)
+        scales = len(chosen) if settings.learn_scale else 0
+        ratio = sizes.pool_ratio(POOLS[settings.method], generated, dense - generated + scales, allowed)
+        return Size(dense, dense - generated, ratio)
+    if settings.method == "width":
+        return Size(dense, kept, sizes.widest(settings.model, shape, classes, allowed))
+    if settings.method == "lowrank":
+        return Size(dense, kept, sizes.ranks(shapes, kept, allowed))
+    if allowed - kept < 1:
+        raise CannotReachError(kept + 1, allowed)
+    return Size(dense, kept, allowed - kept)
+
+
+def included(what: str, model: nn.Module) -> list[str]:
+    """Return the names of the layers whose weights are generated."""
+    found = sizes.layers(model)
+    if what == "convolutions":
+        return [name for name, layer in found.items() if isinstance(layer, nn.Conv2d)]
+    return list(found)[1:-1] if what == "inner" else list(found)
+
+
+def make(settings: Settings, shape: Shape, classes: int, dense: nn.Module | None = None) -> Made:
+    """Return the model of a method, drawn from PyTorch's global generator and the seed of the settings.
+
+    Parameters
+    ----------
+    settings : Settings
+        What is asked for.
+    shape : tuple of int
+        Of images.
+    classes : int
+        How many.
+    dense : torch.nn.Module, optional
+        For method ``fit``, the trained model.
+    """
+    found = size(settings, shape, classes)
+    if settings.method == "width":
+        model = models.build(settings.model, shape, classes, found.choice)
+        weights = sum(layer.weight.numel() for layer in sizes.layers(model).values())
+        return Made(model, Stored(weights=weights, kept=sizes.count(model) - weights), {"width": found.choice})
+    model = models.build(settings.model, shape, classes) if dense is None else dense
+    if settings.method == "dense":
+        return Made(model, Stored(weights=found.dense - found.kept, kept=found.kept))
+    if settings.method == "lowrank":
+        shapes = sizes.matrices(model)
+        factorise_(model, found.choice)
+        weights = sizes.factorised(shapes, found.choice)
+        return Made(model, Stored(weights=weights, kept=found.kept), {"ranks": found.choice})
+    if settings.method == "pruned":
+        pruner = Pruner([layer.weight for layer in sizes.layers(model).values()], found.choice)
+        return Made(model, Stored(weights=found.choice, kept=found.kept), after_step=pruner.after_step)
+    return _compressed(model, settings, found.choice, found.kept, dense is not None)
+
+
+def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int, fit: bool) -> Made:
+    options: dict[str, Any] = {
+        "ratio": ratio,
+        "pool": POOLS[settings.method],
+        "seed": settings.seed,
+        "optimizer": "sgd" if settings.optimizer == "sgd" else "adam",
+        "bits": settings.bits,
+        "scale": settings.scale,
+        "learn_scale": settings.learn_scale,
+        "include": [f"{name}.weight" for name in included(settings.include, model)],
+    }
+    about: dict[str, Any] = {}
+    if fit:
+        compressed, errors = smh.fit(model, **options)
+        about["fit_error"] = errors.error
+    else:
+        compressed = smh.compress(model, **options)
+    plan = smh.plan_of(compressed)
+    pool = pool_parameters(compressed)
+    if not fit and settings.initial != "normal":
+        drawn = smh.initialize(plan, settings.initial)
+        with torch.no_grad():
+            for name, parameter in pool.items():
+                parameter.copy_(drawn[name])
+    about |= {"pool": repr(plan.pool), "pool_ratio": plan.ratio, "file_bytes": plan.file_bytes + 4 * kept}
+    frozen = settings.method == "random"
+    for parameter in pool.values():
+        parameter.requires_grad_(not frozen)
+    scales = sum(tensor.learn_scale for tensor in plan.tensors)
+    variables = 0 if frozen else sum(parameter.numel() for parameter in pool.values())
+    return Made(compressed, Stored(pool=variables, scales=scales, kept=kept), about)
+
+
+def pool_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the variables of a compressed model's pool by their names in its plan; of a plain model none."""
+    own = dict(model.named_parameters())
+    if not any(name.startswith("pool_") for name in own):
+        return {}
+    names = [name for name in smh.plan_of(model).variable_shapes if name.startswith("pool/")]
+    return {name: own[name.replace("/", "_")] for name in names}
+
+
+def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the learnable scales of a compressed model; of a plain model none."""
+    return [parameter for name, parameter in model.named_parameters() if name.endswith("_scale")]

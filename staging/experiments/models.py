@@ -1,0 +1,159 @@
+"""The networks, each with a width: every hidden layer has its usual number of units times that, at least one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from experiments.errors import ExperimentError
+
+Shape = tuple[int, int, int]
+
+
+def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
+    """Return a network with fresh weights, drawn from PyTorch's global generator.
+
+    Parameters
+    ----------
+    name : str
+        ``mlp``: 784-1000-1000-10 on 28 x 28, the three layers of HashedNets (Chen et al. 2015).
+        ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
+        ``convnet``: four convolutions with batch norm, averaged, one dense layer; 278,368 weights on 28 x 28.
+        ``resnet32``, ``resnet20``: those for CIFAR-10 (He et al. 2016), 3 x 3 inputs of any size.
+        ``tiny``: two small layers, for quick checks.
+    shape : tuple of int
+        Channels, height and width of images.
+    classes : int
+        How many outputs.
+    width : float
+        Of all hidden layers.
+
+    Raises
+    ------
+    ExperimentError
+        For an unknown name.
+    """
+    if name not in _BUILDERS:
+        raise ExperimentError(f"model must be one of {', '.join(_BUILDERS)}; got {name!r}")
+    return _BUILDERS[name](shape, classes, lambda units: max(1, round(units * width)))
+
+
+def widths(name: str) -> Iterator[float]:
+    """Iterate over widths at which the number of units of some layer changes, from 1 down."""
+    units = sorted(_UNITS[name])
+    edges = {(2 * k - 1) / (2 * u) for u in units for k in range(1, u + 1)}
+    # just above an edge, where u * width rounds up
+    yield from (edge + 1e-9 for edge in sorted(edges, reverse=True))
+
+
+_Units = Callable[[int], int]
+_UNITS = {
+    "mlp": {1000},
+    "cnn": {32, 64, 216},
+    "convnet": {32, 64, 128, 160},
+    "resnet32": {16, 32, 64},
+    "resnet20": {16, 32, 64},
+    "tiny": {40},
+}
+
+
+def _mlp(shape: Shape, classes: int, units: _Units) -> nn.Module:
+    inputs, hidden = shape[0] * shape[1] * shape[2], units(1000)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(inputs, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )
+
+
+def _tiny(shape: Shape, classes: int, units: _Units) -> nn.Module:
+    inputs, hidden = shape[0] * shape[1] * shape[2], units(40)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+def _convolutions(shape: Shape, channels: list[int]) -> list[nn.Module]:
+    """Return convolutions of stride 2, each with batch norm and ReLU."""
+    layers: list[nn.Module] = []
+    before = shape[0]
+    for after in channels:
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        before = after
+    return layers
+
+
+def _halved(size: int, times: int) -> int:
+    """Return a size after convolutions of stride 2 with padding 1."""
+    for _ in range(times):
+        size = (size + 1) // 2
+    return size
+
+
+def _cnn(shape: Shape, classes: int, units: _Units) -> nn.Module:
+    channels = [units(32), units(64), units(64)]
+    pixels = _halved(shape[1], 3) * _halved(shape[2], 3)
+    return nn.Sequential(
+        *_convolutions(shape, channels),
+        nn.Flatten(),
+        nn.Linear(channels[-1] * pixels, units(216), bias=False),
+        nn.ReLU(),
+        nn.Linear(units(216), classes),
+    )
+
+
+def _convnet(shape: Shape, classes: int, units: _Units) -> nn.Module:
+    channels = [units(32), units(64), units(128), units(160)]
+    return nn.Sequential(
+        *_convolutions(shape, channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes)
+    )
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut without weights: subsampled, padded with channels of zeros."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(after)
+        self.stride = stride
+        self.more = after - before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        y = functional.relu(self.norm1(self.conv1(x)))
+        short = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return functional.relu(self.norm2(self.conv2(y)) + short)
+
+
+def _resnet(blocks: int) -> Callable[[Shape, int, _Units], nn.Module]:
+    def make(shape: Shape, classes: int, units: _Units) -> nn.Module:
+        before = units(16)
+        layers: list[nn.Module] = [
+            nn.Conv2d(shape[0], before, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(before),
+            nn.ReLU(),
+        ]
+        for stage, after in enumerate((units(16), units(32), units(64))):
+            for block in range(blocks):
+                layers.append(_Block(before, after, 2 if stage and not block else 1))
+                before = after
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+
+    return make
+
+
+_BUILDERS: dict[str, Callable[[Shape, int, _Units], nn.Module]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "convnet": _convnet,
+    "resnet32": _resnet(5),
+    "resnet20": _resnet(3),
+    "tiny": _tiny,
+}

@@ -1,0 +1,54 @@
+"""Pruning by magnitude over all layers, a little at a time while training goes on (Zhu and Gupta 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+START, STOP = 0.2, 0.6
+_TIMES = 10
+
+
+class Pruner:
+    """Sets the smallest weights of all layers to zero and keeps them there.
+
+    Pruning begins after a fifth of the steps and ends after three fifths, ten times in all; what is kept falls from all
+    weights to the final count as (1 - t)**3. A weight that is gone stays gone.
+
+    Parameters
+    ----------
+    weights : sequence of torch.nn.Parameter
+        The weights of all layers.
+    final : int
+        How many shall be left.
+    """
+
+    def __init__(self, weights: Sequence[torch.nn.Parameter], final: int) -> None:
+        self.weights = weights
+        self.final = final
+        self.masks: list[torch.Tensor] = []
+        self._done = 0
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Prune if it is time to, and set what is gone back to zero."""
+        progress = (step / steps - START) / (STOP - START)
+        times = _TIMES if step == steps else min(_TIMES, int(progress * _TIMES))
+        if times > self._done:
+            self._done = times
+            total = sum(weight.numel() for weight in self.weights)
+            self._prune(self.final + round((total - self.final) * (1 - times / _TIMES) ** 3))
+        if self.masks:
+            with torch.no_grad():
+                for weight, mask in zip(self.weights, self.masks, strict=True):
+                    weight.mul_(mask)
+
+    def _prune(self, left: int) -> None:
+        magnitudes = torch.cat([weight.detach().abs().flatten() for weight in self.weights])
+        if self.masks:
+            gone = torch.cat([mask.flatten() for mask in self.masks]) == 0
+            magnitudes[gone] = -1.0
+        mask = torch.zeros_like(magnitudes)
+        mask[torch.topk(magnitudes, left).indices] = 1.0
+        parts = mask.split([weight.numel() for weight in self.weights])
+        self.masks = [part.view_as(weight) for part, weight in zip(parts, self.weights, strict=True)]

@@ -1,0 +1,176 @@
+"""The page as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.cells import Config
+from experiments.errors import ExperimentError
+from experiments.pruning import START, STOP
+from experiments.report import plots, tables
+from experiments.report.claims import claims
+from experiments.report.markdown import percent, table
+from experiments.report.places import MODELS, NAMES, Place, Places, Tuning, gather, tunings
+from experiments.results import Line, Results
+
+NAME = "accuracy.md"
+
+_DATA = {
+    "fashion-mnist": "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, "
+    "[arXiv 1708.07747](https://arxiv.org/abs/1708.07747), MIT licence)",
+    "digits": "scikit-learn's handwritten digits",
+    "cifar10": "CIFAR-10 (Krizhevsky 2009)",
+    "images": "a folder of images",
+}
+_METHODS = {
+    "matmul": "Structured Multi-Hashing: all weights are one matrix product",
+    "kronecker": "the same with a sum of Kronecker products",
+    "hash1": "every weight is an entry of a table, with a sign, as in HashedNets (Chen et al. 2015), but all layers "
+    "share one table",
+    "hash2": "every weight is a sum of two such entries",
+    "hash10": "of ten",
+    "sum": "both added, half of the variables each",
+    "width": "a narrower network, all hidden layers by the same factor",
+    "lowrank": "every layer is a product of two factors, and trained as that; all have the same rank, and a layer that "
+    "would not get smaller stays whole; convolutions are matrices of outputs x inputs and window",
+    "pruned": f"the smallest weights of all layers together are set to zero, more and more from {percent(START)} to "
+    f"{percent(STOP)} of the steps (Zhu and Gupta 2017); where the others are is not counted",
+    "random": "a matrix product that stays as it was drawn: only scales, biases and batch norm are trained, and count",
+}
+_NETWORKS = {
+    "mlp": "784-1000-1000-10, ReLU, the three layers of HashedNets",
+    "cnn": "three convolutions of stride 2 with batch norm, 32-64-64 channels, two dense layers of 216 and 10 units",
+    "convnet": "four convolutions of stride 2 with batch norm, 32-64-128-160 channels, their mean, a dense layer",
+    "resnet32": "ResNet-32 for CIFAR-10 (He et al. 2016)",
+    "resnet20": "ResNet-20 for CIFAR-10 (He et al. 2016)",
+    "tiny": "one hidden layer of 40 units",
+}
+_COUNTED = """A *ratio* is that of all stored variables to those of the dense model: variables of pools, scales, biases,
+and of batch norm its parameters and its running statistics. So what is kept leaves less for the pool, and every method
+gets the largest model that is not above the ratio. Accuracies are percent of the test images, mean ± standard deviation
+over seeds; a seed decides initial values and the order of images. A run that is repeated on the same machine ends with
+the same figures. A processor of another kind adds in another order, and there a run is as one with another seed: means
+move by about the deviation that stands beside them, which three seeds know only roughly.
+"""
+_CLAIMS = """The figures of the paper ([arXiv 1911.11177](https://arxiv.org/abs/1911.11177)) are for ResNet-32 on
+CIFAR-10, the others were measured here with the networks above; differences are points of test accuracy. Here
+everything that is stored counts.
+"""
+_RATES = """Accuracy on validation images by learning rate, one seed. The rate in bold was chosen; † where it is the
+least or the greatest that was tried.
+
+![Accuracy by learning rate](rates.svg)
+"""
+
+_SECONDS = """Seconds of training, one thread, median. The machines on which it ran were not all equally fast, so small
+differences mean nothing; [what a step costs](../costs.md) is measured side by side there.
+"""
+
+
+def write(config: Config, found: Results, output: Path) -> None:
+    """Write the page and its plots into a folder.
+
+    Raises
+    ------
+    ExperimentError
+        If there are no results that the configuration asks for.
+    """
+    groups = gather(config, found)
+    tuned = tunings(config, found)
+    lines = _used(groups, tuned, config, found)
+    if not lines:
+        raise ExperimentError(f"there are no results of {config.name}: python -m experiments run makes them")
+    output.mkdir(parents=True, exist_ok=True)
+    parts = [_head(config, groups, lines)]
+    for group in (group for group in groups if group in MODELS):
+        parts.append(_network(group, groups, output))
+    asked = [question for question in config.questions if any(p.lines for p in groups[question.name].values())]
+    if asked:
+        parts.append("## Questions\n")
+        parts += [tables.question(question, groups[question.name]) for question in asked]
+    parts.append(f"## What the paper claims\n\n{_CLAIMS}\n{claims(groups)}")
+    if tuned:
+        parts.append(f"## Learning rates\n\n{_RATES}\n{tables.rates(tuned)}")
+        plots.rates(tuned, output / "rates.svg")
+    (output / NAME).write_text("\n".join(parts))
+
+
+def _network(group: str, groups: Places, output: Path) -> str:
+    rows = groups[group]
+    parts = [f"## {MODELS[group]}\n", tables.accuracy(rows)]
+    if any(place.lines for place in rows.values()):
+        plots.accuracy(MODELS[group], list(rows.values()), output / f"accuracy-{group}.svg")
+        parts.append(f"![Accuracy over stored variables](accuracy-{group}.svg)\n")
+    lost = tables.lost(rows)
+    if lost:
+        parts.append(f"Points of accuracy above (+) or below (−) the dense model:\n\n{lost}")
+    parts.append(f"Loss on training images in the last epoch:\n\n{tables.training_loss(rows)}")
+    parts.append(f"Stored variables:\n\n{tables.stored(rows)}")
+    parts.append(f"{_SECONDS}\n{tables.seconds(rows)}")
+    return "\n".join(parts)
+
+
+def _used(groups: Places, tuned: list[Tuning], config: Config, found: Results) -> list[Line]:
+    """Return every line that the page shows, once."""
+    lines = [line for places in groups.values() for place in places.values() for line in place.lines]
+    lines += [line for t in tuned for s in config.tuning_of(t.base) if (line := found.lines.get(s.key))]
+    return list({line["id"]: line for line in lines}.values())
+
+
+def _head(config: Config, groups: Places, lines: list[Line]) -> str:
+    settings = [line["settings"] for line in lines]
+    data = ", ".join(_DATA[name] for name in dict.fromkeys(s["data"] for s in settings))
+    places = [place for group in groups.values() for place in group.values()]
+    return f"""# Accuracy
+
+<!-- Written by `python -m experiments report`; changes by hand are lost. -->
+
+What each ratio of compression costs in accuracy, on {data}, against what one would pick instead.
+
+{_methods(groups)}
+{_COUNTED}
+{_training(settings)}
+{_state(places)}{_conditions(lines)}"""
+
+
+def _methods(groups: Places) -> str:
+    used = {place.settings.method for places in groups.values() for place in places.values()}
+    return table(["method", "what it is"], ([NAMES[m], what] for m, what in _METHODS.items() if m in used))
+
+
+def _training(settings: list[dict[str, object]]) -> str:
+    """Describe the training of all runs, and where networks differ."""
+    rows = dict.fromkeys(
+        (str(s["model"]), f"{s['training']:,}", f"{s['validation']:,}", str(s["epochs"]), str(s["batch"]))
+        for s in settings
+    )
+    body = table(
+        ["network", "layers", "images for training", "for validation", "epochs", "batch"],
+        ([MODELS[model], _NETWORKS[model], *rest] for model, *rest in rows),
+    )
+    warmup = ", ".join(dict.fromkeys(percent(float(str(s["warmup"]))) for s in settings))
+    return (
+        "Training is AdamW without weight decay unless a table says otherwise; the rate rises in the first "
+        f"{warmup} of the steps and then falls to 0 as a cosine. Every method was tuned with the same rates. All that "
+        "is trained has one rate, but scales: theirs is that rate times what they start with, unless a table says "
+        f"otherwise.\n\n{body}"
+    )
+
+
+def _state(places: list[Place]) -> str:
+    asked = sum(place.asked for place in places if place.cannot is None)
+    done = sum(len(place.lines) for place in places)
+    return "" if done == asked else f"Results are partial: {done} of {asked} places have been measured so far.\n\n"
+
+
+def _conditions(lines: list[Line]) -> str:
+    def each(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(line[name]) for line in lines))
+
+    versions = dict.fromkeys(f"{name} {v}" for line in lines for name, v in sorted(line["versions"].items()) if v)
+    commits = dict.fromkeys(f"{line['commit']}{' with changes' if line['changed'] else ''}" for line in lines)
+    hours = sum(line["seconds"] for line in lines) / 3600
+    return (
+        f"{len(lines):,} runs, {hours:.1f} hours, each on {each('threads')} thread of {each('cpu')} "
+        f"({each('device')}); {', '.join(versions)}; commit {', '.join(commits)}.\n"
+    )

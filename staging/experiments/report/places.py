@@ -1,0 +1,155 @@
+"""What results say about each place of the tables: accuracies over seeds, with what is still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+
+from experiments.cells import Cell, Config
+from experiments.results import Line, Results, Waiting
+from experiments.settings import Settings
+
+NAMES = {
+    "dense": "dense",
+    "matmul": "smh, matrix product",
+    "kronecker": "smh, Kronecker products",
+    "hash1": "smh, 1 hash",
+    "hash2": "smh, 2 hashes",
+    "hash10": "smh, 10 hashes",
+    "sum": "smh, matrix product + 1 hash",
+    "width": "width multiplier",
+    "lowrank": "low rank",
+    "pruned": "pruning",
+    "random": "random pool",
+    "fit": "smh, fitted to a trained model",
+}
+MODELS = {
+    "mlp": "MLP",
+    "cnn": "CNN",
+    "convnet": "network of convolutions",
+    "resnet32": "ResNet-32",
+    "resnet20": "ResNet-20",
+    "tiny": "tiny network",
+}
+
+
+@dataclass
+class Place:
+    """All seeds of one row and ratio."""
+
+    label: str
+    settings: Settings
+    asked: int = 0
+    lines: list[Line] = field(default_factory=list)
+    cannot: Line | None = None
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy of each seed that has been run."""
+        return [line["test_accuracy"] for line in self.lines]
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean, or None."""
+        return mean(self.accuracies) if self.lines else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Their sample standard deviation, or None of fewer than two."""
+        return stdev(self.accuracies) if len(self.lines) > 1 else None
+
+    @property
+    def stored(self) -> int | None:
+        """How many variables are stored, or None."""
+        return self.lines[0]["stored"] if self.lines else None
+
+    def text(self) -> str:
+        """Return what stands in a table: mean, deviation, and how many seeds if some are missing."""
+        if self.cannot is not None:
+            return "cannot"
+        if self.mean is None:
+            return "–"
+        spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        missing = f" ({len(self.lines)} of {self.asked} seeds)" if len(self.lines) < self.asked else ""
+        return f"{self.mean:.2f}{spread}{missing}"
+
+
+Key = tuple[str, float | None]
+Places = dict[str, dict[Key, Place]]
+
+
+def gather(config: Config, found: Results) -> Places:
+    """Return places by group, then by label and ratio, in the order of the configuration."""
+    groups: Places = {}
+    for cell in config.cells:
+        if not cell.tuning:
+            places = groups.setdefault(cell.group, {})
+            place = places.setdefault((cell.label, cell.settings.ratio), Place(cell.label, cell.settings))
+            _take(place, cell, config, found)
+    return groups
+
+
+def _take(place: Place, cell: Cell, config: Config, found: Results) -> None:
+    place.asked += 1
+    line = found.get(cell.settings)
+    if line is None:
+        try:
+            settings = found.resolve(cell, config)
+        except Waiting:
+            return
+        line = None if settings is None else found.get(settings)
+    if line is None:
+        return
+    if "cannot" in line:
+        place.cannot = line
+    else:
+        place.lines.append(line)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How accurate a method was on validation images with each rate, as far as has been run."""
+
+    base: Settings
+    accuracies: dict[float, float]
+    complete: bool
+
+    @property
+    def best(self) -> float | None:
+        """The rate that was chosen; None while some are missing."""
+        if not self.complete:
+            return None
+        return max(self.accuracies, key=lambda rate: self.accuracies[rate])
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the rate is the first or the last that was tried, so that a better one may lie beyond."""
+        return self.best in (min(self.accuracies), max(self.accuracies)) if self.complete else False
+
+
+def tunings(config: Config, found: Results) -> list[Tuning]:
+    """Return how rates were tuned, in the order of the configuration."""
+    bases = dict.fromkeys(cell.settings.replace(lr=None) for cell in config.cells if cell.tuning)
+    results = []
+    for base in bases:
+        lines = {rate: found.lines.get(base.replace(lr=rate).key) for rate in config.rates[base.optimizer]}
+        known = {rate: line["validation_accuracy"] for rate, line in lines.items() if line is not None}
+        results.append(Tuning(base, known, len(known) == len(lines)))
+    return [tuning for tuning in results if tuning.accuracies]
+
+
+def ratios(places: Iterable[Place]) -> list[float]:
+    """Return all ratios, the largest first."""
+    return sorted({p.settings.ratio for p in places if p.settings.ratio is not None}, reverse=True)
+
+
+def labels(places: Iterable[Place]) -> list[str]:
+    """Return all labels, in order."""
+    return list(dict.fromkeys(place.label for place in places))
+
+
+def place(groups: Places, group: str, label: str, ratio: float | None) -> Place | None:
+    """Return a place if it has results."""
+    found = groups.get(group, {}).get((label, ratio))
+    return found if found is not None and found.lines else None

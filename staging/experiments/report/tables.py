@@ -1,0 +1,140 @@
+"""The tables of a network, of questions, of learning rates and of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean, median
+
+from experiments.cells import Question
+from experiments.report.markdown import percent, signed, table
+from experiments.report.places import MODELS, NAMES, Key, Place, Tuning, labels, ratios
+from experiments.results import Line
+
+Rows = dict[Key, Place]
+
+
+def accuracy(rows: Rows) -> str:
+    """Return test accuracies of methods by ratio, and the dense model above them."""
+    return _by_ratio(rows, lambda place: place.text(), of_dense="all")
+
+
+def lost(rows: Rows) -> str:
+    """Return how far methods are from the dense model, or nothing while that is missing."""
+    dense = rows.get(("dense", None))
+    if dense is None or dense.mean is None:
+        return ""
+    base = dense.mean
+
+    def difference(place: Place) -> str:
+        return "" if place.mean is None else signed(place.mean - base)
+
+    return _by_ratio(rows, difference)
+
+
+def stored(rows: Rows) -> str:
+    """Return how many variables methods store, and the fewest that they can where they cannot reach a ratio."""
+
+    def count(place: Place) -> str:
+        if place.cannot is not None:
+            return f"cannot: at least {place.cannot['cannot']['least']:,}"
+        return "" if place.stored is None else f"{place.stored:,}"
+
+    return _by_ratio(rows, count, of_dense="first")
+
+
+def seconds(rows: Rows) -> str:
+    """Return the median seconds of processor time that training takes."""
+
+    def time(place: Place) -> str:
+        return f"{median(line['training_seconds'] for line in place.lines):.1f}" if place.lines else ""
+
+    return _by_ratio(rows, time, of_dense="first")
+
+
+def training_loss(rows: Rows) -> str:
+    """Return the mean loss on training images in the last epoch, of the runs that did not diverge."""
+
+    def loss(place: Place) -> str:
+        found = [line["training_loss"] for line in place.lines if line["training_loss"] is not None]
+        return f"{mean(found):.3f}" if found else ""
+
+    return _by_ratio(rows, loss, of_dense="first")
+
+
+def _by_ratio(rows: Rows, text: Callable[[Place], str], of_dense: str = "") -> str:
+    columns = ratios(rows.values())
+    lines = []
+    for label in labels(rows.values()):
+        if (label, None) in rows:
+            if of_dense:
+                lines.append([NAMES.get(label, label), text(rows[label, None]), *[""] * (len(columns) - 1)])
+            continue
+        found = [rows.get((label, ratio)) for ratio in columns]
+        lines.append([NAMES.get(label, label), *("" if place is None else text(place) for place in found)])
+    return table(["method", *map(percent, columns)], lines)
+
+
+def question(asked: Question, rows: Rows) -> str:
+    """Return the table of a question."""
+    lines = []
+    for place in rows.values():
+        rates = dict.fromkeys(_rate(line) for line in place.lines)
+        of = next(iter(place.lines), None)
+        lines.append(
+            [
+                place.label,
+                "" if place.settings.ratio is None else percent(place.settings.ratio),
+                "" if of is None else f"{of['stored']:,}",
+                ", ".join(rates),
+                place.text(),
+            ]
+        )
+    head = ["", "ratio", "stored variables", "learning rate", "test accuracy, %"]
+    kept = [i for i in range(len(head)) if any(line[i] for line in lines)]
+    body = table([head[i] for i in kept], ([line[i] for i in kept] for line in lines))
+    note = f"{asked.note}\n\n" if asked.note else ""
+    answer = f"\n{asked.answer}\n" if asked.answer else ""
+    return f"### {asked.title}\n\n{note}{body}{answer}"
+
+
+def _rate(line: Line) -> str:
+    settings = line["settings"]
+    named = (("", "lr"), (", rest ", "rest_lr"), (", dense ", "dense_lr"))
+    return "".join(f"{what}{settings[name]:g}" for what, name in named if settings[name] is not None)
+
+
+def rates(found: list[Tuning]) -> str:
+    """Return accuracies on validation images by rate; the chosen one is bold, and marked where it is at an edge."""
+    tables = []
+    for optimizer in dict.fromkeys(tuning.base.optimizer for tuning in found):
+        of = [tuning for tuning in found if tuning.base.optimizer == optimizer]
+        columns = sorted({rate for tuning in of for rate in tuning.accuracies})
+        lines = []
+        for tuning in of:
+            base = tuning.base
+            share = "" if base.ratio is None else percent(base.ratio)
+            cells = [_accuracy(tuning, rate) for rate in columns]
+            lines.append([MODELS[base.model], NAMES[base.method], share, _special(tuning), *cells])
+        head = ["network", "method", "ratio", "", *(f"{rate:g}" for rate in columns)]
+        kept = [i for i in range(len(head)) if i != 3 or any(line[3] for line in lines)]
+        body = table([head[i] for i in kept], ([line[i] for i in kept] for line in lines))
+        tables.append(f"{_OPTIMIZERS[optimizer]}:\n\n{body}")
+    return "\n".join(tables)
+
+
+_OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD with momentum"}
+_PLAIN = ("bits", "scale", "learn_scale", "scale_rate", "include", "initial")
+
+
+def _special(tuning: Tuning) -> str:
+    """Return what differs from the settings of the tables."""
+    defaults = type(tuning.base).__dataclass_fields__
+    found = {name: getattr(tuning.base, name) for name in _PLAIN}
+    return ", ".join(f"{name} {value}" for name, value in found.items() if value != defaults[name].default)
+
+
+def _accuracy(tuning: Tuning, rate: float) -> str:
+    if rate not in tuning.accuracies:
+        return "–"
+    text = f"{tuning.accuracies[rate]:.2f}"
+    return f"**{text}**{' †' if tuning.at_edge else ''}" if rate == tuning.best else text

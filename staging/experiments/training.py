@@ -1,0 +1,165 @@
+"""Training and testing a model: one function for all methods."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from experiments import data, methods, sizes
+from experiments.data import Images
+from experiments.errors import ExperimentError
+from experiments.settings import Settings
+
+MOMENTUM = 0.9
+_FIT_SHARE = 0.5
+_TEST_BATCH = 1000
+
+AfterStep = Callable[[int, int], None] | None
+
+
+def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Train a model and test it.
+
+    Parameters
+    ----------
+    settings : Settings
+        All that decides the result; the learning rate has to be given.
+    folder : Path, optional
+        Where the data lies.
+    device : str
+        Where to train. Equal settings give equal results on the CPU only.
+
+    Returns
+    -------
+    dict
+        Accuracies in percent, the loss of the last epoch, seconds, and what is stored.
+    """
+    begun = time.perf_counter()
+    loaded = data.load(settings.data, folder, settings.training, settings.validation)
+    torch.manual_seed(settings.seed)
+    batches = _batches(loaded.training, settings, device)
+    steps = settings.epochs * (len(loaded.training) // settings.batch)
+    clock = time.process_time()
+    if settings.method == "fit":
+        first = round(steps * _FIT_SHARE)
+        base = settings.replace(method="dense", ratio=None, lr=settings.dense_lr)
+        made = methods.make(base, loaded.shape, loaded.classes)
+        _train(made.model.to(device), batches, first, base, None)
+        made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
+        losses = _train(made.model.to(device), batches, steps - first, settings, None)
+    else:
+        made = methods.make(settings, loaded.shape, loaded.classes)
+        losses = _train(made.model.to(device), batches, steps, settings, made.after_step)
+    training_seconds = time.process_time() - clock
+    last = losses[-(len(loaded.training) // settings.batch) :]
+    loss = sum(last) / len(last)
+    return {
+        "test_accuracy": accuracy(made.model, loaded.test, device),
+        "validation_accuracy": accuracy(made.model, loaded.validation, device),
+        "training_loss": loss if math.isfinite(loss) else None,
+        "diverged": not math.isfinite(loss),
+        "stored": made.stored.total,
+        "stored_parts": asdict(made.stored),
+        "dense": methods.size(settings, loaded.shape, loaded.classes).dense,
+        "about": made.about,
+        "seconds": time.perf_counter() - begun,
+        "training_seconds": training_seconds,
+    }
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Images, device: str = "cpu") -> float:
+    """Return how many images in a hundred a model gets right."""
+    model.eval()
+    right = 0
+    for indices in torch.arange(len(images)).split(_TEST_BATCH):
+        x, y = images.batch(indices)
+        right += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
+    return 100 * right / len(images)
+
+
+def rate(step: int, steps: int, warmup: float) -> float:
+    """Return the learning rate of a step, counted from 0, over that of the peak."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _train(
+    model: nn.Module, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, s: Settings, after: AfterStep
+) -> list[float]:
+    """Train a model; a loss that is not finite ends it."""
+    model.train()
+    optimizer = _optimizer(model, s)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    penalised = list(sizes.layers(model).values()) if s.decay == "weights" and s.weight_decay else []
+    losses = []
+    for step in range(steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * rate(step, steps, s.warmup)
+        x, y = next(batches)
+        loss = functional.cross_entropy(model(x), y)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            break
+        for layer in penalised:
+            loss = loss + 0.5 * s.weight_decay * layer.weight.square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if after is not None:
+            after(step + 1, steps)
+    return losses
+
+
+def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
+    """Return the optimiser. Pools and scales have rates of their own; vectors and numbers do not decay."""
+    if s.lr is None:
+        raise ExperimentError(f"a run needs a learning rate; got {s}")
+    pool = {id(x) for x in methods.pool_parameters(model).values()}
+    rest_lr = s.rest_lr if s.rest_lr is not None and pool else s.lr
+    scales = {}
+    if s.scale_rate == "relative":
+        scales = {id(x): s.lr * abs(x.item()) for x in methods.scale_parameters(model)}
+    decay = s.weight_decay if s.decay == "variables" else 0.0
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for x in model.parameters():
+        if x.requires_grad:
+            lr = s.lr if id(x) in pool else scales.get(id(x), rest_lr)
+            setting = lr, decay if x.ndim >= 2 else 0.0
+            groups.setdefault(setting, []).append(x)
+    found = [{"params": xs, "lr": lr, "weight_decay": decay} for (lr, decay), xs in groups.items()]
+    return torch.optim.SGD(found, momentum=MOMENTUM) if s.optimizer == "sgd" else torch.optim.AdamW(found)
+
+
+def _batches(images: Images, s: Settings, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Iterate without end over batches, in an order that the seed decides; what is left of an epoch is dropped."""
+    generator = torch.Generator().manual_seed(s.seed)
+    while True:
+        order = torch.randperm(len(images), generator=generator)
+        for indices in order[: len(order) // s.batch * s.batch].split(s.batch):
+            x, y = images.batch(indices)
+            yield (augmented(x, generator) if s.augment else x).to(device), y.to(device)
+
+
+def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return images shifted by up to four pixels each way, half of them mirrored; what is shifted in is zero."""
+    count, _, height, width = x.shape
+    padded = functional.pad(x, (4, 4, 4, 4))
+    down, right = torch.randint(9, (2, count, 1), generator=generator)
+    rows = (down + torch.arange(height))[:, None, :, None]
+    across = torch.arange(width).expand(count, width)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    columns = (right + torch.where(mirrored, across.flip(1), across))[:, None, None, :]
+    numbers = torch.arange(count)[:, None, None, None]
+    channels = torch.arange(x.shape[1])[None, :, None, None]
+    return padded[numbers, channels, rows, columns]

@@ -1,0 +1,262 @@
+"""The page of results says what the results say, also while some are missing."""
+
+import dataclasses
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments import cells, methods, report, results
+from experiments.__main__ import app
+from experiments.errors import ExperimentError
+from experiments.report import claims, places, tables
+from experiments.report.markdown import percent, signed, table
+from experiments.results import Results
+
+CONFIG = """
+[run]
+data = "fashion-mnist"
+[tuning]
+ratios = [0.1]
+[tuning.rates]
+adamw = [1e-3, 1e-2, 1e-1]
+[[table]]
+model = "cnn"
+methods = ["dense", "matmul", "kronecker", "hash10", "width", "lowrank", "random"]
+ratios = [0.25, 0.1, 0.01]
+seeds = [0, 1, 2]
+[[question]]
+name = "learn-scale"
+title = "Is a learnable scale worth it?"
+note = "A note."
+answer = "An answer."
+model = "cnn"
+ratio = 0.1
+seeds = [0, 1, 2]
+variant = [{ label = "learnable" }, { label = "fixed", learn_scale = false }]
+"""
+BASE = {
+    "dense": 90.0,
+    "matmul": 88.0,
+    "kronecker": 88.5,
+    "hash10": 87.0,
+    "width": 86.0,
+    "lowrank": 85.0,
+    "random": 70.0,
+}
+
+
+def accuracy(settings) -> float:
+    """Return an accuracy that tells all settings apart; the rate of a hundredth is the best, for `random` a tenth."""
+    best = 1e-1 if settings.method == "random" else 1e-2
+    worse = 0 if settings.lr == best else 1.5 if settings.lr == 1e-3 else 0.75
+    return (
+        BASE[settings.method]
+        + 2 * (settings.ratio or 1)
+        + 0.3 * settings.seed**2
+        - worse
+        - 0.25 * (not settings.learn_scale)
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Make a configuration and all of its results."""
+    path = tmp_path_factory.mktemp("experiments") / "small.toml"
+    path.write_text(CONFIG)
+    config = cells.read(path)
+    found = Results()
+    for cell in config.cells:
+        error = cells.reachable(cell.settings, None)
+        settings = cell.settings if error else found.resolve(cell, config)
+        line = {"cannot": {"least": error.least, "budget": error.budget}} if error else outcome(settings)
+        about = {"cell": cell.id, "id": cells.describe(settings), "settings": dataclasses.asdict(settings)}
+        commit = "older" if settings.method == "matmul" and settings.seed == 0 else "abc"
+        context = {"commit": commit, "changed": False, "cpu": "a CPU", "threads": 1, "device": "cpu"}
+        found.add(about | line | context | {"versions": {"python": "3.11.7", "torch": None}})
+    return config, found
+
+
+def outcome(settings) -> dict:
+    value = accuracy(settings)
+    dense = methods.size(settings, (1, 28, 28), 10).dense
+    return {
+        "test_accuracy": value,
+        "validation_accuracy": value + 1,
+        "training_loss": None if settings.method == "hash10" and settings.seed else 0.25 + settings.seed / 4,
+        "stored": int((settings.ratio or 1) * dense) - len(settings.method),
+        "dense": dense,
+        "seconds": 36.0,
+        "training_seconds": {"hash10": 77.0, "matmul": 10.0}.get(settings.method, 5.0) + settings.seed,
+    }
+
+
+@pytest.fixture(scope="module")
+def page(made, tmp_path_factory):
+    """Write the page of all results."""
+    return write(*made, tmp_path_factory.mktemp("page"))
+
+
+def write(config, found, folder: Path) -> str:
+    report.write(config, found, folder)
+    return (folder / "accuracy.md").read_text()
+
+
+def rows(text: str, heading: str) -> dict[str, list[str]]:
+    """Return the first table after a line that starts with something, by first cell."""
+    after = text[text.index(f"\n{heading}") + 1 :]
+    body = re.search(r"(?:^\|.*\n)+", after, re.MULTILINE).group()
+    cut = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in body.splitlines()]
+    return {line[0]: line[1:] for line in cut}
+
+
+def seeds(config, method, ratio, **changes):
+    (settings,) = {
+        cell.settings.replace(seed=0, lr=None)
+        for cell in config.cells
+        if cell.group == "cnn" and not cell.tuning and (cell.settings.method, cell.settings.ratio) == (method, ratio)
+    }
+    lr = 1e-1 if method == "random" else 1e-2
+    return [accuracy(settings.replace(seed=seed, lr=lr, **changes)) for seed in range(3)]
+
+
+def test_tables_are_means_and_deviations_of_the_results(made, page):
+    config, text = made[0], page
+    shown, lost = rows(text, "## CNN"), rows(text, "Points of accuracy")
+    assert shown["method"] == ["25 %", "10 %", "1 %"]
+    dense = seeds(config, "dense", None)
+    assert shown["dense"] == [f"{mean(dense):.2f} ± {stdev(dense):.2f}", "", ""]
+    for method in ("matmul", "kronecker", "hash10", "width", "random"):
+        for column, ratio in enumerate((0.25, 0.1, 0.01)):
+            values = seeds(config, method, ratio)
+            assert shown[places.NAMES[method]][column] == f"{mean(values):.2f} ± {stdev(values):.2f}"
+            assert lost[places.NAMES[method]][column] == signed(mean(values) - mean(dense))
+    assert shown["low rank"][2] == "cannot"
+    assert rows(text, "Stored variables")["low rank"][1:] == ["27,950", "cannot: at least 3,149"]
+    assert rows(text, "Stored variables")["dense"][0] == "279,573"
+    assert rows(text, "Seconds of training")["smh, 10 hashes"] == ["78.0"] * 3
+    losses = rows(text, "Loss on training images")
+    assert losses["low rank"][:2] == [f"{mean((0.25, 0.5, 0.75)):.3f}"] * 2
+    assert losses["smh, 10 hashes"] == ["0.250"] * 3  # without the seeds that diverged
+
+
+def test_questions_have_rates_and_accuracies(made, page):
+    config, text = made[0], page
+    answer = rows(text, "### Is a learnable scale worth it?")
+    for label, learn in (("learnable", True), ("fixed", False)):
+        values = seeds(config, "matmul", 0.1, learn_scale=learn)
+        assert answer[label] == ["10 %", "27,951", "0.01", f"{mean(values):.2f} ± {stdev(values):.2f}"]
+    assert "### Is a learnable scale worth it?\n\nA note.\n\n|" in text
+    assert "|\n\nAn answer.\n\n## " in text
+
+
+def test_rates_are_shown_and_edges_marked(page):
+    lines = [line for line in page.splitlines() if line.startswith("| CNN |")]
+    assert [line for line in lines if "matrix product" in line] == [
+        "| CNN | smh, matrix product | 10 % | 87.70 | **89.20** | 88.45 |"
+    ]
+    assert [line for line in lines if "random" in line] == [
+        "| CNN | random pool | 10 % | 69.70 | 70.45 | **71.20** † |"
+    ]
+
+
+def test_claims_are_measured(page):
+    claimed = rows(page, "## What the paper claims")
+    quarter = claimed["A model keeps most of its accuracy: about a quarter of the variables"]
+    assert quarter == ["−0.37 at 25.8 %", "CNN, matrix product: −3.50; CNN, Kronecker products: −3.00"]
+    assert claimed["a tenth"] == ["−2.76 at 10 %", "CNN, matrix product: −3.80; CNN, Kronecker products: −3.30"]
+    assert claimed["3 %"][1] == "not measured yet"
+    width = claimed["It is better than a narrower network of the same size"]
+    assert width[0] == "+3.35 at 25.8 % against 25.4 %"
+    assert width[1].startswith(
+        "CNN, matrix product: +2.00 at 25 %, +2.00 at 10 %, +2.00 at 1 %; CNN, Kronecker products: +2.50"
+    )
+    assert "matrix product: +1.70 at 10 % against 25 %, +1.82 at 1 % against 10 %" in claimed["and at half the size"][1]
+    assert claimed["A learnable scale for each tensor helps"] == ["+0.70 on average", "CNN at 10 %: +0.25"]
+    faster = "It trains faster than ten hashes for each weight, at the same size"
+    assert claimed[faster] == ["7.7 times", "; ".join(f"CNN at {share} %: 6.8 times" for share in (25, 10, 1))]
+
+
+def test_partial_results(made, tmp_path):
+    config, found = made
+    kept = [
+        line
+        for line in found.lines.values()
+        if line["settings"]["method"] in ("dense", "matmul", "width")
+        and not (line["settings"]["seed"] == 2 and line["settings"]["ratio"] == 0.25)
+    ]
+    kept = [line for line in kept if not (line["settings"]["method"] == "width" and line["settings"]["lr"] == 1e-3)]
+    text = write(config, Results(kept), tmp_path)
+    shown = rows(text, "## CNN")
+    two = seeds(config, "matmul", 0.25)[:2]
+    assert shown["smh, matrix product"][0] == f"{mean(two):.2f} ± {stdev(two):.2f} (2 of 3 seeds)"
+    assert shown["width multiplier"] == ["–"] * 3  # its rate is not tuned yet
+    assert shown["smh, 10 hashes"] == ["–"] * 3
+    places_done = 3 + 2 + 3 + 3 + 6  # dense, matmul at three ratios, the question
+    assert f"Results are partial: {places_done} of " in text
+    first = [line for line in kept if line["settings"]["method"] == "dense"][:1]
+    alone = write(config, Results(first), tmp_path / "first")
+    assert "not measured yet" in alone
+    assert "0.01" not in alone
+    assert rows(alone, "## CNN")["dense"][0] == "–"
+
+
+def test_no_results_are_an_error(made, tmp_path):
+    with pytest.raises(ExperimentError, match="no results of small"):
+        report.write(made[0], Results(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plots_follow_from_results_alone(made, tmp_path):
+    config, found = made
+    write(config, found, tmp_path / "a")
+    write(config, found, tmp_path / "b")
+    changed = [dict(line) for line in found.lines.values()]
+    (one,) = (line for line in changed if line["id"] == "fashion-mnist/cnn/matmul/0.1/lr=0.01/seed=2")
+    one["test_accuracy"] = 50.0
+    write(config, Results(changed), tmp_path / "c")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["accuracy-cnn.svg", "accuracy.md", "rates.svg"]
+    a, b, c = ([(tmp_path / folder / name).read_text() for name in names] for folder in "abc")
+    assert a == b
+    assert [x == y for x, y in zip(a, c, strict=True)] == [False, False, True]
+    assert "<dc:date>" not in a[0]
+    assert a[0].count('<g id="LineCollection') == 2 * 6  # bars of all methods but the dense one, and in the legend
+
+
+def test_every_method_and_model_has_a_name():
+    assert set(places.NAMES) == set(methods.METHODS)
+    assert tables.NAMES is places.NAMES
+    assert claims.claims({}).count("not measured yet") == 7
+
+
+def test_markdown():
+    assert table(["a", "b"], [["1|2", "x"]]) == "| a | b |\n| --- | --- |\n| 1\\|2 | x |\n"
+    assert (percent(0.1), percent(0.258), percent(0.0113)) == ("10 %", "25.8 %", "1.13 %")
+    assert (signed(1.0), signed(-0.5)) == ("+1.00", "−0.50")
+
+
+def test_the_command_line(tmp_path):
+    config = tmp_path / "quick.toml"
+    config.write_text(
+        '[run]\ndata = "digits"\ntraining = 100\nvalidation = 50\nepochs = 1\n[tuning.rates]\nadamw = [1e-2]\n'
+        '[[table]]\nmodel = "tiny"\nmethods = ["dense"]\nratios = []\nseeds = [0, 1]\n'
+    )
+    lines = tmp_path / "quick.jsonl"
+    ask = ["run", "--config", str(config), "--results", str(lines), "--jobs", "1"]
+    command = CliRunner()
+    listed = command.invoke(app, [*ask, "--list"])
+    assert "to do   tiny/dense" not in listed.output
+    assert "waits   tiny/dense/seed=1" in listed.output
+    assert "0 of 3 are done" in listed.output
+    ran = command.invoke(app, [*ask, "--only", "seed=0"])
+    assert ran.exit_code == 0
+    assert len(results.read(lines)) == 1
+    listed = command.invoke(app, [*ask, "--list"])
+    assert "2 of 3 are done" in listed.output
+    assert "to do   tiny/dense/seed=1" in listed.output
+    written = command.invoke(app, ["report", str(lines), "--config", str(config), "-o", str(tmp_path / "docs")])
+    assert written.exit_code == 0
+    assert "(1 of 2 seeds)" in (tmp_path / "docs" / "accuracy.md").read_text()
