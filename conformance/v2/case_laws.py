@@ -99,7 +99,6 @@ def linearity(s: Subject, case: Case, tally: Tally) -> None:
     if '"product"' in case.plan.to_json():
         return
     variables, cotangents = case.ordinary
-    cotangents = {name: g for name, g in cotangents.items() if name in case.cotangents}
     once = s.gradients(case.plan, variables, cotangents)
     for factor in (2.0, -1.0):
         scaled = {name: np.float32(factor) * g for name, g in cotangents.items()}
@@ -130,17 +129,6 @@ def powers(s: Subject, case: Case, tally: Tally) -> None:
     _same_but_for_floors(tally, other, expected, 2.0**power, f"gradients for {name!r} times 2**{power}:")
 
 
-def zeros(s: Subject, case: Case, tally: Tally) -> None:
-    """Cotangents that are left out are zeros, where variables are finite."""
-    variables, cotangents = case.ordinary
-    if not np.isfinite(oracle.virtual(case.plan.to_dict(), variables)).all():
-        return
-    given = dict(list(cotangents.items())[::2])
-    filled = {name: given.get(name, np.zeros_like(g)) for name, g in cotangents.items()}
-    found = s.gradients(case.plan, variables, given)
-    tally.all_same(found, s.gradients(case.plan, variables, filled), "with zeros left out, the gradient of")
-
-
 def _same_but_for_floors(tally: Tally, found: Arrays, once: Arrays, factor: float, what: str) -> None:
     """Compare ``found`` with ``factor`` times ``once`` where no floor of either can have removed anything."""
     small = 2.0**-100  # floors are at 2**-120 at most, and what they remove is not multiplied by more than 2**20
@@ -162,5 +150,4 @@ CASE_LAWS: tuple[CaseLaw, ...] = (
     memory,
     linearity,
     powers,
-    zeros,
 )

@@ -55,8 +55,10 @@ class Case:
 
     @cached_property
     def ordinary(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Variables and cotangents of plain values, one for every tensor, for laws that compare runs."""
-        return variables_for(self.plan, self.seed, "normal"), cotangents_for(self.plan, self.seed, "normal")
+        """Variables and cotangents of plain values, for laws that compare runs; the same tensors have cotangents."""
+        cotangents = cotangents_for(self.plan, self.seed, "normal")
+        given = {name: cotangents[name] for name in self.cotangents}
+        return variables_for(self.plan, self.seed, "normal"), given
 
     @classmethod
     def of(cls, vector: Vector, seed: int) -> Case:
@@ -70,6 +72,15 @@ class Case:
 def golden_cases() -> tuple[Case, ...]:
     """Return the cases of all golden vectors."""
     return tuple(Case.of(vector, seed) for seed, vector in enumerate(load_vectors()))
+
+
+@lru_cache
+def golden_plans(every: int = 1) -> tuple[Case, ...]:
+    """Return the cases of every n-th plan of the golden vectors, all cases of a plan together."""
+    of_plans: dict[Plan, list[Case]] = {}
+    for case in golden_cases():
+        of_plans.setdefault(case.plan, []).append(case)
+    return tuple(case for found in list(of_plans.values())[::every] for case in found)
 
 
 @lru_cache(maxsize=256)

@@ -8,15 +8,13 @@ runs them on the golden vectors and on drawn plans. Those of :mod:`conformance.v
 from __future__ import annotations
 
 from conformance.v2.case_laws import CASE_LAWS
-from conformance.v2.own_laws import OWN_LAWS, environment, kernels, resnet34
+from conformance.v2.own_laws import ONCE, OWN_LAWS, resnet34
 from conformance.v2.subject import CaseLaw, OwnLaw, Subject
 
 __all__ = ["CASE_LAWS", "OWN_LAWS", "CaseLaw", "OwnLaw", "Subject", "own_laws"]
-
-_ONCE = (environment, kernels)
 
 
 def own_laws(subject: Subject | None, deep: bool) -> tuple[OwnLaw, ...]:
     """Return the laws without cases: some only for the first mode, those of real sizes only with `--deep`."""
     first = subject is not None and subject.backend.mode == subject.backend.modes()[0]
-    return tuple(law for law in OWN_LAWS if first or law not in _ONCE) + ((resnet34,) if deep else ())
+    return tuple(law for law in OWN_LAWS if first or law not in ONCE) + ((resnet34,) if deep else ())

@@ -239,8 +239,8 @@ def grids() -> Iterator[Case]:
         yield Case(
             f"exponent_{e}",
             f"Variables around 2^{e}: below 2^-30 all integers are 0, above 2^30 an array is poisoned.",
-            plan(matmul(4, 1), square),
-            given={"pool/left": np.ldexp(floats([[0.75], [1.0], [-0.5], [0.3125]]), e).astype(np.float32)},
+            plan(matmul(4, 4), square),
+            given={"pool/left": np.ldexp(seeded(4, (4, 4), -2, -1), e).astype(np.float32)},
         )
     yield Case(
         "exponents_fixed",
@@ -254,26 +254,26 @@ def grids() -> Iterator[Case]:
         plan(joined("sum", hashed(16, 8, exponents=[-29]), kronecker(2, 2, 4, 0, [-29, 30])), square),
         given={"pool/0/table": np.ldexp(seeded(7, (1, 8), -3, 3), -29), "pool/1/right": seeded(8, (2, 2, 2), 20, 33)},
     )
-    zeros = floats(np.zeros((4, 3)))
+    zeros = floats(np.zeros((4, 4)))
     for name, value in (("zero", 0), ("minus_zero", NEG_ZERO), ("subnormal", SUBNORMAL)):
         yield Case(
             f"all_{name}",
             "An array whose integers are all 0: weights and scale gradients are +0.",
-            plan(matmul(4, 3), square),
+            plan(matmul(4, 4), square),
             given={"pool/left": replaced(zeros, i2=value)},
         )
     yield Case(
         "subnormal_among_others",
         "Subnormal variables beside ordinary ones are 0.",
-        plan(matmul(4, 3), square),
-        given={"pool/left": replaced(seeded(9, (4, 3)), i0=SUBNORMAL, i4=0x80000001, i7=0x007FFFFF, i8=NEG_ZERO)},
+        plan(matmul(4, 4), square),
+        given={"pool/left": replaced(seeded(9, (4, 4)), i0=SUBNORMAL, i4=0x80000001, i7=0x007FFFFF, i8=NEG_ZERO)},
     )
 
 
 def cotangents() -> Iterator[Case]:
     """Cotangents: floors, limits, ties of their grid, missing ones."""
     square = tensor("w", 4, 4, scale=1.0)
-    base = plan(matmul(4, 3), square)
+    base = plan(matmul(4, 4), square)
     for e in (-149, -126, -121, -110, -71, -70, 70, 89, 90, 91, 127):
         g = np.ldexp(seeded(11, (4, 4), -2, -1) * np.float32(0.75), e).astype(np.float32)
         yield Case(f"cotangents_{e}", f"Cotangents around 2^{e}.", base, cotangents={"w": g})

@@ -50,7 +50,7 @@ def budget(ratio: float, dense: int) -> int:
 
 
 def pool_ratio(pool: Pool, generated: int, kept: int, allowed: int) -> Fraction:
-    """Return the ratio of a pool for ``generated`` weights such that with ``kept`` other variables all is within budget.
+    """Return the largest ratio of a pool for ``generated`` weights that is within budget with ``kept`` other variables.
 
     Raises
     ------

@@ -16,9 +16,9 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from conformance.bits import canonical_bits
-from conformance.cases import Case, golden_cases
-from smh.api import Api
+from conformance.v2.bits import canonical_bits
+from conformance.v2.cases import Case, golden_cases
+from smh.v2.api import Api
 from smh.v2.backends.registry import get_backend
 from trust.record import ROOT, Findings
 

@@ -18,7 +18,7 @@ from typing import Any
 from smh.v2.backends.registry import list_backends
 from trust.record import Findings
 
-_RUN = "import sys; from smh.cli import main; sys.exit(main())"
+_RUN = "import sys; from smh.v2.cli import main; sys.exit(main())"
 
 
 def run(

@@ -20,13 +20,13 @@ import einops
 import numpy as np
 
 import smh.v2 as smh
-from smh import checkpoint
 from smh.v2.backends import numpy as smh_numpy
-from smh.cli import inspect
-from smh.cli.output import text_console
-from smh.dense import DenseFile, is_checkpoint
-from smh.header import MAX_AXES
-from smh.porting import Mapping
+from smh.v2.cli import inspect
+from smh.v2.cli.output import text_console
+from smh.v2.files import checkpoint
+from smh.v2.files.dense import DenseFile, is_checkpoint
+from smh.v2.files.header import MAX_AXES
+from smh.v2.porting import Mapping
 
 MOST_WEIGHTS = 20_000
 """How many weights are built of a plan that was accepted."""

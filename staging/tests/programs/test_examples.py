@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 NEEDS = {
     "torch_cnn": ("torch", "sklearn"),
     "flax_mlp": ("jax", "flax", "optax", "sklearn"),

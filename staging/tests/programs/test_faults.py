@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from smh import atomic
-from smh.atomic import replacing
+from smh.v2.files import atomic
+from smh.v2.files.atomic import replacing
 
 pytest.importorskip("fcntl", reason="signals, locks and limits of POSIX")
 
 RUNS = 18
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ABANDONED = ".smh-0123456789abcdef.tmp"
 OPEN = """
 import sys
-from smh.atomic import replacing
+from smh.v2.files.atomic import replacing
 with replacing(sys.argv[1]) as temporary:
     print("open", flush=True)
     sys.stdin.readline()

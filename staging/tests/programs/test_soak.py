@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from smh.v2.backends import torch as smh_torch  # noqa: E402
 from trust import soak  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEPS = 200
 
 
@@ -83,7 +83,7 @@ def test_the_harness_sees_a_change_of_one_bit(what):
 
 def test_going_on_needs_the_state_of_the_optimiser(tmp_path):
     model, optimizer = trained()
-    smh_torch.save(tmp_path / "middle.safetensors", model)
+    smh_torch.save(tmp_path / "middle.safetensors", model, training=True)
     torch.save(optimizer.state_dict(), tmp_path / "middle.pt")
     expected = soak.state(*trained(6))
     assert soak.go_on(tmp_path, 3, 6) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smh.v2.backends.jax import derivatives
+from smh.v2.backends.jax.compiler import check_compiler
 from smh.v2.backends.jax.derivatives import KERNELS, Arrays
 from smh.v2.backends.jax.modes import modes
 from smh.v2.backends.protocol import EAGER, Backend, Function, Mode
@@ -70,9 +72,14 @@ class JaxBackend(Backend):
         """Return the devices of the default platform, and those of the host."""
         return list(dict.fromkeys(map(_device_name, _local_devices())))
 
+    def on_kernels(self, fn: Function, *args: Any) -> Any:
+        """Return ``fn(kernels, *args)``, in 64 bits."""
+        with jax.enable_x64(True):
+            return fn(self.kernels, *args)
+
     def modes(self) -> tuple[Mode, ...]:
         """Return transformations, settings and placements."""
-        return (EAGER, *modes())
+        return (dataclasses.replace(EAGER, slowness=12), *modes())  # every call is a compiled program
 
     def _place(self, device: Any) -> Any:
         """Return what JAX takes as a device."""
@@ -122,6 +129,7 @@ def _device_name(device: jax.Device) -> str:
 
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> Arrays:
     """Return the variables in the plan's order, or say what does not fit."""
+    check_compiler()
     for name, x in variables.items():
         if not isinstance(x, jax.Array):
             raise VariableError(f"variable {name!r} must be a jax.Array, float32; got {type(x).__name__}")

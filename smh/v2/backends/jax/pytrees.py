@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from smh.v2.backends.jax import flax_state
 from smh.v2.backends.protocol import Backend
 from smh.v2.core.initial import initial_variables
 from smh.v2.core.kernels import Array
@@ -408,7 +409,7 @@ def assemble(
 ) -> Compressed:
     """Put together what is generated and what is kept."""
     tensors = tuple(_untied(describe(named), plan))
-    hashed = {tensor.name for tensor in plan.tensors}
+    generated = {tensor.name for tensor in plan.tensors}
     owner = {name: tensor.name for tensor in tensors for name in (tensor.name, *tensor.aliases)}
     constants = tuple((name, type(x), _hashable(name, x)) for name, x in named.items() if name not in owner)
     structure = Structure(
@@ -420,15 +421,16 @@ def assemble(
         residency=residency,
         ratio_asked=ratio,
     )
-    kept = {tensor.name: named[tensor.name] for tensor in tensors if tensor.name not in hashed}
+    kept = {tensor.name: named[tensor.name] for tensor in tensors if tensor.name not in generated}
+    flax_state.register(Compressed)
     return Compressed(variables=variables, kept=kept, structure=structure)
 
 
 def _untied(tensors: Sequence[ModelTensor], plan: Plan) -> Iterator[ModelTensor]:
     """Give each place of an array that is kept a tensor of its own: to JAX, such places are not tied."""
-    hashed = {tensor.name for tensor in plan.tensors}
+    generated = {tensor.name for tensor in plan.tensors}
     for tensor in tensors:
-        if tensor.name in hashed:
+        if tensor.name in generated:
             yield tensor
         else:
             for name in (tensor.name, *tensor.aliases):

@@ -27,6 +27,7 @@ class TensorFlowBackend(Backend):
     """Arrays are ``tf.Tensor``; variables may also be ``tf.Variable``. Gradients come from ``tf.GradientTape``."""
 
     name = "tensorflow"
+    kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> tf.Tensor:
         """Return ``x`` as a tensor of its own, by default on TensorFlow's default device."""

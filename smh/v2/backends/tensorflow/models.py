@@ -193,6 +193,11 @@ def fit(
     PlanError
         As :func:`compress` does, and for pools for which there is no such fit.
 
+    Warns
+    -----
+    UserWarning
+        If the error is above 0.5: most of the model is lost, and training must follow.
+
     Examples
     --------
     >>> import keras

@@ -23,6 +23,7 @@ class TorchBackend(Backend):
     """Arrays are ``torch.Tensor``; gradients come from autograd, which sees materialization as one function."""
 
     name = "torch"
+    kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> torch.Tensor:
         """Return ``x`` as a tensor of its own, by default on PyTorch's default device."""
