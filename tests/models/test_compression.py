@@ -172,7 +172,13 @@ def test_residencies_are_three(residency):
 
 def test_a_report_has_the_numbers_of_plan_and_file():
     plan = plan_for(TENSORS, ratio=0.2)
-    report = make_report(TENSORS, plan, {"fc.weight": 0.5}, ratio_asked=Fraction(1, 5), residency="layer")
+    report = make_report(
+        TENSORS,
+        plan,
+        {"scale/fc.weight": 0.5 * 2.0 ** plan.tensors[1].kappa},
+        ratio_asked=Fraction(1, 5),
+        residency="layer",
+    )
     assert report.num_weights == 1152 + 640
     assert report.num_variables == plan.num_variables
     assert report.num_kept == 16 + 16 + 400

@@ -132,7 +132,7 @@ class Kernels:
 
         Returns
         -------
-        tuple of arrays, shapes (n, m) and (m, n), float64
+        tuple of arrays, shapes (n, m) and (m, n), float64, or float32 if smooth
         """
         xp = self.xp
         if not self.smooth:

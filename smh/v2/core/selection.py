@@ -1,4 +1,4 @@
-"""Which tensors of a model are hashed: ``include`` and ``exclude`` of ``Plan.build``."""
+"""Which tensors of a model are generated: ``include`` and ``exclude`` of ``Plan.build``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Selector = str | Iterable[str] | Callable[[str], bool]
 
 
 def why_not(name: str, shape: tuple[int, ...]) -> str:
-    """Return why a tensor is not hashed unless it is asked for, or nothing."""
+    """Return why a tensor is not generated unless it is asked for, or nothing."""
     if len(shape) < 2:
         return "fewer than two axes"
     return "it is a bias" if re.split("[./]", name)[-1] == "bias" else ""
 
 
 def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, exclude: Selector | None) -> list[str]:
-    """Return the names of the tensors that are hashed, in order.
+    """Return the names of the tensors that are generated, in order.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, excl
         chosen -= _matches(shapes, exclude, "exclude")
     if not chosen:
         raise PlanError(
-            "no tensor is left to be hashed: by default those with two or more axes are; "
+            "no tensor is left to be generated: by default those with two or more axes are; "
             f"got {len(shapes)} tensors, include={include!r}, exclude={exclude!r}"
         )
     return [name for name in shapes if name in chosen]

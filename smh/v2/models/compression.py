@@ -16,6 +16,7 @@ from rich.table import Table
 
 from smh.v2.core.plan import Plan
 from smh.v2.core.selection import select, why_not
+from smh.v2.core.tensors import TensorSpec
 from smh.v2.errors import CheckpointError, PlanError
 from smh.v2.files.checkpoint import CARRIED, Checkpoint
 
@@ -288,7 +289,7 @@ def check_loaded(
 def make_report(
     tensors: Sequence[ModelTensor],
     plan: Plan,
-    scales: Mapping[str, float],
+    scale_variables: Mapping[str, float],
     *,
     ratio_asked: float | Fraction | None = None,
     residency: str = "full",
@@ -301,8 +302,8 @@ def make_report(
         All tensors of the model as they were before.
     plan : Plan
         Its plan.
-    scales : mapping of str to float
-        Present values of learnable scales, by tensor name; the others are the plan's.
+    scale_variables : mapping of str to float
+        Present values of scale variables, by their names; all other scales are the plan's.
     ratio_asked : float or Fraction, optional
         What was asked for.
     residency : str
@@ -322,7 +323,7 @@ def make_report(
                 aliases=tensor.aliases,
                 generated=spec is not None,
                 why=why,
-                scale=None if spec is None else float(scales.get(tensor.name, spec.initial_scale)),
+                scale=None if spec is None else _scale(spec, scale_variables),
                 offset=None if spec is None else spec.offset,
             )
         )
@@ -340,8 +341,10 @@ def make_report(
     )
 
 
-def _present(axes: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in axes.items() if value is not None}
+def _scale(spec: TensorSpec, scale_variables: Mapping[str, float]) -> float:
+    if spec.scale_variable not in scale_variables:
+        return spec.initial_scale
+    return scale_variables[spec.scale_variable] * 2.0**-spec.kappa
 
 
 def _reasons(tensors: Sequence[ModelTensor]) -> str:

@@ -153,9 +153,9 @@ def fit_variables(
         scales, wanted, used = _wanted(plan, values, bars)
         unrounded, pool = _fit_pool(plan, wanted, used, bars)
         del wanted, used
-        scale_variables = _fit_scales(plan, values, pool, scales, bars)
-        variables = pool | scale_variables
-        report = _report(plan, values, variables, unrounded | scale_variables, bars)
+        variables = pool | _fit_scales(KERNELS, plan, values, pool, scales, bars)
+        unrounded |= _fit_scales(_SMOOTH, plan, values, unrounded, scales, bars)
+        report = _report(plan, values, variables, unrounded, bars)
     if report.error > _LOST:
         warnings.warn(
             f"the fitted weights are off by {report.error:.2f} of the given ones: most of the model is lost, and "
@@ -317,14 +317,19 @@ def _less(wanted: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
 
 
 def _fit_scales(
-    plan: Plan, values: Mapping[str, np.ndarray], pool: Variables, scales: Mapping[str, float], bars: Progress
+    kernels: NumpyKernels,
+    plan: Plan,
+    values: Mapping[str, np.ndarray],
+    pool: Variables,
+    scales: Mapping[str, float],
+    bars: Progress,
 ) -> Variables:
     """Return the learnable scales by variable, with the least squared error for the virtual weights that there are."""
     learnable = [tensor for tensor in plan.tensors if tensor.learn_scale]
-    grids = generate.put_on_grids(KERNELS, plan, pool)
+    grids = generate.put_on_grids(kernels, plan, pool)
     found = {}
     for tensor in bars.track(learnable, description="fitting scales"):
-        v = generate.cells(KERNELS, plan, grids, tensor.offset, tensor.stop)
+        v = generate.cells(kernels, plan, grids, tensor.offset, tensor.stop)
         scale = _best_scale(tensor, v, _target(tensor, values), scales[tensor.name])
         found[tensor.scale_variable] = np.asarray(scale * 2.0**tensor.kappa, dtype=np.float32)
     return found

@@ -178,8 +178,8 @@ def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None, 
     device : optional
         Without ``like``: a device of the backend.
     max_bytes : int, optional
-        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what the
-        file stores, whichever is more; see :func:`smh.limits.default`.
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what
+        the file stores, whichever is more; see :func:`smh.limits.default`.
 
     Returns
     -------

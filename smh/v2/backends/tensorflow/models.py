@@ -265,8 +265,7 @@ def report(model: keras.Model) -> Report:
     """
     parts = _checked(model).parts
     variables = parts.variables
-    learned = [tensor for tensor in parts.source.plan.tensors if tensor.learn_scale]
-    scales = {tensor.name: float(variables[tensor.scale_variable].numpy()) * 2.0**-tensor.kappa for tensor in learned}
+    scales = {name: float(x.numpy()) for name, x in variables.items() if name.startswith("scale/")}
     return compression.make_report(
         parts.tensors, parts.source.plan, scales, ratio_asked=parts.ratio_asked, residency=model.residency
     )

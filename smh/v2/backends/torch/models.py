@@ -318,7 +318,7 @@ def report(model: nn.Module) -> Report:
     """
     store = store_of(model)
     found = store.parameters()
-    scales = {t.name: found[t.scale_variable].item() * 2.0**-t.kappa for t in store.plan.tensors if t.learn_scale}
+    scales = {name: x.item() for name, x in found.items() if name.startswith("scale/")}
     return make_report(store.tensors, store.plan, scales, ratio_asked=store.ratio_asked, residency=store.residency)
 
 
