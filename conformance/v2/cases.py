@@ -60,6 +60,12 @@ class Case:
         given = {name: cotangents[name] for name in self.cotangents}
         return variables_for(self.plan, self.seed, "normal"), given
 
+    @cached_property
+    def another(self) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+        """Variables of another seed, and their weights."""
+        variables = variables_for(self.plan, self.seed + 1, "normal")
+        return variables, oracle.weights(self.plan.to_dict(), variables)
+
     @classmethod
     def of(cls, vector: Vector, seed: int) -> Case:
         """Return the case of a golden vector, with the stored results instead of computed ones."""

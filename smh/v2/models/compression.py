@@ -227,7 +227,7 @@ def check_ratio(ratio: Any, allow_expansion: bool) -> None:
     smh.v2.errors.PlanError: a ratio of 10 stores as many numbers as before or more: did you mean 0.1? If not, ...
     """
     if isinstance(ratio, int | float | Fraction) and ratio >= 1 and not allow_expansion:
-        hint = f"{float(ratio) / 100:.2g}" if 1 < ratio < 100 else "0.1"
+        hint = f"{float(ratio) / 100:.2g}" if 2 <= ratio < 100 else "0.1"
         what = f"a ratio of {float(ratio):.4g} stores as many numbers as before or more: did you mean {hint}?"
         raise PlanError(f"{what} If not, allow_expansion=True (--allow-expansion) takes it")
 
