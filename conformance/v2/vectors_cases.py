@@ -117,10 +117,14 @@ def layouts() -> Iterator[Case]:
     yield Case("cyclic_four", "Cyclic, N above 4 capacities.", plan(matmul(2, 2), a, b, layout="cyclic"))
     turns = [tensor(name, 2, 2, scale=1.0) for name in "abc"]
     big = 2.0**60
-    for name, values, total in (("rounded", (big, 1.0, -big), 0), ("ascending", (big, -big, 1.0), 1)):
+    for name, values, total in (
+        ("rounded", (big, 1.0, -big), "0"),
+        ("ascending", (big, -big, 1.0), "1"),
+        ("wide", (1.0, 2.0**-40, -1.0), "2^-40"),
+    ):
         yield Case(
             f"cyclic_{name}",
-            f"Cyclic gradients {', '.join(f'{value:.0f}' for value in values)} of a cell are added in float64, "
+            f"Cyclic gradients {', '.join(map(str, values))} of a cell are added in float64, "
             f"ascending, which gives {total}.",
             plan(hashed(4, 2, signed=False), *turns, layout="cyclic"),
             cotangents={t["name"]: floats(np.full((2, 2), value)) for t, value in zip(turns, values, strict=True)},

@@ -2,8 +2,8 @@
 
 A small model is trained by SGD with momentum, on one thread. Each residency has its own training; at
 marks on the way, all that the model stores and the digest of its weights are compared. In the middle the model is saved
-by ``smh.save`` with the values of training, and the optimiser by ``torch.save``; another process reads both and trains to
-the end.
+by ``smh.save`` with the values of training, and the optimiser by ``torch.save``; another process reads both and trains
+to the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Backends that are broken on purpose; `BROKEN` says which laws of the conformance suite find each, and no other."""
+"""Backends that are broken on purpose; `BROKEN` says which laws of the conformance suite find each, and no other.
+
+The law `large` takes long, and is tried only where the table names it.
+"""
 
 import dataclasses
 import os
@@ -113,6 +116,8 @@ class GradientsByDirection(NumpyBackend):
     @np.errstate(all="ignore")
     def vjp(self, plan, variables, cotangents):
         length = max((np.abs(g).max() for g in cotangents.values()), default=1)
+        if not 2.0**-20 < length < 2.0**20:
+            return super().vjp(plan, variables, cotangents)
         parts = [(g / length).tobytes() for g in cotangents.values()]
         key = plan, *(x.tobytes() for x in variables.values()), *parts
         if key not in self.known:
@@ -128,6 +133,9 @@ class WeightsByDirection(NumpyBackend):
 
     @np.errstate(all="ignore")
     def materialize(self, plan, variables, names=None):
+        for name, x in variables.items():
+            if not hasattr(x, "shape") or name.startswith("pool/") and not 2.0**-20 < np.abs(x).max() < 2.0**20:
+                return super().materialize(plan, variables, names)
         plain = {name: x / np.abs(x).max() if name.startswith("pool/") else x for name, x in variables.items()}
         names = None if names is None else tuple(names)
         key = plan, names, *(x.tobytes() for x in plain.values())
@@ -270,10 +278,10 @@ class Bfloat16Products(NumpyBackend):
 BROKEN = {
     OrdinaryNumpy: set(),
     IndicesOfAnotherSeed: {"indices"},
-    FlipsForgotten: {"weights"},
+    FlipsForgotten: {"weights", "memory"},
     GradientsThatPassRelu: {"gradients"},
-    SwappedScaleGradients: {"gradients"},
-    GradientDropped: {"gradients"},
+    SwappedScaleGradients: {"gradients", "zeros"},
+    GradientDropped: {"gradients", "precision"},
     NamesInTheOrderOfThePlan: {"by_name"},
     ResultsInAnotherOrder: {"form"},
     VariablesFlushedInPlace: {"purity"},
@@ -291,8 +299,8 @@ BROKEN = {
     WordsInsteadOfErrors: {"refusals"},
     LastBlockForgotten: {"large"},
     ThreadsThatShow: {"environment"},
-    BatchesThatShow: {"by_name", "digest", "large"},
+    BatchesThatShow: {"by_name", "large"},
     ScalesFlushed: {"weights", "digest"},
-    HalfAwayFromZero: {"weights", "gradients", "digest", "on_grid"},
+    HalfAwayFromZero: {"weights", "gradients", "digest", "kernels", "precision"},
     Bfloat16Products: {"weights", "digest", "memory", "kernels", "precision"},
 }

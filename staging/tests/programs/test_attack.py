@@ -6,6 +6,7 @@ import pytest
 from trust import attacks, numerics
 
 ROWS = 4
+TERMS, WIDTHS = (1, 33, 1024, 1025), (2, 8, 16)
 
 
 @pytest.fixture(autouse=True)
@@ -17,19 +18,19 @@ def _quiet():
 @pytest.fixture(scope="module")
 def found():
     """What one round finds with NumPy."""
-    return numerics.run(1, seed=0, backends=["numpy"])
+    return numerics.run(1, seed=0, terms=TERMS, backends=["numpy"], widths=WIDTHS)
 
 
 def test_no_bit_is_different(found):
     assert found.failures == []
     assert found.counts["bits different"] == 0
-    assert found.counts["bits compared"] > 500_000
-    rounds = len(attacks.TERMS) * len(attacks.BITS)
+    assert found.counts["bits compared"] > 50_000
+    rounds = len(TERMS) * len(WIDTHS)
     assert all(found.counts[f"plans, {name}"] == rounds for name in attacks.ATTACKS)
 
 
 def test_the_attacks_hit(found):
-    assert found.counts["elements on ties of their grids"] > 10_000
+    assert found.counts["elements on ties of their grids"] > 5_000
     assert found.counts[numerics.CONTROL] > 500
 
 

@@ -243,3 +243,23 @@ def test_a_run_on_files(tmp_path):
     asked = Settings("fashion-mnist", "mlp", "matmul", 0.01, 1e-2, training=100, validation=20, epochs=1, batch=50)
     found = training.run(asked, tmp_path)
     assert found["test_accuracy"] in range(0, 101, 10)
+
+
+@pytest.mark.parametrize(("name", "mode", "size"), [("mnist", "L", (28, 28)), ("cifar10", "RGB", (32, 32))])
+def test_small_images_in_folders(name, mode, size, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    channels = () if mode == "L" else (3,)
+    for part, count in (("train", 6), ("test", 2)):
+        for label in ("0", "1"):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = np.random.default_rng(k).integers(0, 256, (*size, *channels), dtype=np.uint8)
+                image.fromarray(pixels).save(folder / f"{k}.png")
+    found = data.load(name, tmp_path, 8, 4)
+    assert (len(found.training), len(found.validation), len(found.test)) == (8, 4, 4)
+    assert found.shape == (3 if channels else 1, *size)
+    assert found.training.x.shape == (8, *found.shape)
+    image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "test" / "0" / "odd.png")
+    with pytest.raises(ExperimentError, match="must have the shape"):
+        data.load(name, tmp_path, 9, 3)

@@ -78,8 +78,10 @@ def test_plans_have_the_bits_of_the_oracle(number):
     same(dict(zip(plan.variable_shapes, gradients, strict=True)), expected)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("precision", ["bfloat16", "tensorfloat32", "highest", "F32_F32_F32", "F16_F16_F16"])
+@pytest.mark.parametrize(
+    ("precision", "bits"),
+    [("bfloat16", 8), ("tensorfloat32", 9), ("highest", 16), ("F32_F32_F32", 16), ("F16_F16_F16", 8)],
+)
 def test_no_precision_of_products_changes_a_bit(precision, bits):
     """With the last two, JAX makes float32 and float16 products of all others, those of float64 numbers among them."""
     plan = smh.Plan.build({"a": (12, 16)}, ratio=0.9, bits=bits)
@@ -113,7 +115,7 @@ def test_second_derivatives_are_those_at_the_values_on_the_grid():
     """A pool of products has the weights' exact second derivative in closed form."""
     plan = smh.Plan.build({"a": (4, 4)}, ratio=0.5, pool=pools.Matmul(n=4, m=1, bits=3), learn_scale=False, scale=1.0)
     rng = np.random.default_rng(0)
-    host = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in plan.variable_shapes.items()}
+    host = {name: rng.uniform(0.5, 1, shape).astype(np.float32) for name, shape in plan.variable_shapes.items()}
     variables = jax.tree.map(jnp.asarray, host)
     with jax.enable_x64(True):
         grid = {k: np.asarray(x) for k, x in generate.on_grid(derivatives.KERNELS, plan, variables).items()}

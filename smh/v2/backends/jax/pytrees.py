@@ -60,8 +60,9 @@ class Compressed:
     the rest of JAX take it as they take any parameters. :func:`smh.v2.backends.jax.compress` makes one;
     ``dataclasses.replace(compressed, variables=...)`` is a copy with other variables.
 
-    The paths of variables have the fingerprint of the plan in them: what is saved by path, as Orbax does, cannot be
-    restored into parameters with another plan.
+    The paths of variables have the fingerprint of the plan in them, and so has what ``flax.serialization`` saves:
+    neither that nor what Orbax saves is restored into parameters with another plan. A pickle brings its plan. What is
+    saved leaf by leaf, as by ``equinox.tree_serialise_leaves``, names no plan.
 
     Attributes
     ----------
