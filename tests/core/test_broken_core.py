@@ -159,13 +159,13 @@ def broken(monkeypatch, what):
     elif what == "padding in float64":
         monkeypatch.setattr(layout, "PADDING", 0.010000001)
     elif what == "cyclic sums in float32":
-        monkeypatch.setattr(layout, "wide", lambda xp, x: x)
+        monkeypatch.setattr(layout, "wide", lambda kernels, x: x)
     elif what == "relu lets all cotangents pass":
         monkeypatch.setattr(scales, "masked", lambda k, g, w, modifiers: g)
     elif what == "products not floored":
-        monkeypatch.setattr(arithmetic, "times", lambda xp, a, b, k=-120: (a * b).astype(np.float32))
+        monkeypatch.setattr(arithmetic, "times", lambda kernels, a, b, k=-120: (a * b).astype(np.float32))
     elif what == "sums in float32":
-        monkeypatch.setattr(arithmetic, "wide", lambda xp, x: x)
+        monkeypatch.setattr(arithmetic, "wide", lambda kernels, x: x)
     elif what == "gain of gradients forgotten":
         original = arithmetic.Factorized.pull
 
@@ -180,7 +180,7 @@ def broken(monkeypatch, what):
     elif what == "other seeds of parts":
         monkeypatch.setattr(arithmetic.hashing, "PART_STREAM", 65537)
     elif what == "cotangents not floored":
-        monkeypatch.setattr(grid, "wide", lambda xp, x: x.astype(np.float64))
+        monkeypatch.setattr(grid, "wide", lambda kernels, x: x.astype(np.float64))
     else:
         raise AssertionError(what)
     return kernels

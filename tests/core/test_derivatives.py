@@ -160,3 +160,21 @@ def test_smooth_weights_and_gradients_are_close_to_exact_ones(plan, seed):
                 if np.all(np.isfinite(x)) and np.all(np.isfinite(smooth[name])):
                     allowed = 1e-2 * float(np.max(np.abs(x))) + units.get(name, 0.0) + 1e-30
                     assert np.max(np.abs(x.astype(np.float64) - smooth[name])) <= allowed, name
+
+
+def test_second_derivatives_pass_through_zeros():
+    """A row of zeros makes its weights 0: half the sum of squares has the second derivative ``right**2`` there."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import array_api_compat.torch as xp
+
+    class TorchKernels(Kernels):
+        word_dtype = torch.int64
+
+    plan = Plan.build({"w": (3, 3)}, ratio=9, pool=pools.Matmul(n=3, m=1, gain=0), scale=1.0, learn_scale=False)
+    left = torch.tensor([[0.0], [0.5], [-1.0]], requires_grad=True)
+    given = {"pool/left": left, "pool/right": torch.tensor([[0.25, -0.5, 0.75]], requires_grad=True)}
+    smooth = TorchKernels(xp, smooth=True)
+    weights = generate.materialize(smooth, plan, given)
+    gradient = generate.vjp(smooth, plan, given, weights)["pool/left"]
+    (second,) = torch.autograd.grad(gradient.sum(), [left])
+    np.testing.assert_allclose(second.numpy(), np.full((3, 1), 0.25**2 + 0.5**2 + 0.75**2), rtol=1e-6)

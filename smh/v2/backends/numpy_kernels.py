@@ -20,6 +20,8 @@ _CHUNK = 1 << 16  # cotangents that stay in the cache through several passes
 _SLICE = 512  # columns of cotangents that both products read while they are in the cache
 _FEW = 5  # elements of a tensor below which the floor of cotangents shows in a scale gradient (section 13.7)
 
+_DEFAULT = Kernels(np)
+
 
 class NumpyKernels(Kernels):
     """Kernels for NumPy arrays."""
@@ -103,11 +105,11 @@ class NumpyKernels(Kernels):
                     of_rows += part @ right.integers[span, c : c + _SLICE].T.astype(np.float64)
                     total[:count, c : c + _SLICE] += np.matmul(wide_left, part, out=product[:count, : part.shape[1]])
                 of_rows *= pulled.left_unit
-                of_left[rows, span] = round7(np, of_rows)
+                of_left[rows, span] = round7(_DEFAULT, of_rows)
             of_left[-(-pulled.stop // side) :, span] = 0.0
             total *= pulled.right_unit
             for some in range(0, count, 16):  # at once it would take as much memory again
-                of_right[span][some : some + 16] = round7(np, total[some : min(some + 16, count)])
+                of_right[span][some : some + 16] = round7(_DEFAULT, total[some : min(some + 16, count)])
         return of_left, of_right, pulled.of_scales()
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
@@ -206,7 +208,7 @@ class _Pulled:
         for k, cells, g in self._pieces(start, start + sums.size):
             unit = self._units[k]
             if unit:
-                g = floor(np, g) if self._given[k][0].size < _FEW else g
+                g = floor(_DEFAULT, g) if self._given[k][0].size < _FEW else g
                 v, factor = sums[cells], np.float32(self._virtual / unit)
                 for at in range(0, g.size, _CHUNK):
                     part, scaled = g[at : at + _CHUNK], v[at : at + _CHUNK]
@@ -222,7 +224,7 @@ class _Pulled:
             for given, total, unit in zip(self._given, self._totals, self._units, strict=True)
         }
         found = (totals.get(tensor.name, 0.0) * 2.0**-tensor.kappa for tensor, _, _ in self._parts)
-        return [np.asarray(round7(np, np.float64(x))) for x in found]
+        return [np.asarray(round7(_DEFAULT, np.float64(x))) for x in found]
 
     def _pieces(self, start: int, stop: int) -> Any:
         """Iterate over the tensors that a range of cells meets: number, cells in the range, cotangents."""

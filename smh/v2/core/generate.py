@@ -148,7 +148,7 @@ def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Pa
                 power = _bound(kernels, plan, bound, tensor, v)
                 gradients[tensor.scale_variable] = scales.gradient(kernels, g, v, power, healthy, tensor.kappa)
         s = scale if tensor.learn_scale else xp.asarray(scale, dtype=xp.float32, device=kernels.device(like))
-        dv.append(times(xp, s, g))
+        dv.append(times(kernels, s, g))
     joined = layout.cotangents(kernels, plan.layout, plan.capacity, dv[0] if len(dv) == 1 else xp.concat(dv))
     pulled = plan.pool.vjp(kernels, grids, joined, plan.seed)
     return gradients | {f"pool/{name}": x for name, x in pulled.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from smh.v2.core.kernels import Array, Kernels
 
@@ -86,28 +86,30 @@ def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
     return kernels.xp.where(x == 0.0, 0.0, _power(kernels, x, low, high, 1.0, strict=True))
 
 
-def floor(xp: Any, x: Array, k: int = -120) -> Array:
+def floor(kernels: Kernels, x: Array, k: int = -120) -> Array:
     """Return +0 where ``|x| < 2**k``, else ``x``."""
-    return xp.where(xp.abs(x) < 2.0**k, 0.0, x)
+    if kernels.smooth:
+        return x
+    return kernels.xp.where(kernels.xp.abs(x) < 2.0**k, 0.0, x)
 
 
-def round7(xp: Any, x: Array, k: int = -120) -> Array:
+def round7(kernels: Kernels, x: Array, k: int = -120) -> Array:
     """Return ``float32(floor(x, k))`` of float64 values."""
-    return xp.astype(floor(xp, x, k), xp.float32)
+    return kernels.xp.astype(floor(kernels, x, k), kernels.xp.float32)
 
 
-def wide(xp: Any, x: Array) -> Array:
+def wide(kernels: Kernels, x: Array) -> Array:
     """Return ``floor(x, -120)`` of float32 values in float64.
 
     Cotangents need the floor (specification, section 7.1). All other values are 0 or larger; for them it stands between
     two conversions, which a compiler might join and so drop a rounding.
     """
-    return xp.astype(floor(xp, x), xp.float64)
+    return kernels.xp.astype(floor(kernels, x), kernels.xp.float64)
 
 
-def times(xp: Any, a: Array, b: Array, k: int = -120) -> Array:
+def times(kernels: Kernels, a: Array, b: Array, k: int = -120) -> Array:
     """Return ``float32(floor(a * b, k))`` of float32 values, compared before the rounding."""
-    return round7(xp, wide(xp, a) * wide(xp, b), k)
+    return round7(kernels, wide(kernels, a) * wide(kernels, b), k)
 
 
 def ceil_log2(k: int) -> int:

@@ -102,6 +102,8 @@ class Kernels:
     def scale(self, v: Array, scale: Array | float) -> Array:
         """Return ``float32(scale * v)``, +0 in the place of -0 (specification, section 3.4)."""
         w = v * scale
+        if self.smooth:
+            return w
         return self.xp.where(self.xp.abs(w) < 2.0**-120, 0.0, w)  # no other weight is that small
 
     def dot(self, g: Array, v: Array, inverse: Array) -> Array:

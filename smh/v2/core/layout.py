@@ -77,4 +77,4 @@ def cotangents(kernels: Kernels, layout: str, capacity: int, dv: Array) -> Array
     if turns == 1:
         return dv
     rows = xp.reshape(dv, (turns, capacity))
-    return round7(xp, add_up([wide(xp, rows[turn, :]) for turn in range(turns)]))
+    return round7(kernels, add_up([wide(kernels, rows[turn, :]) for turn in range(turns)]))

@@ -67,5 +67,5 @@ def gradient(kernels: Kernels, g: Array, v: Array, bound: Array, healthy: Array,
     zero = (largest < 2.0**-70) | (bound == 0.0)
     unit = power_above(kernels, xp.astype(largest, xp.float64), -70, 90) * bound * 2.0 ** (ceil_log2(g.shape[0]) - 53)
     unit = xp.where(zero, 1.0, unit)
-    total = round7(xp, kernels.dot(wide(xp, g), wide(xp, v), 1.0 / unit) * (unit * 2.0**-kappa))
+    total = round7(kernels, kernels.dot(wide(kernels, g), wide(kernels, v), 1.0 / unit) * (unit * 2.0**-kappa))
     return xp.where(sound, xp.where(zero, 0.0, total), math.nan)

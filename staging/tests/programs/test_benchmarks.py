@@ -15,5 +15,5 @@ def test_a_row_of_the_benchmark_is_complete(monkeypatch):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:2] == ["40", "0.1"]
     assert len(cells) == 7
-    assert all(float(cell) > 0 for cell in cells[2:])
+    assert all(float(cell.split()[0]) > 0 for cell in cells[2:6])
     sys.modules.pop("core_numpy")

@@ -104,8 +104,8 @@ class Factorized(LeafArithmetic):
         sums = kernels.factor_sums(q.integers, left.integers, right.integers)
         units = [xp.astype(x.unit, xp.float64) for x in (q, left, right)]
         return (
-            round7(xp, sums[0] * (units[0] * units[2] * self.factor)),
-            round7(xp, sums[1] * (units[0] * units[1] * self.factor)),
+            round7(kernels, sums[0] * (units[0] * units[2] * self.factor)),
+            round7(kernels, sums[1] * (units[0] * units[1] * self.factor)),
         )
 
 
@@ -203,7 +203,7 @@ class HashArithmetic(LeafArithmetic):
                 return kernels.segment_sum(signed, self._buckets(kernels, i, m, seed), self.size or 1)
 
             # The unit is NaN where Q is poisoned, and entries that nothing reads become NaN with it.
-            return round7(xp, kernels.sum_tiles(sums, 0, dv.shape[0]) * unit)
+            return round7(kernels, kernels.sum_tiles(sums, 0, dv.shape[0]) * unit)
 
         return {f"{path}table": xp.stack([row(m) for m in range(self.hashes)])}
 
@@ -284,7 +284,7 @@ class SumArithmetic(Combination):
         return kernels.xp.max(kernels.xp.stack(bounds)) * 2.0 ** ceil_log2(len(bounds))
 
     def _combined(self, kernels: Kernels, values: list[Array]) -> Array:
-        return round7(kernels.xp, add_up([wide(kernels.xp, v) for v in values]), _FLOOR)
+        return round7(kernels, add_up([wide(kernels, v) for v in values]), _FLOOR)
 
     def _cotangents(self, kernels: Kernels, dv: Array, values: Callable[[], list[Array]]) -> list[Array]:
         return [dv] * len(self.parts)
@@ -298,12 +298,12 @@ class ProductArithmetic(Combination):
         return None
 
     def _combined(self, kernels: Kernels, values: list[Array]) -> Array:
-        return functools.reduce(lambda a, b: times(kernels.xp, a, b, _FLOOR), values)
+        return functools.reduce(lambda a, b: times(kernels, a, b, _FLOOR), values)
 
     def _cotangents(self, kernels: Kernels, dv: Array, values: Callable[[], list[Array]]) -> list[Array]:
         v = values()
         others = (v[:p] + v[p + 1 :] for p in range(len(v)))
-        return [functools.reduce(lambda a, b: times(kernels.xp, a, b), rest, dv) for rest in others]
+        return [functools.reduce(lambda a, b: times(kernels, a, b), rest, dv) for rest in others]
 
 
 def all_powers(kernels: Kernels, grids: Sequence[Grid], factor: float) -> Array:
