@@ -80,8 +80,8 @@ class Api:
         names : iterable of str, optional
             The tensors to build, all by default. The bits do not depend on what else is built.
         max_bytes : int, optional
-            The most bytes of weights to build, for a plan that came from elsewhere; see :func:`smh.limits.default`. By
-            default there is no limit: a plan at hand is yours, and :func:`load` has one for that of a file.
+            The most bytes of weights to build, for a plan that came from elsewhere; see
+            :func:`smh.files.limits.default`. By default there is no limit: a plan at hand is yours, and :func:`load` has one for that of a file.
 
         Returns
         -------
@@ -249,7 +249,7 @@ class Api:
             A device of the backend.
         max_bytes : int, optional
             The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times
-            what the file stores, whichever is more; see :func:`smh.limits.default`.
+            what the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
         Returns
         -------

@@ -45,6 +45,7 @@ class Torch:
     """A torch module of two linear layers, whose weights are `o i`."""
 
     def __init__(self, plan, variables, residency):
+        self.plan = plan
         layers = {name: torch.nn.Linear(INPUTS, n, bias=False) for name, n in OUTPUTS.items()}
         own = renamed(plan, {name: f"{name}.weight" for name in OUTPUTS}, "i o -> o i")
         self.model = smh_torch.compress(torch.nn.ModuleDict(layers), plan=own, residency=residency)
@@ -66,7 +67,8 @@ class Torch:
         self.model.zero_grad()
         outputs = self.model(torch.from_numpy(X))
         sum((outputs[name] * torch.from_numpy(y)).sum() for name, y in Y.items()).backward()
-        return [parameter.grad.numpy() for parameter in self.parameters]
+        shapes = self.plan.variable_shapes.values()  # scales have one axis in PyTorch
+        return [x.grad.numpy().reshape(shape) for x, shape in zip(self.parameters, shapes, strict=True)]
 
 
 class Jax:

@@ -44,7 +44,7 @@ class Part(NamedTuple):
 def materialize(
     kernels: Kernels, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
 ) -> dict[str, Array]:
-    """Build weights from variables: see :meth:`smh.v2.api.Api.materialize`.
+    """Build weights from variables: see :func:`smh.materialize`.
 
     Only the virtual weights that the named tensors show are computed.
     """
@@ -62,7 +62,7 @@ def materialize(
 def vjp(
     kernels: Kernels, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Return the gradient of every variable: see :meth:`smh.v2.api.Api.vjp`."""
+    """Return the gradient of every variable: see :func:`smh.vjp`."""
     check_variables(kernels, plan, variables)
     check_cotangents(kernels, plan, cotangents)
     xp, parts = kernels.xp, []

@@ -138,8 +138,8 @@ class Plan:
         views : mapping, optional
             Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
         include, exclude : str, iterable of str or callable, optional
-            Which tensors to generate; see :func:`smh.selection.select`. By default those of two or more axes, except
-            biases.
+            Which tensors to generate; see :func:`smh.core.selection.select`. By default those of two or more axes,
+            except biases.
         values : mapping of str to array, optional
             Present values of the tensors, for ``scale="match"``.
         kept_bytes : int

@@ -27,8 +27,8 @@ def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, excl
     shapes : mapping of str to tuple of int
         All tensors.
     include : str, iterable of str, callable or None
-        A regular expression that must match a whole name (see :func:`smh.patterns.compile_pattern`); exact names, or
-        suffixes of them after a dot or slash; a function from a name to bool. None: all tensors of two or more axes but
+        A regular expression that must match a whole name (see :func:`smh.core.patterns.compile_pattern`); exact names,
+        or suffixes of them after a dot or slash; a function from a name to bool. None: all tensors of two or more axes but
         those named ``bias``.
     exclude : str, iterable of str, callable or None
         The same, for tensors to leave as they are.

@@ -160,7 +160,7 @@ def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterat
     path : str or os.PathLike
         The file.
     max_bytes : int, optional
-        The most bytes of weights that a checkpoint may ask for; see :func:`smh.limits.default`.
+        The most bytes of weights that a checkpoint may ask for; see :func:`smh.files.limits.default`.
 
     Yields
     ------

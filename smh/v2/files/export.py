@@ -83,7 +83,7 @@ def export(
     backend : Backend, optional
         Builds the weights, by default NumPy.
     max_bytes : int, optional
-        The most bytes to write, and to build for that; by default what :func:`smh.limits.default` says.
+        The most bytes to write, and to build for that; by default what :func:`smh.files.limits.default` says.
     start : callable
         Is told the size of the file, before anything is written.
     advance : callable

@@ -7,7 +7,7 @@ The way of the data, :mod:`smh.v2.core.generate` walked backwards:
 Every tensor is divided by its scale, and the pool then takes the least squares of all virtual weights alike. A single
 pool reaches the optimum of that: a matrix product by the theorem of Eckart and Young, a sum of Kronecker products by
 the same after the rearrangement of Van Loan and Pitsianis (1993), hash tables as a linear problem. Sums of pools are
-fitted part by part, each to what the others leave. What a single pool does stands in :mod:`smh.v2.models.fitters`.
+fitted part by part, each to what the others leave. What a single pool does stands in ``smh/models/fitters.py``.
 """
 
 from __future__ import annotations

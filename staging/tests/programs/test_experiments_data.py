@@ -70,7 +70,7 @@ def test_absent_data_is_named(tmp_path):
         with pytest.raises(ExperimentError, match=f"folder of {name} with --data"):
             data.load(name, None, 1, 1)
     with pytest.raises(ExperimentError, match="data must be one of"):
-        data.load("mnist", tmp_path, 1, 1)
+        data.load("emnist", tmp_path, 1, 1)
     with pytest.raises(ExperimentError, match="train-images-idx3-ubyte.gz cannot be read"):
         data.load("fashion-mnist", tmp_path, 1, 1)
 

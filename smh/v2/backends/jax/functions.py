@@ -43,7 +43,7 @@ def materialize(
     names : iterable of str, optional
         With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
     max_bytes : int, optional
-        With a plan that came from elsewhere: the most bytes of weights to build; see :func:`smh.limits.default`.
+        With a plan that came from elsewhere: the most bytes of weights to build; see :func:`smh.files.limits.default`.
         By default there is no limit.
 
     Returns
@@ -179,7 +179,7 @@ def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None, 
         Without ``like``: a device of the backend.
     max_bytes : int, optional
         The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what
-        the file stores, whichever is more; see :func:`smh.limits.default`.
+        the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
     Returns
     -------

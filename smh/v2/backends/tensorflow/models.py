@@ -61,7 +61,7 @@ def compress(
     ratio : float or Fraction
         Upper bound on pool variables per generated weight.
     size : int or str
-        In the place of ``ratio``: what the tensors of the model may take in a file of :func:`save`, in bytes or as
+        In the place of ``ratio``: what the tensors of the model may take in a file of ``smh.save``, in bytes or as
         ``"500 kB"``, kept ones included.
     plan : Plan, optional
         A plan for this model, in the place of ``ratio``, ``size`` and all options of plans. Its tensors are named by

@@ -129,7 +129,7 @@ def load(
         Without a model: a device for the tensors.
     max_bytes : int, optional
         The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what
-        the file stores, whichever is more; see :func:`smh.limits.default`.
+        the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
     Returns
     -------
