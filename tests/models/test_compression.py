@@ -84,7 +84,7 @@ def test_a_size_that_what_is_kept_takes_alone_is_refused():
         (1.0, "0.1"),
         (10, "0.1"),
         (25, "0.25"),
-        (Fraction(3, 2), "0.015"),
+        (Fraction(3, 2), "0.1"),
         (np.float64(5), "0.05"),
         (500, "0.1"),
     ],
