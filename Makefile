@@ -1,6 +1,6 @@
 # make demo    train a classifier from a pool a tenth its size, save it, load it, compare the bits
 # make test    everything that the tests need, in a fresh environment, then the tests and the conformance suite
-# make check   the tests of the core, without the frameworks, in an environment that is made once
+# make check   the tests of core, NumPy, files and command line, in an environment that is made once, without frameworks
 # make lint    ruff and mypy
 # make docs    the documentation, warnings are errors
 # make trust   hours of attacks: fuzzing, faults, long runs, hash seeds and orders of import, packages, conformance, an
@@ -29,7 +29,7 @@ endef
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
-	.venv-demo/bin/smh demo
+	.venv-demo/bin/smh demo --force
 
 test:
 	$(call environment,.venv-test,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")
@@ -37,7 +37,7 @@ test:
 	.venv-test/bin/smh conformance
 
 check: .venv-check/made
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-check/bin/python -m pytest $(PYTEST_ARGS) tests/core
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-check/bin/python -m pytest $(PYTEST_ARGS) -m check
 
 .venv-check/made: pyproject.toml constraints.txt
 	$(call environment,.venv-check,--editable ".[test]")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate, pools
-from smh.v2.core.initial import initial_variables
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate, pools
+from smh.core.initial import initial_variables
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
 
 SIDES = (2300, 4612)
 RATIOS = (0.02, 0.1, 0.5)

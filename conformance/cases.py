@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
@@ -12,10 +11,11 @@ from hypothesis import strategies as st
 
 from conformance import oracle
 from conformance.vectors import Vector, load_vectors
-from smh import pools
-from smh.plan import Plan
+from smh.core import pools
+from smh.core.plan import Plan
 
-KINDS = ("normal", "wide", "tiny", "grid", "special")
+KINDS = ("normal", "wide", "tiny", "edges", "ties", "zeros", "special")
+"""Kinds of values: see :func:`floats`."""
 
 
 class Case:
@@ -35,26 +35,41 @@ class Case:
 
     @cached_property
     def weights(self) -> Mapping[str, Any]:
-        """Weights of all tensors; none where the arithmetic promises no bits."""
-        return oracle.weights(as_dict(self.plan), self.variables) if self.plan.arithmetic == "exact" else {}
+        """Weights of all tensors."""
+        return oracle.weights(self.plan.to_dict(), self.variables)
 
     @cached_property
     def gradients(self) -> Mapping[str, Any]:
-        """Gradients of all variables; none where the arithmetic promises no bits."""
-        if self.plan.arithmetic != "exact":
-            return {}
-        return oracle.gradients(as_dict(self.plan), self.variables, self.cotangents)
+        """Gradients of all variables."""
+        return oracle.gradients(self.plan.to_dict(), self.variables, self.cotangents)
 
     @cached_property
     def digest(self) -> str:
         """Digest of the weights."""
-        return oracle.digest(as_dict(self.plan), self.variables)
+        return oracle.digest(self.plan.to_dict(), self.variables)
+
+    @cached_property
+    def initial(self) -> Mapping[str, Mapping[str, Any]]:
+        """Initial variables by distribution."""
+        return {one: oracle.initial_variables(self.plan.to_dict(), one) for one in ("normal", "uniform")}
+
+    @cached_property
+    def ordinary(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Variables and cotangents of plain values, for laws that compare runs; the same tensors have cotangents."""
+        cotangents = cotangents_for(self.plan, self.seed, "normal")
+        given = {name: cotangents[name] for name in self.cotangents}
+        return variables_for(self.plan, self.seed, "normal"), given
+
+    @cached_property
+    def another(self) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+        """Variables of another seed, and their weights."""
+        variables = variables_for(self.plan, self.seed + 1, "normal")
+        return variables, oracle.weights(self.plan.to_dict(), variables)
 
     @classmethod
     def of(cls, vector: Vector, seed: int) -> Case:
         """Return the case of a golden vector, with the stored results instead of computed ones."""
-        plan = Plan.from_json(json.dumps(vector.plan))
-        case = cls(vector.name, plan, vector.variables, vector.cotangents, seed)
+        case = cls(vector.name, Plan.from_dict(vector.plan), vector.variables, vector.cotangents, seed)
         case.__dict__.update(weights=vector.weights, gradients=vector.gradients, digest=vector.digest)
         return case
 
@@ -65,19 +80,23 @@ def golden_cases() -> tuple[Case, ...]:
     return tuple(Case.of(vector, seed) for seed, vector in enumerate(load_vectors()))
 
 
+@lru_cache
+def golden_plans(every: int = 1) -> tuple[Case, ...]:
+    """Return the cases of every n-th plan of the golden vectors, all cases of a plan together."""
+    of_plans: dict[Plan, list[Case]] = {}
+    for case in golden_cases():
+        of_plans.setdefault(case.plan, []).append(case)
+    return tuple(case for found in list(of_plans.values())[::every] for case in found)
+
+
 @lru_cache(maxsize=256)
 def drawn_case(plan: Plan, seed: int, kind: str) -> Case:
-    """Return the case of a plan with seeded values of one kind; every other seed leaves out some cotangents."""
+    """Return the case of a plan with seeded values of one kind; every other seed leaves out a cotangent."""
     cotangents = cotangents_for(plan, seed, KINDS[seed % len(KINDS)])
     if seed % 2:
         cotangents = dict(list(cotangents.items())[1:])
     name = f"plan={plan.to_json()} seed={seed} kind={kind}"
     return Case(name, plan, variables_for(plan, seed, kind), cotangents, seed)
-
-
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """Return the plan as the oracle takes it: by way of its JSON."""
-    return json.loads(plan.to_json())
 
 
 def variables_for(plan: Plan, seed: int, kind: str) -> dict[str, np.ndarray]:
@@ -87,32 +106,39 @@ def variables_for(plan: Plan, seed: int, kind: str) -> dict[str, np.ndarray]:
 
 
 def cotangents_for(plan: Plan, seed: int, kind: str) -> dict[str, np.ndarray]:
-    """Return seeded cotangents of one kind."""
+    """Return seeded cotangents of one kind, for all tensors."""
     rng = np.random.default_rng(seed + 1)
     return {tensor.name: floats(rng, tensor.viewed_shape, kind) for tensor in plan.tensors}
 
 
+_POWERS = (-149, -126, -120, -88, -70, -31, -30, -29, 0, 29, 30, 31, 89, 90, 91, 127)
+_FRACTIONS = (1 - 2.0**-7, 1 - 2.0**-22, 1 - 2.0**-24, 1.0, -1.0)
+_SPECIAL = (0.0, -0.0, 1e-45, -1e-40, 2.0**-120, -(2.0**-121), np.inf, -np.inf, np.nan, 3.4e38, -3.4e38)
+
+
 def floats(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """Return float32 values of one kind: plain, of all exponents, tiny, on ties of a coarse grid, or with specials."""
+    """Return float32 values of one kind.
+
+    Kinds are plain, of many exponents, tiny, around the limits of grids, on ties of a coarse grid, zeros, and plain
+    with infinities, NaN, subnormal and largest numbers.
+    """
     size = int(np.prod(shape, dtype=np.int64))
-    if kind == "normal":
-        x = rng.standard_normal(size).astype(np.float32)
-    elif kind == "wide":
-        bits = rng.integers(0, 2**32, size, dtype=np.uint32)
-        bits = np.where((bits & 0x7F800000) == 0x7F800000, bits & 0xBF7FFFFF, bits)
-        x = bits.astype(np.uint32).view(np.float32)
-    elif kind == "tiny":
-        x = np.ldexp(rng.uniform(-1, 1, size), rng.integers(-149, -95, size)).astype(np.float32)
-    elif kind == "grid":
-        # Odd multiples of half a grid unit beside one large value: half of all roundings are ties.
-        x = (rng.integers(-(2**12), 2**12, size) + 0.5).astype(np.float32) * np.float32(2.0**-24)
-        x[rng.integers(0, size, max(1, size // 8))] = np.float32(0.75)
-    else:
-        x = rng.standard_normal(size).astype(np.float32)
-        special = [0.0, -0.0, 1e-45, -1e-40, 2.0**-120, -(2.0**-121), np.inf, -np.inf, np.nan, 3.4e38, -3.4e38]
-        hits = rng.random(size) < 0.15
-        x[hits] = rng.choice(np.asarray(special, dtype=np.float32), int(hits.sum()))
-    return x.reshape(shape)
+    x = rng.standard_normal(size).astype(np.float32)
+    with np.errstate(all="ignore"):
+        if kind == "wide":
+            x = np.ldexp(x, rng.integers(-40, 40, size)).astype(np.float32)
+        elif kind == "tiny":
+            x = np.ldexp(rng.uniform(-1, 1, size), rng.integers(-149, -25)).astype(np.float32)
+        elif kind == "edges":
+            x = np.ldexp(rng.choice(_FRACTIONS, size), rng.choice(_POWERS)).astype(np.float32)
+        elif kind == "ties":
+            x = (rng.integers(-254, 254, size).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-9)
+            x[0] = np.float32(0.75)
+        elif kind == "zeros":
+            x = np.zeros(size, dtype=np.float32) if rng.random() < 0.5 else np.where(rng.random(size) < 0.8, 0, x)
+        elif kind == "special":
+            x = np.where(rng.random(size) < 0.1, rng.choice(np.asarray(_SPECIAL, dtype=np.float32), size), x)
+    return np.asarray(x, dtype=np.float32).reshape(shape)
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -122,12 +148,26 @@ kinds = st.sampled_from(KINDS)
 @st.composite
 def leaf_pools(draw: Any, weights: int) -> pools.Pool:
     """Draw a leaf pool for so many weights."""
+    bits = draw(st.sampled_from([8, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16]))
+    gain = draw(st.sampled_from([None, 0, 1, 3, 20]))
+    exponents = st.integers(-3, 3) | st.integers(-29, 30)
+    pair = (draw(exponents), draw(exponents)) if draw(st.sampled_from([False, False, False, True])) else None
     kind = draw(st.sampled_from(["matmul", "kronecker", "hash"]))
     if kind == "matmul":
-        return pools.Matmul(n=int(np.ceil(np.sqrt(weights))), m=draw(st.integers(1, 40)))
+        n = int(np.ceil(np.sqrt(weights)))
+        return pools.Matmul(n=n, m=draw(st.integers(1, 40)), bits=bits, gain=gain, exponents=pair)
     if kind == "kronecker":
-        return pools.Kronecker(d=int(np.ceil(weights**0.25)), t=draw(st.integers(1, 40)))
-    return pools.Hash(size=draw(st.integers(1, 70)), hashes=draw(st.integers(1, 4)), signed=draw(st.booleans()))
+        d = int(np.ceil(weights**0.25))
+        return pools.Kronecker(d=d, t=draw(st.integers(1, 40)), bits=bits, gain=gain, exponents=pair)
+    return pools.Hash(
+        size=draw(st.integers(1, 70)),
+        hashes=draw(st.integers(1, 4)),
+        signed=draw(st.booleans()),
+        capacity=weights,
+        bits=bits,
+        gain=gain,
+        exponents=pair[:1] if pair else None,
+    )
 
 
 @st.composite
@@ -148,27 +188,25 @@ _VIEWS: dict[int, list[Any]] = {
 
 
 @st.composite
-def plans(draw: Any, arithmetic: str = "exact") -> Plan:
-    """Draw plans of up to about a thousand weights: pools to depth 2, layouts, scales, modifiers, views, gains."""
-    drawn = draw(st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=4))
-    shapes = {f"t{i}": tuple(shape) for i, shape in enumerate(drawn)}
+def plans(draw: Any) -> Plan:
+    """Draw plans of up to about a thousand weights: pools to depth 2, layouts, scales, kappas, modifiers, views."""
+    sizes = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=4)
+    shapes = {f"t{i}": tuple(shape) for i, shape in enumerate(draw(sizes))}
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     layout = draw(st.sampled_from(["basic", "cyclic", "padding"]))
     capacity = total if layout == "basic" else draw(st.integers(1, total + 3))
-    pool = draw(any_pools(capacity))
-    rules = st.sampled_from(["fan_in", "fan_out", "he", "glorot", 0.5, 3.0])
+    rules = st.sampled_from(["fan_in", "fan_out", "he", "glorot", 0.5, 3.0, 2.0**-30, 2.0**29])
     modifiers = st.lists(st.sampled_from(["relu", "sign"]), max_size=2)
     return Plan.build(
         shapes,
         ratio=10**9,
-        pool=_with_capacity(pool, capacity),
+        pool=draw(any_pools(capacity)),
         layout=layout,
         scale={name: draw(rules) for name in shapes},
         learn_scale=draw(st.booleans()),
         modifiers={name: draw(modifiers) for name in shapes},
         seed=draw(seeds),
-        arithmetic=arithmetic,
-        gain=draw(st.sampled_from(["sgd", "adam", 0, 1, 3])),
+        optimizer=draw(st.sampled_from(["sgd", "adam"])),
         views={name: _view(draw, shape) for name, shape in shapes.items()},
         include=lambda name: True,
     )
@@ -180,14 +218,6 @@ def _view(draw: Any, shape: tuple[int, ...]) -> Any:
         return view
     axis = draw(st.integers(0, len(shape) - 1))
     return view, {}, {view.split()[axis]: draw(st.permutations(range(shape[axis])))}
-
-
-def _with_capacity(pool: pools.Pool, capacity: int) -> pools.Pool:
-    if isinstance(pool, pools.Hash):
-        return pools.Hash(size=pool.size, hashes=pool.hashes, signed=pool.signed, capacity=capacity)
-    if isinstance(pool, (pools.Sum, pools.Product)):
-        return type(pool)(*(_with_capacity(part, capacity) for part in pool.parts))
-    return pool
 
 
 @st.composite

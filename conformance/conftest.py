@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", help="device to check on, such as cuda; default: the backend's first")
     group.addoption("--mode", action="append", help="mode to check, may be repeated; default: all of the backend's")
     group.addoption("--deep", action="store_true", help="draw many plans from a new seed, and build at real sizes")
-    group.addoption("--plans", type=int, help=f"plans to draw, each with 5 cases; default: {PLANS}, deep {DEEP_PLANS}")
+    group.addoption("--plans", type=int, help=f"plans to draw, each with 7 cases; default: {PLANS}, deep {DEEP_PLANS}")
     group.addoption("--seed", type=int, help="seed of the drawn plans; default: 0, deep a new one")
     group.addoption("--xfail", type=Path, default=XFAIL, help="folder of the files <backend>.toml of expected failures")
     group.addoption("--report", type=Path, help="write what was checked and compared to this file, as JSON")

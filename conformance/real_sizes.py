@@ -15,9 +15,9 @@ import numpy as np
 
 import smh
 from conformance.cases import Case
-from smh.hashing import key, words
-from smh.initial import initial_variables
-from smh.plan import Plan
+from smh.core.hashing import key, words
+from smh.core.initial import initial_variables
+from smh.core.plan import Plan
 
 FILE = Path(__file__).with_suffix(".json")
 RATIOS = (0.02, 0.1, 0.5)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
 from conformance.bits import Tally
-from conformance.cases import cases, golden_cases
-from conformance.laws import CaseLaw, OwnLaw, Subject
+from conformance.cases import cases, golden_plans
+from conformance.subject import CaseLaw, OwnLaw, Subject
 
 
 def test_golden_vectors(subject: Subject, case_law: CaseLaw, tally: Tally) -> None:
-    """The law holds for the golden vectors; modes that compile every plan take every so-manieth."""
+    """The law holds for the golden vectors; modes that compile every plan take every n-th plan."""
     found = []
-    for case in golden_cases()[:: subject.backend.mode.slowness]:
+    for case in golden_plans(subject.backend.mode.slowness):
         try:
             case_law(subject, case, tally)
         except AssertionError as error:
@@ -20,7 +21,7 @@ def test_golden_vectors(subject: Subject, case_law: CaseLaw, tally: Tally) -> No
     assert not found, "\n".join(found)
 
 
-def test_drawn_plans(subject: Subject, case_law: CaseLaw, tally: Tally, pytestconfig) -> None:
+def test_drawn_plans(subject: Subject, case_law: CaseLaw, tally: Tally, pytestconfig: pytest.Config) -> None:
     """The law holds for plans and values that Hypothesis draws, the same for all laws and modes."""
 
     @seed(pytestconfig.getoption("seed"))

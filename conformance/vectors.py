@@ -1,7 +1,8 @@
-"""Golden vectors of SMH-1: what is stored beside this module in `vectors/`, decoded.
+"""Golden vectors of SMH-2: what is stored beside this module in `vectors/`, decoded.
 
-Arrays are stored as `{"shape": [...], "bits": "..."}`: the float32 bits of each element as eight lower-case
-hexadecimal digits, row-major. A NaN in an expected result has the bits 0x7fc00000 and stands for any NaN.
+Each file holds the vectors of one subject. Arrays are stored as `{"shape": [...], "bits": "..."}`: the float32 bits of
+each element as eight lower-case hexadecimal digits, row-major. A NaN in an expected result has the bits 0x7fc00000 and
+stands for any NaN.
 """
 
 from __future__ import annotations
@@ -34,15 +35,13 @@ class Vector:
     plan
         The plan as a dictionary; `json.dumps` with sorted keys and no spaces makes it canonical.
     variables, cotangents
-        Inputs; cotangents have the viewed shapes, and a tensor without one counts as zeros.
-    weights, gradients
-        Expected results, viewed; weights and gradients are empty where the plan's arithmetic is `fast`.
-    digest
-        Expected digest, of the exact weights whatever the arithmetic.
+        Inputs; cotangents have the viewed shapes, and a tensor may have none.
+    weights, gradients, digest
+        Expected results; weights are viewed.
     initial
         Expected initial variables by distribution; a case may have none.
-    gains
-        Expected gains of the leaf pools by rule, whatever gains the plan has.
+    gains, kappas
+        Expected gains of the leaf pools and kappas of the tensors by optimizer, whatever the plan has.
     cells, indices, signs
         Virtual weights, and the flat variable indices and hash signs of their terms, one row per cell.
     """
@@ -57,6 +56,7 @@ class Vector:
     digest: str
     initial: Mapping[str, Mapping[str, F32]]
     gains: Mapping[str, list[int]]
+    kappas: Mapping[str, list[int]]
     cells: I64
     indices: Mapping[str, I64]
     signs: Mapping[str, I64]
@@ -84,13 +84,13 @@ class SizeVector:
 
 
 def encode(x: F32) -> dict[str, Any]:
-    """Array as stored."""
+    """Return an array as it is stored."""
     bits = np.ascontiguousarray(x, dtype=np.float32).reshape(-1).view(np.uint32)
     return {"shape": list(x.shape), "bits": bits.astype(">u4").tobytes().hex()}
 
 
 def decode(stored: Mapping[str, Any]) -> F32:
-    """Array from what is stored."""
+    """Return the array that is stored."""
     bits = np.frombuffer(bytes.fromhex(stored["bits"]), dtype=">u4").astype(np.uint32)
     return bits.view(np.float32).reshape(tuple(stored["shape"]))
 
@@ -103,48 +103,42 @@ def _integers(stored: Mapping[str, Any]) -> dict[str, I64]:
     return {name: np.asarray(rows, dtype=np.int64) for name, rows in stored.items()}
 
 
-def _read(name: str, folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="ascii"))
-    return content
+def _read(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="ascii"))
+    return found
 
 
 def _vector(content: Mapping[str, Any]) -> Vector:
-    variables = _arrays(content["variables"])
-    initial = {
-        distribution: variables if stored == "variables" else _arrays(stored)
-        for distribution, stored in content["initial"].items()
-    }
+    arrays = {key: _arrays(content[key]) for key in ("variables", "cotangents", "weights", "gradients")}
     return Vector(
         name=content["name"],
         about=content["about"],
         plan=content["plan"],
-        variables=variables,
-        cotangents=_arrays(content["cotangents"]),
-        weights=_arrays(content["weights"]),
-        gradients=_arrays(content["gradients"]),
+        **arrays,
         digest=content["digest"],
-        initial=initial,
+        initial=dict.fromkeys(content["initial"], arrays["variables"]),
         gains=content["gains"],
-        cells=np.asarray(content["indices"]["cells"], dtype=np.int64),
-        indices=_integers(content["indices"]["reads"]),
-        signs=_integers(content["indices"]["signs"]),
+        kappas=content["kappas"],
+        cells=np.asarray(content["cells"], dtype=np.int64),
+        indices=_integers(content["indices"]),
+        signs=_integers(content["signs"]),
     )
 
 
 def load_vectors(folder: Path = FOLDER) -> list[Vector]:
-    """All cases, by name."""
-    names = sorted(path.stem for path in folder.glob("*.json"))
-    return [_vector(_read(name, folder)) for name in names if name not in (WORDS, SIZES)]
+    """Return all cases, by subject."""
+    paths = [path for path in sorted(folder.glob("*.json")) if path.stem not in (WORDS, SIZES)]
+    return [_vector(content) for path in paths for content in _read(path)]
 
 
 def load_words(folder: Path = FOLDER) -> list[WordVector]:
-    """The hash words."""
+    """Return the hash words."""
     return [
         WordVector(w["seed"], w["stream"], w["key"], tuple(w["indices"]), tuple(w["words"]))
-        for w in _read(WORDS, folder)["cases"]
+        for w in _read(folder / f"{WORDS}.json")
     ]
 
 
 def load_sizes(folder: Path = FOLDER) -> list[SizeVector]:
-    """The sizes of pools."""
-    return [SizeVector(s["pool"], s["weights"], s["ratio"], s["sized"]) for s in _read(SIZES, folder)["cases"]]
+    """Return the sizes of pools."""
+    return [SizeVector(s["pool"], s["weights"], s["ratio"], s["sized"]) for s in _read(folder / f"{SIZES}.json")]

@@ -37,7 +37,7 @@ def main() -> float:
     train_x, test_x, train_y, test_y = map(jax.numpy.asarray, arrays)
 
     graph, params = nnx.split(Mlp(nnx.Rngs(0)), nnx.Param)
-    params = smh.compress(params, ratio=0.1, gain="adam")  # from here on, variables in the place of weights
+    params = smh.compress(params, ratio=0.1, optimizer="adam")  # from here on, variables in the place of weights
     optimizer = optax.adam(3e-3)
 
     def model(params, x):

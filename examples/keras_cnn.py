@@ -41,7 +41,7 @@ def main() -> float:
     images = (images.reshape(-1, 8, 8, 1) / 16.0).astype(np.float32)
     x, x_test, y, y_test = train_test_split(images, digits, test_size=360, random_state=0, stratify=digits)
 
-    model = smh.compress(make_model(), ratio=0.1, gain="adam")
+    model = smh.compress(make_model(), ratio=0.1, optimizer="adam")
     model.compile(
         optimizer=keras.optimizers.Adam(3e-3),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

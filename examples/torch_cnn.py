@@ -40,7 +40,7 @@ def main() -> float:
     x, x_test = (torch.tensor(part / 16.0, dtype=torch.float32).reshape(-1, 1, 8, 8) for part in split[:2])
     y, y_test = (torch.tensor(part) for part in split[2:])
 
-    model = smh.compress(make_model(), ratio=0.1, gain="adam")
+    model = smh.compress(make_model(), ratio=0.1, optimizer="adam")
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(15):
         for batch in torch.randperm(len(x)).split(64):

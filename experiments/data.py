@@ -6,7 +6,9 @@ name            what and where
 fashion-mnist   Xiao, Rasul and Vollgraf, "Fashion-MNIST" (2017), MIT licence; four IDX files, as Debian's package
                 ``dataset-fashion-mnist`` installs them
 digits          scikit-learn's handwritten digits, part of the package: 1,797 images of 8 x 8, for quick checks
-cifar10         Krizhevsky (2009), the batches for Python or the binary ones, in a folder that you name
+cifar10         Krizhevsky (2009), the batches for Python or the binary ones, or ``train/CLASS/IMAGE`` and
+                ``test/CLASS/IMAGE``, in a folder that you name
+mnist           LeCun et al. (1998), ``train/DIGIT/IMAGE`` and ``test/DIGIT/IMAGE``, in a folder that you name
 images          ``train/CLASS/IMAGE`` and ``val/CLASS/IMAGE``, as ImageNet usually lies unpacked, in a folder you name
 ==============  ==================================================================================================
 """
@@ -26,7 +28,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from experiments import cifar, folders
+from experiments import cifar, folders, small_images
 from experiments.errors import ExperimentError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -94,7 +96,8 @@ def load(name: str, folder: Path | None, training: int, validation: int) -> Data
     readers: dict[str, Callable[[], _Arrays]] = {
         "fashion-mnist": lambda: _fashion(folder or FASHION),
         "digits": _digits,
-        "cifar10": lambda: cifar.read(_needed(name, folder)),
+        "cifar10": lambda: _cifar(_needed(name, folder)),
+        "mnist": lambda: small_images.read(_needed(name, folder), (1, 28, 28)),
     }
     shape, classes = describe(name, folder)
     x, y, test_x, test_y = readers[name]()
@@ -118,7 +121,7 @@ def describe(name: str, folder: Path | None) -> tuple[tuple[int, int, int], int]
     """Return the shape of images and the number of classes, without reading images."""
     if name == "images":
         return (3, folders.SIZE, folders.SIZE), len(folders.read(_needed(name, folder) / "train").classes)
-    known = {"fashion-mnist": (1, 28, 28), "digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+    known = {"fashion-mnist": (1, 28, 28), "digits": (1, 8, 8), "cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
     if name not in known:
         raise ExperimentError(f"data must be one of {', '.join((*known, 'images'))}; got {name!r}")
     return known[name], 10
@@ -180,6 +183,10 @@ def _fashion(folder: Path) -> _Arrays:
                 f"shapes {images.shape} and {labels.shape}"
             )
     return x[:, None], y, test_x[:, None], test_y
+
+
+def _cifar(folder: Path) -> _Arrays:
+    return small_images.read(folder, (3, 32, 32)) if (folder / "train").is_dir() else cifar.read(folder)
 
 
 def _digits() -> _Arrays:

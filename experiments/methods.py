@@ -36,7 +36,7 @@ from experiments.models import Shape
 from experiments.pruning import Pruner
 from experiments.settings import Settings
 from smh.backends import torch as smh
-from smh.pools import Hash, Kronecker, Matmul, Pool, Sum
+from smh.core.pools import Hash, Kronecker, Matmul, Pool, Sum
 
 POOLS: dict[str, Pool] = {
     "matmul": Matmul(),
@@ -110,10 +110,10 @@ def size(settings: Settings, shape: Shape, classes: int) -> Size:
     allowed = sizes.budget(settings.ratio, dense)
     if settings.method in POOLS:
         chosen = included(settings.include, whole)
-        hashed = sum(weights[name] for name in chosen)
+        generated = sum(weights[name] for name in chosen)
         scales = len(chosen) if settings.learn_scale else 0
-        ratio = sizes.pool_ratio(POOLS[settings.method], hashed, dense - hashed + scales, allowed)
-        return Size(dense, dense - hashed, ratio)
+        ratio = sizes.pool_ratio(POOLS[settings.method], generated, dense - generated + scales, allowed)
+        return Size(dense, dense - generated, ratio)
     if settings.method == "width":
         return Size(dense, kept, sizes.widest(settings.model, shape, classes, allowed))
     if settings.method == "lowrank":
@@ -169,10 +169,10 @@ def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int
         "ratio": ratio,
         "pool": POOLS[settings.method],
         "seed": settings.seed,
-        "gain": settings.gain,
+        "optimizer": "sgd" if settings.optimizer == "sgd" else "adam",
+        "bits": settings.bits,
         "scale": settings.scale,
         "learn_scale": settings.learn_scale,
-        "arithmetic": settings.arithmetic,
         "include": [f"{name}.weight" for name in included(settings.include, model)],
     }
     about: dict[str, Any] = {}
@@ -188,7 +188,7 @@ def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int
         with torch.no_grad():
             for name, parameter in pool.items():
                 parameter.copy_(drawn[name])
-    about |= {"pool": repr(plan.pool), "pool_ratio": plan.ratio}
+    about |= {"pool": repr(plan.pool), "pool_ratio": plan.ratio, "file_bytes": plan.file_bytes + 4 * kept}
     frozen = settings.method == "random"
     for parameter in pool.values():
         parameter.requires_grad_(not frozen)

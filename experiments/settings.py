@@ -32,8 +32,8 @@ class Settings:
     rest_lr : float or None
         The rate of all but the variables of a pool and its scales: biases, norms; None for the same.
     scale_rate : str
-        The rate of scales: ``relative``, ``lr`` times what each starts with, so that a step of Adam changes it by that
-        share of itself; or the ``same`` as that of the rest.
+        The rate of scales: the ``same`` as that of the rest, for which the plan stores them; or ``relative``, ``lr``
+        times what each is stored as, so that a step of Adam changes it by that share of itself.
     dense_lr : float or None
         The rate of the dense model that method ``fit`` starts with; None stands for the tuned one.
     training, validation, epochs, batch : int
@@ -49,8 +49,8 @@ class Settings:
         The share of steps in which the rate rises to its peak; after it, it falls as a cosine to 0.
     augment : bool
         Whether images are flipped and shifted by up to four pixels while training.
-    gain, scale, learn_scale, arithmetic
-        Of :func:`smh.backends.torch.compress`.
+    bits, scale, learn_scale
+        Of :func:`smh.torch.compress`, which is given ``optimizer`` as well.
     include : str
         What is generated: ``all`` weights of layers, those of ``convolutions``, or ``inner``: all but the first and
         the last.
@@ -65,7 +65,7 @@ class Settings:
     lr: float | None = None
     seed: int = 0
     rest_lr: float | None = None
-    scale_rate: str = "relative"
+    scale_rate: str = "same"
     dense_lr: float | None = None
     training: int = 20_000
     validation: int = 5_000
@@ -76,10 +76,9 @@ class Settings:
     decay: str = "variables"
     warmup: float = 0.05
     augment: bool = False
-    gain: str | int = "adam"
+    bits: int = 8
     scale: str = "fan_in"
     learn_scale: bool = True
-    arithmetic: str = "fast"
     include: str = "all"
     initial: str = "normal"
 

@@ -18,7 +18,7 @@ from torch import nn
 from experiments import models
 from experiments.errors import CannotReachError
 from experiments.models import Shape
-from smh.pools import Pool
+from smh.core.pools import Pool
 
 Matrices = Mapping[str, tuple[int, int]]
 
@@ -49,18 +49,18 @@ def budget(ratio: float, dense: int) -> int:
     return math.floor(Fraction(repr(ratio)) * dense)
 
 
-def pool_ratio(pool: Pool, hashed: int, kept: int, allowed: int) -> Fraction:
-    """Return the ratio of a pool for ``hashed`` weights such that with ``kept`` other variables all is within budget.
+def pool_ratio(pool: Pool, generated: int, kept: int, allowed: int) -> Fraction:
+    """Return the largest ratio of a pool for ``generated`` weights that is within budget with ``kept`` other variables.
 
     Raises
     ------
     CannotReachError
         If the pool has no size as small as that.
     """
-    room = Fraction(allowed - kept, hashed)
-    smallest = pool.smallest_ratio(hashed)
+    room = Fraction(allowed - kept, generated)
+    smallest = pool.smallest_ratio(generated)
     if room < smallest:
-        raise CannotReachError(kept + math.ceil(smallest * hashed), allowed)
+        raise CannotReachError(kept + math.ceil(smallest * generated), allowed)
     return room
 
 

@@ -1,19 +1,31 @@
 """smh: Structured Multi-Hashing for model compression, with the same bits in every framework.
 
+A model in three lines; the framework is that of the model:
+
 >>> import smh
+>>> model = smh.compress(model, ratio=0.1)  # doctest: +SKIP
+>>> digest = smh.save("model.safetensors", model)  # doctest: +SKIP
+
+Arrays, without a model:
+
 >>> plan = smh.Plan.build({"fc1": (64, 100), "fc2": (100, 10)}, ratio=0.1)
 >>> variables = smh.initialize(plan)
 >>> weights = smh.materialize(plan, variables)
 
-The functions here use the backend that the environment variable ``SMH_BACKEND`` names, NumPy by default. To choose one
-in code, import it: ``from smh.backends import torch as smh``.
+The functions of arrays use the backend that the environment variable ``SMH_BACKEND`` names, NumPy by default. To choose
+a framework in code, import it: ``from smh import torch as smh``, and likewise ``jax``, ``keras`` and ``numpy``.
 """
 
-from smh import pools, porting
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
+from smh import porting
 from smh._version import __version__
 from smh.api import Api as _Api
 from smh.backends.registry import get_backend, list_backends
-from smh.checkpoint import Checkpoint
+from smh.core import pools
+from smh.core.plan import Plan
+from smh.core.tensors import TensorSpec
 from smh.errors import (
     BackendError,
     CheckpointError,
@@ -26,9 +38,9 @@ from smh.errors import (
     UnknownNameError,
     VariableError,
 )
-from smh.plan import Plan
+from smh.files.checkpoint import Checkpoint
+from smh.models.dispatch import compress, digest, fit, load, save
 from smh.porting import port
-from smh.tensors import TensorSpec
 
 __all__ = [
     "BackendError",
@@ -45,7 +57,9 @@ __all__ = [
     "UnknownNameError",
     "VariableError",
     "__version__",
+    "compress",
     "digest",
+    "fit",
     "get_backend",
     "initialize",
     "list_backends",
@@ -62,6 +76,10 @@ _api = _Api(get_backend)
 initialize = _api.initialize
 materialize = _api.materialize
 vjp = _api.vjp
-digest = _api.digest
-save = _api.save
-load = _api.load
+
+
+def __getattr__(name: str) -> _Any:
+    """Import the module of a framework when it is first asked for."""
+    if name in ("jax", "keras", "numpy", "torch"):
+        return _import_module(f"smh.{name}")
+    raise AttributeError(f"module 'smh' has no attribute {name!r}")

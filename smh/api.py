@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from smh import checkpoint, digests, limits
 from smh.backends.protocol import Backend
-from smh.checkpoint import Checkpoint
-from smh.initial import initial_variables
-from smh.ops import Array
-from smh.plan import Plan
+from smh.core.initial import initial_variables
+from smh.core.kernels import Array
+from smh.core.plan import Plan
+from smh.files import checkpoint, digests, limits
+from smh.files.checkpoint import Checkpoint
 
 
 class Api:
@@ -80,14 +80,14 @@ class Api:
         names : iterable of str, optional
             The tensors to build, all by default. The bits do not depend on what else is built.
         max_bytes : int, optional
-            The most bytes of weights to build, for a plan that came from elsewhere; see :func:`smh.limits.default`. By
-            default there is no limit: a plan at hand is yours, and :func:`load` has one for that of a file.
+            The most bytes of weights to build, for a plan that came from elsewhere; see
+            :func:`smh.files.limits.default`. By default there is no limit: a plan at hand is yours, and :func:`load` has
+            one for that of a file.
 
         Returns
         -------
         dict of str to array, float32
-            In their viewed shapes. They overlap nowhere; in NumPy those that follow one another in the plan are parts
-            of one array, up to 64 MB, so copy what is to outlive the others.
+            In their viewed shapes. They overlap nowhere.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class Api:
         variables : mapping of str to array, float32
             All variables of the plan, by name.
         cotangents : mapping of str to array, float32
-            Gradients of a loss with respect to weights, in their viewed shapes; tensors not named have none.
+            Gradients of a loss with respect to weights, in their viewed shapes; tensors that are not named have none.
 
         Returns
         -------
@@ -148,7 +148,7 @@ class Api:
     def digest(self, plan: Plan, variables: Mapping[str, Array]) -> str:
         """Return the SHA-256 of all weights: equal digests are equal bits.
 
-        The weights are built by this backend, with exact arithmetic whatever the plan says, some tensors at a time.
+        The weights are built by this backend, some tensors at a time.
         Names and views do not count, so a model keeps its digest when it is ported.
 
         Parameters
@@ -177,10 +177,10 @@ class Api:
         """
         backend = self._get_backend()
         canonical = tuple(dataclasses.replace(tensor, view=None) for tensor in plan.tensors)
-        exact_plan = dataclasses.replace(plan, tensors=canonical, arithmetic="exact")
+        unviewed = dataclasses.replace(plan, tensors=canonical)
 
         def build(names: list[str]) -> list[np.ndarray]:
-            weights = backend.materialize(exact_plan, variables, names)
+            weights = backend.materialize(unviewed, variables, names)
             return [backend.to_numpy(weights[name]) for name in names]
 
         return digests.digest(plan, build)
@@ -191,8 +191,10 @@ class Api:
         plan: Plan,
         variables: Mapping[str, Array],
         dense: Mapping[str, Array] | None = None,
+        *,
+        training: bool = False,
     ) -> str:
-        """Write a checkpoint: one safetensors file with the plan, the variables and the digest of the weights.
+        """Write a checkpoint: one safetensors file with plan, integers of the pool, scales and digest of the weights.
 
         The file is written beside its destination and moved there when it is complete.
 
@@ -206,6 +208,9 @@ class Api:
             All variables of the plan, by name.
         dense : mapping of str to array, optional
             Tensors that are kept as they are, such as biases and norms.
+        training : bool
+            Whether to store float32 values of the pool as well, so that training can go on where it stopped. Files are
+            five times larger then.
 
         Returns
         -------
@@ -215,7 +220,7 @@ class Api:
         Raises
         ------
         VariableError
-            If an array cannot be stored, or does not fit the plan. Nothing is written then.
+            If an array cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
 
         Examples
         --------
@@ -231,11 +236,11 @@ class Api:
         digest = self.digest(plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
         kept = {name: backend.to_numpy(x) for name, x in (dense or {}).items()}
-        checkpoint.write(path, plan, host, kept, digest)
+        checkpoint.write(path, plan, host, kept, digest, training)
         return digest
 
     def load(self, path: str | os.PathLike[str], device: Any = None, *, max_bytes: int | None = None) -> Checkpoint:
-        """Read a checkpoint, trusting nothing in it.
+        """Read and validate a checkpoint. The file is treated as untrusted.
 
         Parameters
         ----------
@@ -244,19 +249,20 @@ class Api:
         device : optional
             A device of the backend.
         max_bytes : int, optional
-            The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what
-            the file stores, whichever is more; see :func:`smh.limits.default`.
+            The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times
+            what the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
         Returns
         -------
         Checkpoint
-            The plan, and variables and dense tensors as arrays of the backend. Its ``digest`` is what the file says;
-            compare it with :func:`digest` for proof that the weights here are the same.
+            The plan, and variables and kept tensors as arrays of the backend. The variables of the pool are the values
+            that the stored integers stand for, or those of training if the file has them. ``digest`` is what the file
+            states: compare it with :func:`digest` to prove that the weights here are the same.
 
         Raises
         ------
         CheckpointError
-            If the file is cut, changed, or not an honest checkpoint of a known version.
+            If the file is truncated or changed, or is not a valid checkpoint of a version that is read here.
         LimitError
             If its weights would be larger than the limit.
 

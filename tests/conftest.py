@@ -1,7 +1,12 @@
-"""Hypothesis profiles: the default for every change, ``HYPOTHESIS_PROFILE=deep`` for hours."""
+"""Hypothesis profiles, and markers by folder.
+
+The default profile is for every change, ``HYPOTHESIS_PROFILE=deep`` for hours.
+"""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -12,3 +17,13 @@ settings.register_profile(
 )
 settings.register_profile("deep", parent=settings.get_profile("default"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+TESTS = Path(__file__).parent
+CHECK = ("core", "models", "files", "cli", "backends/test_numpy.py", "backends/test_registry.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make check` runs."""
+    for item in items:
+        if any(item.path.is_relative_to(TESTS / place) for place in CHECK):
+            item.add_marker(pytest.mark.check)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import smh
-from smh import checkpoint
 from smh.backends import numpy as smh_numpy
+from smh.files import checkpoint
 from smh.porting import Mapping
 
 SHAPES = {"conv.weight": (3, 3, 1, 2), "fc": (4, 5), "b": (6,)}
@@ -30,23 +30,25 @@ DENSE = {
 
 @cache
 def plans() -> dict[str, smh.Plan]:
-    """Return plans that together have every kind of pool, layout, scale, modifier and view."""
+    """Return plans that together have every kind of pool, layout, scale, modifier, view and width of integers."""
     pools = smh.pools
     hashed = pools.Hash(hashes=2)
+    fixed = pools.Matmul(bits=12, exponents=(2, 3))
     options: dict[str, dict[str, Any]] = {
         "matmul": {"pool": "matmul", "views": VIEWS},
         "kronecker": {"pool": "kronecker", "layout": "cyclic", "modifiers": ["relu", "sign"], "ratio": 3},
-        "hash": {"pool": hashed, "layout": "padding", "scale": 0.5, "learn_scale": False, "arithmetic": "fast"},
+        "hash": {"pool": hashed, "layout": "padding", "scale": 0.5, "learn_scale": False, "bits": 3},
+        "fixed": {"pool": fixed, "optimizer": "adam", "scale": "he"},
         "sum": {"pool": pools.Sum("matmul", pools.Product("hash", "kronecker")), "scale": "glorot", "ratio": 9},
     }
     common: dict[str, Any] = {"include": lambda name: True, "seed": 7}
     return {name: smh.Plan.build(SHAPES, **{"ratio": 2, **common, **option}) for name, option in options.items()}
 
 
-def _checkpoint(plan: smh.Plan, dense: dict[str, np.ndarray]) -> bytes:
+def _checkpoint(plan: smh.Plan, dense: dict[str, np.ndarray], training: bool) -> bytes:
     variables = smh_numpy.initialize(plan)
     with tempfile.NamedTemporaryFile() as file:
-        checkpoint.write(file.name, plan, variables, dense, smh_numpy.digest(plan, variables))
+        checkpoint.write(file.name, plan, variables, dense, smh_numpy.digest(plan, variables), training)
         with open(file.name, "rb") as written:
             return written.read()
 
@@ -81,7 +83,7 @@ def honest() -> dict[str, bytes | str]:
     """Return honest inputs by name, which begins with that of their reader: files as bytes, JSON as text."""
     found: dict[str, bytes | str] = {}
     for name, plan in plans().items():
-        found[f"checkpoint/{name}"] = _checkpoint(plan, DENSE if name != "hash" else {})
+        found[f"checkpoint/{name}"] = _checkpoint(plan, DENSE if name != "hash" else {}, name == "kronecker")
         found[f"plan/{name}"] = plan.to_json()
     entries = {"w": ("F32", [2, 3], 24), "h": ("BF16", [4], 8), "m": ("BOOL", [1, 2], 2), "n": ("I64", [0, 5], 0)}
     found["plain/small"] = _plain(entries)

@@ -38,7 +38,7 @@ CHECKS = {
     "numerics": (
         "Arithmetic under attack",
         "Exact products of operands that are made to break them, by every backend, and sums of their terms in every "
-        "order, fused or not, against integers. As a control, the same sums in plain float32, where orders show.",
+        "order, against integers. As a control, the same sums in plain float32, where orders show.",
     ),
     "orders": (
         "Hash seeds and orders of import",

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import smh
-from smh.export import export
+from smh.files.export import export
 
 Save = Callable[[str, int], object]
 """Saves one version at a path."""
@@ -38,8 +38,11 @@ class TornError(Exception):
 
 
 def variables_of(version: int) -> dict[str, np.ndarray]:
-    """Return the variables of a version."""
-    return {name: np.full(shape, version + 1, np.float32) for name, shape in PLAN.variable_shapes.items()}
+    """Return the variables of a version: those of the pool are on their grid, scales tell all versions apart."""
+    return {
+        name: np.full(shape, version % 64 + 1 if name.startswith("pool/") else version + 1, np.float32)
+        for name, shape in PLAN.variable_shapes.items()
+    }
 
 
 def save_checkpoint(path: str, version: int) -> None:
@@ -66,7 +69,8 @@ def version_of(path: str) -> int:
         raise TornError(f"the file cannot be loaded: {error}") from error
     version = int(found.dense["kept"][0])
     whole = smh.digest(found.plan, found.variables) == found.digest and np.all(found.dense["kept"] == version)
-    if not whole or any(np.any(x != version + 1) for x in found.variables.values()):
+    expected = variables_of(version)
+    if not whole or any(np.any(x != expected[name]) for name, x in found.variables.items()):
         raise TornError(f"the file holds parts of several versions, one of them {version}")
     return version
 

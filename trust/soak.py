@@ -1,8 +1,9 @@
 """A long training: memory stays flat, residencies do not drift apart, a stopped training goes on as it was.
 
-A small model is trained by SGD with momentum, exact arithmetic, one thread. Each residency has its own training; at
+A small model is trained by SGD with momentum, on one thread. Each residency has its own training; at
 marks on the way, all that the model stores and the digest of its weights are compared. In the middle the model is saved
-by ``smh.save`` and the optimiser by ``torch.save``; another process reads both and trains to the end.
+by ``smh.save`` with the values of training, and the optimiser by ``torch.save``; another process reads both and trains
+to the end.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from smh.backends import torch as smh
-from smh.compression import RESIDENCIES
+from smh.models.compression import RESIDENCIES
 from trust.record import ROOT, Findings
 
 MOST_MARKS = 20
@@ -45,10 +46,7 @@ def fresh(residency: str = "full") -> tuple[nn.Module, torch.optim.Optimizer]:
         nn.Linear(48, CLASSES),
     ]
     model = smh.compress(nn.Sequential(*layers), ratio=0.2, residency=residency)
-    scales = [x for name, x in model.named_parameters() if name.endswith("_scale")]
-    others = [x for name, x in model.named_parameters() if not name.endswith("_scale")]
-    groups = [{"params": others}, {"params": scales, "lr": 1e-4}]  # by scales the loss is far more curved
-    return model, torch.optim.SGD(groups, lr=RATE, momentum=0.9)
+    return model, torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +125,7 @@ def _training(findings: Findings, residency: str, marks: list[int], middle: int,
         findings.count("checkpoints saved")
         findings.expect(digest == smh.digest(model), f"{residency}: another digest was saved")
         if stop == middle and residency == "full":
-            smh.save(folder / "middle.safetensors", model)
+            smh.save(folder / "middle.safetensors", model, training=True)
             torch.save(optimizer.state_dict(), folder / "middle.pt")
         yield state(model, optimizer)
         if stop == marks[0]:

@@ -20,12 +20,12 @@ import einops
 import numpy as np
 
 import smh
-from smh import checkpoint
 from smh.backends import numpy as smh_numpy
 from smh.cli import inspect
 from smh.cli.output import text_console
-from smh.dense import DenseFile, is_checkpoint
-from smh.header import MAX_AXES
+from smh.files import checkpoint
+from smh.files.dense import DenseFile, is_checkpoint
+from smh.files.header import MAX_AXES
 from smh.porting import Mapping
 
 MOST_WEIGHTS = 20_000

@@ -1,7 +1,8 @@
-"""Float32 in integers: flushing, rounding and multiplying on the bits themselves."""
+"""Float32 in integers: taking numbers apart, and the one rounding that puts them together."""
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -13,13 +14,15 @@ I64: TypeAlias = npt.NDArray[np.int64]
 
 NAN = 0x7FC00000
 INFINITY = 0x7F800000
-TINY = 7 << 23  # the bits of 2^-120
 SIGN = 0x80000000
+
+ROUND_7 = -120  # where round_7 floors (section 2)
+VIRTUAL = -88  # where sums and products of pools floor (section 4.4)
 
 
 def bits_of(x: npt.ArrayLike) -> I64:
-    """Bits of a float32 array, as int64 (the format of SMH-1; section 2)."""
-    return np.ascontiguousarray(x, dtype=np.float32).reshape(np.shape(x)).view(np.uint32).astype(np.int64)
+    """Bits of a float32 array, as int64 (section 2)."""
+    return np.asarray(x, dtype=np.float32).view(np.uint32).astype(np.int64)
 
 
 def from_bits(bits: npt.ArrayLike) -> F32:
@@ -27,71 +30,66 @@ def from_bits(bits: npt.ArrayLike) -> F32:
     return np.asarray(bits, dtype=np.int64).astype(np.uint32).view(np.float32)
 
 
-def flush(x: npt.ArrayLike) -> F32:
-    """Magnitudes below 2^-120, and -0, become +0; every NaN becomes 0x7fc00000 (section 3.1, rule 1)."""
-    bits = bits_of(x)
-    magnitude = bits & ~SIGN
-    bits = np.where(magnitude < TINY, 0, bits)
-    return from_bits(np.where(magnitude > INFINITY, NAN, bits))
+def split(x: F32 | F64) -> tuple[I64, I64]:
+    """Integers m and k with x = m * 2**k, for finite float32 or float64 (section 2).
 
-
-def is_finite(x: F32) -> npt.NDArray[np.bool_]:
-    """True where the exponent field is not all ones (section 3.1, rule 6)."""
-    return np.asarray((bits_of(x) & INFINITY) != INFINITY)
-
-
-def shift_half_even(m: I64, shift: npt.ArrayLike) -> I64:
-    """Nearest integer to m / 2^shift, ties to even, for 0 <= shift <= 61 (section 3.1, rule 4)."""
-    s = np.asarray(shift, dtype=np.int64)
-    quotient = m >> s
-    twice = (m - (quotient << s)) << 1
-    unit = np.int64(1) << s
-    up = (twice > unit) | ((twice == unit) & ((quotient & 1) == 1))
-    return np.asarray(quotient + up)
-
-
-def round32(x: npt.ArrayLike) -> F32:
-    """Float64 to float32, half to even; below 2^-120 gives +0, overflow ±inf (section 3.1, rule 7)."""
-    wide = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x)).view(np.int64)
-    sign = np.where(wide < 0, SIGN, 0)
-    exponent = (wide >> 52) & 0x7FF
-    fraction = wide & ((1 << 52) - 1)
-    mantissa = shift_half_even(fraction | (1 << 52), 29)  # 24 bits, or exactly 2^24
-    bits = ((exponent - 896) << 23) + (mantissa - (1 << 23))  # a carry moves into the exponent by itself
-    bits = sign | np.minimum(bits, INFINITY)
-    bits = np.where(exponent < 1023 - 120, 0, bits)
-    return from_bits(np.where((exponent == 0x7FF) & (fraction != 0), NAN, bits))
-
-
-def decompose(x: F32) -> tuple[I64, I64]:
-    """Signed 24-bit mantissas and exponents with x = mantissa * 2^exponent, x flushed and finite (section 3).
-
-    A zero has mantissa 0 and exponent -1000, below every other.
+    |m| is below 2**24 or 2**53.
     """
-    bits = bits_of(x)
-    zero = (bits & ~SIGN) == 0
-    mantissa = np.where(zero, 0, (bits & 0x7FFFFF) | 0x800000)
-    exponent = np.where(zero, -1000, ((bits >> 23) & 0xFF) - 150)
-    return np.where(bits & SIGN, -mantissa, mantissa), exponent
+    kind = np.finfo(x.dtype)
+    bits = x.view(f"i{x.dtype.itemsize}").astype(np.int64)
+    field = (bits >> kind.nmant) & (2 * kind.maxexp - 1)
+    m = (bits & ((1 << kind.nmant) - 1)) | np.where(field > 0, 1 << kind.nmant, 0)
+    return np.where(bits < 0, -m, m), np.maximum(field, 1) - (kind.maxexp - 1 + kind.nmant)
 
 
-def multiply(a: npt.ArrayLike, b: npt.ArrayLike) -> F32:
-    """flush(flush(a) * flush(b)): one float32 rounding, half to even, then rule 1 (section 3.3).
+def rint(m: I64, shift: npt.ArrayLike) -> I64:
+    """Nearest integer to m / 2**shift, ties to even (section 2), for |m| <= 2**53 and a result that int64 holds."""
+    right, left = np.clip(shift, 0, 60), np.clip(np.negative(shift), 0, None)
+    quotient = m >> right
+    twice, unit = (m - (quotient << right)) << 1, np.int64(1) << right
+    up = (twice > unit) | ((twice == unit) & (quotient & 1 == 1))
+    return np.asarray((quotient + up) << left)
 
-    The product is rounded first and compared with 2^-120 afterwards, as a float32 multiplication does.
+
+def bit_length(m: I64) -> I64:
+    """Least c with |m| < 2**c; float64 holds every |m| <= 2**53, so nothing is rounded."""
+    return np.frexp(m.astype(np.float64))[1].astype(np.int64)
+
+
+def rounded(m: npt.ArrayLike, k: npt.ArrayLike, low: float = -math.inf) -> F32:
+    """The real number m * 2**k, |m| <= 2**53, rounded to float32 once: float32(floor(m * 2**k, low)) (section 2).
+
+    The comparison with 2**low is made before the rounding. Zero is +0.
     """
-    left, right = np.broadcast_arrays(bits_of(flush(a)), bits_of(flush(b)))
-    sign = (left ^ right) & SIGN
-    left, right = left & ~SIGN, right & ~SIGN
-    product = ((left & 0x7FFFFF) | 0x800000) * ((right & 0x7FFFFF) | 0x800000)  # in [2^46, 2^48)
-    shift = np.where(product >= 1 << 47, 24, 23)
-    mantissa = shift_half_even(product, shift)
-    exponent = (left >> 23) + (right >> 23) + shift - 150
-    magnitude = np.minimum((exponent << 23) + (mantissa - (1 << 23)), INFINITY)
-    zero = (left == 0) | (right == 0)
-    infinite = (left == INFINITY) | (right == INFINITY)
-    magnitude = np.where(zero | (magnitude < TINY), 0, magnitude)
-    bits = np.where(magnitude == 0, 0, sign | magnitude)
-    bits = np.where(infinite, sign | INFINITY, bits)
-    nan = (left > INFINITY) | (right > INFINITY) | (infinite & zero)
-    return from_bits(np.where(nan, NAN, bits))
+    m, k = np.asarray(m, dtype=np.int64), np.asarray(k, dtype=np.int64)
+    assert (np.abs(m) <= 1 << 53).all(), "an integer that float64 does not hold (section 3.3)"
+    length = bit_length(m)
+    place = np.maximum(length + k - 24, -149)  # of the last bit, also of subnormals
+    magnitude = ((place + 149) << 23) + rint(np.abs(m), place - k)  # a carry moves into the exponent by itself
+    magnitude = np.minimum(magnitude, INFINITY)
+    zero = (m == 0) | (length + k <= low) | (magnitude == 0)
+    return from_bits(np.where(zero, 0, np.where(m < 0, SIGN, 0) | magnitude))
+
+
+def round32(x: npt.ArrayLike, low: float = -math.inf) -> F32:
+    """Float32(floor(x, low)) of a float64 or float32 array (section 2); every NaN becomes 0x7fc00000."""
+    x = np.asarray(x)
+    x = x if x.dtype == np.float32 else x.astype(np.float64)
+    special = np.where(np.isnan(x), NAN, np.where(x < 0, SIGN, 0) | INFINITY)
+    finite = np.isfinite(x)
+    return np.where(finite, rounded(*split(np.where(finite, x, 0.0)), low), from_bits(special))
+
+
+def floor(x: npt.ArrayLike, low: float) -> F32:
+    """Magnitudes below 2**low become +0, NaN 0x7fc00000 (section 2)."""
+    return round32(np.asarray(x, dtype=np.float32), low)
+
+
+def multiply(a: npt.ArrayLike, b: npt.ArrayLike, low: float = -math.inf) -> F32:
+    """Float32(floor(a * b, low)), elementwise (section 2); IEEE 754 decides where a factor is not finite."""
+    a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32))
+    finite = np.isfinite(a) & np.isfinite(b)
+    (ma, ka), (mb, kb) = split(np.where(finite, a, np.float32(0))), split(np.where(finite, b, np.float32(0)))
+    with np.errstate(all="ignore"):
+        special = round32(a * b)
+    return np.where(finite, rounded(ma * mb, ka + kb, low), special)

@@ -77,7 +77,7 @@ def _plain(tuning: Tuning) -> bool:
     defaults = type(tuning.base).__dataclass_fields__
     return all(
         getattr(tuning.base, name) == defaults[name].default
-        for name in ("gain", "scale", "learn_scale", "scale_rate", "include")
+        for name in ("bits", "scale", "learn_scale", "scale_rate", "include")
     )
 
 

@@ -123,7 +123,7 @@ def rates(found: list[Tuning]) -> str:
 
 
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD with momentum"}
-_PLAIN = ("gain", "scale", "learn_scale", "scale_rate", "include", "initial", "arithmetic")
+_PLAIN = ("bits", "scale", "learn_scale", "scale_rate", "include", "initial")
 
 
 def _special(tuning: Tuning) -> str:

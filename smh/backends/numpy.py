@@ -7,55 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from smh import generate
 from smh.api import Api
+from smh.backends.numpy_kernels import NumpyKernels
 from smh.backends.protocol import Backend
+from smh.core import generate
+from smh.core.kernels import Array, Kernels
+from smh.core.plan import Plan
 from smh.errors import BackendError
-from smh.ops import Array, InPlaceOps
-from smh.plan import Plan
 
 __all__ = ["Plan", "backend", "digest", "initialize", "load", "materialize", "save", "vjp"]
-
-
-class NumpyOps(InPlaceOps):
-    """NumPy, whose ``add.at`` adds segments.
-
-    Small weights that are built at once are parts of one array, for its kernels do not ask where an array begins, and
-    from 4 MB on it gets large pages from the system, which make new memory fast.
-    """
-
-    together = 1 << 24
-    apart = False
-
-    def __init__(self) -> None:
-        super().__init__(np)
-
-    @property
-    def fuses(self) -> bool:
-        """Return False: every operation is done as it is written."""
-        return False
-
-    def device(self, x: Array) -> str:
-        """Return ``"cpu"``: there is no other."""
-        return "cpu"
-
-    def is_false(self, flag: Array) -> bool:
-        """Look at the flag: its value is always at hand."""
-        return not flag
-
-    def add_segments(self, total: Array, x: Array, segments: Array) -> Array:
-        """Add element by element."""
-        np.add.at(total, segments, x)
-        return total
 
 
 class NumpyBackend(Backend):
     """Arrays are ``numpy.ndarray``; gradients come from :func:`smh.vjp`."""
 
     name = "numpy"
-
-    def __init__(self) -> None:
-        self._ops = NumpyOps()
+    kernels: Kernels = NumpyKernels()
 
     def asarray(self, x: Any, device: Any = None) -> np.ndarray:
         """Return ``x`` as an array of its own."""
@@ -72,17 +39,17 @@ class NumpyBackend(Backend):
         self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
     ) -> dict[str, Array]:
         """Return weights, in memory as they are indexed: writers of files take other arrays for what they are not."""
-        weights = generate.materialize(self._ops, plan, variables, names)
+        weights = generate.materialize(self.kernels, plan, variables, names)
         return {name: np.asarray(w, order="C") for name, w in weights.items()}
 
     @np.errstate(all="ignore")
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return gradients, as arrays also where NumPy makes scalars of them."""
-        return {name: np.asarray(x) for name, x in generate.vjp(self._ops, plan, variables, cotangents).items()}
+        return {name: np.asarray(x) for name, x in generate.vjp(self.kernels, plan, variables, cotangents).items()}
 
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index."""
-        return generate.indices(self._ops, plan, np.arange(start, stop, dtype=np.int64))
+        return generate.indices(self.kernels, plan, np.arange(start, stop, dtype=np.int64))
 
     def devices(self) -> list[str]:
         """Return the one device."""

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from smh.core.kernels import Array, Kernels
+from smh.core.plan import Plan
 from smh.errors import BackendError, near_names
-from smh.ops import Array
-from smh.plan import Plan
 
 Function = Callable[..., Any]
 """From arrays, or dicts of arrays, of a backend to the same."""
@@ -55,6 +55,11 @@ class Backend(ABC):
 
     name: ClassVar[str]
     mode: Mode = EAGER
+    kernels: Kernels | None = None
+    """The kernels on which this backend runs the core, if the conformance suite may check each of them by itself.
+
+    Law: every method gives the bits of the default, :class:`smh.core.kernels.Kernels`.
+    """
 
     @abstractmethod
     def asarray(self, x: Any, device: Any = None) -> Array:
@@ -94,6 +99,20 @@ class Backend(ABC):
     @abstractmethod
     def devices(self) -> list[str]:
         """Return the devices that ``asarray`` takes, the default first."""
+
+    def on_kernels(self, fn: Function, *args: Any) -> Any:
+        """Return ``fn(kernels, *args)``, run as this backend runs its core.
+
+        A backend whose core needs a setting, such as 64-bit types in JAX, switches it on around the call.
+
+        Raises
+        ------
+        BackendError
+            If the backend does not show its kernels.
+        """
+        if self.kernels is None:
+            raise BackendError(f"the {self.name} backend does not show its kernels: it has no attribute 'kernels'")
+        return fn(self.kernels, *args)
 
     def modes(self) -> tuple[Mode, ...]:
         """Return the ways in which people run this backend, also those that cannot run here; eager comes first.

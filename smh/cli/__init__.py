@@ -1,4 +1,4 @@
-"""The command line: one file per command, and what they share in :mod:`smh.cli.output`."""
+"""The command line: one file per command; what they share is in :mod:`smh.cli.output`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Command(TyperCommand):
 app = typer.Typer(
     name="smh",
     cls=_Group,
-    help="Structured Multi-Hashing: weights generated from a small pool of variables, with the same bits everywhere.",
+    help="Structured Multi-Hashing: weights generated from a small pool, with the same bits in every framework.",
     epilog="Exit codes: 0 done, 1 what was compared differs, 2 wrong usage, 3 failed and nothing written, "
     "130 interrupted.",
     no_args_is_help=True,

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import smh
 from smh.backends.registry import list_backends
 from smh.cli.output import AsJson, ExitCode, emit, progress
 from smh.errors import ConformanceError
@@ -30,6 +31,9 @@ _ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
 }
 
+_BESIDE = "conformance"
+_LEVEL = _BESIDE.count("/")  # of folders between the library and the root of a checkout
+
 _COUNTS = ("passed", "failed", "xfailed", "checks", "bits", "different")
 _ROUND = 12
 """How many plans a process draws: with more, what compilers keep of them would not fit."""
@@ -40,7 +44,7 @@ def run(
     device: str = typer.Option("", help="The device, such as cuda; default: each backend's first."),
     mode: list[str] = typer.Option([], help="A mode to check; default: all that the backend declares."),
     deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes; takes hours."),
-    plans: int = typer.Option(0, help="How many plans to draw, each with five cases; default: as deep as said."),
+    plans: int = typer.Option(0, help="How many plans to draw, each with seven cases; default: as deep as said."),
     seed: int = typer.Option(-1, help="Seed of the drawn plans; default: 0, or a new one with --deep."),
     jobs: int = typer.Option(2, min=1, help="How many modes are checked at a time, each in its own process."),
     as_json: bool = AsJson,
@@ -69,14 +73,19 @@ def run(
 
 
 def _suite() -> Path:
-    """Return the folder of the suite, or say what is missing."""
-    spec = importlib.util.find_spec("conformance.laws") if importlib.util.find_spec("conformance") else None
-    if spec is None or spec.origin is None:
-        raise ConformanceError("the package 'conformance' is not there: install smh from a checkout or a wheel")
+    """Return the folder of the suite, or say what is missing.
+
+    A wheel has it inside the library. A checkout, also one that is installed as editable, has it beside the library.
+    """
+    package = Path(str(smh.__file__)).parent
+    folders = [package / "conformance", package.parents[_LEVEL] / _BESIDE]
+    found = [folder for folder in folders if (folder / "laws.py").is_file()]
+    if not found:
+        raise ConformanceError(f"the conformance suite is not installed: looked in {' and '.join(map(str, folders))}")
     for needed in ("pytest", "hypothesis"):
         if importlib.util.find_spec(needed) is None:
             raise ConformanceError(f"the conformance suite needs {needed}: pip install 'smh[test]'")
-    return Path(spec.origin).parent
+    return found[0]
 
 
 def _check_all(
@@ -141,7 +150,7 @@ def _last_words(output: str) -> str:
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:
-    table = Table(title="Conformance to SMH-1")
+    table = Table(title="Conformance to SMH-2")
     for column in ("backend", "device", "mode"):
         table.add_column(column)
     for column in ("laws passed", "failed", "checks", "bits compared", "bits different"):

@@ -1,8 +1,8 @@
-"""``smh demo``: a classifier on real handwritten digits, trained from a pool a tenth the size of its weights.
+"""``smh demo``: a classifier of handwritten digits, trained dense and from a pool a tenth the size of its weights.
 
-Everything runs in NumPy. The dense network and the compressed one have the same shapes, the same loss, the same
-optimiser and the same batches; the compressed one only adds ``smh.materialize`` before the forward pass and ``smh.vjp``
-after the backward pass.
+Everything runs in NumPy. Both networks have the same shapes, loss, optimiser and batches; the compressed one only adds
+``smh.materialize`` before the forward pass and ``smh.vjp`` after the backward pass. Both are written to files, and read
+back before their accuracy is measured.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import save_file
 
 from smh.backends import numpy as smh
-from smh.cli.output import AsJson, ExitCode, check_out, emit, progress
-from smh.compare import compare
+from smh.cli.output import AsJson, ExitCode, Force, check_out, emit, progress
+from smh.core.pools.base import BITS
 from smh.errors import BackendError
+from smh.files.atomic import replacing
+from smh.files.compare import compare
+from smh.files.dense import DenseFile
 
 Arrays = dict[str, np.ndarray]
 
 _BATCH = 64
-_RATE = 0.003
+_RATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,28 @@ class Digits:
 
 def run(
     ratio: float = typer.Option(0.1, help="Pool variables per weight, an upper bound."),
+    bits: int = typer.Option(BITS, help="Bits of the integers that are stored and generate weights, 2 to 16."),
     epochs: int = typer.Option(30, min=1, help="Passes over the training images."),
     hidden: int = typer.Option(256, min=1, help="Units in each of the two hidden layers."),
     pool: str = typer.Option("matmul", help="matmul, kronecker or hash."),
     seed: int = typer.Option(0, help="Decides the pool's hash functions and all initial values."),
-    out: Path = typer.Option(Path("digits.safetensors"), help="The checkpoint that is written."),
+    out: Path = typer.Option(
+        Path("digits.safetensors"),
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="The checkpoint to write; the dense file lies beside it, as digits-dense.safetensors.",
+    ),
+    force: bool = Force,
     as_json: bool = AsJson,
 ) -> None:
-    """Train a digit classifier twice, dense and from a pool; save the second, load it, and compare the bits."""
+    """Train a digit classifier twice, dense and from a pool; save and load both, and compare accuracy and bytes."""
     digits = Digits.load()
     shapes = {"fc1": (64, hidden), "fc2": (hidden, hidden), "fc3": (hidden, 10)}
-    plan = smh.Plan.build(shapes, ratio=ratio, pool=pool, gain="adam", seed=seed)
-    check_out(out)
+    plan = smh.Plan.build(shapes, ratio=ratio, bits=bits, pool=pool, optimizer="adam", seed=seed)
+    dense_out = out.with_name(f"{out.stem}-dense{out.suffix}")
+    for path in (out, dense_out):
+        check_out(path, force=force)
     rng = np.random.default_rng(seed)
     dense_weights = {
         name: rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
@@ -87,6 +101,10 @@ def run(
             lambda: bars.advance(tasks[1]),
         )
 
+    with replacing(dense_out) as temporary:
+        save_file({**dense, **dense_biases}, temporary)
+    with DenseFile(dense_out) as file:
+        dense_again = {name: file[name] for name in file}
     weights = smh.materialize(plan, variables)
     digest = smh.save(out, plan, variables, dense=kept)
     found = smh.load(out)
@@ -94,22 +112,22 @@ def run(
     different = sum(compare(name, again[name], weights[name]).bits for name in weights)
     same = not different and smh.digest(found.plan, found.variables) == digest
 
-    bias_count = sum(bias.size for bias in biases.values())
     result = {
         "weights": plan.num_weights,
-        "biases": bias_count,
+        "biases": sum(bias.size for bias in biases.values()),
         "dense": {
             "variables": plan.num_weights,
-            "accuracy": _accuracy(digits, dense, dense_biases),
-            "bytes": 4 * (plan.num_weights + bias_count),
+            "accuracy": _accuracy(digits, {name: dense_again[name] for name in shapes}, dense_again),
+            "bytes": dense_out.stat().st_size,
+            "out": str(dense_out),
         },
         "pool": {
             "variables": plan.num_variables,
             "accuracy": _accuracy(digits, again, found.dense),
             "bytes": out.stat().st_size,
+            "out": str(out),
         },
         "plan": plan.to_dict(),
-        "out": str(out),
         "digest": digest,
         "bits_different": different,
         "same": same,
@@ -123,14 +141,14 @@ def _show(console: Console, plan: smh.Plan, pool: str, result: dict[str, Any]) -
     console.print(str(plan), soft_wrap=True)
     console.print()
     table = Table(title="Handwritten digits, 8x8 pixels, 10 classes")
-    for column in ("", "weights", "variables", "test accuracy", "bytes"):
-        table.add_column(column, justify="left" if not column else "right")
+    for column in ("", "weights", "trained variables", "test accuracy", "bytes on disk", "file"):
+        table.add_column(column, justify="left" if column in ("", "file") else "right")
     for name, row in (("dense", result["dense"]), (f"{pool} pool", result["pool"])):
         counts = (f"{result['weights']:,}", f"{row['variables']:,}")
-        table.add_row(name, *counts, f"{row['accuracy']:.1%}", f"{row['bytes']:,}")
+        table.add_row(name, *counts, f"{row['accuracy']:.1%}", f"{row['bytes']:,}", row["out"])
     console.print(table)
-    console.print(f"{result['biases']} biases are kept as they are in both.")
-    console.print(f"file   {result['out']}", soft_wrap=True)
+    share = result["pool"]["bytes"] / result["dense"]["bytes"]
+    console.print(f"The compressed file has {share:.1%} of the bytes. Both keep {result['biases']} biases in float32.")
     console.print(f"digest {result['digest']}", soft_wrap=True)
     weights = f"{result['weights']:,} weights rebuilt from the file, {result['bits_different']:,} bits different"
     if result["same"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from smh import checkpoint
-from smh.checkpoint import Checkpoint
 from smh.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
-from smh.compare import Comparison, compare_all
-from smh.contents import ModelTensors, Weights, opened
-from smh.dense import is_checkpoint
-from smh.limits import check_file
-from smh.plan import Plan
+from smh.core.plan import Plan
+from smh.files import checkpoint
+from smh.files.checkpoint import Checkpoint
+from smh.files.compare import Comparison, compare_all
+from smh.files.contents import ModelTensors, Weights, opened
+from smh.files.dense import is_checkpoint
+from smh.files.integers import pack, unpack
+from smh.files.limits import check_file
 
 _SHOWN = 50  # lines of one kind, in text
 
@@ -32,12 +34,13 @@ def run(
 ) -> None:
     """Say what differs between two files, tensor by tensor; exit 1 if anything does.
 
-    Two checkpoints: their plans, digests, variables and kept tensors, and with --weights the generated weights. If one
-    file is plain: the tensors that a model reads, by name; the weights of a checkpoint are rebuilt for that.
+    Two checkpoints: their plans, digests, variables and kept tensors, and with --weights the generated weights. If only
+    one has training values, variables are compared as the integers of both give them. If one file is plain: the tensors
+    that a model reads, by name; the weights of a checkpoint are rebuilt for that.
 
-    Weights are rebuilt by NumPy in exact arithmetic, in their viewed shapes. What differs is counted in elements, in
-    bits, and for floats in ulps: the steps from one number to the next that lie between two. +0 and -0 differ in one
-    bit and are 0 ulps apart. NaNs are the same if their bits are; among generated weights all count as one.
+    NumPy rebuilds weights in their viewed shapes. Differences are counted in elements, in bits, and for floats in ulps,
+    the steps from one number to the next. +0 and -0 differ in one bit and are 0 ulps apart. NaNs are equal if their
+    bits are; among generated weights all count as one.
     """
     limit = parse_limit(max_bytes)
     checkpoints = [is_checkpoint(path) for path in (first, second)]
@@ -45,15 +48,18 @@ def run(
         if all(checkpoints):
             one, other = checkpoint.read(first), checkpoint.read(second)
             plan = plan_differences(one.plan, other.plan)
+            training = [one.training, other.training]
+            if one.training != other.training:
+                one, other = on_grid(one), on_grid(other)
             digests = [one.digest, other.digest]
             if weights:
                 check_file(one, limit)
                 check_file(other, limit)
             parts = _checkpoints(one, other, weights, bars)
         else:
-            plan, digests = [], []
+            plan, digests, training = [], [], []
             parts = {"tensors": _tensors(first, second, limit, bars)}
-    same = not plan and len(set(digests)) < 2 and all(part.same for part in parts.values())
+    same = not plan and len(set(digests)) < 2 and len(set(training)) < 2 and all(part.same for part in parts.values())
     result: dict[str, Any] = {
         "first": str(first),
         "second": str(second),
@@ -61,9 +67,10 @@ def run(
         "same": same,
         "plan": plan,
         "digests": digests,
+        "training": training,
         **{name: part.to_dict() for name, part in parts.items()},
     }
-    emit(result, as_json, lambda console: _show(console, plan, digests, parts, same))
+    emit(result, as_json, lambda console: _show(console, plan, digests, training, parts, same))
     if not same:
         raise typer.Exit(ExitCode.DIFFERENT)
 
@@ -92,10 +99,25 @@ def _compare(
     return compare_all(a, b, any_nan, lambda: bars.advance(task))
 
 
-def _show(console: Console, plan: list[str], digests: list[str], parts: dict[str, Comparison], same: bool) -> None:
+def on_grid(found: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose variables are those that its integers stand for."""
+    values = unpack(found.plan, *pack(found.plan, found.variables))
+    return dataclasses.replace(found, variables=found.variables | values, training=False)
+
+
+def _show(
+    console: Console,
+    plan: list[str],
+    digests: list[str],
+    training: list[bool],
+    parts: dict[str, Comparison],
+    same: bool,
+) -> None:
     lines = [f"plan: {line}" for line in plan]
     if len(set(digests)) > 1:
         lines.append(f"digest of the weights, as stated: {digests[0]} against {digests[1]}")
+    if len(set(training)) > 1:
+        lines.append(f"training values: only in the {'first' if training[0] else 'second'}")
     for name, part in parts.items():
         found = [f"{name}: {tensor!r} only in the first" for tensor in part.only_first]
         found += [f"{name}: {tensor!r} only in the second" for tensor in part.only_second]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from smh import checkpoint, digests
 from smh.backends.protocol import Backend
 from smh.backends.registry import get_backend
-from smh.checkpoint import Checkpoint
 from smh.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
-from smh.export import canonical
-from smh.limits import check_file
+from smh.files import checkpoint, digests
+from smh.files.checkpoint import Checkpoint
+from smh.files.export import canonical
+from smh.files.limits import check_file
 
 Watch = Callable[[list[str], list[np.ndarray]], object]
 
@@ -29,10 +28,7 @@ def run(
     max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
-    """Rebuild the weights of a checkpoint and print their digest; exit 1 unless it is the one that the file states.
-
-    Weights are built in exact arithmetic whatever the plan says: it is what a digest promises.
-    """
+    """Rebuild the weights of a checkpoint and print their digest; exit 1 unless it is the one that the file states."""
     limit = parse_limit(max_bytes)
     builder = get_backend(backend or None)
     found = checkpoint.read(path)
@@ -69,14 +65,14 @@ def rebuild(backend: Backend, found: Checkpoint, watch: Watch) -> str:
     found : Checkpoint
         With NumPy arrays.
     watch : callable
-        Is given names and weights, in their canonical shapes and exact arithmetic, after each step.
+        Is given names and weights, in their canonical shapes, after each step.
 
     Returns
     -------
     str
         64 hexadecimal digits, those of :func:`smh.digest`.
     """
-    plan = canonical(dataclasses.replace(found.plan, arithmetic="exact"))
+    plan = canonical(found.plan)
     own = {name: backend.asarray(x) for name, x in found.variables.items()}
 
     def build(names: list[str]) -> list[np.ndarray]:

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import smh
+from smh._version import __version__
 from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
 from smh.cli.output import AsJson, emit, progress
+from smh.core.versions import VERSION
 from smh.text import printable
-from smh.versions import VERSION
 
 _PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")
 
@@ -23,8 +23,8 @@ _PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", 
 def run(as_json: bool = AsJson) -> None:
     """Show versions, and which backends there are, on which devices.
 
-    Every installed framework is imported for that, which takes some seconds. One that cannot be imported is a line of
-    the table, and no failure.
+    Every installed framework is imported for that, which takes some seconds. A framework that cannot be imported is
+    reported in its line of the table.
     """
     installed = list_backends(installed=True)
     rows = []
@@ -35,7 +35,7 @@ def run(as_json: bool = AsJson) -> None:
             rows.append(_backend(name, name in installed))
             bars.advance(task, name in installed)
     result = {
-        "smh": smh.__version__,
+        "smh": __version__,
         "specification": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -7,10 +7,10 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from smh import checkpoint
 from smh.backends.registry import get_backend
-from smh.cli.output import AsJson, MaxBytes, check_out, emit, parse_limit, progress
-from smh.export import export
+from smh.cli.output import AsJson, Force, MaxBytes, check_out, emit, parse_limit, progress
+from smh.files import checkpoint
+from smh.files.export import export
 
 
 def run(
@@ -23,18 +23,18 @@ def run(
     backend: str = typer.Option(
         "", help="The backend that builds the weights; default: that of the environment variable SMH_BACKEND, or numpy."
     ),
+    force: bool = Force,
     max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
     """Write weights, and the tensors that are kept as they are, as a plain safetensors file that any reader opens.
 
-    The file is streamed, and appears whole or not at all. With NumPy, large tensors are built in pieces, those with a
-    view by way of a scratch file beside the result, so memory stays small. Other backends build one whole tensor at a
-    time. The arithmetic is that of the plan. The limit holds for the file that is written, too.
+    The file is streamed, one tensor at a time, and appears whole or not at all. NumPy builds large tensors without a
+    view block by block. The limit holds for the file that is written, too.
     """
     limit = parse_limit(max_bytes)
     builder = get_backend(backend or None)
-    check_out(out, path)
+    check_out(out, path, force=force)
     wanted = [name for given in names for name in given.split(",") if name] if names else None
     found = checkpoint.read(path)
     with progress() as bars:

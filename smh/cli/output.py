@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,21 +16,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from smh.errors import SmhError
+from smh.core.sizes import parse_size
+from smh.errors import PlanError, SmhError
 from smh.text import printable
 
 _WIDTH = 140
 
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{prefix}b": 1000**k for k, prefix in enumerate("kmgt", 1)}
-_UNITS |= {f"{prefix}ib": 1024**k for k, prefix in enumerate("kmgt", 1)}
-
 AsJson = typer.Option(False, "--json", help="Print one JSON object instead of text.")
+Force = typer.Option(False, "--force", help="Replace the file to be written if it exists.")
 MaxBytes = typer.Option(
     "",
     metavar="SIZE",
-    help="The most bytes of weights that a file may ask to be built: a number, or one with a unit, as 500MB; default: "
-    "1GiB, or 256 times what the file stores, whichever is more.",
+    help="The most bytes of weights that a file may ask to be built: a number, or one with a unit, as 500 MB; default: "
+    "1GiB, or 1,024 times what the file stores, whichever is more.",
 )
 
 
@@ -46,7 +42,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command was not understood."""
     FAILED = 3
-    """Not done: a file or an option is no good, or the system refused. Nothing was written."""
+    """Not done: a file or an option cannot be used, or the system refused. Nothing was written."""
     UNREAD = 141
     """The reader of stdout went away, as in a shell."""
 
@@ -110,8 +106,8 @@ def progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def check_out(out: Path, *inputs: Path) -> None:
-    """Raise unless a file can be written there, before much work is done for it.
+def check_out(out: Path, *inputs: Path, force: bool) -> None:
+    """Raise unless a file may be written there. Commands call this before they do any work.
 
     Parameters
     ----------
@@ -119,11 +115,13 @@ def check_out(out: Path, *inputs: Path) -> None:
         The file to be written.
     *inputs : Path
         Files that it must not replace.
+    force : bool
+        Whether it may replace another file.
 
     Raises
     ------
     SmhError
-        If it would take the place of an input, or of a device or the like.
+        If it would replace an input, a device or the like, or any file without ``force``.
     OSError
         If its folder is not there, or it is itself a folder.
     """
@@ -135,21 +133,17 @@ def check_out(out: Path, *inputs: Path) -> None:
         raise SmhError(f"only a file can be replaced: choose another path, got {str(out)!r}")
     for path in inputs:
         if out.exists() and path.exists() and out.samefile(path):
-            raise SmhError(f"the result would take the place of the input: choose another path, got {str(out)!r}")
+            raise SmhError(f"the result would replace the input: choose another path, got {str(out)!r}")
+    if out.exists() and not force:
+        raise SmhError(f"the file exists: choose another path, or replace it by --force; got {str(out)!r}")
 
 
 def parse_limit(text: str) -> int | None:
     """Return the limit that ``--max-bytes`` gives, or None where it is left out."""
-    return parse_size(text) if text else None
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes, from ``"1000"``, ``"500MB"`` or ``"1.5GiB"``; units are those of 1000 and of 1024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", text.strip().lower(), re.ASCII)
-    if match is None or match[2] not in _UNITS:
-        what = f"a size is a number of bytes, or one with a unit such as GB or GiB; got {text!r}"
-        raise typer.BadParameter(what, param_hint="--max-bytes")
-    return int(Fraction(match[1]) * _UNITS[match[2]])
+    try:
+        return parse_size(text) if text else None
+    except PlanError as error:
+        raise typer.BadParameter(str(error), param_hint="--max-bytes") from error
 
 
 def fail(error: Exception) -> typer.Exit:

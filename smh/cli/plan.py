@@ -1,6 +1,6 @@
 """``smh plan``: how a model of given shapes would be generated, and what that saves.
 
-What ``smh fit`` shares with it is here as well: which tensors of a file are hashed, and by what options.
+``smh fit`` shares with it which tensors of a file are generated, and by what options.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from smh.atomic import replacing
-from smh.cli.output import AsJson, check_out, emit, progress
-from smh.compression import ModelTensor, Report, make_report, plan_for
-from smh.dense import FLOATS, DenseFile
+from smh.cli.output import AsJson, Force, check_out, emit, progress
+from smh.core.patterns import compile_pattern
+from smh.core.plan import Plan
+from smh.core.pools.base import BITS, OPTIMIZERS
+from smh.core.rules import RULES
+from smh.core.views import MAX_AXES
 from smh.errors import PlanError, near_names
-from smh.header import MAX_AXES, MAX_HEADER, MAX_VALUES, are_sizes, parse, short
-from smh.patterns import compile_pattern
-from smh.plan import Plan
-from smh.pools.base import GAIN_RULES
-from smh.scales import RULES
+from smh.files.atomic import replacing
+from smh.files.dense import FLOATS, DenseFile
+from smh.files.header import are_sizes
+from smh.files.integers import pool_arrays
+from smh.models.compression import ModelTensor, Report, make_report, plan_for
+from smh.strict_json import MAX_HEADER, MAX_VALUES, parse, short
 from smh.text import printable
 
 _WORD = re.compile(r"(?P<name>.+)=(?P<sizes>\d{1,18}(x\d{1,18})*)", re.ASCII | re.DOTALL)
@@ -37,18 +40,26 @@ _AXES: dict[str, dict[int, str]] = {
 _LETTERS = [letter for letter in string.ascii_letters if letter not in "io"]
 _SHOWN = 20  # kept tensors, in text
 
+Ratio = typer.Option(None, help="Pool variables per generated weight, an upper bound, as 0.1.")
+Size = typer.Option(
+    None,
+    metavar="SIZE",
+    help="In place of a ratio: the most bytes of all tensors in the checkpoint, kept ones included, as '500 kB'.",
+)
+Bits = typer.Option(BITS, help="Bits of the integers that are stored and generate weights, 2 to 16.")
+Optimizer = typer.Option("sgd", help=f"The optimiser that will train it, {' or '.join(OPTIMIZERS)}.")
+Expansion = typer.Option(False, "--allow-expansion", help="Allow a ratio of 1 or more, which compresses nothing.")
 Pool = typer.Option("matmul", help="matmul, kronecker or hash.")
 Layout = typer.Option("basic", help="Which virtual weight a weight shows: basic, cyclic or padding.")
-SCALE_HELP = f"How large weights are: {', '.join(RULES)}, a number, or match: as the present values deviate."
+SCALE_HELP = f"Initial scales: {', '.join(RULES)}, a number, or match: the deviation of the present values."
 Scale = typer.Option("fan_in", help=SCALE_HELP)
-FixedScales = typer.Option(False, "--fixed-scales", help="Keep scales as they are; by default they are trained.")
+FixedScales = typer.Option(False, "--fixed-scales", help="Keep initial scales; by default scales are trained.")
 Seed = typer.Option(0, help="Decides hash functions and initial variables.")
-Arithmetic = typer.Option("exact", help="exact gives the same bits everywhere; fast promises no bits.")
-Gain = typer.Option("sgd", help="The optimiser whose usual learning rate shall fit, sgd or adam, or an integer.")
 Include = typer.Option(
     [],
     metavar="PATTERN",
-    help="Hash tensors whose whole names match a regular expression; default: floats of two or more axes. Repeatable.",
+    help="Generate tensors whose whole names match a regular expression; default: floats of two or more axes. "
+    "Repeatable.",
 )
 Exclude = typer.Option([], metavar="PATTERN", help="Keep tensors whose whole names match, as they are. Repeatable.")
 Convention = typer.Option(
@@ -61,40 +72,44 @@ def run(
     shapes: list[str] = typer.Argument(
         ..., metavar="SHAPES", help="A file, .safetensors or .json ({name: [sizes]}), or words such as fc1=64x100."
     ),
-    ratio: float = typer.Option(..., help="Pool variables per hashed weight, an upper bound, as 0.1."),
+    ratio: float | None = Ratio,
+    size: str | None = Size,
+    bits: int = Bits,
+    optimizer: str = Optimizer,
+    allow_expansion: bool = Expansion,
     pool: str = Pool,
     layout: str = Layout,
     scale: str = Scale,
     fixed_scales: bool = FixedScales,
     seed: int = Seed,
-    arithmetic: str = Arithmetic,
-    gain: str = Gain,
     include: list[str] = Include,
     exclude: list[str] = Exclude,
     convention: str = Convention,
     out: Path | None = typer.Option(None, "--out", "-o", metavar="PLAN", help="Write the plan, in JSON, to this file."),
+    force: bool = Force,
     as_json: bool = AsJson,
 ) -> None:
     """Make a plan for the shapes of a model, and show what it saves.
 
-    Only the header of a safetensors file is read, unless the scale is match. Tensors that are not hashed are counted
-    with their size in the file; shapes that come without dtypes are float32.
+    Only the header of a safetensors file is read, unless the scale is match. Kept tensors count with their size in the
+    file; shapes without dtypes count as float32.
     """
+    check_amount(ratio, size)
     path = _file(shapes)
     if out is not None:
-        check_out(out, *([path] if path else []))
-    options = {"pool": pool, "layout": layout, "scale": scale, "learn_scale": not fixed_scales, "seed": seed}
-    options |= {"arithmetic": arithmetic, "gain": gain}
+        check_out(out, *([path] if path else []), force=force)
+    options = {"ratio": ratio, "size": size, "bits": bits, "optimizer": optimizer, "allow_expansion": allow_expansion}
+    options |= {"pool": pool, "layout": layout, "scale": scale, "learn_scale": not fixed_scales, "seed": seed}
     if path is not None and path.suffix.lower() != ".json":
         with DenseFile(path) as file:
             tensors = tensors_of(file, convention)
-            plan = make_plan(tensors, ratio, options, include, exclude, file)
+            plan = make_plan(tensors, options, include, exclude, file)
     else:
         sizes = _from_json(path) if path is not None else _from_words(shapes)
         tensors = [
             ModelTensor(name, shape, 4 * math.prod(shape), _axes(convention, shape)) for name, shape in sizes.items()
         ]
-        plan = make_plan(tensors, ratio, options, include, exclude, None)
+        plan = make_plan(tensors, options, include, exclude, None)
     report = make_report(tensors, plan, {}, ratio_asked=ratio)
     if out is not None:
         with replacing(out) as temporary:
@@ -103,16 +118,22 @@ def run(
 
     def show(console: Console) -> None:
         console.print(str(plan), soft_wrap=True)
-        show_savings(console, report)
+        show_savings(console, report, plan)
         if out is not None:
             console.print(f"plan   {printable(str(out))}", soft_wrap=True)
 
     emit(result, as_json, show)
 
 
+def check_amount(ratio: float | None, size: str | None) -> None:
+    """Raise unless there is either a ratio or a size."""
+    if (ratio is None) == (size is None):
+        what = "say how much to compress: give either --ratio, as 0.1, or --size, as '500 kB'"
+        raise typer.BadParameter(f"{what}; got {'neither' if ratio is None else 'both'}", param_hint="--ratio")
+
+
 def make_plan(
     tensors: Sequence[ModelTensor],
-    ratio: float | None,
     options: Mapping[str, Any],
     include: Sequence[str],
     exclude: Sequence[str],
@@ -124,10 +145,8 @@ def make_plan(
     ----------
     tensors : sequence of ModelTensor
         All tensors of the model.
-    ratio : float or None
-        As for :meth:`smh.Plan.build`.
     options : mapping
-        More of its options; numbers may be text.
+        Those of :func:`smh.models.compression.plan_for`; the scale may be a number in text.
     include, exclude : sequence of str
         Regular expressions; each must match the whole name of a tensor.
     values : mapping of str to numpy.ndarray or None
@@ -142,26 +161,24 @@ def make_plan(
     PlanError
         If something does not fit.
     """
-    scale, gain = options["scale"], options["gain"]
+    scale = options["scale"]
     if scale == "match" and values is None:
         raise PlanError("scale 'match' needs present values: give a safetensors file, not shapes, or another scale")
     numbers: dict[str, Any] = {}
     if scale not in (*RULES, "match"):
         numbers["scale"] = _number(f"scale must be {', '.join(RULES)}, match or a number", scale, float)
-    if gain not in GAIN_RULES:
-        numbers["gain"] = _number(f"gain must be {', '.join(GAIN_RULES)} or an integer", gain, int)
-    hashed = _selected(tensors, include, exclude)
-    many = [tensor for tensor in tensors if tensor.name in hashed and len(tensor.shape) > len(_AXES["torch"]) + 1]
+    generated = _selected(tensors, include, exclude)
+    many = [tensor for tensor in tensors if tensor.name in generated and len(tensor.shape) > len(_AXES["torch"]) + 1]
     if scale in RULES and many:
         raise PlanError(
             f"scale {scale!r} needs to know what the axes of {many[0].name!r} mean, and for {len(many[0].shape)} of "
             "them there is no convention: exclude the tensor, or choose a number or match as the scale"
         )
     with progress() as bars, np.errstate(all="ignore"):  # an error tells of values that are not finite
-        task = bars.add_task("reading tensors", total=len(hashed), visible=scale == "match")
+        task = bars.add_task("reading tensors", total=len(generated), visible=scale == "match")
         read = None if values is None else _Watched(values, lambda: bars.advance(task))
-        chosen = {"include": hashed.__contains__} if include or exclude else {}
-        return plan_for(tensors, ratio=ratio, values=read, **{**options, **numbers, **chosen})
+        chosen = {"include": generated.__contains__} if include or exclude else {}
+        return plan_for(tensors, values=read, **{**options, **numbers, **chosen})
 
 
 def tensors_of(file: DenseFile, convention: str) -> list[ModelTensor]:
@@ -180,24 +197,30 @@ def savings(report: Report, plan: Plan) -> dict[str, Any]:
         "weights": report.num_weights,
         "variables": report.num_variables,
         "ratio": report.ratio,
+        "bits": bits_of(plan),
         "capacity": plan.capacity,
         "bytes_before": report.bytes_before,
         "bytes_after": report.bytes_after,
-        "kept": {tensor.name: tensor.why for tensor in report.tensors if not tensor.hashed},
+        "kept": {tensor.name: tensor.why for tensor in report.tensors if not tensor.generated},
         "kept_numbers": report.num_kept,
-        "kept_bytes": report.bytes_after - 4 * report.num_variables,
+        "kept_bytes": report.bytes_after - plan.file_bytes,
     }
 
 
-def show_savings(console: Console, report: Report) -> None:
+def bits_of(plan: Plan) -> list[int]:
+    """Return how many bits the integers of the pool have, once each."""
+    return sorted({bits for _, bits, _, _ in pool_arrays(plan)})
+
+
+def show_savings(console: Console, report: Report, plan: Plan) -> None:
     """Print which tensors are kept, and the bytes of all before and after."""
-    kept = [tensor for tensor in report.tensors if not tensor.hashed]
+    kept = [tensor for tensor in report.tensors if not tensor.generated]
     for tensor in kept[:_SHOWN]:
         why = printable(f"{tensor.name!r}: {tensor.why}")
         console.print(f"kept as it is: {why}", soft_wrap=True)
     if len(kept) > _SHOWN:
         console.print(f"kept as they are: {len(kept) - _SHOWN:,} more (--json names all)")
-    share, kept_bytes = report.bytes_after / report.bytes_before, report.bytes_after - 4 * report.num_variables
+    share, kept_bytes = report.bytes_after / report.bytes_before, report.bytes_after - plan.file_bytes
     console.print(
         f"{report.bytes_before:,} bytes before, {report.bytes_after:,} after ({share:.1%}), {kept_bytes:,} of them in "
         f"{len(kept):,} kept tensors",
@@ -249,7 +272,7 @@ def _axes(convention: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
-    """Return the names of the tensors to be hashed."""
+    """Return the names of the tensors to be generated."""
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
     chosen = {name for name, tensor in free.items() if len(tensor.shape) >= 2}
     if include:
@@ -257,9 +280,9 @@ def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: S
     chosen -= _matching("--exclude", exclude, tensors)
     if (include or exclude) and not chosen:
         kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]
-        also = f"; not to be hashed: {', '.join(kept[:3])}" if kept else ""
+        also = f"; not to be generated: {', '.join(kept[:3])}" if kept else ""
         raise PlanError(
-            f"no tensor is left to be hashed: by default floats of two or more axes are; got {len(tensors)} tensors, "
+            f"no tensor is left to generate: by default floats of two or more axes are; got {len(tensors)} tensors, "
             f"--include {short(list(include))}, --exclude {short(list(exclude))}{also}"
         )
     return chosen

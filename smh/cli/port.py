@@ -9,12 +9,12 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from smh import checkpoint
 from smh.backends import numpy as smh_numpy
-from smh.checkpoint import Checkpoint
-from smh.cli.output import AsJson, MaxBytes, check_out, emit, parse_limit, progress
+from smh.cli.output import AsJson, Force, MaxBytes, check_out, emit, parse_limit, progress
 from smh.errors import CheckpointError, LimitError
-from smh.limits import check_file, default
+from smh.files import checkpoint
+from smh.files.checkpoint import Checkpoint
+from smh.files.limits import check_file, default
 from smh.porting import Mapping, doubts, port, tensor_shapes
 
 
@@ -24,16 +24,17 @@ def run(
         ..., "--map", metavar="MAP", help="The mapping, in JSON, as smh.porting.Mapping.save writes it."
     ),
     out: Path = typer.Option(..., "--out", "-o", metavar="OUT", help="The checkpoint to write."),
+    force: bool = Force,
     max_bytes: str = MaxBytes,
     as_json: bool = AsJson,
 ) -> None:
     """Give the tensors of a checkpoint the names and shapes of another model.
 
-    The variables and the digest stay the same; the weights are rebuilt to see that they are. A mapping is made in
-    Python by smh.porting.match. Doubts about it are warnings: names that would fit better the other way round.
+    The variables and the digest stay the same; the weights are rebuilt to verify that. A mapping is made in Python by
+    smh.porting.match. Doubts about it are printed as warnings: names that would fit better the other way round.
     """
     limit = parse_limit(max_bytes)
-    check_out(out, path, mapping)
+    check_out(out, path, mapping, force=force)
     chosen = Mapping.load(mapping)
     found = checkpoint.read(path)
     check_file(found, limit)
@@ -45,7 +46,7 @@ def run(
         digest = smh_numpy.digest(ported.plan, ported.variables)
     if digest != ported.digest:
         raise CheckpointError(f"{path}: its weights are not those that it was saved with; their digest is {digest}")
-    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest)
+    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, found.training)
     result = {
         "file": str(path),
         "out": str(out),

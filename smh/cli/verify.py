@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from smh import checkpoint
 from smh.backends.registry import get_backend, list_backends
-from smh.checkpoint import CARRIED, Checkpoint
 from smh.cli.digest import rebuild
 from smh.cli.output import AsJson, ExitCode, MaxBytes, emit, parse_limit, progress
-from smh.compare import Comparison, Difference, compare, compare_all
-from smh.contents import ModelTensors, StoredTensors, opened
-from smh.export import canonical
-from smh.limits import check_file
+from smh.files import checkpoint
+from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.files.compare import Comparison, Difference, compare, compare_all
+from smh.files.contents import ModelTensors, StoredTensors, opened
+from smh.files.export import canonical
+from smh.files.limits import check_file
 from smh.porting import Mapping
 
 _SHOWN = 20  # tensors that differ, in text
@@ -63,8 +63,7 @@ def run(
     With --against OTHER also compare, by name, what FILE gives to a model with what OTHER holds: weights in their
     viewed shapes, and kept tensors.
 
-    Weights are built in exact arithmetic, also those of plans with fast arithmetic, which promises no bits. All NaNs
-    among them count as one. Exit 1 if anything differs.
+    All NaNs among weights count as one. Exit 1 if anything differs.
     """
     if mapping is not None and against is None:
         raise typer.BadParameter("a mapping belongs to two files: name the other one by --against", param_hint="--map")
@@ -84,7 +83,6 @@ def run(
     same = all(row.same_digest and not row.differences for row in rows) and (other is None or other.same)
     result = {
         "file": str(path),
-        "arithmetic": found.plan.arithmetic,
         "stated": found.digest,
         "same": same,
         "backends": [{**dataclasses.asdict(row), "bits_different": row.bits_different} for row in rows],
@@ -99,7 +97,7 @@ def run(
 def _check(name: str, found: Checkpoint, bars: Progress) -> _Row:
     """Rebuild all weights by one backend, and compare them with NumPy's, some tensors at a time."""
     backend, reference = get_backend(name), get_backend("numpy")
-    plan = canonical(dataclasses.replace(found.plan, arithmetic="exact"))
+    plan = canonical(found.plan)
     row = _Row(name, backend.devices()[0], plan.num_weights)
     task = bars.add_task(name, total=plan.num_weights)
 
@@ -174,8 +172,6 @@ def _show(
     for name in missing:
         table.add_row(name, "", "", "", "", f"not installed: pip install 'smh[{name}]'")
     console.print(table)
-    if found.plan.arithmetic == "fast":
-        console.print("The plan's arithmetic is fast, which promises no bits: verified in exact arithmetic.")
     for row in rows:
         if not row.same_digest:
             console.print(f"{row.backend}: digest {row.digest}, stated {found.digest}", style="red", soft_wrap=True)

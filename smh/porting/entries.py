@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from smh.core.pools.base import LIMIT
+from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
-from smh.header import DTYPES
-from smh.pools.base import LIMIT
-from smh.views import View
+from smh.files.header import DTYPES
 
 Shape = tuple[int, ...]
 

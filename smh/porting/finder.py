@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smh.checkpoint import CARRIED
+from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
+from smh.files.checkpoint import CARRIED
 from smh.porting.entries import Entry, Source
 from smh.porting.found import Ambiguity, Match
 from smh.porting.layers import DEFAULTS, Layer, Shape, Slot, Structure, words
 from smh.porting.mapping import Mapping
-from smh.views import View
 
 
 @dataclass

@@ -25,7 +25,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from smh.views import View, compose, invert
+from smh.core.views import View, compose, invert
 
 Shape = tuple[int, ...]
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smh.atomic import replacing
-from smh.checkpoint import CARRIED, Checkpoint
+from smh.core.checks import check_keys
+from smh.core.views import View, compose, invert
 from smh.errors import CheckpointError, PlanError, PortError, near_names
-from smh.header import MAX_HEADER, check_limits, parse
-from smh.pools.base import check_keys
+from smh.files.atomic import replacing
+from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.porting.entries import Entry, Shape, Source
-from smh.views import View, compose, invert
+from smh.strict_json import MAX_HEADER, check_limits, parse
 
 if TYPE_CHECKING:  # the library is imported faster without it
     from rich.table import Table
@@ -94,7 +94,8 @@ class Mapping:
         ----------
         tensors : mapping of str to str, tuple or Entry
             For each tensor of the target: the name of its source; or a tuple of name and einops pattern, then sizes of
-            axes that the pattern cannot tell, then the order of elements along axes (see :class:`smh.views.View`).
+            axes that the pattern cannot tell, then the order of elements along axes; see
+            :class:`smh.core.views.View`.
         source : mapping of str to tuple of int, or Checkpoint
             The shapes of all tensors of the source.
         settings : mapping, optional

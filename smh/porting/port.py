@@ -6,30 +6,30 @@ import dataclasses
 
 import numpy as np
 
-from smh.checkpoint import CARRIED, Checkpoint
+from smh.core.views import compose
 from smh.errors import PlanError, PortError
+from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.porting.mapping import Mapping, tensor_shapes
-from smh.views import compose
 
 
 def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
     """Return a checkpoint for another model: the same variables, byte for byte, with other names and views.
 
-    The generated weights are the same, in the same order, so the digest is the same. What is kept as it is travels
-    along, turned as the mapping says.
+    The generated weights are the same, in the same order, so the digest and the integers in the file are the same.
+    Kept tensors travel along, turned as the mapping says.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Read by :func:`smh.load` with the NumPy backend.
+        Read by :func:`smh.load` with the NumPy backend, with the values of training or without.
     mapping : Mapping
-        From the model of the checkpoint to another one. What only the first one knows goes under ``carried/``: no model
-        reads it, and a port back finds it there.
+        From the model of the checkpoint to another one. Kept tensors that only the first model has are named
+        ``carried/...``, in a file ``dense/carried/...``: no model reads them, and a port back finds them there.
 
     Returns
     -------
     Checkpoint
-        To be written by ``smh.save(path, ported.plan, ported.variables, ported.dense)``, and loaded into the other
+        Write it with ``smh.save(path, ported.plan, ported.variables, ported.dense)``, and load that file into the other
         model.
 
     Raises
@@ -55,7 +55,7 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
         if not isinstance(x, np.ndarray | np.generic):
             raise PortError(
                 f"a port takes the arrays of NumPy; got {type(x).__name__} for {name!r}: "
-                "load the file by smh.get_backend('numpy') or smh.checkpoint.read"
+                "load the file with smh.numpy.load"
             )
     mapping.check(tensor_shapes(checkpoint))
     users = {source.name: target for target, entry in mapping.tensors.items() for source in entry.sources}
@@ -90,4 +90,5 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
         variables={renamed.get(name, name): x for name, x in checkpoint.variables.items()},
         dense=dict(sorted({**carried, **dense}.items())),
         digest=checkpoint.digest,
+        training=checkpoint.training,
     )

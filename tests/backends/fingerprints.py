@@ -4,8 +4,8 @@ import hashlib
 import importlib
 
 from conformance.bits import canonical_bits
-from smh.v2.core.plan import Plan
-from smh.v2.core.pools import Hash, Kronecker, Matmul, Product, Sum
+from smh.core.plan import Plan
+from smh.core.pools import Hash, Kronecker, Matmul, Product, Sum
 from tests.core.cases import values
 
 SHAPES = {"a": (40, 30), "b": (3, 3, 20, 10), "c": (30, 7)}
@@ -25,7 +25,7 @@ def fresh(name):
 
 def fingerprint(backend_name, pools):
     """Return the SHA-256 of weights and gradients of plans, as a backend computes them."""
-    backend, sha = importlib.import_module(f"smh.v2.backends.{backend_name}").backend, hashlib.sha256()
+    backend, sha = importlib.import_module(f"smh.backends.{backend_name}").backend, hashlib.sha256()
     for pool in pools:
         plan = fresh(pool)
         variables, cotangents = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import smh.v2 as smh
+import smh
 from conformance.bits import raw_bits
 from tests.backends.fingerprints import POOLS, SHAPES, fingerprint, fresh
 from tests.core.cases import values
@@ -74,7 +74,7 @@ def worked(module, plan, seed, path):
 def test_threads_get_the_bits_of_one_thread(name, tmp_path):
     """All of them work with the same plans, from first use on; each with variables of its own."""
     pytest.importorskip(name)
-    module = importlib.import_module(f"smh.v2.backends.{name}")
+    module = importlib.import_module(f"smh.backends.{name}")
     compiles = name in ("jax", "tensorflow")  # for seconds
     pools = ["cyclic"] if compiles else list(POOLS) if name == "numpy" else ["matmul", "cyclic", "sum"]
     alone = {(pool, k): worked(module, fresh(pool), k, tmp_path / "alone") for pool in pools for k in range(THREADS)}
@@ -126,7 +126,7 @@ def process(program, *arguments, **environment):
 def test_threads_that_ask_for_the_first_backend_get_the_same_one():
     program = """
 import sys, threading
-import smh.v2 as smh
+import smh
 sys.setswitchinterval(5e-6)
 barrier, found = threading.Barrier(8), []
 def ask():
@@ -146,7 +146,7 @@ print([len(found), len(set(found))])
 
 def torch_model(residency):
     torch = pytest.importorskip("torch")
-    from smh.v2.backends import torch as smh_torch
+    from smh.backends import torch as smh_torch
 
     torch.manual_seed(0)
     plain = torch.nn.Sequential(
@@ -192,7 +192,7 @@ def test_gradients_may_be_taken_in_another_thread(residency):
 @pytest.mark.parametrize("residency", ["full", "cached"])
 def test_threads_share_a_jax_pytree(residency):
     jax = pytest.importorskip("jax")
-    from smh.v2.backends import jax as smh_jax
+    from smh.backends import jax as smh_jax
 
     params = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
     compressed = smh_jax.compress(params, ratio=0.3, residency=residency)
@@ -216,7 +216,7 @@ def test_threads_share_a_keras_model(residency):
     pytest.importorskip("torch")  # which has to be loaded before TensorFlow
     tf = pytest.importorskip("tensorflow")
     keras = pytest.importorskip("keras")
-    from smh.v2.backends import tensorflow as smh_tensorflow
+    from smh.backends import tensorflow as smh_tensorflow
 
     layers = [keras.Input((30,)), keras.layers.Dense(40, "relu"), keras.layers.Dense(5)]
     model = smh_tensorflow.compress(keras.Sequential(layers), ratio=0.3, residency=residency)

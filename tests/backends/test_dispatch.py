@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from smh.v2.models import dispatch
+import smh
+from smh.models import dispatch
 
 FRAMEWORKS = {"torch": "torch", "jax": "jax", "keras": "tensorflow"}
 """Modules of smh, and the backends behind them, in the order in which one process can load them."""
@@ -17,7 +17,7 @@ FRAMEWORKS = {"torch": "torch", "jax": "jax", "keras": "tensorflow"}
 
 def backend_module(name):
     pytest.importorskip(FRAMEWORKS[name])
-    return getattr(smh, name), sys.modules[f"smh.v2.backends.{FRAMEWORKS[name]}"]
+    return getattr(smh, name), sys.modules[f"smh.backends.{FRAMEWORKS[name]}"]
 
 
 # --- With stand-ins, no framework
@@ -44,7 +44,7 @@ def stand_in(request, monkeypatch):
     framework = types.SimpleNamespace(nn=types.SimpleNamespace(Module=Model), Layer=Model)
     monkeypatch.setitem(sys.modules, request.param, framework)
     functions = types.SimpleNamespace(**{name: record(name) for name in ("compress", "fit", "digest", "save", "load")})
-    monkeypatch.setitem(sys.modules, f"smh.v2.backends.{FRAMEWORKS[request.param]}", functions)
+    monkeypatch.setitem(sys.modules, f"smh.backends.{FRAMEWORKS[request.param]}", functions)
     return calls
 
 
@@ -114,8 +114,8 @@ def test_plans_go_to_the_backend_of_arrays(tmp_path, monkeypatch):
 def test_modules_of_frameworks_are_their_backends(name):
     pytest.importorskip(FRAMEWORKS.get(name, "numpy"))
     module = getattr(smh, name)
-    behind = __import__(f"smh.v2.backends.{FRAMEWORKS.get(name, 'numpy')}", fromlist=["*"])
-    assert module is sys.modules[f"smh.v2.{name}"]
+    behind = __import__(f"smh.backends.{FRAMEWORKS.get(name, 'numpy')}", fromlist=["*"])
+    assert module is sys.modules[f"smh.{name}"]
     assert sorted(module.__all__) == sorted(behind.__all__)
     for public in behind.__all__:
         assert getattr(module, public) is getattr(behind, public), public
@@ -123,7 +123,7 @@ def test_modules_of_frameworks_are_their_backends(name):
 
 
 def test_other_attributes_are_no_modules():
-    with pytest.raises(AttributeError, match="module 'smh.v2' has no attribute 'tensorflow'"):
+    with pytest.raises(AttributeError, match="module 'smh' has no attribute 'tensorflow'"):
         smh.tensorflow  # noqa: B018
 
 
@@ -180,8 +180,8 @@ def test_a_model_goes_to_its_framework_and_back(name, tmp_path):
 
 def test_the_question_imports_no_framework():
     program = (
-        "import sys, smh.v2 as smh\n"
-        "from smh.v2.models.dispatch import module_of\n"
+        "import sys, smh as smh\n"
+        "from smh.models.dispatch import module_of\n"
         "try:\n    module_of([1])\nexcept smh.PlanError:\n    pass\n"
         "print(sorted({'torch', 'jax', 'tensorflow', 'keras'} & set(sys.modules)))"
     )

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from safetensors.numpy import load_file, save_file
 
-import smh.v2 as smh
-from conformance import oracle_2 as oracle
+import smh
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2.core.pools import Hash, Kronecker, Matmul, Sum
+from smh.core.pools import Hash, Kronecker, Matmul, Sum
 from tests.core.cases import plans, seeds, values
 
 POOLS = (Matmul(n=80), Kronecker(d=9), Hash(size=300), Sum(Matmul(n=80, m=2), Hash(size=300)))
@@ -84,16 +84,16 @@ def test_the_digest_does_not_depend_on_how_many_tensors_are_built_at_a_time(monk
     expected = oracle.digest(plan.to_dict(), variables)
     assert smh.digest(plan, variables) == expected
     for limit in (1, 30, 60):
-        monkeypatch.setattr("smh.v2.files.digests._GROUP", limit)
+        monkeypatch.setattr("smh.files.digests._GROUP", limit)
         assert smh.digest(plan, variables) == expected
     for block in (1, 7):
-        monkeypatch.setattr("smh.v2.files.digests._BLOCK", block)
+        monkeypatch.setattr("smh.files.digests._BLOCK", block)
         assert smh.digest(plan, variables) == expected
 
 
 def test_threads_of_linear_algebra_do_not_change_a_bit():
     code = """
-import smh.v2 as smh
+import smh
 plan = smh.Plan.build({"a": (300, 300)}, ratio=0.5, bits=16)
 print(smh.digest(plan, smh.initialize(plan)))
 """

@@ -8,10 +8,10 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-import smh.v2 as smh
-from smh.v2.backends import registry
-from smh.v2.backends.numpy import NumpyBackend
-from smh.v2.backends.protocol import Backend, Mode
+import smh
+from smh.backends import registry
+from smh.backends.numpy import NumpyBackend
+from smh.backends.protocol import Backend, Mode
 
 
 def run(code, **environment):
@@ -36,12 +36,12 @@ print(sorted({"torch", "jax", "jaxlib", "tensorflow", "keras", "scipy"} & set(sy
 @pytest.mark.parametrize(
     "use",
     [
-        "import smh.v2 as smh",
-        "import smh.v2.cli",
-        "import smh.v2 as smh\nsmh.list_backends(), smh.list_backends(installed=True)",
-        "import smh.v2 as smh\nsmh.numpy.initialize(smh.Plan.build({'a': (4, 4)}, ratio=0.9))",
-        "import smh.v2.models.dispatch, smh.v2.models.compression, smh.v2.porting",
-        "import smh.v2 as smh\ntry: smh.compress(3, 0.1)\nexcept smh.PlanError: pass",
+        "import smh",
+        "import smh.cli",
+        "import smh\nsmh.list_backends(), smh.list_backends(installed=True)",
+        "import smh\nsmh.numpy.initialize(smh.Plan.build({'a': (4, 4)}, ratio=0.9))",
+        "import smh.models.dispatch, smh.models.compression, smh.porting",
+        "import smh\ntry: smh.compress(3, 0.1)\nexcept smh.PlanError: pass",
     ],
 )
 def test_no_framework_is_imported_before_it_is_needed(use):
@@ -59,7 +59,7 @@ def test_the_protocol_has_at_most_ten_methods_with_docstrings():
 
 
 def test_the_backend_is_chosen_by_name_by_import_or_by_the_environment(monkeypatch):
-    from smh.v2.backends import numpy as chosen
+    from smh.backends import numpy as chosen
 
     assert smh.get_backend("numpy") is chosen.backend
     monkeypatch.delenv("SMH_BACKEND", raising=False)
@@ -128,7 +128,7 @@ def test_modes_are_named_and_say_why_they_cannot_run(monkeypatch):
 
 def test_an_entry_point_cannot_replace_a_built_in_backend(entry):
     entry("numpy", f"{HERE}doubled")
-    assert smh.get_backend("numpy") is sys.modules["smh.v2.backends.numpy"].backend
+    assert smh.get_backend("numpy") is sys.modules["smh.backends.numpy"].backend
 
 
 def test_a_backend_whose_framework_is_missing_names_what_to_install(entry, monkeypatch):

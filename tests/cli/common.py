@@ -7,9 +7,9 @@ import sys
 
 from typer.testing import CliRunner
 
-from smh.v2.cli import app
+from smh.cli import app
 
-SMH = [sys.executable, "-m", "smh.v2"]
+SMH = [sys.executable, "-m", "smh"]
 
 
 def call(*args, env=None, **options):

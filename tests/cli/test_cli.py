@@ -24,10 +24,10 @@ import typer
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-import smh.v2 as smh
-import smh.v2.cli as smh_cli
-from smh.v2.cli import app, conformance, info, main
-from smh.v2.errors import BackendError, ConformanceError
+import smh
+import smh.cli as smh_cli
+from smh.cli import app, conformance, info, main
+from smh.errors import BackendError, ConformanceError
 from tests.cli.common import SMH, assert_fails, call, invoke
 
 GOLDEN = Path(__file__).parent / "golden_help"
@@ -87,7 +87,7 @@ def test_no_golden_help_is_left_over():
 
 def test_every_command_is_registered():
     modules = {module.name for module in pkgutil.iter_modules(smh_cli.__path__)}
-    runnable = {name for name in modules if hasattr(importlib.import_module(f"smh.v2.cli.{name}"), "run")}
+    runnable = {name for name in modules if hasattr(importlib.import_module(f"smh.cli.{name}"), "run")}
     assert runnable == set(COMMANDS)
 
 
@@ -151,7 +151,7 @@ def test_too_little_memory(monkeypatch, files):
     def fail(path):
         raise MemoryError
 
-    monkeypatch.setattr("smh.v2.files.checkpoint.read", fail)
+    monkeypatch.setattr("smh.files.checkpoint.read", fail)
     result = invoke("inspect", files / "model")
     assert result.exit_code == 3
     assert result.stderr == "error: MemoryError\n"
@@ -339,7 +339,7 @@ def test_info_of_this_installation():
 
 
 def test_info_imports_no_framework_before_it_runs():
-    code = "import smh.v2.cli, sys; print({'torch', 'jax', 'tensorflow', 'sklearn', 'scipy'} & set(sys.modules))"
+    code = "import smh.cli, sys; print({'torch', 'jax', 'tensorflow', 'sklearn', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -424,7 +424,7 @@ def test_demo_of_weights_that_change(tmp_path, monkeypatch):
             found.variables["scale/fc1"] = np.nextafter(found.variables["scale/fc1"], np.float32(9))
             return found
 
-    monkeypatch.setattr("smh.v2.cli.demo.smh", Other())
+    monkeypatch.setattr("smh.cli.demo.smh", Other())
     result = invoke("demo", "--epochs", 1, "--hidden", 8, "--ratio", 0.5, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["same"] is False

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.core.pools import Matmul
-from smh.v2.files.integers import pack, unpack
-from smh.v2.models.fit import fit_variables
+from smh.core.pools import Matmul
+from smh.files.integers import pack, unpack
+from smh.models.fit import fit_variables
 from tests.cli.common import as_json, assert_fails, call, invoke
 
 rng = np.random.default_rng(0)
@@ -441,7 +441,7 @@ def test_fit_of_what_is_no_good(files, tmp_path, dense, options, words):
 
 def test_fit_where_nothing_can_be_written(files, tmp_path, monkeypatch):
     dense, data = files / "dense.safetensors", (files / "dense.safetensors").read_bytes()
-    monkeypatch.setattr("smh.v2.models.fit.fit_variables", None)  # all is found out before any work
+    monkeypatch.setattr("smh.models.fit.fit_variables", None)  # all is found out before any work
     os.symlink(dense, tmp_path / "link")
     assert_fails(invoke("fit", dense, "--ratio", "0.3", "-o", dense), "would replace the input")
     assert_fails(invoke("fit", dense, "--ratio", "0.3", "-o", tmp_path / "link"), "would replace the input")
@@ -460,7 +460,7 @@ def test_fit_of_what_a_checkpoint_cannot_keep(tmp_path, monkeypatch, code):
     }
     text = json.dumps(header).encode()
     (tmp_path / "dense").write_bytes(len(text).to_bytes(8, "little") + text + os.urandom(400) * 4 + bytes(size))
-    monkeypatch.setattr("smh.v2.models.fit.fit_variables", None)
+    monkeypatch.setattr("smh.models.fit.fit_variables", None)
     result = invoke("fit", tmp_path / "dense", "--ratio", "0.3", "--scale", "0.1", "-o", tmp_path / "out")
     assert_fails(result, repr(name), code)
     assert os.listdir(tmp_path) == ["dense"]
@@ -491,7 +491,7 @@ def test_fit_that_was_not_understood(files, tmp_path, options, words):
 
 MEASURE = """
 import resource, sys
-from smh.v2.cli import app
+from smh.cli import app
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 app(sys.argv[1:], standalone_mode=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start, file=sys.stderr)

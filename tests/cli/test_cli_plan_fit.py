@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import smh.v2 as smh
-from smh.v2.core.pools import Hash, Matmul, Product
+import smh
+from smh.core.pools import Hash, Matmul, Product
 from tests.cli.common import assert_fails, call
 
 
@@ -71,11 +71,11 @@ def test_fit_that_is_interrupted(tmp_path):
     (tmp_path / "out").write_bytes(b"old")
     # It says when it has begun, for a signal before that would meet an interpreter that is still starting.
     code = (
-        "import signal, smh.v2.cli, smh.v2.models.fit as fit, time\n"
+        "import signal, smh.cli, smh.models.fit as fit, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "def wait(*_, **__): print('begun', flush=True); time.sleep(60)\n"
         "fit.fit_variables = wait\n"
-        "smh.v2.cli.main()"
+        "smh.cli.main()"
     )
     arguments = ["fit", tmp_path / "dense", "--ratio", "0.3", "-o", tmp_path / "out", "--force"]
     running = subprocess.Popen(

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from smh.v2.files import checkpoint
-from smh.v2.porting import Mapping
+import smh
+from smh.files import checkpoint
+from smh.porting import Mapping
 from tests.cli.common import call
 
 

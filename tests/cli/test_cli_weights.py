@@ -13,14 +13,14 @@ import pytest
 import typer
 from safetensors.numpy import load_file, save_file
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.backends import registry
-from smh.v2.backends.numpy import NumpyBackend
-from smh.v2.cli.diff import plan_differences
-from smh.v2.cli.output import parse_limit
-from smh.v2.files import checkpoint
-from smh.v2.porting import Mapping
+from smh.backends import registry
+from smh.backends.numpy import NumpyBackend
+from smh.cli.diff import plan_differences
+from smh.cli.output import parse_limit
+from smh.files import checkpoint
+from smh.porting import Mapping
 from tests.cli.common import SMH, assert_fails, call, invoke
 
 SHAPES = {"fc1": (30, 40), "fc2": (40, 5)}
@@ -156,7 +156,7 @@ def test_verify_shows_a_table(files, monkeypatch):
     assert "same as the file's" in done.stdout
     assert f"{PLAN.num_weights:,}" in done.stdout
     names = {True: ["numpy"], False: ["numpy", "torch"]}
-    monkeypatch.setattr("smh.v2.cli.verify.list_backends", lambda installed=False: names[installed])
+    monkeypatch.setattr("smh.cli.verify.list_backends", lambda installed=False: names[installed])
     found = invoke("verify", files / "model")
     assert found.exit_code == 0
     assert "not installed: pip install 'smh[torch]'" in found.output

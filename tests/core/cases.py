@@ -5,10 +5,10 @@ import json
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance import oracle_2 as oracle
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2.core import generate, pools
-from smh.v2.core.plan import Plan
+from smh.core import generate, pools
+from smh.core.plan import Plan
 
 KINDS = ("normal", "wide", "tiny", "edges", "ties", "zeros", "special")
 seeds = st.integers(0, 2**32 - 1)

@@ -8,7 +8,7 @@ writes the file anew from the oracle; a difference to the stored one is a new ma
 import json
 from pathlib import Path
 
-from conformance import oracle_2 as oracle
+from conformance import oracle as oracle
 from conformance.vectors import decode, encode
 from tests.core.test_broken_core import CASES
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from smh.v2.core import generate, grid, layout, pools, scales
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
-from smh.v2.core.pools import arithmetic
+from smh.core import generate, grid, layout, pools, scales
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
+from smh.core.pools import arithmetic
 from tests.core.cases import check
 
 SHAPES = {"a": (5, 4), "b": (3, 7), "c": (2, 2)}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from conformance import oracle_2 as oracle
-from smh.v2.core import generate, pools
-from smh.v2.core.initial import initial_variables
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
+from conformance import oracle as oracle
+from smh.core import generate, pools
+from smh.core.initial import initial_variables
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
 from tests.core.cases import plans, seeds, values
 
 EXACT, SMOOTH = Kernels(np), Kernels(np, smooth=True)

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conformance import oracle_2 as oracle
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate, pools
-from smh.v2.core.initial import initial_variables
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
-from smh.v2.errors import PlanError, UnknownNameError, VariableError
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate, pools
+from smh.core.initial import initial_variables
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
+from smh.errors import PlanError, UnknownNameError, VariableError
 from tests.core.cases import KINDS, check, plans, seeds, values
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -181,10 +181,10 @@ def test_what_does_not_fit_is_refused():
 
 def test_the_core_imports_no_backend_and_no_framework():
     program = (
-        "import sys, smh.v2.core.generate, smh.v2.core.initial\n"
+        "import sys, smh.core.generate, smh.core.initial\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'jax', 'tensorflow', 'keras')])\n"
-        "sources = [m for m in sys.modules if m.startswith('smh.v2.core')]\n"
-        "print([m for m in sources if 'smh.v2.backends' in open(sys.modules[m].__file__).read()])"
+        "sources = [m for m in sys.modules if m.startswith('smh.core')]\n"
+        "print([m for m in sources if 'smh.backends' in open(sys.modules[m].__file__).read()])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]

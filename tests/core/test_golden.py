@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from conformance.bits import assert_same_bits
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
 from tests.core import golden
 
 VECTORS = golden.stored()

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformance import oracle_2 as oracle
-from smh.v2.core import generate, hashing, pools
-from smh.v2.core.initial import initial_variables
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
+from conformance import oracle as oracle
+from smh.core import generate, hashing, pools
+from smh.core.initial import initial_variables
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
 from tests.core.cases import seeds
 
 NUMPY = Kernels(np)

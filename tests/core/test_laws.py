@@ -5,13 +5,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conformance import oracle_2 as oracle
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2.core import generate, pools
-from smh.v2.core.initial import initial_variables
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
-from smh.v2.errors import SmhError, UnknownNameError, VariableError
+from smh.core import generate, pools
+from smh.core.initial import initial_variables
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
+from smh.errors import SmhError, UnknownNameError, VariableError
 from tests.core.cases import KINDS, floats, plans, seeds, values
 
 NUMPY = Kernels(np)

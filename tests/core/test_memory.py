@@ -5,10 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate, pools
-from smh.v2.core.initial import initial_variables
-from smh.v2.core.plan import Plan
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate, pools
+from smh.core.initial import initial_variables
+from smh.core.plan import Plan
 
 KERNELS = NumpyKernels()
 

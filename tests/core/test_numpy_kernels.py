@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conformance.bits import assert_same_bits
-from smh.v2.backends import numpy_kernels
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate, pools
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
+from smh.backends import numpy_kernels
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate, pools
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
 from tests.core import test_broken_core
 from tests.core.cases import KINDS, check, floats, plans, seeds, values
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conformance import oracle_2 as oracle
-from conformance.oracle_2.grid import check_budget
+from conformance import oracle as oracle
+from conformance.oracle.grid import check_budget
 
 NAN = 0x7FC00000
 INF = math.inf

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conformance import oracle_2 as oracle
-from smh.v2.core import pools
-from smh.v2.core.plan import Plan
-from smh.v2.core.sizes import parse_size
-from smh.v2.errors import PlanError
+from conformance import oracle as oracle
+from smh.core import pools
+from smh.core.plan import Plan
+from smh.core.sizes import parse_size
+from smh.errors import PlanError
 from tests.core.cases import plans
 
 SHAPES = {"conv": (3, 3, 16, 32), "fc": (64, 10)}

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance import oracle_2 as oracle
-from smh.v2.core import pools
-from smh.v2.core.plan import Plan
-from smh.v2.core.sizes import file_bytes, largest_that_fits
-from smh.v2.core.views import View
-from smh.v2.errors import PlanError
+from conformance import oracle as oracle
+from smh.core import pools
+from smh.core.plan import Plan
+from smh.core.sizes import file_bytes, largest_that_fits
+from smh.core.views import View
+from smh.errors import PlanError
 from tests.core.cases import plans
 
 MODEL = {"conv.weight": (3, 3, 8, 16), "norm.weight": (16,), "fc.weight": (64, 10), "fc.bias": (10,)}

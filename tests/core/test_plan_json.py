@@ -5,9 +5,9 @@ import json
 import pytest
 from hypothesis import given, settings
 
-from smh.v2.core import pools
-from smh.v2.core.plan import Plan
-from smh.v2.errors import PlanError
+from smh.core import pools
+from smh.core.plan import Plan
+from smh.errors import PlanError
 from tests.core.cases import plans
 
 MODEL = {"conv.weight": (3, 3, 8, 16), "norm.weight": (16,), "fc.weight": (64, 10), "fc.bias": (10,)}

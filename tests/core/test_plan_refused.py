@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from smh.v2 import strict_json
-from smh.v2.core import pools
-from smh.v2.core.building import check_storable
-from smh.v2.core.plan import Plan
-from smh.v2.errors import PlanError
+from smh import strict_json
+from smh.core import pools
+from smh.core.building import check_storable
+from smh.core.plan import Plan
+from smh.errors import PlanError
 
 MODEL = {"conv.weight": (3, 3, 8, 16), "norm.weight": (16,), "fc.weight": (64, 10), "fc.bias": (10,)}
 BAD = [

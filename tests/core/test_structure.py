@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import smh.v2.core
+import smh.core
 
-CORE = Path(smh.v2.core.__file__).parent
-PACKAGE = "smh.v2"
+CORE = Path(smh.core.__file__).parent
+PACKAGE = "smh"
 READ = ("hashing.py", "grid.py", "layout.py", "scales.py", "generate.py", "pools/arithmetic.py")
 """All formulas of the specification that weights and gradients need."""
 ALLOWED = {"core", "errors", "strict_json", "text"}

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conformance.bits import assert_same_bits
-from smh.v2.core import generate
-from smh.v2.core.initial import initial_variables
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.plan import Plan
-from smh.v2.core.views import MAX_ORDER, View, compose, invert
-from smh.v2.errors import PlanError
+from smh.core import generate
+from smh.core.initial import initial_variables
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
+from smh.core.views import MAX_ORDER, View, compose, invert
+from smh.errors import PlanError
 
 
 def by_numpy(view, x):

@@ -5,8 +5,8 @@ import tempfile
 
 import numpy as np
 
-import smh.v2 as smh
-from smh.v2.files import checkpoint
+import smh
+from smh.files import checkpoint
 
 SHAPES = {"conv.weight": (3, 3, 1, 2), "fc": (4, 5), "b": (6,)}
 DENSE = {

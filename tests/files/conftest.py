@@ -18,6 +18,6 @@ def write(tmp_path):
 @pytest.fixture
 def call():
     """Return a function that runs the command line in this process."""
-    from smh.v2.cli import app
+    from smh.cli import app
 
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -20,13 +20,13 @@ from hypothesis.extra import numpy as hnp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from conformance import oracle_2 as oracle
-from smh.v2 import strict_json
-from smh.v2.core.plan import Plan
-from smh.v2.errors import CheckpointError, SmhError, VariableError
-from smh.v2.files import checkpoint
-from smh.v2.files.checkpoint import Checkpoint, read, write
-from smh.v2.files.integers import pack, unpack
+from conformance import oracle as oracle
+from smh import strict_json
+from smh.core.plan import Plan
+from smh.errors import CheckpointError, SmhError, VariableError
+from smh.files import checkpoint
+from smh.files.checkpoint import Checkpoint, read, write
+from smh.files.integers import pack, unpack
 from tests.core.cases import KINDS, plans, seeds, values
 from tests.files.forgery import canonical, seal
 
@@ -798,8 +798,8 @@ def test_the_file_is_synchronised_before_it_gets_its_name_and_the_folder_after(t
 KILLED = """
 import sys
 import numpy as np
-from smh.v2.files.checkpoint import write
-from smh.v2.core.plan import Plan
+from smh.files.checkpoint import write
+from smh.core.plan import Plan
 from tests.core.cases import KINDS, plans, seeds, values
 from tests.files.forgery import canonical, seal
 plan = Plan.build({"w": (300, 300)}, ratio=1.0)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smh.v2.files import compare as comparing
-from smh.v2.files.compare import Difference, compare, compare_all
+from smh.files import compare as comparing
+from smh.files.compare import Difference, compare, compare_all
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.files.dense import DenseFile, is_checkpoint
-from smh.v2.files.header import MAX_HEADER
+from smh.files.dense import DenseFile, is_checkpoint
+from smh.files.header import MAX_HEADER
 
 TENSORS = {
     "fc": np.arange(6, dtype=np.float32).reshape(2, 3) - 2.5,
@@ -104,7 +104,7 @@ def test_a_closed_file_is_no_silent_nothing(path):
 def test_bfloat16_needs_no_other_package(path):
     code = (
         "import sys; sys.modules['ml_dtypes'] = None\n"
-        "import numpy as np, smh.v2 as smh; from smh.v2.files.dense import DenseFile\n"
+        "import numpy as np, smh as smh; from smh.files.dense import DenseFile\n"
         f"file = DenseFile({str(path)!r}); print(file['brain'].dtype, file['brain'][0, 0])\n"
         "try: file.stored('brain')\n"
         "except smh.CheckpointError as error: print(error)"
@@ -243,7 +243,7 @@ def test_a_header_is_enough_to_tell_a_checkpoint(tmp_path):
 
 def test_a_file_that_is_refused_is_closed(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("smh.v2.files.dense.open_file", lambda path: opened.append(open(path, "rb")) or opened[-1])
+    monkeypatch.setattr("smh.files.dense.open_file", lambda path: opened.append(open(path, "rb")) or opened[-1])
     with pytest.raises(smh.CheckpointError):
         DenseFile(write(tmp_path / "bad", {"a": entry()}))
     assert [file.closed for file in opened] == [True]

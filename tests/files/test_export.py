@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.backends.numpy import NumpyBackend
-from smh.v2.errors import CheckpointError, UnknownNameError, VariableError
-from smh.v2.files import contents
-from smh.v2.files import export as exporting
-from smh.v2.files.export import export
+from smh.backends.numpy import NumpyBackend
+from smh.errors import CheckpointError, UnknownNameError, VariableError
+from smh.files import contents
+from smh.files import export as exporting
+from smh.files.export import export
 from tests.core.cases import KINDS, plans, seeds, values
 
 DENSE = {
@@ -194,8 +194,8 @@ def test_memory_is_bounded_by_blocks_and_the_largest_view(tmp_path):
     """A file of 270 MB, with large tensors, small ones and views, from a process that never holds 160 MiB."""
     program = """
         import resource, sys
-        import smh.v2 as smh
-        from smh.v2.files.export import export
+        import smh
+        from smh.files.export import export
 
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

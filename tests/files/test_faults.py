@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from smh.v2.files import atomic
-from smh.v2.files.atomic import replacing
+from smh.files import atomic
+from smh.files.atomic import replacing
 
 pytest.importorskip("fcntl", reason="signals, locks and limits of POSIX")
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 ABANDONED = ".smh-0123456789abcdef.tmp"
 OPEN = """
 import sys
-from smh.v2.files.atomic import replacing
+from smh.files.atomic import replacing
 with replacing(sys.argv[1]) as temporary:
     print("open", flush=True)
     sys.stdin.readline()

@@ -8,13 +8,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from smh.v2.core.views import View
-from smh.v2.errors import MAX_MESSAGE, near_names
-from smh.v2.files import checkpoint
-from smh.v2.files.dense import DenseFile
-from smh.v2.strict_json import parse
-from smh.v2.text import shortened
+import smh
+from smh.core.views import View
+from smh.errors import MAX_MESSAGE, near_names
+from smh.files import checkpoint
+from smh.files.dense import DenseFile
+from smh.strict_json import parse
+from smh.text import shortened
 from tests.files.common import DENSE, file_of, honest_plans
 from tests.files.forgery import forged, hashed, plan_of, tensor
 
@@ -102,7 +102,7 @@ def test_deep_json_does_not_end_a_process_that_allows_deep_recursion(write):
     path = write(len(header).to_bytes(8, "little") + header)
     code = (
         "import sys; sys.setrecursionlimit(10**6)\n"
-        "import smh.v2 as smh; from smh.v2.files.dense import DenseFile\n"
+        "import smh; from smh.files.dense import DenseFile\n"
         f"try: DenseFile({str(path)!r})\n"
         "except smh.CheckpointError as error: print(error)\n"
         "try: smh.Plan.from_json('[' * 500_000)\n"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import smh.v2 as smh
-from smh.v2.files import checkpoint
+import smh
+from smh.files import checkpoint
 from tests.files.common import DENSE, file_of, honest_plans
 from tests.files.forgery import seal, split, text_of, tree_of
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from smh.v2.files import limits
+import smh
+from smh.files import limits
 from tests.files.common import assert_refused, plain_file
 from tests.files.forgery import forged, hashed, plan_of, tensor
 

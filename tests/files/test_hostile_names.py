@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-import smh.v2 as smh
-from smh.v2.cli.output import text_console
-from smh.v2.core.patterns import compile_pattern
-from smh.v2.core.selection import select
-from smh.v2.files.dense import DenseFile
-from smh.v2.porting.layers import words
-from smh.v2.text import printable
+import smh
+from smh.cli.output import text_console
+from smh.core.patterns import compile_pattern
+from smh.core.selection import select
+from smh.files.dense import DenseFile
+from smh.porting.layers import words
+from smh.text import printable
 from tests.files.forgery import forged, plan_of, tensor
 
 # --- Names

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-import smh.v2 as smh
-from conformance import oracle_2 as oracle
+import smh
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2.files import checkpoint, integers
-from smh.v2.files.integers import pack, unpack
+from smh.files import checkpoint, integers
+from smh.files.integers import pack, unpack
 from tests.core.cases import KINDS, plans, seeds, values
 from tests.files.forgery import seal, split, text_of, tree_of
 

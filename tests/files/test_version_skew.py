@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-import smh.v2 as smh
-from smh.v2.backends import numpy as smh_numpy
-from smh.v2.core.layout import LAYOUTS
-from smh.v2.core.pools.base import KINDS
-from smh.v2.core.versions import VERSION
-from smh.v2.files import checkpoint
+import smh
+from smh.backends import numpy as smh_numpy
+from smh.core.layout import LAYOUTS
+from smh.core.pools.base import KINDS
+from smh.core.versions import VERSION
+from smh.files import checkpoint
 from tests.files.common import DENSE, file_of, honest_plans
 from tests.files.forgery import seal, split, text_of, tree_of
 from tests.files.golden_files import contents, make

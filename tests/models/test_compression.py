@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-import smh.v2 as smh
-from smh.v2.core.sizes import file_bytes
-from smh.v2.files.checkpoint import Checkpoint
-from smh.v2.models.compression import (
+import smh
+from smh.core.sizes import file_bytes
+from smh.files.checkpoint import Checkpoint
+from smh.models.compression import (
     ModelTensor,
     check_fit,
     check_loaded,

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate, layout, pools
-from smh.v2.models.fit import FitReport, fit_variables
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate, layout, pools
+from smh.models.fit import FitReport, fit_variables
 
 pytestmark = pytest.mark.filterwarnings("ignore:the fitted weights are off:UserWarning")
 
@@ -501,8 +501,8 @@ def test_scipy_is_asked_for_only_when_variables_are_fitted():
     code = """
 import sys
 sys.modules["scipy"] = None
-import numpy as np, smh.v2 as smh
-from smh.v2.models.fit import fit_variables
+import numpy as np, smh as smh
+from smh.models.fit import fit_variables
 plan = smh.Plan.build({"a": (4, 3)}, ratio=1)
 try:
     fit_variables(plan, {"a": np.ones((4, 3))})
@@ -580,8 +580,8 @@ def test_an_interrupt_ends_a_fit_at_once():
     code = """
 import os, signal, threading
 import numpy as np
-import smh.v2 as smh
-from smh.v2.models.fit import fit_variables
+import smh
+from smh.models.fit import fit_variables
 plan = smh.Plan.build({"a": (1500, 1500)}, ratio=0.5)
 target = {"a": np.random.default_rng(0).standard_normal((1500, 1500))}
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.core.views import View
-from smh.v2.porting import Entry, Mapping, Source, doubts, match
+from smh.core.views import View
+from smh.porting import Entry, Mapping, Source, doubts, match
 from tests.core.test_views import by_numpy, shapes, views
 
 SHAPES = {"fc.weight": (10, 64), "fc.bias": (10,), "norm.count": (), "q": (4, 4), "k": (4, 4)}

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.porting import match
-from smh.v2.porting.matching import describe
+from smh.porting import match
+from smh.porting.matching import describe
 
 torch = pytest.importorskip("torch", reason="matches of models need torch")
 jax = pytest.importorskip("jax", reason="matches of models need JAX")
@@ -17,10 +17,10 @@ eqx = pytest.importorskip("equinox", reason="matches of models need Equinox")
 import keras  # noqa: E402
 from torch import nn  # noqa: E402
 
-from smh.v2.backends import jax as smh_jax  # noqa: E402
-from smh.v2.backends import tensorflow as smh_tf  # noqa: E402
-from smh.v2.backends import torch as smh_torch  # noqa: E402
-from smh.v2.backends.tensorflow import keras_tensors  # noqa: E402
+from smh.backends import jax as smh_jax  # noqa: E402
+from smh.backends import tensorflow as smh_tf  # noqa: E402
+from smh.backends import torch as smh_torch  # noqa: E402
+from smh.backends.tensorflow import keras_tensors  # noqa: E402
 
 L = keras.layers
 WIDTH, HEADS = 8, 2

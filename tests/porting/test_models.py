@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-import smh.v2 as smh
+import smh
 from conformance.bits import Tally
-from smh.v2.core.views import View
-from smh.v2.porting import Entry, Mapping, doubts, match
+from smh.core.views import View
+from smh.porting import Entry, Mapping, doubts, match
 
 torch = pytest.importorskip("torch", reason="models of torch need torch")
 pytest.importorskip("jax", reason="models of JAX need JAX")

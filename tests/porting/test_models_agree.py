@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2 import pools
-from smh.v2.core.views import View
+from smh import pools
+from smh.core.views import View
 
 torch = pytest.importorskip("torch", reason="models of torch need torch")
 jax = pytest.importorskip("jax", reason="models of JAX need JAX")
@@ -16,9 +16,9 @@ tf = pytest.importorskip("tensorflow", reason="models of Keras need TensorFlow")
 
 import keras  # noqa: E402
 
-from smh.v2.backends import jax as smh_jax  # noqa: E402
-from smh.v2.backends import tensorflow as smh_tf  # noqa: E402
-from smh.v2.backends import torch as smh_torch  # noqa: E402
+from smh.backends import jax as smh_jax  # noqa: E402
+from smh.backends import tensorflow as smh_tf  # noqa: E402
+from smh.backends import torch as smh_torch  # noqa: E402
 
 INPUTS, OUTPUTS = 6, {"first": 5, "second": 4}
 # Small integers: cotangents of weights are then exact sums, whoever adds them.

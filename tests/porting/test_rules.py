@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from smh.v2.porting import match
+from smh.porting import match
 
 torch = pytest.importorskip("torch", reason="rules of porting need torch")
 jax = pytest.importorskip("jax", reason="rules of porting need JAX")
@@ -17,8 +17,8 @@ import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
 from torch import nn  # noqa: E402
 
-from smh.v2.backends.jax import pytrees  # noqa: E402
-from smh.v2.backends.tensorflow import keras_tensors  # noqa: E402
+from smh.backends.jax import pytrees  # noqa: E402
+from smh.backends.tensorflow import keras_tensors  # noqa: E402
 
 RNG = np.random.default_rng(5)
 KEY = jax.random.key(0)

@@ -8,12 +8,12 @@ import os
 
 import numpy as np
 
-from smh.v2 import errors
-from smh.v2.backends.numpy import NumpyBackend
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate
-from smh.v2.core.kernels import Kernels
-from smh.v2.core.pools import Matmul
+from smh import errors
+from smh.backends.numpy import NumpyBackend
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate
+from smh.core.kernels import Kernels
+from smh.core.pools import Matmul
 
 
 def with_tensors(plan, change):

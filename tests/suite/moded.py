@@ -6,8 +6,8 @@ import os
 import signal
 from typing import Any
 
-from smh.v2.backends.numpy import NumpyBackend
-from smh.v2.backends.protocol import Mode
+from smh.backends.numpy import NumpyBackend
+from smh.backends.protocol import Mode
 
 
 class Moded(NumpyBackend):

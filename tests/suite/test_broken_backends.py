@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from conformance.v2 import fingerprint, laws
-from conformance.v2.bits import Tally
-from conformance.v2.cases import golden_cases
-from smh.v2 import api
-from smh.v2.backends.numpy import NumpyBackend
-from smh.v2.core import generate
-from smh.v2.files import checkpoint, digests
+import smh
+from conformance import fingerprint, laws
+from conformance.bits import Tally
+from conformance.cases import golden_cases
+from smh import api
+from smh.backends.numpy import NumpyBackend
+from smh.core import generate
+from smh.files import checkpoint, digests
 from tests.core import test_broken_core
 from tests.suite.broken_backends import BROKEN, OrdinaryNumpy
 

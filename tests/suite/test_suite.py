@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from smh.v2.cli import app, conformance
+from smh.cli import app, conformance
 
 ROOT = Path(__file__).parents[2]
 BROKEN = "tests.suite.broken_backends:IndicesOfAnotherSeed"
@@ -20,7 +20,7 @@ def suite(*options, **environment):
         sys.executable,
         "-m",
         "pytest",
-        "conformance/v2",
+        "conformance",
         "-q",
         "-p",
         "no:cacheprovider",

@@ -8,12 +8,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from conformance.v2.bits import assert_same_bits
-from conformance.v2.vectors import FOLDER, load_sizes, load_vectors, load_words
-from conformance.v2.vectors_make import differences
-from smh.v2.core import generate, hashing, pools, rules
-from smh.v2.core.kernels import Kernels
+import smh
+from conformance.bits import assert_same_bits
+from conformance.vectors import FOLDER, load_sizes, load_vectors, load_words
+from conformance.vectors_make import differences
+from smh.core import generate, hashing, pools, rules
+from smh.core.kernels import Kernels
 
 VECTORS = load_vectors()
 

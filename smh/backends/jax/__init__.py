@@ -3,8 +3,7 @@
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.functions import digest, initialize, load, materialize, save, vjp
 from smh.backends.jax.pytrees import Compressed, compress, fit, plan_of, report
-from smh.backends.jax.rates import rate_multipliers
-from smh.plan import Plan
+from smh.core.plan import Plan
 
 __all__ = [
     "Compressed",
@@ -17,7 +16,6 @@ __all__ = [
     "load",
     "materialize",
     "plan_of",
-    "rate_multipliers",
     "report",
     "save",
     "vjp",

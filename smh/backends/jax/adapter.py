@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smh import generate
 from smh.backends.jax import derivatives
-from smh.backends.jax.derivatives import OPS, Arrays
+from smh.backends.jax.compiler import check_compiler
+from smh.backends.jax.derivatives import KERNELS, Arrays
 from smh.backends.jax.modes import modes
 from smh.backends.protocol import EAGER, Backend, Function, Mode
+from smh.core import generate
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError
-from smh.ops import Array
-from smh.plan import Plan
 
 
 class JaxBackend(Backend):
@@ -28,6 +30,7 @@ class JaxBackend(Backend):
     """
 
     name = "jax"
+    kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> jax.Array:
         """Return ``x`` as an array of its own, by default where JAX places arrays."""
@@ -52,7 +55,7 @@ class JaxBackend(Backend):
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return what ``jax.vjp`` gives for the weights that have cotangents."""
         flat = _flat(plan, variables)
-        generate.check_cotangents(OPS, plan, cotangents)
+        generate.check_cotangents(KERNELS, plan, cotangents)
         if cotangents:
             gradients = _gradients(self.mode, plan, tuple(cotangents))(flat, tuple(cotangents.values()))
         else:
@@ -69,9 +72,14 @@ class JaxBackend(Backend):
         """Return the devices of the default platform, and those of the host."""
         return list(dict.fromkeys(map(_device_name, _local_devices())))
 
+    def on_kernels(self, fn: Function, *args: Any) -> Any:
+        """Return ``fn(kernels, *args)``, in 64 bits."""
+        with jax.enable_x64(True):
+            return fn(self.kernels, *args)
+
     def modes(self) -> tuple[Mode, ...]:
         """Return transformations, settings and placements."""
-        return (EAGER, *modes())
+        return (dataclasses.replace(EAGER, slowness=12), *modes())  # every call is a compiled program
 
     def _place(self, device: Any) -> Any:
         """Return what JAX takes as a device."""
@@ -121,10 +129,11 @@ def _device_name(device: jax.Device) -> str:
 
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> Arrays:
     """Return the variables in the plan's order, or say what does not fit."""
+    check_compiler()
     for name, x in variables.items():
         if not isinstance(x, jax.Array):
             raise VariableError(f"variable {name!r} must be a jax.Array, float32; got {type(x).__name__}")
-    generate.check_variables(OPS, plan, variables)
+    generate.check_variables(KERNELS, plan, variables)
     return tuple(variables[name] for name in plan.variable_shapes)
 
 

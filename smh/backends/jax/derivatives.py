@@ -1,4 +1,4 @@
-"""The core as differentiable functions of JAX: first derivatives exact, second ones fast (section 7).
+"""The core as differentiable functions of JAX: first derivatives exact, second ones smooth (section 7).
 
 Arrays of a plan are tuples here, in the plan's order. The core needs float64 and int64, which are switched on around it
 and nowhere else: the user's own setting stays as it is. JAX must then not look into the core with 64 bits off, or it
@@ -7,22 +7,23 @@ would batch and differentiate in 32: so every function brings its derivative, an
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
-from smh import generate
-from smh.backends.jax.ops import JaxOps
+from smh.backends.jax.kernels import JaxKernels
 from smh.backends.protocol import Function
-from smh.ops import Array
-from smh.plan import Plan
+from smh.core import generate
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 
-OPS = JaxOps()
+KERNELS = JaxKernels()
+_SMOOTH = JaxKernels(smooth=True)
 Arrays = tuple[Array, ...]
 
 
@@ -44,7 +45,7 @@ def without_cotangents(plan: Plan, variables: Arrays) -> Arrays:
 def indices(plan: Plan, count: int, start: Array) -> dict[str, Array]:
     """Return the hash index of ``count`` virtual weights, int64."""
     with jax.enable_x64(True):
-        return generate.indices(OPS, plan, start + OPS.xp.arange(count, dtype=OPS.xp.int64))
+        return generate.indices(KERNELS, plan, start + jnp.arange(count, dtype=jnp.int64))
 
 
 def gathered(x: Array) -> Array:
@@ -58,7 +59,7 @@ def gathered(x: Array) -> Array:
 def as_cotangent(x: Array, weight: Array) -> Array:
     """Return a cotangent placed as its weight is: whole, and in ``jax.shard_map`` varying with the same devices."""
     # The compiler takes the choice away; until then it gives both the same type.
-    return OPS.xp.where(OPS.xp.ones_like(weight, dtype=bool), gathered(x), weight)
+    return jnp.where(jnp.ones_like(weight, dtype=bool), gathered(x), weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -76,21 +77,29 @@ def _pull(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Any
     """Return the gradients of all variables; an output that was not used has a symbolic zero."""
     given = {name: g for name, g in zip(names, cotangents, strict=True) if not isinstance(g, SymbolicZero)}
     exact = functools.partial(_core_vjp, plan, tuple(given))
-    fast = functools.partial(_core_vjp, dataclasses.replace(plan, arithmetic="fast"), tuple(given))
-    return (_differentiable(exact, fast)(variables, tuple(given.values())),)
+    smooth = functools.partial(_smooth_vjp, plan, tuple(given))
+    return (_differentiable(exact, smooth)(variables, tuple(given.values())),)
 
 
 _materialize.defvjp(_keep_variables, _pull, symbolic_zeros=True)
 
 
 def _core_weights(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
-    weights = generate.materialize(JaxOps(), plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
+    weights = generate.materialize(KERNELS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
     return tuple(weights.values())
 
 
 def _core_vjp(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Arrays) -> Arrays:
     named = dict(zip(plan.variable_shapes, variables, strict=True))
-    return tuple(generate.vjp(JaxOps(), plan, named, dict(zip(names, cotangents, strict=True))).values())
+    return tuple(generate.vjp(KERNELS, plan, named, dict(zip(names, cotangents, strict=True))).values())
+
+
+def _smooth_vjp(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Arrays) -> Arrays:
+    """Return the same without grids, at the values on the grid, where rounding has the derivative 1."""
+    named = dict(zip(plan.variable_shapes, variables, strict=True))
+    rounded = generate.on_grid(KERNELS, plan, jax.lax.stop_gradient(named))
+    named = {name: x + jax.lax.stop_gradient(rounded[name] - x) for name, x in named.items()}
+    return tuple(generate.vjp(_SMOOTH, plan, named, dict(zip(names, cotangents, strict=True))).values())
 
 
 def _differentiable(fn: Function, smooth: Function) -> Function:

@@ -15,10 +15,10 @@ from smh.api import Api
 from smh.backends.jax import pytrees
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.pytrees import Compressed
-from smh.compression import check_fit, check_loaded
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import PlanError
-from smh.ops import Array
-from smh.plan import Plan
+from smh.models.compression import check_fit, check_loaded
 
 _api = Api(lambda: backend)
 initialize = _api.initialize
@@ -43,7 +43,7 @@ def materialize(
     names : iterable of str, optional
         With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
     max_bytes : int, optional
-        With a plan that came from elsewhere: the most bytes of weights to build; see :func:`smh.limits.default`.
+        With a plan that came from elsewhere: the most bytes of weights to build; see :func:`smh.files.limits.default`.
         By default there is no limit.
 
     Returns
@@ -117,8 +117,10 @@ def save(
     plan: Plan | Compressed,
     variables: Mapping[str, Array] | None = None,
     dense: Mapping[str, Array] | None = None,
+    *,
+    training: bool = False,
 ) -> str:
-    """Write a checkpoint: one safetensors file with the plan, the variables, kept arrays, and the digest.
+    """Write a checkpoint: one safetensors file with plan, integers of the pool, scales, kept arrays and the digest.
 
     The file is written beside its destination and moved there when it is complete.
 
@@ -132,6 +134,8 @@ def save(
         With a plan: all its variables, by name.
     dense : mapping of str to jax.Array, optional
         With a plan: arrays that are kept as they are. Compressed parameters bring theirs, random keys by their data.
+    training : bool
+        Whether to store float32 values of the pool as well, so that training can go on where it stopped.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def save(
     given = _plan_and_variables(plan, variables, dense)
     if isinstance(plan, Compressed):
         dense = {name: jax.random.key_data(x) if _is_key(x) else x for name, x in plan.kept.items()}
-    return _api.save(path, *given, dense)
+    return _api.save(path, *given, dense, training=training)
 
 
 def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None, max_bytes: int | None = None) -> Any:
@@ -174,8 +178,8 @@ def load(path: str | os.PathLike[str], like: Any = None, *, device: Any = None, 
     device : optional
         Without ``like``: a device of the backend.
     max_bytes : int, optional
-        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what the
-        file stores, whichever is more; see :func:`smh.limits.default`.
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what
+        the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
     Returns
     -------

@@ -28,6 +28,14 @@ def _with_x64(fn: Function) -> Function:
     return run
 
 
+def _bfloat16(fn: Function) -> Function:
+    def run(*args: Any) -> Any:
+        with jax.default_matmul_precision("bfloat16"):
+            return fn(*args)
+
+    return run
+
+
 def _vmap(fn: Function) -> Function:
     """Run a batch of one."""
 
@@ -79,17 +87,18 @@ def modes() -> tuple[Mode, ...]:
     """Return the modes: not before they are asked for, since counting devices starts them."""
     lonely = "one device only: start Python with XLA_FLAGS=--xla_force_host_platform_device_count=8"
     return (
-        Mode("jit", "jax.jit", around=jax.jit, slowness=4),
-        Mode("eager_ops", "jax.disable_jit()", around=_without_jit, slowness=4),
-        Mode("x64", "jax.enable_x64(True)", around=_with_x64, slowness=4),
-        Mode("vmap", "jax.vmap", within=_vmap, slowness=4),
-        Mode("scan", "jax.lax.scan", within=_scan, slowness=4),
-        Mode("remat", "jax.checkpoint", within=jax.checkpoint, slowness=4),
+        Mode("jit", "jax.jit", around=jax.jit, slowness=12),
+        Mode("eager_ops", "jax.disable_jit()", around=_without_jit, slowness=12),
+        Mode("x64", "jax.enable_x64(True)", around=_with_x64, slowness=12),
+        Mode("bfloat16", 'jax.default_matmul_precision("bfloat16")', around=_bfloat16, slowness=12),
+        Mode("vmap", "jax.vmap", within=_vmap, slowness=12),
+        Mode("scan", "jax.lax.scan", within=_scan, slowness=12),
+        Mode("remat", "jax.checkpoint", within=jax.checkpoint, slowness=12),
         Mode(
             "sharded",
             "arrays spread over all devices",
             around=_sharded,
-            slowness=4,
+            slowness=12,
             missing=lonely if jax.device_count() == 1 else "",
         ),
     )

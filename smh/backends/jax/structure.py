@@ -15,8 +15,8 @@ import numpy as np
 
 from smh.backends.jax import pytrees
 from smh.backends.jax.pytrees import Compressed
+from smh.core.views import View
 from smh.porting.layers import Layer, Setting, Slot, Structure, tensor_layer
-from smh.views import View
 
 _SPATIAL = {3: "w", 4: "h w", 5: "d h w"}
 _NORMS = {"BatchNorm": "batch_norm", "LayerNorm": "layer_norm", "GroupNorm": "group_norm", "RMSNorm": "rms_norm"}

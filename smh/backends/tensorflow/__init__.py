@@ -3,7 +3,7 @@
 from smh.backends.tensorflow.adapter import backend
 from smh.backends.tensorflow.functions import digest, initialize, load, materialize, save, vjp
 from smh.backends.tensorflow.models import compress, fit, plan_of, report
-from smh.plan import Plan
+from smh.core.plan import Plan
 
 __all__ = [
     "Plan",

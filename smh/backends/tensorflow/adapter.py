@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from smh import generate
 from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.tensorflow import derivatives
-from smh.backends.tensorflow.derivatives import OPS
+from smh.backends.tensorflow.derivatives import KERNELS
 from smh.backends.tensorflow.modes import MODES
+from smh.core import generate
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError
-from smh.ops import Array
-from smh.plan import Plan
 
 _Maker = Callable[[Mode, Plan, tuple[str, ...]], Function]
 as_written = tf.autograph.experimental.do_not_convert
@@ -27,6 +27,7 @@ class TensorFlowBackend(Backend):
     """Arrays are ``tf.Tensor``; variables may also be ``tf.Variable``. Gradients come from ``tf.GradientTape``."""
 
     name = "tensorflow"
+    kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> tf.Tensor:
         """Return ``x`` as a tensor of its own, by default on TensorFlow's default device."""
@@ -60,7 +61,7 @@ class TensorFlowBackend(Backend):
     @as_written
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index."""
-        return generate.indices(OPS, plan, tf.range(start, stop, dtype=tf.int64))
+        return generate.indices(KERNELS, plan, tf.range(start, stop, dtype=tf.int64))
 
     def devices(self) -> list[str]:
         """Return the logical devices, as ``"GPU:0"`` or ``"CPU:0"``, accelerators first."""
@@ -118,7 +119,7 @@ def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     """Return the variables in the plan's order as tensors, or say what does not fit."""
     shapes = plan.variable_shapes
     tensors = {name: _tensor(f"variable {name!r}", x, shapes.get(name)) for name, x in variables.items()}
-    generate.check_variables(OPS, plan, tensors)
+    generate.check_variables(KERNELS, plan, tensors)
     return [tensors[name] for name in shapes]
 
 
@@ -126,7 +127,7 @@ def _cotangents(plan: Plan, cotangents: Mapping[str, Array]) -> dict[str, Array]
     """Return cotangents as tensors, or say what does not fit."""
     shapes = {tensor.name: tensor.viewed_shape for tensor in plan.tensors}
     tensors = {name: _tensor(f"the cotangent of {name!r}", x, shapes.get(name)) for name, x in cotangents.items()}
-    generate.check_cotangents(OPS, plan, tensors)
+    generate.check_cotangents(KERNELS, plan, tensors)
     return tensors
 
 

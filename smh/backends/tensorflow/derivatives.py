@@ -1,24 +1,25 @@
-"""The core as differentiable functions of TensorFlow: first derivatives exact, second ones fast (section 7).
+"""The core as differentiable functions of TensorFlow (specification, section 7).
 
+First derivatives have the bits of the specification; second ones are those of the same formulas without rounding.
 Tapes must not see the operations of the core, only the functions here: the gradients of rounding are not those of the
 specification, and what a tape sees it keeps. So the core gets tensors through which no gradient flows.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
 
-from smh import generate
-from smh.backends.tensorflow.ops import TensorFlowOps
-from smh.ops import Array
-from smh.plan import Plan
+from smh.backends.tensorflow.kernels import TensorflowKernels
+from smh.core import generate
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 
-OPS = TensorFlowOps()
+KERNELS = TensorflowKernels()
+_SMOOTH = TensorflowKernels(smooth=True)
 _LOST = "smh: the exact gradient was lost on the way; take gradients inside of tf.vectorized_map, not around it"
 
 
@@ -32,7 +33,7 @@ def build(plan: Plan, names: tuple[str, ...], *flat: Array) -> tuple[Array, ...]
 
         with _beside(variables[0]):
             named = dict(zip(plan.variable_shapes, _unseen(variables), strict=True))
-            return tuple(generate.materialize(OPS, plan, named, names).values()), pull
+            return tuple(generate.materialize(KERNELS, plan, named, names).values()), pull
 
     results: tuple[Array, ...] = smh_materialize(*(tf.convert_to_tensor(x) for x in flat))
     return results
@@ -44,30 +45,46 @@ def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array) -> tuple[Arra
     @tf.custom_gradient
     def smh_vjp(*tensors: Array) -> tuple[tuple[Array, ...], Callable[..., Any]]:
         def pull(*cotangents: Array) -> Any:
-            fast = dataclasses.replace(plan, arithmetic="fast")
             with _beside(tensors[0]), tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(tensors)
-                results = _vjp(fast, names, tensors)
-            return tape.gradient(results, tensors, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+                moved = _on_grid(plan, tensors)
+                tape.watch(moved)
+                results = _vjp(_SMOOTH, plan, names, moved)
+            return tape.gradient(results, moved, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         with _beside(tensors[0]):
-            return _vjp(plan, names, _unseen(tensors)), pull
+            return _vjp(KERNELS, plan, names, _unseen(tensors)), pull
 
-    results: tuple[Array, ...] = smh_vjp(*tensors)
+    results: tuple[Array, ...] = smh_vjp(*_shaped(plan, names, tensors))
     return results
 
 
 def without_cotangents(plan: Plan, flat: Sequence[Array]) -> dict[str, Array]:
-    """Return the gradients where no weight has a cotangent: zeros times variables that need not be finite."""
+    """Return the gradients where no weight has a cotangent: zeros."""
     with _beside(flat[0]):
-        return generate.vjp(OPS, plan, dict(zip(plan.variable_shapes, _unseen(flat), strict=True)), {})
+        return generate.vjp(KERNELS, plan, dict(zip(plan.variable_shapes, _unseen(flat), strict=True)), {})
 
 
-def _vjp(plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
+def _vjp(kernels: TensorflowKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
     shapes = plan.variable_shapes
     variables = dict(zip(shapes, tensors[: len(shapes)], strict=True))
     cotangents = dict(zip(names, tensors[len(shapes) :], strict=True))
-    return tuple(generate.vjp(OPS, plan, variables, cotangents).values())
+    return tuple(generate.vjp(kernels, plan, variables, cotangents).values())
+
+
+def _on_grid(plan: Plan, tensors: Sequence[Array]) -> list[Array]:
+    """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
+    shapes = plan.variable_shapes
+    rounded = generate.on_grid(KERNELS, plan, dict(zip(shapes, _unseen(tensors[: len(shapes)]), strict=True)))
+    moved = [x + tf.stop_gradient(rounded[name] - x) for name, x in zip(shapes, tensors, strict=False)]
+    return [*moved, *map(tf.identity, tensors[len(shapes) :])]
+
+
+def _shaped(plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> list[Array]:
+    """Return variables and cotangents with their shapes, which graphs may not know of what layers compute."""
+    shapes = [*plan.variable_shapes.values(), *(tensor.viewed_shape for tensor in plan.select(names))]
+    return [
+        x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape) for x, shape in zip(tensors, shapes, strict=True)
+    ]
 
 
 def _unseen(tensors: Sequence[Array]) -> list[Array]:

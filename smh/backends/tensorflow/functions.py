@@ -11,9 +11,9 @@ import keras
 from smh.api import Api
 from smh.backends.tensorflow import models
 from smh.backends.tensorflow.adapter import as_written, backend
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import BackendError, PlanError, VariableError
-from smh.ops import Array
-from smh.plan import Plan
 
 _api = Api(lambda: backend)
 initialize = _api.initialize
@@ -40,7 +40,7 @@ def materialize(
     names : iterable of str, optional
         With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
     max_bytes : int, optional
-        With a plan that came from elsewhere: the most bytes of weights to build; see :func:`smh.limits.default`.
+        With a plan that came from elsewhere: the most bytes of weights to build; see :func:`smh.files.limits.default`.
         By default there is no limit.
 
     Returns
@@ -90,7 +90,7 @@ def digest(plan: Plan | Any, variables: Mapping[str, Array] | None = None) -> st
     Returns
     -------
     str
-        64 hexadecimal digits. Names, views and the plan's arithmetic do not count.
+        64 hexadecimal digits. Names and views do not count.
 
     Raises
     ------
@@ -118,8 +118,10 @@ def save(
     plan: Plan | Any,
     variables: Mapping[str, Array] | None = None,
     dense: Mapping[str, Array] | None = None,
+    *,
+    training: bool = False,
 ) -> str:
-    """Write a checkpoint: one safetensors file with the plan, the variables and the digest of the weights.
+    """Write a checkpoint: one safetensors file with plan, integers of the pool, scales, kept tensors and digest.
 
     The file is written beside its destination and moved there when it is complete.
 
@@ -134,6 +136,9 @@ def save(
         With a plan: all its variables, by name.
     dense : mapping of str to array, optional
         With a plan: tensors that are kept as they are, such as biases and norms.
+    training : bool
+        Whether to store float32 values of the pool as well, so that training can go on where it stopped. The pool takes
+        five times as many bytes then.
 
     Returns
     -------
@@ -143,7 +148,7 @@ def save(
     Raises
     ------
     VariableError
-        If an array cannot be stored, or does not fit the plan. Nothing is written then.
+        If an array cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
     PlanError
         If the model is not compressed, or the second argument is neither plan nor model.
 
@@ -159,10 +164,10 @@ def save(
     True
     """
     if isinstance(plan, Plan):
-        return _api.save(path, plan, _given("variables", variables), dense)
+        return _api.save(path, plan, _given("variables", variables), dense, training=training)
     if variables is not None or dense is not None:
         raise PlanError(f"variables and dense go with a Plan as the second argument; got {type(plan).__name__}")
-    return models.save(_api, path, plan)
+    return models.save(_api, path, plan, training)
 
 
 def load(path: str | os.PathLike[str], model: Any = None, device: Any = None, *, max_bytes: int | None = None) -> Any:
@@ -179,8 +184,8 @@ def load(path: str | os.PathLike[str], model: Any = None, device: Any = None, *,
     device : optional
         Without a model: a device for the arrays.
     max_bytes : int, optional
-        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what the
-        file stores, whichever is more; see :func:`smh.limits.default`.
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what
+        the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
     Returns
     -------

@@ -1,11 +1,11 @@
-"""The compressed Keras model: a model around a copy of the given one whose hashed variables are generated.
+"""The compressed Keras model: a model around a copy of the given one whose variables are generated in part.
 
 Keras layers read their weights from ``keras.Variable`` objects. So the variables, and not the layers, are what is
-replaced: each hashed variable becomes, in its place, a ``GeneratedVariable``, which holds no array and has the value
-that the present forward pass generated. Layers of any kind, tied weights and layers that are called twice then need no
-support of their own, and all that Keras does with the other variables goes on unchanged: statistics, random states,
-losses, masks and mixed precision. The alternative, ``keras.StatelessScope``, substitutes values as well, but also
-catches every update of statistics and every loss, which would have to be put back by hand.
+replaced: each variable of a generated weight becomes, in its place, a ``GeneratedVariable``, which holds no array and
+has the value that the present forward pass generated. Layers of any kind, tied weights and layers that are called twice
+then need no support of their own, and all that Keras does with the other variables goes on unchanged: statistics,
+random states, losses, masks and mixed precision. The alternative, ``keras.StatelessScope``, substitutes values as well,
+but also catches every update of statistics and every loss, which would have to be put back by hand.
 
 The model around it owns the pool, brings ``fit``, and is what Keras saves. Methods and training steps that a subclassed
 model defines beside ``call`` stay those of ``inner``.
@@ -23,11 +23,12 @@ import keras
 import numpy as np
 
 from smh.backends.tensorflow import keras_tensors
+from smh.backends.tensorflow.fingerprint import FINGERPRINT, PlanName
 from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
-from smh.compression import ModelTensor, check_residency
+from smh.core.initial import initial_variables
+from smh.core.plan import Plan
 from smh.errors import VariableError
-from smh.initial import initial_variables
-from smh.plan import Plan
+from smh.models.compression import ModelTensor, check_residency
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,26 @@ class PoolLayer(keras.Layer):
             )
             setattr(self, variable.name, variable)  # for tf.train.Checkpoint, which goes by attributes
         self.built = True
+        self.plan_name = PlanName(plan)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Store the variables, and the fingerprint of the plan."""
+        super().save_own_variables(store)
+        store[FINGERPRINT] = self.plan_name.own
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the variables, if they are of the same plan.
+
+        Raises
+        ------
+        CheckpointError
+            If they are of another plan, or of none.
+        """
+        known = set(store.keys())
+        if not known and self.plan_name.refusal is not None:  # Keras looks in all places where what it failed to load
+            raise self.plan_name.refusal  # might be, and reports what it met last
+        self.plan_name.check(store[FINGERPRINT] if FINGERPRINT in known else None)
+        super().load_own_variables({key: store[key] for key in known - {FINGERPRINT}})
 
 
 @keras.saving.register_keras_serializable(package="smh")
@@ -236,13 +257,25 @@ class Compressed(keras.Model):
         raise VariableError("generated weights cannot be quantized: make a plain model by smh.materialize(model) first")
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Load a weights file as :meth:`keras.Model.load_weights` does, or change nothing."""
+        """Load a weights file as :meth:`keras.Model.load_weights` does, or change nothing.
+
+        Raises
+        ------
+        CheckpointError
+            If the variables in the file are of another plan, or of none, also with ``skip_mismatch``.
+        """
         before = [(variable, variable.numpy()) for variable in self.variables]
+        name = self.pool.plan_name
+        name.refusal = None
         try:
             super().load_weights(*args, **kwargs)
-        except Exception:
+            if name.refusal is not None:  # which Keras keeps to itself if it may skip mismatches
+                raise name.refusal
+        except Exception as error:
             for variable, value in before:
                 variable.assign(value)
+            if name.refusal is not None:
+                raise name.refusal from error
             raise
 
 
@@ -268,12 +301,12 @@ def _spec(x: Any) -> keras.InputSpec:
 
 
 def _generate(inner: keras.Model, parts: Parts) -> None:
-    """Turn the hashed variables of a model into generated ones, which none of its layers tracks or saves."""
+    """Turn variables of a model into generated ones, which none of its layers tracks or saves."""
     source = parts.source
-    hashed = {id(x): tensor.name for tensor, x in zip(parts.tensors, parts.weights, strict=True)}
-    hashed = {key: name for key, name in hashed.items() if name in source.names}
+    chosen = {id(x): tensor.name for tensor, x in zip(parts.tensors, parts.weights, strict=True)}
+    chosen = {key: name for key, name in chosen.items() if name in source.names}
     layers = inner._flatten_layers()
-    using = {id(layer): tuple(hashed[id(x)] for x in layer.weights if id(x) in hashed) for layer in layers}
+    using = {id(layer): tuple(chosen[id(x)] for x in layer.weights if id(x) in chosen) for layer in layers}
     for layer in _called(layers):
         if using[id(layer)]:
             held_while_running(layer, source, using[id(layer)])
@@ -281,15 +314,15 @@ def _generate(inner: keras.Model, parts: Parts) -> None:
         if using[id(layer)]:
             for method in ("set_weights", "quantize", "enable_lora"):
                 setattr(layer, method, functools.partial(_refuse, method, layer.name, using[id(layer)]))
-        owned = [x for x in keras_tensors.own_weights(layer) if id(x) in hashed]
+        owned = [x for x in keras_tensors.own_weights(layer) if id(x) in chosen]
         for variable in owned:
             layer._untrack_variable(variable)
         if owned:  # several layers save variables by name, tracked or not
             layer.save_own_variables = functools.partial(keras.Layer.save_own_variables, layer)
             layer.load_own_variables = functools.partial(keras.Layer.load_own_variables, layer)
     for variable in parts.weights:
-        if id(variable) in hashed:
-            GeneratedVariable.take(variable, source, hashed[id(variable)])
+        if id(variable) in chosen:
+            GeneratedVariable.take(variable, source, chosen[id(variable)])
 
 
 def _called(layers: Sequence[keras.Layer]) -> list[keras.Layer]:

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from smh.compression import ModelTensor
 from smh.errors import PlanError
+from smh.models.compression import ModelTensor
 
 _DEPTHWISE = {3: "w o m", 4: "h w o m"}
 _TRANSPOSED = {3: "w o i", 4: "h w o i", 5: "d h w o i"}
@@ -221,7 +221,7 @@ def _host_dtype(variable: keras.Variable) -> str:
 
 
 def _why_kept(layer: keras.Layer, variable: keras.Variable) -> str:
-    """Return why a variable cannot be hashed, or nothing."""
+    """Return why a variable cannot be generated, or nothing."""
     if not variable.trainable:
         return "is not trainable"
     if variable.dtype != "float32":

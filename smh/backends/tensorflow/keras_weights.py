@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from smh.backends.tensorflow import derivatives
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import VariableError
-from smh.ops import Array
-from smh.plan import Plan
 
 as_written = tf.autograph.experimental.do_not_convert
 

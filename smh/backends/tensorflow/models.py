@@ -4,60 +4,100 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import keras
 
-from smh import checkpoint as files
-from smh import compression
 from smh.api import Api
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.keras_model import Compressed
-from smh.checkpoint import Checkpoint
-from smh.compression import ModelTensor, Report
+from smh.core.plan import Plan
+from smh.core.pools import Pool
+from smh.core.selection import Selector
+from smh.core.tensors import TensorSpec
 from smh.errors import BackendError, PlanError
-from smh.fit import FitReport, fit_variables
-from smh.limits import check_file
-from smh.plan import Plan
-from smh.tensors import TensorSpec
+from smh.files import checkpoint as files
+from smh.files.checkpoint import Checkpoint
+from smh.files.limits import check_file
+from smh.models import compression
+from smh.models.compression import ModelTensor, Report
+from smh.models.fit import FitReport, fit_variables
 
 
 def compress(
     model: keras.Model,
     ratio: float | Fraction | None = None,
     *,
+    size: int | str | None = None,
     plan: Plan | None = None,
-    axes: Mapping[str, str] | None = None,
     residency: str = "full",
-    **options: Any,
+    bits: int | None = None,
+    optimizer: str | None = None,
+    pool: Pool | str | None = None,
+    layout: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
+    learn_scale: bool | None = None,
+    modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
+    axes: Mapping[str, str] | None = None,
+    views: Mapping[str, Any] | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    allow_expansion: bool = False,
 ) -> Compressed:
-    """Return a model whose weights are generated from a pool; the given model is not changed.
+    """Return a model whose weights are generated from a small pool of trained variables; the given one does not change.
 
-    The new model is made from the configuration of the given one and is not compiled, also where that one was. Hashed
-    weights start from the initial values of the pool, not from those that they had (:func:`fit` starts from these);
-    everything else keeps its values. Trainable float32 weights of two or more axes but biases are hashed, unless they
-    belong to a quantized layer or have a constraint; a report says why others are kept.
+    The new model is made from the configuration of the given one and is not compiled, also where that one was.
+    Generated weights start from the initial values of the pool, not from those that they had (:func:`fit` starts from
+    these); everything else keeps its values. Trainable float32 weights of two or more axes are generated, except
+    biases, weights of quantized layers and those that have a constraint; a report says why others are kept.
 
     Parameters
     ----------
     model : keras.Model
         Functional, Sequential or subclassed, and built.
-    ratio : float or Fraction, optional
-        Upper bound on pool variables per hashed weight; needed unless there is a plan.
+    ratio : float or Fraction
+        Upper bound on pool variables per generated weight.
+    size : int or str
+        In the place of ``ratio``: what the tensors of the model may take in a file of ``smh.save``, in bytes or as
+        ``"500 kB"``, kept ones included.
     plan : Plan, optional
-        A plan made before. Its tensors are named by layers and variables, as ``dense/kernel``.
-    axes : mapping of str to str, optional
-        What the axes of weights mean, where layer and rank do not tell; see :meth:`smh.Plan.build`.
+        A plan for this model, in the place of ``ratio``, ``size`` and all options of plans. Its tensors are named by
+        layers and variables, as ``dense/kernel``.
     residency : str
         When weights are built; their bits and those of gradients are the same. ``"full"``: all of them at the start of
         each call. ``"cached"``: eager calls, ``predict`` and ``evaluate`` keep them until the bits of a variable
         change, of which a copy is kept, too; in training, and in functions of your own, it is as full. ``"layer"``:
         each layer's weights before it runs, and freed after it. That saves memory in eager inference only: a gradient
         tape holds what the backward pass needs, and compilers are free to build earlier.
-    **options
-        As for :meth:`smh.Plan.build`; ``scale="match"`` takes the model's present weights.
+    bits : int, optional
+        Bits of the integers that generate weights, 2 to 16, for pools that do not say; 8 by default.
+    optimizer : str, optional
+        ``"sgd"``, the default, or ``"adam"``, for Adam and its relatives: variables are stored so that its usual
+        learning rate fits.
+    pool : Pool or str, optional
+        ``"matmul"``, the default, ``"kronecker"``, ``"hash"``, or a specification from ``smh.pools``.
+    layout : str, optional
+        ``"basic"``, the default, ``"cyclic"`` or ``"padding"``.
+    scale : str, float or mapping, optional
+        ``"fan_in"``, the default, ``"fan_out"``, ``"he"``, ``"glorot"``, ``"match"`` (the standard deviation of the
+        model's weights) or a number; or one of these for each generated tensor.
+    learn_scale : bool, optional
+        Whether scales are trained, as by default.
+    modifiers : sequence of str or mapping, optional
+        ``"relu"`` and ``"sign"``, for all tensors or by name.
+    seed : int, optional
+        In ``[0, 2**32)``, 0 by default; decides hash functions and initial variables.
+    axes : mapping of str to str, optional
+        What the axes of weights mean, where layer and rank do not tell; see :meth:`smh.Plan.build`.
+    views : mapping, optional
+        Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
+    include, exclude : str, iterable of str or callable, optional
+        Which weights to generate: a regular expression, names, or a function of the name.
+    allow_expansion : bool
+        Whether to take a ratio of 1 or more, with which nothing gets smaller.
 
     Returns
     -------
@@ -67,7 +107,7 @@ def compress(
     Raises
     ------
     PlanError
-        If the model is not built, is compressed already, has nothing to hash, or cannot be made from its
+        If the model is not built, is compressed already, has nothing to generate, or cannot be made from its
         configuration; and for options that do not work.
     BackendError
         If Keras runs on another framework.
@@ -83,52 +123,114 @@ def compress(
     >>> small(keras.ops.ones((2, 64))).shape
     TensorShape([2, 10])
     """
+    options = {
+        "ratio": ratio,
+        "size": size,
+        "bits": bits,
+        "optimizer": optimizer,
+        "pool": pool,
+        "layout": layout,
+        "scale": scale,
+        "learn_scale": learn_scale,
+        "modifiers": modifiers,
+        "seed": seed,
+        "axes": axes,
+        "views": views,
+        "include": include,
+        "exclude": exclude,
+    }
     residency = compression.check_residency(residency)
     tensors = _tensors(model)
-    if options.get("scale") == "match" or isinstance(options.get("scale"), Mapping):
-        options.setdefault("values", {t.name: x.numpy() for t, x in zip(tensors, model.weights, strict=True)})
-    plan = compression.plan_for(tensors, ratio=ratio, plan=plan, axes=axes, **options)
-    return _compressed(model, plan, tensors, residency, ratio)
+    if plan is None and "match" in str(scale):
+        options["values"] = {t.name: x.numpy() for t, x in zip(tensors, model.weights, strict=True)}
+    chosen = compression.plan_for(tensors, plan=plan, allow_expansion=allow_expansion, **options)
+    return _compressed(model, chosen, tensors, residency, ratio)
 
 
-def fit(model: keras.Model, ratio: float | Fraction | None = None, **options: Any) -> tuple[Compressed, FitReport]:
-    """Compress a trained model so that its generated weights come near its present ones.
+def fit(
+    model: keras.Model,
+    ratio: float | Fraction | None = None,
+    *,
+    size: int | str | None = None,
+    plan: Plan | None = None,
+    residency: str = "full",
+    bits: int | None = None,
+    optimizer: str | None = None,
+    pool: Pool | str | None = None,
+    layout: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
+    learn_scale: bool | None = None,
+    modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
+    axes: Mapping[str, str] | None = None,
+    views: Mapping[str, Any] | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    allow_expansion: bool = False,
+    progress: bool = False,
+) -> tuple[Compressed, FitReport]:
+    """Return a compressed copy of a pretrained model whose weights are close to the model's (warm start).
 
     Parameters
     ----------
     model : keras.Model
-        A built model; it is not changed.
-    ratio : float or Fraction, optional
+        The pretrained model, built; it does not change.
+    ratio, size, plan, residency, bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, \
+    include, exclude, allow_expansion
         As for :func:`compress`.
-    **options
-        As for :func:`compress`.
+    progress : bool
+        Whether to show a progress bar.
 
     Returns
     -------
     model : Compressed
         The compressed model, to be trained further.
     report : FitReport
-        How near its weights are; see :mod:`smh.fit`.
+        Relative errors, per tensor and overall.
 
     Raises
     ------
     PlanError
         As :func:`compress` does, and for pools for which there is no such fit.
 
+    Warns
+    -----
+    UserWarning
+        If the error is above 0.5: most of the model is lost, and training must follow.
+
     Examples
     --------
     >>> import keras
     >>> from smh.backends import tensorflow as smh
     >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(100)])
-    >>> small, report = smh.fit(model, ratio=0.2)
-    >>> 0 < report.error < 1
+    >>> small, report = smh.fit(model, ratio=0.9)
+    >>> 0 < report.error < 0.5
     True
     """
-    small = compress(model, ratio, **options)
+    small = compress(
+        model,
+        ratio=ratio,
+        size=size,
+        plan=plan,
+        residency=residency,
+        bits=bits,
+        optimizer=optimizer,
+        pool=pool,
+        layout=layout,
+        scale=scale,
+        learn_scale=learn_scale,
+        modifiers=modifiers,
+        seed=seed,
+        axes=axes,
+        views=views,
+        include=include,
+        exclude=exclude,
+        allow_expansion=allow_expansion,
+    )
     parts = small.parts
     present = {tensor.name: x for tensor, x in zip(parts.tensors, model.weights, strict=True)}
     values = {name: present[name].numpy() for name in parts.source.names}
-    variables, found = fit_variables(parts.source.plan, values)
+    variables, found = fit_variables(parts.source.plan, values, progress=progress)
     for name, variable in parts.variables.items():
         variable.assign(variables[name])
     return small, found
@@ -158,13 +260,12 @@ def report(model: keras.Model) -> Report:
     >>> import keras
     >>> from smh.backends import tensorflow as smh
     >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(100, name="a")])
-    >>> [(line.name, line.hashed) for line in smh.report(smh.compress(model, ratio=0.1)).tensors]
+    >>> [(line.name, line.generated) for line in smh.report(smh.compress(model, ratio=0.1)).tensors]
     [('a/kernel', True), ('a/bias', False)]
     """
     parts = _checked(model).parts
     variables = parts.variables
-    learned = [tensor for tensor in parts.source.plan.tensors if tensor.learn_scale]
-    scales = {tensor.name: float(variables[tensor.scale_variable].numpy()) for tensor in learned}
+    scales = {name: float(x.numpy()) for name, x in variables.items() if name.startswith("scale/")}
     return compression.make_report(
         parts.tensors, parts.source.plan, scales, ratio_asked=parts.ratio_asked, residency=model.residency
     )
@@ -187,11 +288,11 @@ def digest(api: Api, model: keras.Model) -> str:
     return api.digest(parts.source.plan, parts.variables)
 
 
-def save(api: Api, path: str | os.PathLike[str], model: keras.Model) -> str:
+def save(api: Api, path: str | os.PathLike[str], model: keras.Model, training: bool) -> str:
     """Write a checkpoint of a compressed model: its plan, its variables, and the weights that it keeps."""
     parts = _checked(model).parts
     kept = {name: variable.numpy() for name, variable in parts.kept.items()}
-    return api.save(path, parts.source.plan, parts.variables, kept)
+    return api.save(path, parts.source.plan, parts.variables, kept, training=training)
 
 
 def load(path: str | os.PathLike[str], model: keras.Model, max_bytes: int | None = None) -> Compressed:
@@ -225,8 +326,8 @@ def _compressed(
     """Return a compressed model beside a plain one."""
     inner = keras_tensors.rebuild(model)
     generated = {tensor.name for tensor in plan.tensors}
-    hashed = frozenset(place for place, name in enumerate(_names(tensors)) if name in generated)
-    keras_tensors.copy_state(model, model.weights, inner, leave=hashed)
+    places = frozenset(place for place, name in enumerate(_names(tensors)) if name in generated)
+    keras_tensors.copy_state(model, model.weights, inner, leave=places)
     return Compressed(inner, plan, tensors, residency, None if ratio is None else float(ratio))
 
 

@@ -30,7 +30,22 @@ def _vectorized(fn: Function) -> Function:
     return traced
 
 
+def _other_precision(fn: Function) -> Function:
+    """Run with TF32 for float32 products, which NVIDIA GPUs have, switched off where it is on, on where it is off."""
+
+    def run(*args: Any) -> Any:
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(not before)
+        try:
+            return fn(*args)
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(before)
+
+    return run
+
+
 MODES = (
+    Mode("precision", "TF32 switched off, or on where it was off", around=_other_precision),
     Mode("function", "a whole call in tf.function", around=_traced(), slowness=4),
     Mode("function-within", "weights built by a tf.function", within=_traced(), slowness=4),
     Mode("xla", "a whole call in tf.function(jit_compile=True)", around=_traced(jit_compile=True), slowness=20),

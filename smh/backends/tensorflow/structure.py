@@ -10,9 +10,9 @@ import keras
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.keras_model import Compressed
+from smh.core.views import View
 from smh.errors import PortError
 from smh.porting.layers import GATES, Layer, Setting, Shape, Slot, Structure, tensor_layer
-from smh.views import View
 
 _NORMS = {
     keras.layers.BatchNormalization: "batch_norm",

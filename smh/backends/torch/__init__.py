@@ -3,11 +3,22 @@
 from smh.api import Api
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.functions import digest, load, save
-from smh.backends.torch.models import compress, compress_, fit, materialize_, plan_of, report, set_residency
-from smh.backends.torch.rates import parameter_groups
-from smh.plan import Plan
+from smh.backends.torch.models import (
+    compress,
+    compress_,
+    fit,
+    materialize_,
+    plan_of,
+    report,
+    set_residency,
+)
+from smh.core import pools
+from smh.core.plan import Plan
+from smh.files.checkpoint import Checkpoint
+from smh.porting import port
 
 __all__ = [
+    "Checkpoint",
     "Plan",
     "backend",
     "compress",
@@ -18,8 +29,9 @@ __all__ = [
     "load",
     "materialize",
     "materialize_",
-    "parameter_groups",
     "plan_of",
+    "pools",
+    "port",
     "report",
     "save",
     "set_residency",

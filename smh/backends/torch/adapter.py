@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from smh import generate
 from smh.backends.protocol import EAGER, Backend, Function, Mode
-from smh.backends.torch.autograd import OPS, Materialize, Promise
+from smh.backends.torch.autograd import KERNELS, Materialize, Promise, check_float64
 from smh.backends.torch.modes import MODES
+from smh.core import generate
+from smh.core.inputs import check_cotangents, check_variables
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError
-from smh.ops import Array
-from smh.plan import Plan
 
 
 class TorchBackend(Backend):
     """Arrays are ``torch.Tensor``; gradients come from autograd, which sees materialization as one function."""
 
     name = "torch"
+    kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> torch.Tensor:
         """Return ``x`` as a tensor of its own, by default on PyTorch's default device."""
@@ -64,9 +66,10 @@ class TorchBackend(Backend):
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return what ``torch.autograd.grad`` gives for the weights that have cotangents."""
         flat = _flat(plan, variables)
-        generate.check_cotangents(OPS, plan, cotangents)
+        check_cotangents(KERNELS, plan, cotangents)
+        check_float64(flat[0])
         if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
-            return generate.vjp(OPS, plan, variables, {})
+            return generate.vjp(KERNELS, plan, variables, {})
         names = tuple(cotangents)
         # Outside of modes, which may do anything around it, no weight has to be built to be differentiated.
         build = functools.partial(Promise.apply, plan, names) if self.mode is EAGER else _within(self.mode, plan, names)
@@ -80,7 +83,7 @@ class TorchBackend(Backend):
 
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index, on PyTorch's default device."""
-        return generate.indices(OPS, plan, torch.arange(start, stop, dtype=torch.int64))
+        return generate.indices(KERNELS, plan, torch.arange(start, stop, dtype=torch.int64))
 
     def devices(self) -> list[str]:
         """Return the CPU, and what accelerators of CUDA and Metal there are."""
@@ -104,23 +107,13 @@ def _within(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
     return mode.within(functools.partial(Materialize.apply, plan, names))
 
 
-def _device_type(x: Array) -> str:
-    return str(x.device.type)
-
-
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     """Return the variables in the plan's order, or say what does not fit."""
     for name, x in variables.items():
         if not isinstance(x, torch.Tensor):
             raise VariableError(f"variable {name!r} must be a torch.Tensor, float32; got {type(x).__name__}")
-    generate.check_variables(OPS, plan, variables)
-    flat = [variables[name] for name in plan.variable_shapes]
-    if plan.arithmetic == "exact" and _device_type(flat[0]) == "mps":
-        raise BackendError(
-            "exact arithmetic needs float64, which the device 'mps' does not have: it is not available there. "
-            "Use the CPU, or a plan with arithmetic='fast'"
-        )
-    return flat
+    check_variables(KERNELS, plan, variables)
+    return [variables[name] for name in plan.variable_shapes]
 
 
 backend = TorchBackend()

@@ -1,24 +1,24 @@
-"""The core as differentiable functions of PyTorch: first derivatives exact, second ones fast (section 7).
+"""The core as differentiable functions of PyTorch (specification, section 7).
 
-Both functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and the compiler follow.
+First derivatives have the bits of the specification; second ones are those of the same formulas without rounding. All
+functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and the compiler follow.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from smh import generate
-from smh.backends.torch.ops import TorchOps
+from smh.backends.torch.kernels import TorchKernels
+from smh.core import generate
+from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import BackendError
-from smh.ops import Array
-from smh.plan import Plan
 
-OPS = TorchOps()
-_DIFFERENTIABLE = TorchOps(in_place=False)
+KERNELS = TorchKernels()
+_SMOOTH = TorchKernels(smooth=True)
 
 
 class Materialize(torch.autograd.Function):
@@ -29,7 +29,9 @@ class Materialize(torch.autograd.Function):
         """Run the core."""
         plan, names, *variables = _arguments(args)
         with _no_autocast(variables[0]):
-            weights = generate.materialize(OPS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
+            weights = generate.materialize(
+                KERNELS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names
+            )
         return tuple(weights.values())
 
     @staticmethod
@@ -93,8 +95,9 @@ class Vjp(torch.autograd.Function):
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
         plan, names, *tensors = _arguments(args)
+        check_float64(tensors[0])
         with _no_autocast(tensors[0]):
-            return _vjp(OPS, plan, names, tensors)
+            return _vjp(KERNELS, plan, names, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
@@ -104,11 +107,11 @@ class Vjp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array) -> tuple[Any, ...]:
-        """Differentiate the same formulas in fast arithmetic; the result can be differentiated again."""
-        fast = dataclasses.replace(ctx.plan, arithmetic="fast")
-        names = ctx.names
+        """Differentiate the smooth formulas, at the values on the grid; the result can be differentiated again."""
+        plan, names = ctx.plan, ctx.names
         with torch.enable_grad(), _no_autocast(cotangents[0]):
-            _, pull = torch.func.vjp(lambda *tensors: _vjp(_DIFFERENTIABLE, fast, names, tensors), *ctx.saved_tensors)
+            tensors = _on_grid(plan, ctx.saved_tensors)
+            _, pull = torch.func.vjp(lambda *tensors: _vjp(_SMOOTH, plan, names, tensors), *tensors)
             return None, None, *pull(tuple(cotangents))
 
     @staticmethod
@@ -117,16 +120,38 @@ class Vjp(torch.autograd.Function):
         return _one_by_one(Vjp.apply, info.batch_size, in_dims, args)
 
 
-def _vjp(ops: TorchOps, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
+def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
     """Return the gradients of all variables; ``tensors`` holds these, and then a cotangent for each name."""
     shapes = plan.variable_shapes
     variables = dict(zip(shapes, tensors[: len(shapes)], strict=True))
     cotangents = dict(zip(names, tensors[len(shapes) :], strict=True))
-    return tuple(generate.vjp(ops, plan, variables, cotangents).values())
+    return tuple(generate.vjp(kernels, plan, variables, cotangents).values())
+
+
+def _on_grid(plan: Plan, tensors: Sequence[Array]) -> tuple[Array, ...]:
+    """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
+    with torch.no_grad():
+        rounded = generate.on_grid(KERNELS, plan, dict(zip(plan.variable_shapes, tensors, strict=False)))
+    moved = [x + (rounded[name] - x).detach() for name, x in zip(plan.variable_shapes, tensors, strict=False)]
+    return *moved, *tensors[len(moved) :]
+
+
+def check_float64(x: Array) -> None:
+    """Raise :class:`~smh.BackendError` where gradients cannot be computed, for lack of float64."""
+    if device_type(x) == "mps":
+        raise BackendError(
+            "gradients need float64, which the device 'mps' does not have: train on the CPU or a CUDA device. "
+            "Weights can be generated on 'mps'"
+        )
+
+
+def device_type(x: Array) -> str:
+    """Return the type of the device of a tensor."""
+    return str(x.device.type)
 
 
 def _no_autocast(x: Array) -> Any:
-    """Return a context in which float32 products of the fast arithmetic stay float32."""
+    """Return a context in which float32 products stay float32."""
     return torch.autocast(x.device.type, enabled=False)
 
 

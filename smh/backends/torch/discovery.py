@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from smh.backends.torch.store import Site
-from smh.compression import ModelTensor
+from smh.core.plan import Plan
 from smh.errors import PlanError
-from smh.plan import Plan
+from smh.models.compression import ModelTensor
 
 
 def parts_of(module: nn.Module, attribute: str) -> tuple[str, ...]:

@@ -12,11 +12,12 @@ from torch import nn
 from smh.api import Api
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.discovery import discover
-from smh.backends.torch.models import find_store, install, store_of
-from smh.checkpoint import Checkpoint
-from smh.compression import check_fit, check_loaded
+from smh.backends.torch.fingerprint import KEY, own_part
+from smh.backends.torch.install import find_store, install, store_of
+from smh.core.plan import Plan
 from smh.errors import CheckpointError
-from smh.plan import Plan
+from smh.files.checkpoint import Checkpoint
+from smh.models.compression import check_fit, check_loaded
 
 _api = Api(lambda: backend)
 
@@ -60,8 +61,10 @@ def save(
     model: nn.Module | Plan,
     variables: Mapping[str, Any] | None = None,
     dense: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
 ) -> str:
-    """Write a checkpoint: one safetensors file with the plan, the variables, all else that is stored, and the digest.
+    """Write a checkpoint: one safetensors file with plan, integers of the pool, scales, kept tensors and digest.
 
     The file is written beside its destination and moved there when it is complete.
 
@@ -75,6 +78,9 @@ def save(
         With a plan: all its variables.
     dense : mapping of str to torch.Tensor, optional
         With a plan: tensors that are kept as they are. A model brings its own, those of its ``state_dict``.
+    training : bool
+        Whether to store float32 values of the pool as well, so that training can go on where it stopped. The pool takes
+        five times as many bytes then.
 
     Returns
     -------
@@ -86,7 +92,7 @@ def save(
     PlanError
         If the model is not compressed.
     VariableError
-        If a tensor cannot be stored, or does not fit the plan. Nothing is written then.
+        If a tensor cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
 
     Examples
     --------
@@ -99,8 +105,8 @@ def save(
     True
     """
     if isinstance(model, Plan):
-        return _api.save(path, model, variables or {}, dense)
-    return _api.save(path, store_of(model).plan, *_contents(model))
+        return _api.save(path, model, variables or {}, dense, training=training)
+    return _api.save(path, store_of(model).plan, *_contents(model), training=training)
 
 
 def load(
@@ -122,8 +128,8 @@ def load(
     device : optional
         Without a model: a device for the tensors.
     max_bytes : int, optional
-        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 256 times what the
-        file stores, whichever is more; see :func:`smh.limits.default`.
+        The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times what
+        the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
     Returns
     -------
@@ -160,7 +166,7 @@ def load(
 def _contents(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the variables of a compressed model, float32, and all else that it stores, by name; the tensors alias."""
     store = store_of(model)
-    variables = {name: x.detach().to(torch.float32) for name, x in store.parameters().items()}
+    variables = {name: x.detach() for name, x in store.variables().items()}
     own = {id(x) for x in store.parameters().values()}
     return variables, _stored(store.root, own)
 
@@ -175,13 +181,13 @@ def _put(model: nn.Module, checkpoint: Checkpoint) -> None:
         tensors, sites = discover(model, checkpoint.plan)
         check_fit(tensors, checkpoint.plan)
         places = [sites[tensor.name][0] for tensor in checkpoint.plan.tensors]
-        hashed = {id(module._parameters[attribute]) for module, attribute in places}
-        check_loaded(checkpoint, _described(_stored(model, hashed)))
+        generated = {id(module._parameters[attribute]) for module, attribute in places}
+        check_loaded(checkpoint, _described(_stored(model, generated)))
         store = install(model, checkpoint.plan, tensors, sites, "full", None)
         _, dense = _contents(model)
     with torch.no_grad():
         for name, x in store.parameters().items():
-            x.copy_(checkpoint.variables[name])
+            x.copy_(checkpoint.variables[name].reshape(x.shape))
         for name, x in dense.items():
             x.copy_(checkpoint.dense[name])
 
@@ -189,6 +195,8 @@ def _put(model: nn.Module, checkpoint: Checkpoint) -> None:
 def _stored(model: nn.Module, without: set[int]) -> dict[str, torch.Tensor]:
     """Return what ``state_dict`` holds besides some parameters, under its first name; the tensors alias the model's."""
     named = model.state_dict(keep_vars=True)
+    if find_store(model) is not None and own_part(named[KEY]) is None:
+        del named[KEY]  # the fingerprint of the plan, which the file holds itself
     stored: dict[str, torch.Tensor] = {}
     seen = set(without)
     for name, x in named.items():

@@ -1,8 +1,9 @@
 """Generated weights in the place of parameters: what layers read, and how it refuses to be changed.
 
 The class of a layer with generated weights is a subclass of its own class, with a property for every such weight. The
-property asks the model's :class:`~smh.backends.torch.store.Store`, so a layer's code reads ``self.weight`` as before.
-The class of the model is a subclass of its own, too: a call of it tells the store that a forward pass begins and ends.
+property asks the model's :class:`~smh.backends.torch.store.Store`, so a layer reads ``self.weight`` as before.
+The class of the model is a subclass of its own, too: a call of it tells the store that a forward pass begins and ends,
+and its ``state_dict`` names the plan.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch import fingerprint
 from smh.errors import PlanError, VariableError
 
 STORE, NAMES = "_smh_store", "_smh_names"
@@ -89,7 +91,9 @@ class _Generated:
 
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter, unless it would stand in for a generated weight, as pruning's would."""
-        for generated in self.__dict__.get(NAMES, ()):
+        names = self.__dict__.get(NAMES, ())
+        own = self.__dict__[STORE].holds(self, name) if names else True  # as what shards parameters replaces them
+        for generated in () if own else names:
             if name == generated or name.startswith(f"{generated}_"):
                 raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
         super().register_parameter(name, param)  # type: ignore[misc]
@@ -99,8 +103,7 @@ class _Generated:
         make, args, *rest = reduced
         if make is not copyreg.__newobj__ or args[0] is not type(self):  # type: ignore[attr-defined]
             raise pickle.PicklingError(f"{type(self).__name__} has its own way of pickling: {ADVICE}")
-        base, attributes = type(self)._smh_made_of  # type: ignore[attr-defined]
-        return (_revive, (base, attributes, *args[1:]), *rest)
+        return (_revive, (type(self)._smh_made_of, *args[1:]), *rest)  # type: ignore[attr-defined]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
@@ -111,6 +114,25 @@ class _Generated:
                     f"{prefix + attribute!r} is generated and cannot be loaded: load the variables, or fit new ones "
                     "to a pretrained plain model with smh.fit"
                 )
+
+
+class _Root(_Generated):
+    """A compressed model, whose state names the plan."""
+
+    def get_extra_state(self) -> Any:
+        """Return the fingerprint of the plan, and what the model's own class stores besides."""
+        own = super().get_extra_state() if _has_extra_state(plain_class(self)) else None  # type: ignore[misc]
+        return fingerprint.state_of(self.__dict__[STORE].plan, own)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Give the model's own class what it stored; the fingerprint has been compared before."""
+        if _has_extra_state(plain_class(self)):
+            super().set_extra_state(fingerprint.own_part(state))  # type: ignore[misc]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        store = self.__dict__[STORE]
+        fingerprint.check_state(store.plan, state_dict, prefix, next(iter(store.slots.values()))[1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class _Recurrent(_Generated):
@@ -141,14 +163,26 @@ def _reader(attribute: str) -> property:
 
 
 @functools.cache
-def generated_class(base: type, attributes: tuple[str, ...]) -> type:
-    """Return a subclass of a module's class in which some attributes are generated weights."""
-    mixin = _Recurrent if issubclass(base, nn.RNNBase) else _Generated
+def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type:
+    """Return a subclass of a module's class in which some attributes are generated weights.
+
+    Parameters
+    ----------
+    base : type
+        The class of the module.
+    attributes : tuple of str
+        What is generated.
+    root : bool
+        Whether the module is the compressed model itself.
+    """
+    mixins: list[type] = [_Root] if root else []
+    mixins += [_Recurrent] if issubclass(base, nn.RNNBase) else []
     members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
     if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
         members["__deepcopy__"] = _no_copy
     about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (mixin, base), {**about, **members, "_smh_made_of": (base, attributes)})
+    made_of = {"_smh_made_of": (base, attributes, root)}
+    return type(base.__name__, (*(mixins or [_Generated]), base), {**about, **members, **made_of})
 
 
 def _no_copy(module: Any, memo: Any) -> Any:
@@ -161,6 +195,11 @@ def plain_class(module: nn.Module) -> type:
     return base
 
 
-def _revive(base: type, attributes: tuple[str, ...], *args: Any) -> Any:
-    cls = generated_class(base, attributes)
+def _has_extra_state(base: Any) -> bool:
+    """Say whether a class of modules stores more than tensors by itself."""
+    return base.get_extra_state is not nn.Module.get_extra_state
+
+
+def _revive(made_of: tuple[type, tuple[str, ...], bool], *args: Any) -> Any:
+    cls = generated_class(*made_of)
     return cls.__new__(cls, *args)

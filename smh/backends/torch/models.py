@@ -5,37 +5,51 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from smh.backends.torch.discovery import Values, discover, parts_of
-from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_class
-from smh.backends.torch.store import Site, Store
-from smh.compression import ModelTensor, Report, check_residency, make_report, plan_for
+from smh.backends.torch.discovery import Values, discover
+from smh.backends.torch.generated import NAMES, STORE, plain_class
+from smh.backends.torch.install import assign, install, store_of
+from smh.core.initial import initial_variables
+from smh.core.plan import Plan
+from smh.core.pools import Pool
+from smh.core.selection import Selector
 from smh.errors import PlanError
-from smh.fit import FitReport, fit_variables
-from smh.initial import initial_variables
-from smh.plan import Plan
+from smh.models.compression import Report, check_residency, make_report, plan_for
+from smh.models.fit import FitReport, fit_variables
 
 
 def compress(
     model: nn.Module,
     ratio: float | Fraction | None = None,
     *,
+    size: int | str | None = None,
     plan: Plan | None = None,
     residency: str = "full",
+    bits: int | None = None,
+    optimizer: str | None = None,
+    pool: Pool | str | None = None,
+    layout: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
+    learn_scale: bool | None = None,
+    modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
     axes: Mapping[str, str] | None = None,
-    **options: Any,
+    views: Mapping[str, Any] | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    allow_expansion: bool = False,
 ) -> nn.Module:
     """Return a copy of a model whose weights are generated from a small pool of trained variables.
 
     The copy is of the model's own class, with the same layers: ``model.conv1.weight`` reads as the generated tensor.
-    Its parameters are the pool, one scale per generated tensor, and what is kept, so build the optimiser afterwards.
+    Its parameters are the pool, one scale of shape (1,) per generated tensor, and what is kept, so build the optimiser
+    afterwards. Its ``state_dict`` names the plan: that of a model with another plan is refused.
 
     Parameters
     ----------
@@ -43,18 +57,43 @@ def compress(
         The model; it does not change.
     ratio : float or Fraction
         Upper bound on pool variables per generated weight.
+    size : int or str
+        In the place of ``ratio``: what the tensors of the model may take in a file of :func:`save`, in bytes or as
+        ``"500 kB"``, kept ones included.
     plan : Plan, optional
-        A plan for this model, in the place of ``ratio`` and ``options``.
+        A plan for this model, in the place of ``ratio``, ``size`` and all options of plans.
     residency : str
         When weights are built: ``"full"``, all of them once per forward pass; ``"cached"``, once, and again only after
         a variable changed, where no gradient is needed (else, and in ``torch.compile``, as ``"full"``); ``"layer"``,
         each layer's just before it runs, and freed after it, in the forward and in the backward pass.
         See :func:`set_residency`.
+    bits : int, optional
+        Bits of the integers that generate weights, 2 to 16, for pools that do not say; 8 by default.
+    optimizer : str, optional
+        ``"sgd"``, the default, or ``"adam"``, for Adam and its relatives: variables are stored so that its usual
+        learning rate fits.
+    pool : Pool or str, optional
+        ``"matmul"``, the default, ``"kronecker"``, ``"hash"``, or a specification from ``smh.pools``.
+    layout : str, optional
+        ``"basic"``, the default, ``"cyclic"`` or ``"padding"``.
+    scale : str, float or mapping, optional
+        ``"fan_in"``, the default, ``"fan_out"``, ``"he"``, ``"glorot"``, ``"match"`` (the standard deviation of the
+        model's weights) or a number; or one of these for each generated tensor.
+    learn_scale : bool, optional
+        Whether scales are trained, as by default.
+    modifiers : sequence of str or mapping, optional
+        ``"relu"`` and ``"sign"``, for all tensors or by name.
+    seed : int, optional
+        In ``[0, 2**32)``, 0 by default; decides hash functions and initial variables.
     axes : mapping of str to str, optional
         What axes of tensors mean, where the layer does not tell; see :meth:`smh.Plan.build`.
-    **options
-        Pool, layout, scale, seed, arithmetic, include, exclude and the rest, as for :meth:`smh.Plan.build`. By default
-        trainable floating parameters of two or more axes are generated.
+    views : mapping, optional
+        Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
+    include, exclude : str, iterable of str or callable, optional
+        Which tensors to generate: a regular expression, names, or a function of the name. By default trainable
+        floating parameters of two or more axes.
+    allow_expansion : bool
+        Whether to take a ratio of 1 or more, with which nothing gets smaller.
 
     Returns
     -------
@@ -64,7 +103,8 @@ def compress(
     Raises
     ------
     PlanError
-        If there is nothing to generate, the plan does not fit, or the model is compressed already.
+        If there is nothing to generate, options contradict each other, the plan does not fit, or the model is
+        compressed already.
 
     Warns
     -----
@@ -77,7 +117,7 @@ def compress(
     >>> from smh.backends import torch as smh
     >>> model = smh.compress(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU()), ratio=0.1)
     >>> list(model.state_dict())
-    ['pool_left', 'pool_right', '0.bias', '0.weight_scale']
+    ['pool_left', 'pool_right', '_extra_state', '0.bias', '0.weight_scale']
     >>> model[0].weight.shape
     torch.Size([30, 40])
     """
@@ -86,21 +126,97 @@ def compress(
         copied = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {error}") from error
-    return _compress(copied, ratio, plan, residency, {"axes": axes, **options})
+    options = {
+        "ratio": ratio,
+        "size": size,
+        "bits": bits,
+        "optimizer": optimizer,
+        "pool": pool,
+        "layout": layout,
+        "scale": scale,
+        "learn_scale": learn_scale,
+        "modifiers": modifiers,
+        "seed": seed,
+        "axes": axes,
+        "views": views,
+        "include": include,
+        "exclude": exclude,
+    }
+    return _compress(copied, plan, residency, allow_expansion, options)
 
 
 def compress_(
     model: nn.Module,
     ratio: float | Fraction | None = None,
     *,
+    size: int | str | None = None,
     plan: Plan | None = None,
     residency: str = "full",
+    bits: int | None = None,
+    optimizer: str | None = None,
+    pool: Pool | str | None = None,
+    layout: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
+    learn_scale: bool | None = None,
+    modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
     axes: Mapping[str, str] | None = None,
-    **options: Any,
+    views: Mapping[str, Any] | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    allow_expansion: bool = False,
 ) -> nn.Module:
-    """Do what :func:`compress` does with the model itself, and return it. If it fails, the model has not changed."""
+    """Do what :func:`compress` does with the model itself, and return it. If it fails, the model has not changed.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model. It changes, and is returned.
+    ratio, size, plan, residency, bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, \
+    include, exclude, allow_expansion
+        As for :func:`compress`.
+
+    Returns
+    -------
+    torch.nn.Module
+        The compressed model, with fresh variables.
+
+    Raises
+    ------
+    PlanError
+        As :func:`compress`.
+
+    Warns
+    -----
+    UserWarning
+        If an optimiser holds parameters that are generated from now on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from smh.backends import torch as smh
+    >>> model = torch.nn.Linear(40, 30)
+    >>> smh.compress_(model, size="1 kB") is model
+    True
+    """
     _warn_of_optimizers(model, copied=False)
-    return _compress(model, ratio, plan, residency, {"axes": axes, **options})
+    options = {
+        "ratio": ratio,
+        "size": size,
+        "bits": bits,
+        "optimizer": optimizer,
+        "pool": pool,
+        "layout": layout,
+        "scale": scale,
+        "learn_scale": learn_scale,
+        "modifiers": modifiers,
+        "seed": seed,
+        "axes": axes,
+        "views": views,
+        "include": include,
+        "exclude": exclude,
+    }
+    return _compress(model, plan, residency, allow_expansion, options)
 
 
 def materialize_(model: nn.Module) -> nn.Module:
@@ -198,51 +314,44 @@ def report(model: nn.Module) -> Report:
     >>> from smh.backends import torch as smh
     >>> print(smh.report(smh.compress(torch.nn.Linear(40, 30), ratio=0.1)))  # doctest: +NORMALIZE_WHITESPACE
     1,200 weights (1 tensor) are generated from 71 variables (pool ratio 0.05833, asked 0.1); 30 numbers (1 tensor) are
-    kept. The model stores 404 bytes instead of 4,920 (8.2%); residency 'full'.
+    kept. A file takes 194 bytes instead of 4,920 (3.9%); residency 'full'.
     """
     store = store_of(model)
     found = store.parameters()
-    scales = {t.name: found[t.scale_variable].item() for t in store.plan.tensors if t.learn_scale}
+    scales = {name: x.item() for name, x in found.items() if name.startswith("scale/")}
     return make_report(store.tensors, store.plan, scales, ratio_asked=store.ratio_asked, residency=store.residency)
-
-
-def find_store(model: Any) -> Store | None:
-    """Return the store of a compressed model, also from within what wraps a whole model, or None."""
-    inner = model
-    while isinstance(inner, nn.Module):
-        store: Store | None = inner.__dict__.get(STORE)
-        if store is not None and store.root is inner:
-            return store
-        wrapped = dict(inner.named_children())
-        if len(wrapped) != 1 or next(iter(wrapped)) not in ("module", "_orig_mod"):
-            break
-        (inner,) = wrapped.values()
-    return None
-
-
-def store_of(model: Any) -> Store:
-    """Return the store of a compressed model, or raise :class:`~smh.PlanError`."""
-    store = find_store(model)
-    if store is None:
-        raise PlanError(f"the model is not compressed: smh.compress(model, ratio=0.1) is; got {type(model).__name__}")
-    return store
 
 
 def fit(
     model: nn.Module,
     ratio: float | Fraction | None = None,
     *,
+    size: int | str | None = None,
     plan: Plan | None = None,
     residency: str = "full",
+    bits: int | None = None,
+    optimizer: str | None = None,
+    pool: Pool | str | None = None,
+    layout: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
+    learn_scale: bool | None = None,
+    modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    seed: int | None = None,
     axes: Mapping[str, str] | None = None,
+    views: Mapping[str, Any] | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    allow_expansion: bool = False,
     progress: bool = False,
-    **options: Any,
 ) -> tuple[nn.Module, FitReport]:
     """Return a compressed copy of a pretrained model whose weights are close to the model's (warm start).
 
     Parameters
     ----------
-    model, ratio, plan, residency, axes, **options
+    model : torch.nn.Module
+        The pretrained model; it does not change.
+    ratio, size, plan, residency, bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, \
+    include, exclude, allow_expansion
         As for :func:`compress`.
     progress : bool
         Whether to show a progress bar.
@@ -258,36 +367,53 @@ def fit(
     ------
     PlanError
         As :func:`compress`, and where a pool cannot be fitted.
+    VariableError
+        If a weight of the model is not finite.
+    SmhError
+        If SciPy is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If an optimiser holds parameters of the model, or most of the model is lost: then training must follow.
 
     Examples
     --------
     >>> import torch
     >>> from smh.backends import torch as smh
-    >>> model, report = smh.fit(torch.nn.Linear(40, 30), ratio=0.5)
-    >>> 0 < report.error < 1
+    >>> model, report = smh.fit(torch.nn.Linear(40, 30), ratio=0.9)
+    >>> 0 < report.error < 0.5
     True
     """
-    compressed = compress(model, ratio, plan=plan, residency=residency, axes=axes, **options)
+    compressed = compress(
+        model,
+        ratio,
+        size=size,
+        plan=plan,
+        residency=residency,
+        bits=bits,
+        optimizer=optimizer,
+        pool=pool,
+        layout=layout,
+        scale=scale,
+        learn_scale=learn_scale,
+        modifiers=modifiers,
+        seed=seed,
+        axes=axes,
+        views=views,
+        include=include,
+        exclude=exclude,
+        allow_expansion=allow_expansion,
+    )
     chosen = plan_of(compressed)
-    before = Values(discover(model)[1])
+    before = Values(discover(model, chosen)[1])
     variables, errors = fit_variables(chosen, {t.name: before[t.name] for t in chosen.tensors}, progress=progress)
     assign(compressed, variables)
     return compressed, errors
 
 
-def assign(model: nn.Module, variables: Mapping[str, np.ndarray]) -> None:
-    """Give the variables of a compressed model values."""
-    with torch.no_grad():
-        for name, x in store_of(model).parameters().items():
-            x.copy_(torch.from_numpy(variables[name]))
-
-
 def _compress(
-    model: nn.Module,
-    ratio: float | Fraction | None,
-    plan: Plan | None,
-    residency: str,
-    options: Mapping[str, Any],
+    model: nn.Module, plan: Plan | None, residency: str, allow_expansion: bool, options: Mapping[str, Any]
 ) -> nn.Module:
     check_residency(residency)
     if not isinstance(model, nn.Module):
@@ -296,83 +422,13 @@ def _compress(
     if compressed:
         raise PlanError(f"the model is compressed already ({compressed[0]}): smh.materialize_(model) first")
     tensors, sites = discover(model, plan)
-    if "match" in str(options.get("scale")):
-        options = {"values": Values(sites), **options}
-    chosen = plan_for(tensors, ratio=ratio, plan=plan, **options)
+    if plan is None and "match" in str(options["scale"]):
+        options = {**options, "values": Values(sites)}
+    chosen = plan_for(tensors, plan=plan, allow_expansion=allow_expansion, **options)
+    ratio = options["ratio"]
     install(model, chosen, tensors, sites, residency, None if ratio is None else float(ratio))
     assign(model, initial_variables(chosen))
     return model
-
-
-def install(
-    model: nn.Module,
-    plan: Plan,
-    tensors: tuple[ModelTensor, ...],
-    sites: Mapping[str, list[Site]],
-    residency: str,
-    ratio_asked: float | None,
-) -> Store:
-    """Put parameters for variables, all zero, in the place of those that are generated."""
-    first = {tensor.name: sites[tensor.name][0] for tensor in plan.tensors}
-    slots = {
-        f"pool/{name}": (model, f"pool_{name}".replace("/", "_").replace(".", "_"))
-        for name in plan.pool.variable_shapes()
-    }
-    packed = _packed(plan, sites)
-    whole = {part: name for name, parts in packed.items() for part in parts}
-    for tensor in plan.tensors:
-        module, attribute = first[tensor.name]
-        part = f"_{tensor.name.rpartition('.')[2]}" if tensor.name in whole else ""
-        if tensor.learn_scale:
-            slots[tensor.scale_variable] = module, f"{attribute}{part}_scale"
-    for module, attribute in slots.values():
-        if hasattr(module, attribute):
-            what = f"{type(module).__name__} has an attribute {attribute!r}, which a variable needs"
-            raise PlanError(f"{what}: rename it, or exclude the tensor")
-    read: dict[nn.Module, dict[str, str]] = {model: {}}
-    for tensor in plan.tensors:
-        for module, attribute in sites[tensor.name]:
-            read.setdefault(module, {})[attribute] = whole.get(tensor.name, tensor.name)
-    example = first[plan.tensors[0].name]
-    like = example[0]._parameters[example[1]]
-    store = Store(
-        root=model,
-        plan=plan,
-        slots=slots,
-        order={module: tuple(module._parameters) for module in read},
-        packed=packed,
-        tensors=tensors,
-        residency=residency,
-        ratio_asked=ratio_asked,
-    )
-    for module, names in read.items():
-        for attribute in names:
-            del module._parameters[attribute]
-        module.__dict__.pop("_flat_weights", None)  # the list of parameters that a recurrent layer keeps
-    for name, (module, attribute) in slots.items():
-        module.register_parameter(attribute, nn.Parameter(like.detach().new_zeros(plan.variable_shapes[name])))
-    for module, names in read.items():
-        module.__dict__[STORE] = store
-        if names:
-            module.__dict__[NAMES] = names
-        cls: Any = type(module)
-        module.__class__ = generated_class(cls, tuple(names))
-    return store
-
-
-def _packed(plan: Plan, sites: Mapping[str, list[Site]]) -> dict[str, tuple[str, ...]]:
-    """Return, for every parameter that holds several generated matrices, their names in its order."""
-    planned = {tensor.name for tensor in plan.tensors}
-    packed = {}
-    for tensor in plan.tensors:
-        name, _, part = tensor.name.rpartition(".")
-        parts = tuple(f"{name}.{other}" for other in parts_of(*sites[tensor.name][0]))
-        if tensor.name in parts:
-            packed[name] = parts
-            if missing := [other for other in parts if other not in planned]:
-                what = f"{name!r} is one parameter of {len(parts)} matrices, all of which are generated or none"
-                raise PlanError(f"{what}; the plan has {part!r} and lacks {', '.join(map(repr, missing))}")
-    return packed
 
 
 def _warn_of_optimizers(model: Any, copied: bool) -> None:
@@ -389,5 +445,5 @@ def _warn_of_optimizers(model: Any, copied: bool) -> None:
                 f"{type(candidate).__name__} holds parameters of {whose}, and will not train the compressed model: "
                 "build the optimiser after smh.compress, with the parameters of the compressed model",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )

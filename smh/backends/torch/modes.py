@@ -47,6 +47,21 @@ def _autocast() -> Any:
 _CUDA = torch.cuda.is_available()
 
 
+def _precision(precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return a context with a precision of float32 products: ``"high"`` is TF32, ``"medium"`` also bfloat16."""
+
+    @contextmanager
+    def context() -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return context
+
+
 def _vmap(fn: Function) -> Function:
     """Run a batch of one."""
 
@@ -77,6 +92,8 @@ def _compiled(compiler: str) -> Callable[[Function], Function]:
 MODES = (
     Mode("inference", "torch.inference_mode()", around=_under(torch.inference_mode)),
     Mode("autocast", "torch.autocast in half precision", around=_under(_autocast)),
+    Mode("medium", "torch.set_float32_matmul_precision('medium')", around=_under(_precision("medium"))),
+    Mode("tf32", "torch.backends.cuda.matmul.allow_tf32 = True", around=_under(_precision("high"))),
     Mode("threads", "torch.set_num_threads, one thread and two", around=_under(_other_threads)),
     Mode("vmap", "torch.func.vmap", within=_vmap),
     Mode("checkpoint", "torch.utils.checkpoint", within=_checkpointed),

@@ -13,8 +13,8 @@ from torch import nn
 
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
 from smh.backends.torch.generated import NAMES, GeneratedWeight
-from smh.compression import ModelTensor
-from smh.plan import Plan
+from smh.core.plan import Plan
+from smh.models.compression import ModelTensor
 
 Site = tuple[nn.Module, str]
 """A module and one of its attributes."""
@@ -90,6 +90,15 @@ class Store:
         """Return the parameters that hold the variables, by the names of variables."""
         return {name: module._parameters[attribute] for name, (module, attribute) in self.slots.items()}
 
+    def holds(self, module: nn.Module, attribute: str) -> bool:
+        """Say whether an attribute of a module is the parameter of a variable."""
+        return any(module is owner and attribute == name for owner, name in self.slots.values())
+
+    def variables(self) -> dict[str, torch.Tensor]:
+        """Return the variables, float32, as the plan shapes them: a scale is one number, and its parameter a vector."""
+        shapes = self.plan.variable_shapes
+        return {name: x.to(torch.float32).reshape(shapes[name]) for name, x in self.parameters().items()}
+
     def build(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights, in the type of the variables; autograd sees how they came about."""
         chosen = self._names() if names is None else tuple(names)
@@ -103,7 +112,7 @@ class Store:
 
     def _built(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         tensors = tuple(tensor for name in names for tensor in self._tensors(name))
-        weights = dict(zip(tensors, Materialize.apply(self.plan, tensors, *self._variables()), strict=True))
+        weights = dict(zip(tensors, Materialize.apply(self.plan, tensors, *self.variables().values()), strict=True))
         return {name: _joined([weights[x] for x in self._tensors(name)]).to(self._dtype()) for name in names}
 
     def _tensors(self, name: str) -> tuple[str, ...]:
@@ -165,9 +174,6 @@ class Store:
         """Free the weights that are kept."""
         self._cache = None
 
-    def _variables(self) -> list[torch.Tensor]:
-        return [x.to(torch.float32) for x in self.parameters().values()]
-
     def _dtype(self) -> torch.dtype:
         return next(iter(self.parameters().values())).dtype
 
@@ -183,7 +189,7 @@ class Store:
             return {}
         names = tuple(tensor.name for tensor in self.plan.tensors)
         with _kept_aside():
-            return dict(zip(names, Promise.apply(self.plan, names, *self._variables()), strict=True))
+            return dict(zip(names, Promise.apply(self.plan, names, *self.variables().values()), strict=True))
 
     def _redeemed(self, name: str, promises: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return one weight, whose gradient goes to its promise if there is one."""
@@ -191,7 +197,7 @@ class Store:
         if tensors[0] not in promises:
             return self.build([name])[name]
         with torch.no_grad():
-            weights = Materialize.apply(self.plan, tensors, *self._variables())
+            weights = Materialize.apply(self.plan, tensors, *self.variables().values())
         redeemed = [Redeem.apply(promises[x], weight) for x, weight in zip(tensors, weights, strict=True)]
         return _joined(redeemed).to(self._dtype())
 

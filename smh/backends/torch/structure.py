@@ -10,7 +10,7 @@ from torch import nn
 
 from smh.backends.torch.discovery import discover, parts_of
 from smh.backends.torch.generated import NAMES
-from smh.backends.torch.models import find_store
+from smh.backends.torch.install import find_store
 from smh.porting.layers import GATES, Layer, Setting, Slot, Structure, tensor_layer
 
 _NORMS = {

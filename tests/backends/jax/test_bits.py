@@ -8,18 +8,18 @@ import textwrap
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from conformance import oracle_2 as oracle
+import smh
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2.core import generate, pools
+from smh.core import generate, pools
 from tests.core.cases import values
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 import jax.numpy as jnp  # noqa: E402
 
-from smh.v2.backends import jax as smh_jax  # noqa: E402
-from smh.v2.backends.jax import derivatives  # noqa: E402
+from smh.backends import jax as smh_jax  # noqa: E402
+from smh.backends.jax import derivatives  # noqa: E402
 
 SHAPES = {"a": (6, 7), "b": (5,), "c": (3, 3, 2, 4)}
 OPTIONS = {
@@ -129,8 +129,8 @@ def test_second_derivatives_are_those_at_the_values_on_the_grid():
 
 FLAG = """
     import jax, jax.numpy as jnp
-    import smh.v2 as smh
-    from smh.v2.backends import jax as smh_jax
+    import smh
+    from smh.backends import jax as smh_jax
 
     plan = smh.Plan.build({"a": (4, 4)}, ratio=0.5)
     variables = smh_jax.initialize(plan)

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
-from smh.v2.core import pools
+from smh.core import pools
 from tests.core.cases import KINDS, cotangents_for, plans, seeds, variables_for
 
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 
-from smh.v2.backends import jax as smh_jax  # noqa: E402
-from smh.v2.backends.jax import backend, derivatives  # noqa: E402
+from smh.backends import jax as smh_jax  # noqa: E402
+from smh.backends.jax import backend, derivatives  # noqa: E402
 
 kinds = st.sampled_from(KINDS)
 
@@ -331,10 +331,10 @@ ON_EIGHT_DEVICES = """
     import jax.numpy as jnp
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    import smh.v2 as smh
-    from smh.v2.core import pools
-    from smh.v2.backends import jax as smh_jax
-    from smh.v2.backends.jax import backend
+    import smh
+    from smh.core import pools
+    from smh.backends import jax as smh_jax
+    from smh.backends.jax import backend
     from conformance.bits import assert_same_bits
     from tests.core.cases import cotangents_for
 

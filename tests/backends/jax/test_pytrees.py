@@ -13,17 +13,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 import jax.numpy as jnp  # noqa: E402
 
-from smh.v2.backends import jax as smh_jax  # noqa: E402
-from smh.v2.backends.jax import pytrees  # noqa: E402
-from smh.v2.backends.numpy_kernels import NumpyKernels  # noqa: E402
-from smh.v2.core import generate  # noqa: E402
+from smh.backends import jax as smh_jax  # noqa: E402
+from smh.backends.jax import pytrees  # noqa: E402
+from smh.backends.numpy_kernels import NumpyKernels  # noqa: E402
+from smh.core import generate  # noqa: E402
 
 RESIDENCIES = ("full", "cached", "layer")
 Pair = collections.namedtuple("Pair", ["kernel", "bias"])
@@ -641,7 +641,7 @@ WITHOUT = """
     import sys
     sys.modules.update(dict.fromkeys(["flax", "equinox", "optax", "sklearn", "torch", "tensorflow"]))
     import jax.numpy as jnp
-    from smh.v2.backends import jax as smh
+    from smh.backends import jax as smh
     smh.materialize(smh.compress({"w": jnp.ones((8, 8))}, ratio=0.5))
     print("done")
 """
@@ -651,8 +651,8 @@ ON_EIGHT_DEVICES = """
     import jax.numpy as jnp
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
-    import smh.v2 as smh
-    from smh.v2.backends import jax as smh_jax
+    import smh
+    from smh.backends import jax as smh_jax
     from conformance.bits import assert_same_bits
 
     assert jax.device_count() == 8
@@ -686,7 +686,7 @@ ON_EIGHT_DEVICES = """
 LITTLE_MEMORY = """
     import jax
     import jax.numpy as jnp
-    from smh.v2.backends import jax as smh
+    from smh.backends import jax as smh
 
     n, count = 1000, 8
     compressed = smh.compress({f"w{i}": jnp.ones((n, n)) for i in range(count)}, ratio=0.02)

@@ -6,13 +6,13 @@ import pickle
 import numpy as np
 import pytest
 
-import smh.v2 as smh
+import smh
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 import jax.numpy as jnp  # noqa: E402
 
-from smh.v2.backends import jax as smh_jax  # noqa: E402
+from smh.backends import jax as smh_jax  # noqa: E402
 
 
 def params():

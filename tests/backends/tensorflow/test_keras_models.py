@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 
-import smh.v2 as smh
+import smh
 from conformance.bits import assert_same_bits
 
 with contextlib.suppress(ImportError):
@@ -19,11 +19,11 @@ with contextlib.suppress(ImportError):
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from smh.v2.backends import tensorflow as smh_tf  # noqa: E402
-from smh.v2.backends.tensorflow import derivatives, keras_weights  # noqa: E402
-from smh.v2.backends.tensorflow.keras_model import Compressed  # noqa: E402
-from smh.v2.backends.tensorflow.keras_tensors import names_of, without_numbers  # noqa: E402
-from smh.v2.backends.tensorflow.keras_weights import GeneratedVariable  # noqa: E402
+from smh.backends import tensorflow as smh_tf  # noqa: E402
+from smh.backends.tensorflow import derivatives, keras_weights  # noqa: E402
+from smh.backends.tensorflow.keras_model import Compressed  # noqa: E402
+from smh.backends.tensorflow.keras_tensors import names_of, without_numbers  # noqa: E402
+from smh.backends.tensorflow.keras_weights import GeneratedVariable  # noqa: E402
 
 # Keras's own conversion of variables to arrays, when it writes files
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't:DeprecationWarning")

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-import smh.v2 as smh
-from conformance import oracle_2 as oracle
+import smh
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2 import pools
-from smh.v2.backends.numpy_kernels import NumpyKernels
-from smh.v2.core import generate
+from smh import pools
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate
 from tests.core.cases import values
 
 with contextlib.suppress(ImportError):
@@ -22,9 +22,9 @@ with contextlib.suppress(ImportError):
 
 tf = pytest.importorskip("tensorflow")
 
-from smh.v2.backends import tensorflow as smh_tf  # noqa: E402
-from smh.v2.backends.tensorflow import backend, namespace  # noqa: E402
-from smh.v2.backends.tensorflow.kernels import TensorflowKernels  # noqa: E402
+from smh.backends import tensorflow as smh_tf  # noqa: E402
+from smh.backends.tensorflow import backend, namespace  # noqa: E402
+from smh.backends.tensorflow.kernels import TensorflowKernels  # noqa: E402
 
 NEEDS_GPU = pytest.mark.skipif(not tf.config.list_logical_devices("GPU"), reason="no GPU")
 DEVICES = ["CPU:0", pytest.param("GPU:0", marks=NEEDS_GPU)]
@@ -497,12 +497,12 @@ def test_names_and_cotangents_that_do_not_fit_are_refused():
 
 ALL_IN_ONE = """
 import importlib.util
-import smh.v2 as smh
+import smh
 plan = smh.Plan.build({"a": (20, 30)}, ratio=0.3, pool="hash")
 digests = {"numpy": smh.digest(plan, smh.initialize(plan))}
 for name in ("torch", "jax", "tensorflow"):  # torch before tensorflow
-    if importlib.util.find_spec(name) and importlib.util.find_spec(f"smh.v2.backends.{name}"):
-        module = importlib.import_module(f"smh.v2.backends.{name}")
+    if importlib.util.find_spec(name) and importlib.util.find_spec(f"smh.backends.{name}"):
+        module = importlib.import_module(f"smh.backends.{name}")
         digests[name] = module.digest(plan, module.initialize(plan))
 assert "tensorflow" in digests
 assert len(set(digests.values())) == 1, digests

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 from torch.utils import _pytree as pytree  # noqa: E402
 
-from smh.v2.backends import torch as smh  # noqa: E402
+from smh.backends import torch as smh  # noqa: E402
 from tests.backends.torch.families import FAMILIES  # noqa: E402
 from tests.support import of_torch, scale_of_torch  # noqa: E402
 

@@ -14,10 +14,10 @@ torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-import smh.v2 as numpy_smh  # noqa: E402
-from smh.v2.backends import torch as smh  # noqa: E402
-from smh.v2.backends.torch import store  # noqa: E402
-from smh.v2.backends.torch.store import Store  # noqa: E402
+import smh as numpy_smh  # noqa: E402
+from smh.backends import torch as smh  # noqa: E402
+from smh.backends.torch import store  # noqa: E402
+from smh.backends.torch.store import Store  # noqa: E402
 from tests.support import of_torch, scale_of_torch  # noqa: E402
 
 F = nn.functional

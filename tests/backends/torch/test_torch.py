@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import smh.v2 as smh
-from conformance import oracle_2 as oracle
+import smh
+from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
-from smh.v2 import pools
-from smh.v2.core import generate
-from smh.v2.core.kernels import Kernels
+from smh import pools
+from smh.core import generate
+from smh.core.kernels import Kernels
 from tests.core import cases, golden
 
 torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from smh.v2.backends import torch as smh_torch  # noqa: E402
-from smh.v2.backends.torch import backend  # noqa: E402
-from smh.v2.backends.torch.kernels import TorchKernels  # noqa: E402
+from smh.backends import torch as smh_torch  # noqa: E402
+from smh.backends.torch import backend  # noqa: E402
+from smh.backends.torch.kernels import TorchKernels  # noqa: E402
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
@@ -394,7 +394,7 @@ def test_names_and_cotangents_that_do_not_fit_are_refused():
 
 def test_a_device_without_float64_has_weights_but_no_gradients(monkeypatch):
     case = Case(small())
-    monkeypatch.setattr("smh.v2.backends.torch.autograd.device_type", lambda x: "mps")
+    monkeypatch.setattr("smh.backends.torch.autograd.device_type", lambda x: "mps")
     assert_all_same_bits(smh_torch.materialize(case.plan, case.variables), case.weights)
     with pytest.raises(smh.BackendError, match="gradients need float64.*'mps'"):
         smh_torch.vjp(case.plan, case.variables, case.cotangents)

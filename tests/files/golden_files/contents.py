@@ -7,8 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-import smh.v2 as smh
-from smh.v2.porting import Entry, Mapping, Source
+import smh
+from smh.porting import Entry, Mapping, Source
 
 SHAPES = {"conv.weight": (3, 3, 2, 4), "fc.weight": (6, 5), "fc.bias": (5,)}
 KEPT = {"fc.bias": np.arange(5, dtype=np.float32) / 3}

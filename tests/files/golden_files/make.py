@@ -10,9 +10,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from smh.v2.backends import numpy as smh_numpy
-from smh.v2.core.versions import VERSION
-from smh.v2.files import checkpoint
+from smh.backends import numpy as smh_numpy
+from smh.core.versions import VERSION
+from smh.files import checkpoint
 from tests.files.golden_files import contents
 
 FOLDER = Path(__file__).parent

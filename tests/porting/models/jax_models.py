@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from smh.v2.backends import jax as smh
-from smh.v2.backends.jax import pytrees
+from smh.backends import jax as smh
+from smh.backends.jax import pytrees
 from tests.porting.models import IMAGES, RATE, STILL_FROM, batches
 
 SYMMETRIC = ((1, 1), (1, 1))
@@ -317,7 +317,7 @@ def digest(model):
 
 
 def module_of(model):
-    """Return what :func:`smh.v2.porting.match` is told: the module, for parameters do not know what epsilon is."""
+    """Return what :func:`smh.porting.match` is told: the module, for parameters do not know what epsilon is."""
     return _fresh(model.architecture)[0]
 
 

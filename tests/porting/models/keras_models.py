@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from smh.v2.backends import tensorflow as smh
-from smh.v2.backends.tensorflow import keras_tensors
+from smh.backends import tensorflow as smh
+from smh.backends.tensorflow import keras_tensors
 from tests.porting.models import BATCH, IMAGES, RATE, STILL_FROM, batches
 
 
@@ -226,7 +226,7 @@ def digest(model):
 
 
 def module_of(model):
-    """Return what :func:`smh.v2.porting.match` is told of a model."""
+    """Return what :func:`smh.porting.match` is told of a model."""
     return model
 
 

@@ -1,7 +1,7 @@
-"""What :func:`smh.v2.porting.match` has to be told of the architectures."""
+"""What :func:`smh.porting.match` has to be told of the architectures."""
 
-from smh.v2.core.views import View
-from smh.v2.porting import Entry, Source, match
+from smh.core.views import View
+from smh.porting import Entry, Source, match
 from tests.porting.models import jax_models, keras_models, torch_models
 
 FRAMEWORKS = {"torch": torch_models, "jax": jax_models, "keras": keras_models}

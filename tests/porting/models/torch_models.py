@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from smh.v2.backends import torch as smh
+from smh.backends import torch as smh
 from tests.porting.models import IMAGES, RATE, STILL_FROM, batches
 
 F = nn.functional
@@ -232,7 +232,7 @@ def digest(model):
 
 
 def module_of(model):
-    """Return what :func:`smh.v2.porting.match` is told of a model."""
+    """Return what :func:`smh.porting.match` is told of a model."""
     return model
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import array_api_strict as xp
 import numpy as np
 
-from smh.v2.api import Api
-from smh.v2.backends.protocol import Backend
-from smh.v2.core import generate
-from smh.v2.core.kernels import Array, Kernels
-from smh.v2.core.plan import Plan
-from smh.v2.errors import BackendError
+from smh.api import Api
+from smh.backends.protocol import Backend
+from smh.core import generate
+from smh.core.kernels import Array, Kernels
+from smh.core.plan import Plan
+from smh.errors import BackendError
 
 KERNELS = Kernels(xp)
 

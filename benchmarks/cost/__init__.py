@@ -1,1 +1,0 @@
-"""What smh costs: every figure over a raw baseline of the same framework, measured interleaved."""

@@ -1,0 +1,173 @@
+"""The law of kernels: each method has the bits of the default, on random and extreme operands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from conformance.bits import Tally
+from conformance.cases import cotangents_for, floats, variables_for
+from conformance.subject import Subject
+from smh.core import generate, hashing, pools
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
+
+Call = tuple[str, Callable[..., Any], tuple[Any, ...]]
+"""What is called, a function of kernels and arrays to arrays, and the arrays."""
+
+_DEFAULT = Kernels(np)
+
+
+def kernels(s: Subject, tally: Tally) -> None:
+    """Each kernel of the backend gives the bits of the default kernel."""
+    if s.backend.kernels is None:
+        return
+    rng = np.random.default_rng(2)
+    for calls in (_products, _scales, _sums, _factor_sums, _segments, _words, _fused):
+        for what, fn, arrays in calls(rng):
+            with np.errstate(all="ignore"):
+                expected = fn(_DEFAULT, *arrays)
+                found = s.backend.on_kernels(fn, *(s.backend.asarray(x, s.device) for x in arrays))
+            for x, y in zip(_several(found), _several(expected), strict=True):
+                tally.same(s.backend.to_numpy(x), np.asarray(y), f"kernel {what}")
+
+
+def _several(found: Any) -> list[Any]:
+    if isinstance(found, dict):
+        return [found[name] for name in sorted(found)]
+    return list(found) if isinstance(found, tuple | list) else [found]
+
+
+def _integers(rng: np.random.Generator, bits: int, shape: tuple[int, ...], style: str) -> np.ndarray:
+    """Return integers below ``2**bits``: random, the largest of one sign, zeros, or NaN."""
+    most = 2**bits - 1
+    if style == "largest":
+        return np.full(shape, most, dtype=np.float32)
+    x = rng.integers(-most, most + 1, shape).astype(np.float32)
+    return x * np.float32({"random": 1, "zeros": 0, "nan": np.nan}[style])
+
+
+_STYLES = ("random", "largest", "zeros", "nan")
+_SHAPES = ((1, 1, 1), (5, 3, 7), (4, 300, 6), (3, 1030, 2))
+
+
+def _products(rng: np.random.Generator) -> Iterator[Call]:
+    for bits in (1, 3, 7, 8, 9, 15):
+        for (rows, terms, columns), style in zip(_SHAPES, np.roll(_STYLES, bits), strict=True):
+            left, right = _integers(rng, bits, (rows, terms), style), _integers(rng, bits, (terms, columns), style)
+            unit = np.float32(2.0 ** (rng.integers(-40, 40) - bits)) * np.ones((), dtype=np.float32)
+            exact_terms = 2 ** (24 - 2 * bits) if bits <= 8 else 0
+            what = f"({style} integers of {bits} bits, {terms} terms)"
+
+            def product(k: Kernels, *arrays: Any, exact_terms: int = exact_terms) -> Any:
+                return k.product(*arrays, exact_terms)
+
+            yield f"product {what}", product, (left, right, unit)
+            size = rows * columns
+            start = int(rng.integers(0, size))
+            stop = int(rng.integers(start + 1, size + 1))
+            for first, last in ((0, size), (start, stop)):
+
+                def scaled(
+                    k: Kernels, *arrays: Any, exact_terms: int = exact_terms, first: int = first, last: int = last
+                ) -> Any:
+                    return k.scaled_product(*arrays[:3], exact_terms, arrays[3], first, last)
+
+                scale = np.float32(rng.choice([0.0, 1.0, -0.3, 2.0**-30, -(2.0**29), np.nan])) * np.ones((), "f4")
+                yield f"scaled_product {what} of {first} to {last}", scaled, (left, right, unit, scale)
+
+
+def _scales(rng: np.random.Generator) -> Iterator[Call]:
+    v = np.concatenate(
+        [floats(rng, (50,), "normal"), np.ldexp(floats(rng, (50,), "normal"), rng.integers(-80, 90, 50))]
+    )
+    v = np.concatenate([v, [0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-88]]).astype(np.float32)
+    for scale in (0.0, -0.0, 1.0, -0.7, 2.0**-30, 2.0**29, np.nan):
+        one = np.asarray(scale, dtype=np.float32)
+        yield f"scale ({scale})", lambda k, v, s: k.scale(v, s), (v, one)
+        yield f"scale ({scale}, a number)", lambda k, v, s=float(one): k.scale(v, s), (v,)
+
+
+def _sums(rng: np.random.Generator) -> Iterator[Call]:
+    for size in (1, 2, 1000):
+        g, v = (floats(rng, (size,), "normal").astype(np.float64) for _ in range(2))
+        for x, what in ((g, "random"), (np.where(rng.random(size) < 0.5, 0.5, -1.5), "ties")):
+            inverse = np.asarray(2.0**20 if what == "random" else 1.0)
+            values = v if what == "random" else np.ones(size)
+            yield f"dot ({what}, {size})", lambda k, *arrays: k.dot(*arrays), (x, values, inverse)
+
+
+def _factor_sums(rng: np.random.Generator) -> Iterator[Call]:
+    for n, m in ((1, 1), (6, 3), (17, 40)):
+        for bits, style in ((1, "random"), (7, "largest"), (15, "largest"), (7, "nan"), (9, "random")):
+            q = _integers(rng, 22, (n, n), "largest" if style == "largest" else "random")
+            left, right = _integers(rng, bits, (n, m), style), _integers(rng, bits, (m, n), style)
+            yield f"factor_sums ({style}, {bits} bits, {n}x{m})", lambda k, *x: k.factor_sums(*x), (q, left, right)
+
+
+def _segments(rng: np.random.Generator) -> Iterator[Call]:
+    for count, size in ((1, 1), (200, 3), (50, 400)):
+        x = rng.integers(-(2**44), 2**44, count).astype(np.float64)
+        segments = rng.integers(0, size, count)
+
+        def sums(k: Kernels, x: Any, segments: Any, size: int = size) -> Any:
+            return k.segment_sum(x, segments, size)
+
+        yield f"segment_sum ({count} into {size})", sums, (x, segments)
+    whole = np.arange(1000, dtype=np.float32)
+    for start, stop in ((0, 1000), (3, 4), (7, 999)):
+
+        def tiles(k: Kernels, x: Any, start: int = start, stop: int = stop) -> Any:
+            return k.tiles(lambda first, last: x[first:last] * 2.0, start, stop)
+
+        def sum_tiles(k: Kernels, x: Any, start: int = start, stop: int = stop) -> Any:
+            total = k.sum_tiles(lambda first, last: k.xp.sum(k.xp.astype(x[first:last], k.xp.float64)), start, stop)
+            return k.xp.reshape(k.xp.asarray(total), ())
+
+        yield f"tiles ({start} to {stop})", tiles, (whole,)
+        yield f"sum_tiles ({start} to {stop})", sum_tiles, (whole,)
+
+
+def _words(rng: np.random.Generator) -> Iterator[Call]:
+    i = np.concatenate([np.arange(10), rng.integers(0, 2**31, 90)])
+    for key in (0, 1, 2**31, 2**32 - 1):
+
+        def words(k: Kernels, i: Any, key: int = key) -> Any:
+            return k.xp.astype(hashing.words(k.xp, key, k.xp.astype(i, k.word_dtype)), k.xp.int64)
+
+        yield f"word_dtype (key {key})", words, (i,)
+
+
+def _fused(rng: np.random.Generator) -> Iterator[Call]:
+    """Gradients of matmul pools of all kinds, which a backend may compute in one pass."""
+    for number, (bits, terms, kind) in enumerate(
+        ((8, 3, "normal"), (8, 1100, "normal"), (2, 2, "ties"), (16, 5, "wide"), (8, 4, "special"), (10, 1, "zeros"))
+    ):
+        plan = _matmul_plan(bits, terms, learn=number % 3 != 2)
+        variables = variables_for(plan, number, "ties" if kind == "ties" else "normal")
+        cotangents = cotangents_for(plan, number, kind)
+        if number % 2:
+            cotangents.pop("b")
+
+        def vjp(k: Kernels, *flat: Any, plan: Plan = plan, names: tuple[str, ...] = tuple(cotangents)) -> Any:
+            count = len(plan.variable_shapes)
+            return generate.vjp(
+                k,
+                plan,
+                dict(zip(plan.variable_shapes, flat, strict=False)),
+                dict(zip(names, flat[count:], strict=True)),
+            )
+
+        what = f"matmul_gradients ({bits} bits, {terms} terms, {kind} cotangents)"
+        yield what, vjp, (*variables.values(), *cotangents.values())
+
+
+def _matmul_plan(bits: int, terms: int, learn: bool) -> Plan:
+    shapes = {"a": (3, 5), "b": (4, 4), "c": (2, 2), "d": (40,)}
+    pool = pools.Matmul(n=9, m=terms, bits=bits, gain=1)
+    plan = Plan.build(shapes, ratio=10**9, pool=pool, include=lambda name: True)
+    fixed = dataclasses.replace(plan.tensors[0], learn_scale=False, kappa=0)
+    return plan if learn else dataclasses.replace(plan, tensors=(fixed, *plan.tensors[1:]))

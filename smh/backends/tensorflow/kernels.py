@@ -1,0 +1,66 @@
+"""TensorFlow's kernels: hash words in int64, sums by segment, and ranges one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from smh.backends.tensorflow import namespace as xp
+from smh.core.kernels import Array, Kernels
+
+_MOST_TILES = 16  # so that graphs stay small
+
+
+class TensorflowKernels(Kernels):
+    """Kernels for tensors on any device, eagerly and in graphs.
+
+    Float32 products have integers of at most 8 bits and a sign as factors, which TF32 and bfloat16 hold. So no setting
+    of the precision of products changes a bit.
+    """
+
+    tile_elements = 1 << 20
+    """The fewest virtual weights of a hash pool that are computed at a time, if there are so many."""
+
+    def __init__(self, smooth: bool = False) -> None:
+        super().__init__(xp, smooth)
+
+    @property
+    def word_dtype(self) -> Any:
+        """int64: unsigned tensors have no operators."""
+        return tf.int64
+
+    def device(self, x: Array) -> None:
+        """Return None: TensorFlow places what it makes."""
+        return None
+
+    def factor_sums(self, q: Array, left: Array, right: Array) -> tuple[Array, Array]:
+        """Return both products in float64, also the smooth ones: TensorFlow multiplies no types with one another."""
+        of_left, of_right = super().factor_sums(q, left, right)
+        return tf.cast(of_left, tf.float64), tf.cast(of_right, tf.float64)
+
+    def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
+        """Add in whatever order: sums of such float64 integers are exact."""
+        return tf.math.unsorted_segment_sum(x, segments, size)
+
+    def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
+        """Join a few ranges, the next of which waits for the one before, so that its temporaries are free."""
+        found: list[Array] = []
+        for first, last in self._ranges(start, stop):
+            with tf.control_dependencies(found[-1:]):
+                found.append(fn(first, last))
+        return found[0] if len(found) == 1 else tf.concat(found, 0)
+
+    def sum_tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
+        """Add a few ranges, one after another."""
+        (first, last), *others = self._ranges(start, stop)
+        total = fn(first, last)
+        for first, last in others:
+            with tf.control_dependencies([total]):
+                total = total + fn(first, last)
+        return total
+
+    def _ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
+        step = max(self.tile_elements, -(-(stop - start) // _MOST_TILES))
+        return [(first, min(first + step, stop)) for first in range(start, stop, step)]

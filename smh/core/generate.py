@@ -1,0 +1,197 @@
+"""Weights from variables, and gradients back: the whole way, twice (specification, sections 3 to 7).
+
+variables -> integers (grid) -> virtual weights (pool) -> cells (layout) -> scale, modifiers -> view
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from smh.core import layout, scales
+from smh.core.grid import Grid, grid, power_bound, times
+from smh.core.inputs import check_cotangents, check_variables
+from smh.core.kernels import Array, Kernels
+from smh.core.plan import Plan
+from smh.core.pools import Matmul
+from smh.core.tensors import TensorSpec
+
+__all__ = [
+    "Part",
+    "cells",
+    "check_cotangents",
+    "check_variables",
+    "indices",
+    "materialize",
+    "on_grid",
+    "pull",
+    "put_on_grids",
+    "scale_of",
+    "vjp",
+    "weights_of",
+]
+
+
+class Part(NamedTuple):
+    """A tensor, its cleaned scale, and its cotangent in canonical order, if it has one."""
+
+    tensor: TensorSpec
+    scale: Array | float
+    g: Array | None
+
+
+def materialize(
+    kernels: Kernels, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
+) -> dict[str, Array]:
+    """Build weights from variables: see :func:`smh.materialize`.
+
+    Only the virtual weights that the named tensors show are computed.
+    """
+    chosen = plan.select(names)
+    check_variables(kernels, plan, variables)
+    grids = put_on_grids(kernels, plan, variables)
+    weights = {}
+    for tensor in chosen:
+        w = weights_of(kernels, plan, grids, tensor, scale_of(kernels, tensor, variables))
+        w = kernels.xp.reshape(w, tensor.shape)
+        weights[tensor.name] = tensor.view.apply(kernels.xp, w) if tensor.view else w
+    return weights
+
+
+def vjp(
+    kernels: Kernels, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return the gradient of every variable: see :func:`smh.vjp`."""
+    check_variables(kernels, plan, variables)
+    check_cotangents(kernels, plan, cotangents)
+    xp, parts = kernels.xp, []
+    for tensor in plan.tensors:
+        g = cotangents.get(tensor.name)
+        if g is not None:
+            g = xp.reshape(tensor.view.invert(xp, g, tensor.shape) if tensor.view else g, (-1,))
+        parts.append(Part(tensor, scale_of(kernels, tensor, variables), g))
+    found = pull(kernels, plan, put_on_grids(kernels, plan, variables), parts)
+    return {name: found[name] for name in plan.variable_shapes}
+
+
+def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Grid]:
+    """Return all arrays of the pool on their grids, by name without ``pool/`` (specification, section 3.2)."""
+    return {
+        leaf.path + name: grid(
+            kernels, variables[f"pool/{leaf.path}{name}"], leaf.pool.grid_bits, 30, 30, leaf.pool.exponent(array)
+        )
+        for leaf in plan.pool.leaves(plan.seed)
+        for array, name in enumerate(leaf.pool.local_shapes())
+    }
+
+
+def on_grid(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the variables with every array of the pool rounded to its grid, as files hold them: zeros are +0."""
+    grids = put_on_grids(kernels, plan, variables)
+    return dict(variables) | {f"pool/{name}": one.integers * one.unit + 0.0 for name, one in grids.items()}
+
+
+def scale_of(kernels: Kernels, tensor: TensorSpec, variables: Mapping[str, Array]) -> Array | float:
+    """Return the cleaned scale of a tensor."""
+    if not tensor.learn_scale:
+        return tensor.initial_scale
+    return scales.cleaned(kernels, variables[tensor.scale_variable], tensor.kappa)
+
+
+def weights_of(
+    kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], tensor: TensorSpec, scale: Array | float
+) -> Array:
+    """Return the weights of a tensor in canonical order, shape (size,), before the view."""
+    pool = plan.pool
+    if isinstance(pool, Matmul) and tensor.stop <= pool.capacity:
+        left, right = grids["left"], grids["right"]
+        w = kernels.scaled_product(
+            left.integers,
+            right.integers,
+            pool.unit(kernels, left, right),
+            pool.exact_terms,
+            scale,
+            tensor.offset,
+            tensor.stop,
+        )
+    else:
+        w = kernels.scale(cells(kernels, plan, grids, tensor.offset, tensor.stop), scale)
+    return scales.modified(kernels, w, tensor.modifiers)
+
+
+def cells(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], start: int, stop: int) -> Array:
+    """Return what the cells ``start`` to ``stop`` show, shape (stop - start,)."""
+    read = functools.partial(plan.pool.virtual_weights, kernels, grids, seed=plan.seed)
+    return layout.cells(kernels, plan.layout, plan.capacity, read, start, stop)
+
+
+def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Part]) -> dict[str, Array]:
+    """Return the gradients of all variables, given the cotangents of all tensors (specification, section 7)."""
+    xp = kernels.xp
+    fused = _fused(kernels, plan, grids, parts)
+    if fused is not None:
+        return fused
+    healthy = xp.isfinite(sum(one.unit for one in grids.values()))
+    bound = plan.pool.bound(kernels, grids)
+    gradients, dv = {}, []
+    like = next(iter(grids.values())).integers
+    for tensor, scale, g in parts:
+        if g is None:
+            dv.append(xp.zeros((tensor.size,), dtype=xp.float32, device=kernels.device(like)))
+            gradients[tensor.scale_variable] = xp.zeros((), dtype=xp.float32, device=kernels.device(like))
+            continue
+        if tensor.learn_scale or tensor.modifiers:
+            v = cells(kernels, plan, grids, tensor.offset, tensor.stop)
+            g = scales.masked(kernels, g, kernels.scale(v, scale), tensor.modifiers)
+            if tensor.learn_scale:
+                power = _bound(kernels, plan, bound, tensor, v)
+                gradients[tensor.scale_variable] = scales.gradient(kernels, g, v, power, healthy, tensor.kappa)
+        s = scale if tensor.learn_scale else xp.asarray(scale, dtype=xp.float32, device=kernels.device(like))
+        dv.append(times(kernels, s, g))
+    joined = layout.cotangents(kernels, plan.layout, plan.capacity, dv[0] if len(dv) == 1 else xp.concat(dv))
+    pulled = plan.pool.vjp(kernels, grids, joined, plan.seed)
+    return gradients | {f"pool/{name}": x for name, x in pulled.items()}
+
+
+def indices(kernels: Kernels, plan: Plan, i: Array) -> dict[str, Array]:
+    """Return the hash index: which elements of which variables virtual weights read.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of ``i``.
+    plan : Plan
+        The plan.
+    i : array, shape (k,), int64
+        Virtual weights, in ``[0, capacity)``.
+
+    Returns
+    -------
+    dict of str to array, shape (k, terms), int64
+        For each pool variable the flat indices into it, in the order of the terms.
+    """
+    return {f"pool/{name}": found for name, found in plan.pool.indices(kernels, i, plan.seed).items()}
+
+
+def _bound(kernels: Kernels, plan: Plan, bound: Array | None, tensor: TensorSpec, v: Array) -> Array:
+    """Return 2**E of a tensor, float64 (specification, section 4.6)."""
+    xp = kernels.xp
+    if bound is None:
+        return power_bound(kernels, xp.astype(xp.max(xp.abs(v)), xp.float64), -88, 128)
+    if plan.layout == "padding" and tensor.stop > plan.capacity:
+        return xp.where(bound < layout.PADDING_POWER, layout.PADDING_POWER, bound)
+    return bound
+
+
+def _fused(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Part]) -> dict[str, Array] | None:
+    """Return what the kernel for a matmul pool gives, where there is one and cells show virtual weights one to one."""
+    pool = plan.pool
+    if not isinstance(pool, Matmul) or plan.num_weights > plan.capacity or any(t.modifiers for t, _, _ in parts):
+        return None
+    found = kernels.matmul_gradients(grids["left"], grids["right"], pool.exact_terms, pool.factor, parts)
+    if found is None:
+        return None
+    left, right, of_scales = found
+    named = {part.tensor.scale_variable: x for part, x in zip(parts, of_scales, strict=True)}
+    return named | {"pool/left": left, "pool/right": right}

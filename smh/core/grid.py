@@ -1,0 +1,129 @@
+"""The grid, and the roundings (specification, sections 2 and 3.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from smh.core.kernels import Array, Kernels
+
+LEAST, LARGEST = -29, 30
+"""Exponents of variables."""
+_FIRST = -100
+_POWERS = [2.0**e for e in range(_FIRST, 129)]
+"""Powers of two, wider than any grid or bound."""
+
+
+class Grid(NamedTuple):
+    """An array on its grid.
+
+    Attributes
+    ----------
+    integers : array, float32
+        q; NaN in every element where the array is poisoned.
+    unit : array, shape (), float32
+        u, a power of two; NaN where the array is poisoned.
+    power : array, shape (), float32
+        ``2**e``; 0 where every integer is 0, NaN where the array is poisoned.
+    """
+
+    integers: Array
+    unit: Array
+    power: Array
+
+
+def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: int | None = None) -> Grid:
+    """Return the integers and the unit of an array (specification, sections 3.1 and 3.2).
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of ``x``.
+    x : array, float32
+        Values.
+    bits : int
+        B: integers have a magnitude below ``2**bits``.
+    low, high : int
+        An array whose magnitudes are all below ``2**-low`` is zero; one that needs an exponent above ``high`` is
+        poisoned, as one with a NaN or an infinity is.
+    exponent : int, optional
+        A fixed exponent; then integers are clipped, and ``low`` and ``high`` do not count.
+
+    Returns
+    -------
+    Grid
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> grid(Kernels(np), np.asarray([0.5, -3.0, 0.1], dtype=np.float32), 7, 30, 30).integers.tolist()
+    [16.0, -96.0, 3.0]
+    """
+    xp, most = kernels.xp, 2.0**bits - 1.0
+    if kernels.smooth:
+        one = xp.ones((), dtype=x.dtype, device=kernels.device(x))
+        return Grid(x, one, one)
+    finite = xp.all(xp.isfinite(x))
+    if exponent is not None:
+        like = xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x))
+        power = xp.where(finite, like, math.nan)
+        q = xp.clip(xp.round(x * (2.0**bits / power)), -most, most)
+        return Grid(q, power * 2.0**-bits, xp.where(xp.all(q == 0.0), 0.0, power))
+    largest = xp.max(xp.abs(x))
+    power = xp.where(finite, _power(kernels, largest, 1 - low, high, 1.0 - 2.0**-bits, strict=True), math.nan)
+    zero = finite & (largest < 2.0**-low)
+    q = xp.round(x * xp.where(zero, 0.0, 2.0**bits / power))
+    return Grid(q, power * 2.0**-bits, xp.where(zero, 0.0, power))
+
+
+def power_above(kernels: Kernels, x: Array, low: int, high: int) -> Array:
+    """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, for a scalar with ``low < e <= high``."""
+    return _power(kernels, x, low + 1, high, 1.0, strict=False)
+
+
+def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
+    """Return the least ``2**e >= x``, for a scalar of at most ``2**high``; 0 for 0."""
+    return kernels.xp.where(x == 0.0, 0.0, _power(kernels, x, low, high, 1.0, strict=True))
+
+
+def floor(kernels: Kernels, x: Array, k: int = -120) -> Array:
+    """Return +0 where ``|x| < 2**k``, else ``x``."""
+    if kernels.smooth:
+        return x
+    return kernels.xp.where(kernels.xp.abs(x) < 2.0**k, 0.0, x)
+
+
+def round7(kernels: Kernels, x: Array, k: int = -120) -> Array:
+    """Return ``float32(floor(x, k))`` of float64 values."""
+    return kernels.xp.astype(floor(kernels, x, k), kernels.xp.float32)
+
+
+def wide(kernels: Kernels, x: Array) -> Array:
+    """Return ``floor(x, -120)`` of float32 values in float64.
+
+    Cotangents need the floor (specification, section 7.1). All other values are 0 or larger; for them it stands between
+    two conversions, which a compiler might join and so drop a rounding.
+    """
+    return kernels.xp.astype(floor(kernels, x), kernels.xp.float64)
+
+
+def times(kernels: Kernels, a: Array, b: Array, k: int = -120) -> Array:
+    """Return ``float32(floor(a * b, k))`` of float32 values, compared before the rounding."""
+    return round7(kernels, wide(kernels, a) * wide(kernels, b), k)
+
+
+def ceil_log2(k: int) -> int:
+    """Return the least c with ``2**c >= k``, for ``k >= 1``."""
+    return (k - 1).bit_length()
+
+
+def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict: bool) -> Array:
+    """Return the least ``2**e``, e from ``low`` to ``high``, that x is not above; NaN if it is above all of them.
+
+    A power counts as ``share`` of it. With ``strict`` x may be equal to it.
+    """
+    xp, device, powers = kernels.xp, kernels.device(x), _POWERS[low - _FIRST : high + 1 - _FIRST]
+    bounds = xp.asarray(powers, dtype=x.dtype, device=device) * share
+    count = xp.sum(xp.astype(x > bounds if strict else x >= bounds, xp.int64))
+    powers = xp.asarray([*powers, math.nan], dtype=x.dtype, device=device)
+    return xp.reshape(xp.take(powers, xp.reshape(count, (1,))), ())

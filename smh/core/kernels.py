@@ -1,0 +1,199 @@
+"""Kernels: the hot primitives that the core is written on, with the plain formulas as defaults.
+
+The core calls a namespace of the Python array API, ``kernels.xp``, and the methods below. The defaults are pure array
+API, so ``Kernels(xp)`` serves every conforming namespace. A backend overrides what its framework does better, under a
+single law: **no override changes a bit**. That is possible because the core calls kernels only where order and blocking
+cannot be seen (specification, section 3.7).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import array_api_compat
+
+if TYPE_CHECKING:
+    from smh.core.grid import Grid
+
+Array = Any
+"""An array of the backend's own type."""
+
+
+class Kernels:
+    """A namespace, and the primitives.
+
+    Parameters
+    ----------
+    xp : module
+        An array-API namespace.
+    smooth : bool
+        Leave out the grids: the same formulas in float32, which a framework can differentiate. For second derivatives
+        and fast gradients, which promise no bits (specification, section 7).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernels = Kernels(np)
+    >>> kernels.product(np.asarray([[3.0, 1.0]]), np.asarray([[2.0], [5.0]]), 0.5, exact_terms=1024)
+    array([[5.5]])
+    """
+
+    def __init__(self, xp: Any, smooth: bool = False) -> None:
+        self.xp = xp
+        self.smooth = smooth
+
+    @property
+    def word_dtype(self) -> Any:
+        """The type for hash words: uint32 where its arithmetic wraps, int64 where there is none."""
+        return self.xp.uint32
+
+    def device(self, x: Array) -> Any:
+        """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
+        return array_api_compat.device(x)
+
+    def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
+        """Return one rounding of ``unit * (left @ right)``.
+
+        Parameters
+        ----------
+        left, right : array, shapes (r, m) and (m, c), float32
+            Integers, or NaN.
+        unit : array, shape (), float32
+            A power of two.
+        exact_terms : int
+            How many terms a sum may have for float32 to hold it, with factors that bfloat16 holds; 0 if none.
+
+        Returns
+        -------
+        array, shape (r, c), float32
+        """
+        xp = self.xp
+        if left.shape[1] > exact_terms and not self.smooth:
+            sums = xp.matmul(xp.astype(left, xp.float64), xp.astype(right, xp.float64))
+            return xp.astype(sums, xp.float32) * unit
+        return xp.matmul(left, right) * unit
+
+    def scaled_product(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, scale: Array | float, start: int, stop: int
+    ) -> Array:
+        """Return the elements ``start`` to ``stop``, counted row by row, of :meth:`scale` of :meth:`product`.
+
+        Parameters
+        ----------
+        left, right, unit, exact_terms
+            As for :meth:`product`.
+        scale : array, shape (), float32, or float
+            As for :meth:`scale`.
+        start, stop : int
+            A range that is not empty.
+
+        Returns
+        -------
+        array, shape (stop - start,), float32
+        """
+        columns = right.shape[1]
+        first = start // columns
+        rows = self.product(left[first : -(-stop // columns), :], right, unit, exact_terms)
+        v = self.xp.reshape(rows, (-1,))[start - first * columns : stop - first * columns]
+        return self.scale(v, scale)
+
+    def scale(self, v: Array, scale: Array | float) -> Array:
+        """Return ``float32(scale * v)``, +0 in the place of -0 (specification, section 3.4)."""
+        w = v * scale
+        if self.smooth:
+            return w
+        return self.xp.where(self.xp.abs(w) < 2.0**-120, 0.0, w)  # no other weight is that small
+
+    def dot(self, g: Array, v: Array, inverse: Array) -> Array:
+        """Return the sum of ``rint(g * v * inverse)``: an integer that float64 holds, whatever the order.
+
+        Parameters
+        ----------
+        g, v : array, shape (k,), float64
+            float32 values, so that their products are exact.
+        inverse : array, shape (), float64
+            A power of two.
+
+        Returns
+        -------
+        array, shape (), float64
+        """
+        return self.xp.sum(self.xp.round(g * v * inverse))
+
+    def factor_sums(self, q: Array, left: Array, right: Array) -> tuple[Array, Array]:
+        """Return ``q @ right.T`` and ``left.T @ q``, exactly.
+
+        Parameters
+        ----------
+        q : array, shape (n, n), float32
+            Integers of 22 bits, or NaN.
+        left, right : array, shapes (n, m) and (m, n), float32
+            Integers of a pool, or NaN.
+
+        Returns
+        -------
+        tuple of arrays, shapes (n, m) and (m, n), float64, or float32 if smooth
+        """
+        xp = self.xp
+        if not self.smooth:
+            q, left, right = (xp.astype(x, xp.float64) for x in (q, left, right))
+        return xp.matmul(q, xp.matrix_transpose(right)), xp.matmul(xp.matrix_transpose(left), q)
+
+    def matmul_gradients(
+        self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
+    ) -> tuple[Array, Array, list[Array]] | None:
+        """Return all gradients of a matmul pool in one pass over cotangents, or None if the backend has no such kernel.
+
+        A backend that has one must give the bits of :func:`smh.core.generate.pull`.
+        """
+        return None
+
+    def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
+        """Add the elements of ``x`` that share a segment number.
+
+        The values are integers whose absolute sum is at most 2**53, so every order gives the same float64. This default
+        sorts by segment and subtracts running sums, which are integers below the same bound.
+
+        Parameters
+        ----------
+        x : array, shape (k,), float64
+            Integers, or NaN in every element.
+        segments : array, shape (k,), int64
+            Segment numbers in ``[0, size)``.
+        size : int
+            How many segments.
+
+        Returns
+        -------
+        array, shape (size,), float64
+        """
+        xp = self.xp
+        order = xp.argsort(segments)
+        running = xp.cumulative_sum(xp.take(x, order), include_initial=True)
+        bounds = xp.arange(size + 1, dtype=segments.dtype, device=self.device(x))
+        at = xp.take(running, xp.searchsorted(xp.take(segments, order), bounds, side="left"))
+        return at[1:] - at[:-1]
+
+    def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
+        """Return the concatenation of ``fn`` over ranges that make up ``start`` to ``stop``: by default a single one.
+
+        Law: equal to ``fn(start, stop)``, for a function whose elements do not depend on the range.
+        """
+        return fn(start, stop)
+
+    def sum_tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
+        """Return the sum of ``fn`` over such ranges, whose sums are exact.
+
+        Law: equal to ``fn(start, stop)``.
+        """
+        return fn(start, stop)
+
+
+def add_up(parts: Sequence[Array]) -> Array:
+    """Return the ascending sum of arrays: from the first, one after another."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = operator.add(total, part)
+    return total

@@ -1,0 +1,80 @@
+"""Layouts: which virtual weight a cell shows, and what it gets back (specification, sections 5.2 and 7.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smh.core.grid import round7, wide
+from smh.core.kernels import Array, Kernels, add_up
+
+LAYOUTS = ("basic", "cyclic", "padding")
+PADDING = 0.01
+"""What cells beyond the capacity show, in float32."""
+PADDING_POWER = 2.0**-6
+"""A power of two above it."""
+
+
+def cells(
+    kernels: Kernels, layout: str, capacity: int, read: Callable[[int, int], Array], start: int, stop: int
+) -> Array:
+    """Return what the cells ``start`` to ``stop`` show.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of the virtual weights.
+    layout : str
+        One of ``LAYOUTS``.
+    capacity : int
+        The number of virtual weights.
+    read : callable
+        From a range to its virtual weights.
+    start, stop : int
+        A range that is not empty.
+
+    Returns
+    -------
+    array, shape (stop - start,), float32
+    """
+    xp = kernels.xp
+    if stop <= capacity:
+        return read(start, stop)
+    if layout == "cyclic":
+        first, last = start // capacity, -(-stop // capacity)
+        if last - first == 1:
+            return read(start - first * capacity, stop - first * capacity)
+        return xp.concat([read(0, capacity)] * (last - first))[start - first * capacity : stop - first * capacity]
+    like = read(min(start, capacity - 1), capacity)
+    padding = xp.full((stop - max(start, capacity),), PADDING, dtype=xp.float32, device=kernels.device(like))
+    return padding if start >= capacity else xp.concat([like, padding])
+
+
+def cotangents(kernels: Kernels, layout: str, capacity: int, dv: Array) -> Array:
+    """Return the cotangent of every virtual weight, given those of all cells.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of the cotangents.
+    layout : str
+        One of ``LAYOUTS``.
+    capacity : int
+        The number of virtual weights.
+    dv : array, shape (N,), float32
+        Cotangents of all cells.
+
+    Returns
+    -------
+    array, shape (capacity,), float32
+    """
+    xp, count = kernels.xp, dv.shape[0]
+    if count >= capacity and (layout == "padding" or count == capacity):
+        return dv[:capacity]
+    turns = -(-count // capacity)
+    missing = turns * capacity - count
+    if missing:
+        dv = xp.concat([dv, xp.zeros((missing,), dtype=xp.float32, device=kernels.device(dv))])
+    if turns == 1:
+        return dv
+    rows = xp.reshape(dv, (turns, capacity))
+    return round7(kernels, add_up([wide(kernels, rows[turn, :]) for turn in range(turns)]))

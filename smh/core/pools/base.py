@@ -1,0 +1,264 @@
+"""What all pools have in common, and how they are named and read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, ClassVar, NamedTuple, Self
+
+from smh.core.checks import check_keys, whole_number
+from smh.core.grid import LARGEST, LEAST
+from smh.core.kernels import Array, Kernels
+from smh.core.pools.arithmetic import LeafArithmetic, PoolArithmetic
+from smh.errors import PlanError, near_names
+
+LIMIT = 2**31
+"""Arrays and tensors have fewer elements, hash pools fewer virtual weights."""
+MAX_GAIN = 20
+MAX_DEPTH = 8
+MIN_BITS, MAX_BITS, BITS = 2, 16, 8
+OPTIMIZERS = ("sgd", "adam")
+
+KINDS: dict[str, type[Pool]] = {}
+"""Pool classes by the name that plans and ``Plan.build(pool=...)`` use."""
+
+
+class Leaf(NamedTuple):
+    """A leaf pool in its place.
+
+    ``path`` is the prefix of its variables' names (``""``, ``"0/"``, ``"0/1/"``), ``seed`` and ``tau`` are what its
+    parents give it (specification, section 8).
+    """
+
+    path: str
+    pool: LeafPool
+    seed: int
+    tau: float
+
+
+class Pool(PoolArithmetic):
+    """A rule that turns variables into virtual weights."""
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls
+
+    @property
+    def depth(self) -> int:
+        """The number of sums and products around its deepest leaf."""
+        return 0
+
+    @abstractmethod
+    def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
+        """Return the hash index: which elements of which variables virtual weights read.
+
+        Parameters
+        ----------
+        kernels : Kernels
+            The namespace of ``i``.
+        i : array, shape (k,), int64
+            Virtual weights.
+        seed : int
+            The pool's seed.
+
+        Returns
+        -------
+        dict of str to array, shape (k, terms), int64
+            For each variable the flat (row-major) indices into it, in the order of the terms.
+        """
+
+    @abstractmethod
+    def sized(self, weights: int, ratio: Fraction) -> Self:
+        """Return this pool with every size filled in, for so many weights and at most ``ratio`` variables a weight."""
+
+    @abstractmethod
+    def smallest_ratio(self, weights: int) -> Fraction:
+        """Return the least ratio at which :meth:`sized` works."""
+
+    @abstractmethod
+    def for_optimizer(self, optimizer: str, weights: int, scale: float, tau: float = 1.0) -> Self:
+        """Return this pool with every gain that is None set by the rule of an optimizer (specification, section 4.5).
+
+        ``scale`` is the size-weighted root mean square of the tensors' initial scales.
+        """
+
+    @abstractmethod
+    def with_bits(self, bits: int) -> Self:
+        """Return this pool with the bits of every leaf that has none of its own."""
+
+    @abstractmethod
+    def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
+        """Iterate over the leaf pools in order."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of a plan; :func:`from_dict` reads it."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, fields: dict[str, Any], where: str, depth: int) -> Pool:
+        """Read the pool from the keys of its JSON object."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise :class:`~smh.PlanError` unless all sizes are present and allowed."""
+
+    def variable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every variable, in order, by its name within the pool."""
+        return {
+            leaf.path + name: shape for leaf in self.leaves(seed=0) for name, shape in leaf.pool.local_shapes().items()
+        }
+
+
+class LeafPool(LeafArithmetic, Pool):
+    """A pool with variables of its own."""
+
+    bits: int | None
+    exponents: tuple[int, ...] | None
+    gain: int | None
+    gain_power: ClassVar[int]
+    """How many variables a term multiplies, so that a gain g is worth ``2**(gain_power * g)``."""
+    size_fields: ClassVar[tuple[str, ...]]
+    """Fields that may be None in a request."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be, also in a request."""
+        for field in self.size_fields:
+            if getattr(self, field) is not None:
+                whole_number(f"{field} of a {self.kind} pool", getattr(self, field), 1, 2**60)
+
+    @abstractmethod
+    def local_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of this pool's variables; their order numbers the streams of initial values."""
+
+    @abstractmethod
+    def sigma(self, tau: float) -> float:
+        """Return the standard deviation of initial variables, without gain, for virtual weights with deviation tau."""
+
+    @abstractmethod
+    def gain_argument(self, optimizer: str, weights: int, scale: float, tau: float) -> float:
+        """Return the x of the gain rule, whose power of two is the gain."""
+
+    @property
+    def factor(self) -> float:
+        """``2**(gain_power * g)``: what sums of integers are multiplied by, besides their units."""
+        return 2.0 ** (self.gain_power * (self.gain or 0))
+
+    @property
+    def grid_bits(self) -> int:
+        """B, one less than the bits."""
+        return (self.bits or BITS) - 1
+
+    def exponent(self, array: int) -> int | None:
+        """Return the fixed exponent of an array by its number, if it has one."""
+        return self.exponents[array] if self.exponents else None
+
+    def for_optimizer(self, optimizer: str, weights: int, scale: float, tau: float = 1.0) -> Self:
+        """Return this pool with its gain."""
+        if self.gain is not None:
+            return self
+        f = math.frexp(self.gain_argument(optimizer, weights, scale, tau))[1]
+        return self._replace(gain=min(MAX_GAIN, max(0, f - 1)))
+
+    def with_bits(self, bits: int) -> Self:
+        """Return this pool with its bits."""
+        return self._replace(bits=bits) if self.bits is None else self
+
+    def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
+        """Iterate over this one leaf."""
+        yield Leaf(path, self, seed, tau)
+
+    def check_leaf(self) -> None:
+        """Raise unless bits, gain and exponents are present and allowed."""
+        whole_number(f"bits of a {self.kind} pool", self.bits, MIN_BITS, MAX_BITS)
+        whole_number(f"gain of a {self.kind} pool", self.gain, 0, MAX_GAIN)
+        if self.exponents is not None:
+            names = list(self.local_shapes())
+            if not isinstance(self.exponents, tuple) or len(self.exponents) != len(names):
+                what = f"exponents of a {self.kind} pool must be one integer for each of {', '.join(names)}"
+                raise PlanError(f"{what}; got {self.exponents!r}")
+            for name, e in zip(names, self.exponents, strict=True):
+                whole_number(f"the exponent of {name} of a {self.kind} pool", e, LEAST, LARGEST)
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any], where: str, depth: int) -> Self:
+        """Read the pool from its JSON keys, which must be exactly its fields."""
+        check_keys(where, fields, [field.name for field in dataclasses.fields(cls)])  # type: ignore[arg-type]
+        exponents = fields["exponents"]
+        return cls(**{**fields, "exponents": tuple(exponents) if isinstance(exponents, list) else exponents})
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def _replace(self, **changes: Any) -> Self:
+        return type(self)(**(self._fields() | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of this pool."""
+        exponents = None if self.exponents is None else list(self.exponents)
+        return {"kind": self.kind, **self._fields(), "exponents": exponents}
+
+
+def named(pool: Pool | str) -> Pool:
+    """Return a pool request from its name, or a request as it is.
+
+    Parameters
+    ----------
+    pool : Pool or str
+        ``"matmul"``, ``"kronecker"`` or ``"hash"``, or an instance of a pool.
+
+    Raises
+    ------
+    PlanError
+        If there is no such pool.
+
+    Examples
+    --------
+    >>> named("matmul").kind
+    'matmul'
+    """
+    if isinstance(pool, Pool):
+        return pool
+    leaf_kinds = [kind for kind, cls in KINDS.items() if issubclass(cls, LeafPool)]
+    if not isinstance(pool, str) or pool not in leaf_kinds:
+        what = f"pool must be one of {', '.join(map(repr, leaf_kinds))} or a specification such as pools.Matmul()"
+        raise PlanError(f"{what}; got {pool!r}")
+    return KINDS[pool]()
+
+
+def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
+    """Read a sized pool from the JSON object of a plan.
+
+    Parameters
+    ----------
+    data : object
+        What ``json`` gave.
+    where : str
+        The place in the plan, for messages.
+    depth : int
+        How many sums and products it lies in.
+
+    Returns
+    -------
+    Pool
+
+    Raises
+    ------
+    PlanError
+        For an unknown kind, a missing or unknown key, or a size out of bounds.
+    """
+    if depth > MAX_DEPTH:
+        raise PlanError(f"pools are nested too deeply at {where}: the limit is {MAX_DEPTH}")
+    if not isinstance(data, dict):
+        raise PlanError(f"{where} must be an object; got {type(data).__name__}")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        hint = near_names(kind, KINDS) if isinstance(kind, str) else f"known names: {', '.join(KINDS)}"
+        raise PlanError(f"{where} has an unknown kind {kind!r}: {hint}")
+    return KINDS[kind].parse({key: value for key, value in data.items() if key != "kind"}, where, depth)

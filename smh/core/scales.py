@@ -1,0 +1,71 @@
+"""Scales and modifiers, forward and backward (specification, sections 3.4, 3.5 and 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from smh.core.grid import ceil_log2, power_above, round7, wide
+from smh.core.kernels import Array, Kernels
+
+LEAST, LIMIT = 2.0**-30, 2.0**30
+"""Scales that are not 0 lie in [LEAST, LIMIT)."""
+
+
+def cleaned(kernels: Kernels, rho: Array, kappa: int) -> Array:
+    """Return the scale ``2**-kappa * rho``: 0 where it is below 2**-30, NaN from 2**30 on."""
+    xp = kernels.xp
+    s = rho * 2.0**-kappa
+    return xp.where(xp.abs(s) < LEAST, 0.0, xp.where(xp.abs(s) < LIMIT, s, math.nan))
+
+
+def modified(kernels: Kernels, w: Array, modifiers: Sequence[str]) -> Array:
+    """Apply modifiers in order; NaN passes."""
+    xp = kernels.xp
+    for modifier in modifiers:
+        if modifier == "relu":
+            w = xp.where(w <= 0.0, 0.0, w)
+        else:
+            w = xp.where(w >= 0.0, 1.0, xp.where(w < 0.0, -1.0, w))
+    return w
+
+
+def masked(kernels: Kernels, g: Array, w: Array, modifiers: Sequence[str]) -> Array:
+    """Return the cotangent before the modifiers: +0 where the input of a relu was not above 0."""
+    xp = kernels.xp
+    for k, modifier in enumerate(modifiers):
+        if modifier == "relu":
+            g = xp.where(modified(kernels, w, modifiers[:k]) > 0.0, g, 0.0)
+    return g
+
+
+def gradient(kernels: Kernels, g: Array, v: Array, bound: Array, healthy: Array, kappa: int) -> Array:
+    """Return the gradient of ``rho`` (specification, section 3.5).
+
+    Parameters
+    ----------
+    kernels : Kernels
+        The namespace of the arrays.
+    g, v : array, shape (k,), float32
+        The cotangent after floor and modifiers, and what the cells of the tensor show.
+    bound : array, shape (), float64
+        ``2**E``, or 0.
+    healthy : array, shape (), bool
+        Whether no array of the pool is poisoned.
+    kappa : int
+        The tensor's.
+
+    Returns
+    -------
+    array, shape (), float32
+    """
+    xp = kernels.xp
+    if kernels.smooth:
+        return xp.sum(g * v) * 2.0**-kappa
+    largest = xp.max(xp.abs(g))
+    sound = healthy & xp.all(xp.isfinite(g)) & xp.all(xp.isfinite(v)) & (largest < 2.0**90)
+    zero = (largest < 2.0**-70) | (bound == 0.0)
+    unit = power_above(kernels, xp.astype(largest, xp.float64), -70, 90) * bound * 2.0 ** (ceil_log2(g.shape[0]) - 53)
+    unit = xp.where(zero, 1.0, unit)
+    total = round7(kernels, kernels.dot(wide(kernels, g), wide(kernels, v), 1.0 / unit) * (unit * 2.0**-kappa))
+    return xp.where(sound, xp.where(zero, 0.0, total), math.nan)

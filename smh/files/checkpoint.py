@@ -1,0 +1,355 @@
+"""Checkpoint files: a plan, its variables and dense tensors in one safetensors file (specification, section 12).
+
+The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, if asked for, ``training/pool/...``.
+All else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``, an object of six keys:
+
+* ``checksum``: SHA-256 of the data section,
+* ``digest``: digest of the generated weights,
+* ``header_checksum``: SHA-256 of the header without these 64 digits,
+* ``plan``: the plan's JSON object,
+* ``pool_exponents``: the exponents of the grids of the pool's arrays,
+* ``version``: ``"2.0"``.
+
+Two checksums, because one of the data cannot see a changed seed, digest or name of a dense tensor. They lie at
+the same place in every file, for the keys of fixed length sort first: the header is verified, then parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from smh.core.plan import Plan
+from smh.core.versions import VERSION, explained, is_readable
+from smh.errors import CheckpointError, PlanError, VariableError
+from smh.files.atomic import replacing
+from smh.files.header import (
+    DTYPES,
+    SURROGATE,
+    check_bools,
+    check_place,
+    check_tensor,
+    dtype_of,
+    open_file,
+    read_header,
+    read_tensor,
+)
+from smh.files.integers import Exponents, check_exponents, check_training, pack, pool_arrays, stored, unpack
+from smh.strict_json import canonical_json, check, check_limits, parse, short
+
+CARRIED = "carried/"
+"""How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
+
+Arrays = dict[str, np.ndarray]
+Given = Mapping[str, np.ndarray]
+Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape in the words of the header
+_KEYS = ["checksum", "digest", "header_checksum", "plan", "pool_exponents", "version"]
+_START = re.compile(
+    rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
+    rb'\\"header_checksum\\":\\"([0-9a-f]{64})\\",'
+)
+
+
+class _VersionError(CheckpointError):
+    """A file of a version that is not read here; the message says which smh reads it."""
+
+    def __init__(self, version: Any) -> None:
+        what = f"this smh reads files of version {VERSION}: upgrade it"
+        if isinstance(version, str) and re.fullmatch(r"1\.[0-9]{1,9}", version):
+            what = f"smh 0.1 wrote it, and this smh reads files of version {VERSION}: install 'smh<0.2' to read it"
+        super().__init__(f"{what}, got {short(version)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes
+    ----------
+    plan : Plan
+        How the weights are generated.
+    variables : dict of str to numpy.ndarray
+        Pool variables and scales, float32, in the plan's order: the values that the stored integers stand for, or those
+        of training, if the file has them.
+    dense : dict of str to numpy.ndarray
+        The tensors that are kept as they are, sorted by name.
+    digest : str
+        Digest of the generated weights as the writer stated it. Reading does not generate them to compare.
+    training : bool
+        Whether the variables are those of training, with what lies below the grid.
+    """
+
+    plan: Plan
+    variables: Arrays
+    dense: Arrays
+    digest: str
+    training: bool = False
+
+
+def write(
+    path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str, training: bool = False
+) -> None:
+    """Write a checkpoint file; at every moment there is the whole old file or the whole new one.
+
+    Equal content gives equal bytes, whatever the order of the dictionaries or the memory and byte order of
+    the arrays. Arrays are copied only if they are not contiguous and little-endian. A file that is replaced
+    keeps its permissions, and a symbolic link keeps pointing to it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Where to. Its folder must exist; the temporary file is made there.
+    plan : Plan
+        The plan of the variables.
+    variables : mapping of str to numpy.ndarray
+        Exactly the names and shapes of ``plan.variable_shapes``, all float32.
+    dense : mapping of str to numpy.ndarray
+        Tensors to keep as they are, of any shape: bool, integers, float16, bfloat16, float32 or float64.
+    digest : str
+        Digest of the generated weights: 64 hexadecimal digits.
+    training : bool
+        Whether to store the float32 values of the pool's arrays besides their integers, so that training can go on.
+
+    Raises
+    ------
+    VariableError
+        If a name, dtype or shape does not fit, or an array of the pool is not finite. Nothing is written.
+    CheckpointError
+        If plan and names are too large for a header, or the path is that of a device or the like.
+    OSError
+        If the system cannot write there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> plan = Plan.build({"w": (2, 3)}, ratio=2, learn_scale=False)
+    >>> variables = {name: np.ones(shape, np.float32) for name, shape in plan.variable_shapes.items()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(f"{folder}/model.safetensors", plan, variables, {"bias": np.zeros(3)}, "0" * 64)
+    ...     read(f"{folder}/model.safetensors").dense
+    {'bias': array([0., 0., 0.])}
+    """
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise VariableError(f"a digest must be 64 hexadecimal digits, as smh.digest gives it, got {digest!r}")
+    tensors, exponents = _checked(plan, variables, dense, training)
+    zeros = "0" * 64
+    metadata = f'{{"checksum":"{zeros}","digest":"{digest}","header_checksum":"{zeros}",'
+    metadata += f'"plan":{plan.to_json()},"pool_exponents":{canonical_json(exponents)},"version":"{VERSION}"}}'
+    with replacing(path) as temporary:
+        try:
+            # Sorts tensors by dtype, then name, so by content only. Several metadata keys come at random.
+            save_file(tensors, temporary, {"smh": metadata})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {os.fspath(path)!r}: make sure the disk has room, got {error}") from error
+        with open(temporary, "r+b") as file:
+            _seal(file)
+
+
+def _checked(plan: Plan, variables: Given, dense: Given, training: bool) -> tuple[Arrays, Exponents]:
+    """Return contiguous little-endian arrays under their names in the file, and the exponents of those of the pool."""
+    tensors = {}
+    shapes = plan.variable_shapes
+    if odd := set(shapes) ^ set(variables):
+        what = f"variables must be those of plan.variable_shapes: add or leave out {short(odd)}"
+        raise VariableError(f"{what}, got {short(list(variables))}")
+    for name, shape in shapes.items():
+        want = f"variable {name!r} must be a float32 NumPy array of shape {shape}"
+        tensors[name] = array = _host(want, name, variables[name])
+        if array.dtype.name != "float32" or array.shape != shape:
+            raise VariableError(f"{want}: convert it or take another, got {array.dtype} {array.shape}")
+    integers, exponents = pack(plan, tensors)
+    if training:
+        tensors |= {f"training/{name}": tensors[name] for name in integers}
+    tensors |= integers
+    for name, value in dense.items():
+        if not isinstance(name, str) or not name:
+            raise VariableError(f"a dense tensor must have a name, a string that is not empty, got {name!r}")
+        want = f"dense tensor {name!r} must be a NumPy array of bool, integers or floats"
+        tensors[f"dense/{name}"] = _host(want, name, value)
+    return tensors, exponents
+
+
+def _host(want: str, name: str, value: Any) -> np.ndarray:
+    if SURROGATE.search(name):
+        raise VariableError(f"{want} with a name in valid Unicode: rename it, got {name!r}")
+    if not isinstance(value, np.ndarray | np.generic):
+        raise VariableError(f"{want}: convert it with numpy.asarray, got {type(value).__name__}")
+    array = np.asarray(value)
+    if array.dtype.name not in DTYPES.values():
+        raise VariableError(f"{want} ({', '.join(DTYPES.values())}): convert it, got {array.dtype}")
+    if array.dtype.name == "bool":  # a view as bool may have other bytes than 0 and 1
+        array = np.asarray(array.view(np.uint8) != 0)
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _seal(file: io.BufferedRandom) -> None:
+    """Put the checksums in the place of their zeros.
+
+    They are taken from what the serialiser wrote, in one pass with a small buffer. To know them before it
+    writes, one would have to copy its order of the tensors, or to serialise twice.
+    """
+    header = file.read(int.from_bytes(file.read(8), "little"))
+    check_limits(header)
+    start = _find_checksums(header)
+    sealed = bytearray(header)
+    sealed[slice(*start.span(1))] = hashlib.file_digest(file, "sha256").hexdigest().encode()
+    sealed[slice(*start.span(3))] = _header_checksum(bytes(sealed), start).encode()
+    file.seek(8)
+    file.write(sealed)
+
+
+def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read and validate a checkpoint file. The file is treated as untrusted.
+
+    The header and everything it says are checked before any array is allocated, the data while they are read. Memory
+    is proportional to the data: besides them, every array of the pool has its float32 values. Arrays are writable and
+    own their memory.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+
+    Returns
+    -------
+    Checkpoint
+        Plan, variables, dense tensors and digest.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is cut, changed, lying, of an unknown version, or no checkpoint at all.
+    OSError
+        If the system cannot open or read the path, as ``FileNotFoundError`` or ``IsADirectoryError``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     try:
+    ...         read(file.name)
+    ...     except CheckpointError as error:
+    ...         print(str(error).split(": ")[1])
+    a safetensors file begins with its header's length, the first 8 bytes, which must be there, got 0
+    """
+    with open_file(path) as file:
+        try:
+            return _read(file)
+        except CheckpointError as error:
+            advice = "" if isinstance(error, _VersionError) else ", save it again or fetch another copy"
+            raise CheckpointError(f"cannot load {os.fspath(path)!r}{advice}: {error}") from error.__cause__
+
+
+def _read(file: io.BufferedReader) -> Checkpoint:
+    header, size = read_header(file)
+    start = _find_checksums(header)
+    actual, stated = _header_checksum(header, start), start[3].decode()
+    what = f"its header, bytes 8 to {8 + len(header)}, is damaged: its SHA-256 must be {stated}"
+    check(actual == stated, what, actual)
+    # The header's start says that tree and metadata are objects and "smh" is a string: no key comes twice.
+    tree = parse(header, "its header")
+    metadata = tree.pop("__metadata__")
+    check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
+    values = parse(metadata["smh"], "its metadata")
+    version = values.get("version")
+    if not is_readable(version):
+        raise _VersionError(version)
+    with explained(version):
+        check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
+    check(canonical_json(values) == metadata["smh"], "its metadata must be canonical JSON", metadata["smh"])
+    try:
+        plan = Plan.from_dict(values["plan"])
+    except PlanError as error:
+        raise CheckpointError(f"its plan must be valid: {error}") from error
+    exponents = values["pool_exponents"]
+    with explained(version):
+        check_exponents(plan, exponents)
+        entries = _check_entries(tree, plan, size)
+    arrays = _read_data(file, entries, start[1].decode())
+    training = {name[9:]: arrays[name] for name in arrays if name.startswith("training/")}
+    pool = unpack(plan, arrays, exponents)
+    if training:
+        check_training(plan, training, arrays, exponents)
+        pool = training
+    variables = {name: pool[name] if name in pool else arrays[name] for name in plan.variable_shapes}
+    dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
+    return Checkpoint(plan, variables, dense, start[2].decode(), bool(training))
+
+
+def _find_checksums(header: bytes) -> re.Match[bytes]:
+    """Find the checksums in a header."""
+    start = _START.match(header)
+    if start is None:
+        _check_future(header)
+        what = f"it is no smh checkpoint of version {VERSION}"
+        plain = "" if b'"smh"' in header[:64] else " (smh fit makes one of a plain file)"
+        raise CheckpointError(f"{what}{plain}, got a header {short(header)}")
+    return start
+
+
+def _check_future(header: bytes) -> None:
+    """Raise if a header that does not begin as those of this version do is that of another version."""
+    try:
+        metadata = parse(header, "its header")["__metadata__"]["smh"]
+        version = parse(metadata if isinstance(metadata, str) else "", "its metadata")["version"]
+    except (CheckpointError, LookupError, TypeError):  # of no version at all
+        return
+    if version != VERSION:
+        raise _VersionError(version)
+
+
+def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
+    """Return dtype and shape of each tensor, once they fit the plan and fill the data section exactly."""
+    entries = {}
+    planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
+    training = {f"training/{name}": ("F32", shape) for name, _, shape, _ in pool_arrays(plan)}
+    planned |= {name: stored(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
+    if not training.keys().isdisjoint(tree):
+        planned |= training
+    position = 0
+    for name, entry in tree.items():
+        what = f"tensor {short(name)} must"
+        check(name in planned or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
+        check_tensor(what, name, entry)
+        dtype, shape = entry["dtype"], entry["shape"]
+        check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
+        want, got = planned.get(name), (dtype, tuple(shape))
+        check(want is None or got == want, f"{what} be {want} by the plan", got)
+        position = check_place(what, entry, 8 * dtype_of(dtype).itemsize, position)
+        entries[name] = dtype, tuple(shape)
+    missing = [name for name in planned if name not in entries]
+    check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
+    check(position == size, f"its data section must have the {position} bytes of its tensors", size)
+    return entries
+
+
+def _read_data(file: io.BufferedReader, entries: Entries, checksum: str) -> Arrays:
+    """Read each tensor into an array of its own, and verify them all.
+
+    Not through safetensors: its ``load`` takes the whole file as bytes and copies it; its ``load_file`` opens
+    the path again, where another file may be by then. Here the bytes verified are the bytes returned.
+    """
+    arrays = {}
+    hashed = hashlib.sha256()
+    for name, (dtype, shape) in entries.items():
+        arrays[name] = read_tensor(file, name, shape, dtype_of(dtype))
+        hashed.update(arrays[name].reshape(-1).view(np.uint8).data)
+    actual = hashed.hexdigest()
+    check(actual == checksum, f"its data are damaged: their SHA-256 must be {checksum}", actual)
+    for name, array in arrays.items():
+        check_bools(name, array)
+    return arrays
+
+
+def _header_checksum(header: bytes, start: re.Match[bytes]) -> str:
+    return hashlib.sha256(header[: start.start(3)] + header[start.end(3) :]).hexdigest()

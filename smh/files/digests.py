@@ -1,0 +1,52 @@
+"""The digest: one SHA-256 over all generated weights (specification, section 11)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from smh.core.plan import Plan
+from smh.core.tensors import TensorSpec
+
+_GROUP = 1 << 24  # weights that are held at a time, but for a single larger tensor
+_BLOCK = 1 << 20  # weights whose NaNs are made alike, and that are hashed, at a time
+
+
+def digest(plan: Plan, build: Callable[[list[str]], list[np.ndarray]]) -> str:
+    """Return the digest of the weights of a plan; equal digests mean equal bits.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    build : callable
+        From names of tensors to their weights in canonical shape, as NumPy arrays. It is called for a
+        part of the tensors at a time, in order.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    sha = hashlib.sha256()
+    for group in _groups(plan):
+        for tensor, weights in zip(group, build([tensor.name for tensor in group]), strict=True):
+            sha.update(",".join(map(str, tensor.shape)).encode("ascii") + b"\n")
+            bits = np.ascontiguousarray(weights, dtype="<f4").reshape(-1).view("<u4")
+            for start in range(0, bits.size, _BLOCK):
+                block = bits[start : start + _BLOCK]
+                nan = (block & 0x7FFFFFFF) > 0x7F800000
+                sha.update(np.where(nan, np.uint32(0x7FC00000), block).astype("<u4").data)
+    return sha.hexdigest()
+
+
+def _groups(plan: Plan) -> Iterator[list[TensorSpec]]:
+    group: list[TensorSpec] = []
+    for tensor in plan.tensors:
+        if group and tensor.stop - group[0].offset > _GROUP:
+            yield group
+            group = []
+        group.append(tensor)
+    yield group

@@ -1,0 +1,155 @@
+"""Pool arrays as files hold them: integers and exponents (specification, section 12)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from smh.core.generate import put_on_grids
+from smh.core.grid import LARGEST, LEAST
+from smh.core.kernels import Kernels
+from smh.core.plan import Plan
+from smh.errors import CheckpointError, VariableError
+from smh.strict_json import check, short
+
+Arrays = dict[str, np.ndarray]
+Exponents = dict[str, int | None]
+_NIBBLE_BITS, _BYTE_BITS = 4, 8
+
+
+def stored(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Return the dtype, in the words of the format, and the shape in which a file holds the integers of an array.
+
+    Examples
+    --------
+    >>> stored(8, (10, 3)), stored(4, (5, 3)), stored(9, (10, 3))
+    (('I8', (10, 3)), ('U8', (8,)), ('I16', (10, 3)))
+    """
+    if bits <= _NIBBLE_BITS:
+        return "U8", (-(-math.prod(shape) // 2),)
+    return ("I8" if bits <= _BYTE_BITS else "I16"), shape
+
+
+def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Exponents]:
+    """Return the integers of all arrays of the pool as a file holds them, and the exponents of their grids.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    variables : mapping of str to numpy.ndarray, float32
+        At least all variables of the pool.
+
+    Raises
+    ------
+    VariableError
+        If an array has no grid: it is not finite, or too large.
+    """
+    with np.errstate(all="ignore"):
+        grids = put_on_grids(Kernels(np), plan, variables)
+    arrays: Arrays = {}
+    exponents: Exponents = {}
+    for name, bits, _, _ in pool_arrays(plan):
+        one = grids[name.removeprefix("pool/")]
+        if np.isnan(one.unit):
+            raise VariableError(
+                f"variable {name!r} has no integers to store, for it is not finite or reaches 2**{LARGEST}: "
+                f"train with a lower learning rate; got a largest magnitude of {np.max(np.abs(variables[name]))}"
+            )
+        exponents[name.removeprefix("pool/")] = math.frexp(float(one.power))[1] - 1 if one.power else None
+        q = np.asarray(one.integers).astype("<i2" if bits > _BYTE_BITS else "i1")
+        arrays[name] = _nibbles(q) if bits <= _NIBBLE_BITS else q
+    return arrays, exponents
+
+
+def check_exponents(plan: Plan, exponents: Any) -> None:
+    """Raise :class:`~smh.CheckpointError` unless exponents are such as grids of the plan's arrays have.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the file.
+    exponents : object
+        What the file says, of any type.
+    """
+    arrays = {name.removeprefix("pool/"): fixed for name, _, _, fixed in pool_arrays(plan)}
+    keys = sorted(exponents) if isinstance(exponents, dict) else None
+    got = exponents if keys is None else keys
+    check(keys == sorted(arrays), f"its pool_exponents must be an object with the keys {short(sorted(arrays))}", got)
+    for name, fixed in arrays.items():
+        e, what = exponents[name], f"the exponent of {name!r}"
+        check(e is None or type(e) is int, f"{what} must be a whole number or null", e)
+        check(e is None or LEAST <= e <= LARGEST, f"{what} must be from {LEAST} to {LARGEST}", e)
+        check(e is None or fixed is None or e == fixed, f"{what} must be {fixed}, as the plan fixes it", e)
+
+
+def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> Arrays:
+    """Return the float32 values that stored integers stand for, or refuse integers that no grid gives.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the file.
+    arrays : mapping of str to numpy.ndarray
+        As :func:`pack` gives them, in the dtypes and shapes of :func:`stored`.
+    exponents : dict of str to int or None
+        By the names of arrays, without ``pool/``; :func:`check_exponents` has accepted them.
+
+    Raises
+    ------
+    CheckpointError
+        If integers are not such as a grid with these exponents gives.
+    """
+    values = {}
+    for name, bits, shape, fixed in pool_arrays(plan):
+        e, q, what = exponents[name.removeprefix("pool/")], arrays[name], f"integers of {name!r} must have"
+        if bits <= _NIBBLE_BITS:
+            q = _from_nibbles(name, q, shape)
+        most, largest = 2 ** (bits - 1) - 1, max(-int(q.min()), int(q.max()))
+        check(largest <= most, f"{what} magnitudes of at most {most} with {bits} bits", largest)
+        check(e is not None or largest == 0, f"{what} an exponent, unless all are 0", e)
+        check(e is None or largest > 0, f"{what} the exponent null if all are 0", e)
+        if e is not None and fixed is None:
+            check(2 * largest > most, f"{what} a largest magnitude of at least {most // 2 + 1}", largest)
+        values[name] = q.astype(np.float32)
+        values[name] *= np.float32(2.0 ** ((e or 0) - bits + 1))
+    return values
+
+
+def check_training(
+    plan: Plan, training: Mapping[str, np.ndarray], packed: Mapping[str, np.ndarray], exponents: Exponents
+) -> None:
+    """Raise :class:`~smh.CheckpointError` unless training values have the grid of the stored integers."""
+    try:
+        again, others = pack(plan, training)
+    except VariableError as error:
+        raise CheckpointError(f"its training values must have a grid: {error}") from error
+    for name, q in again.items():
+        array = name.removeprefix("pool/")
+        what = f"training values of {name!r} must have the exponent {exponents[array]} of its integers"
+        check(others[array] == exponents[array], what, others[array])
+        different = int(np.count_nonzero(q != packed[name]))
+        check(not different, f"training values of {name!r} must round to its integers", f"{different} that do not")
+
+
+def pool_arrays(plan: Plan) -> Iterator[tuple[str, int, tuple[int, ...], int | None]]:
+    """Iterate over the arrays of a pool: variable, bits, shape and fixed exponent, if there is one."""
+    for leaf in plan.pool.leaves(plan.seed):
+        for number, (name, shape) in enumerate(leaf.pool.local_shapes().items()):
+            yield f"pool/{leaf.path}{name}", leaf.pool.grid_bits + 1, shape, leaf.pool.exponent(number)
+
+
+def _nibbles(q: np.ndarray) -> np.ndarray:
+    """Return two integers in each byte, the one of even index in the low half."""
+    flat = np.append(q.reshape(-1), np.zeros(q.size % 2, dtype=q.dtype)).view(np.uint8) & 15
+    return np.asarray(flat[0::2] | flat[1::2] << 4)
+
+
+def _from_nibbles(name: str, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    both = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8)
+    flat, rest = np.split((both ^ 8) - 8, [math.prod(shape)])  # the sign of four bits
+    check(not rest.any(), f"the last byte of {name!r} must be filled with 0", int(packed[-1]))
+    return np.asarray(flat.reshape(shape))

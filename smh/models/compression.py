@@ -1,0 +1,372 @@
+"""What compressing a model means, before any framework: which tensors are generated, by what plan, and what that saves.
+
+A backend lists the tensors of a model as :class:`ModelTensor`, in order, and asks :func:`plan_for` for the plan and
+:func:`make_report` for the report. How a model then gets its weights is the backend's own affair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from rich.table import Table
+
+from smh.core.plan import Plan
+from smh.core.selection import select, why_not
+from smh.core.tensors import TensorSpec
+from smh.errors import CheckpointError, PlanError
+from smh.files.checkpoint import CARRIED, Checkpoint
+
+RESIDENCIES = ("full", "cached", "layer")
+"""When weights are built: once per forward pass, once until a variable changes, or layer by layer."""
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """A tensor of a model.
+
+    Attributes
+    ----------
+    name : str
+        Its first name in the model.
+    shape : tuple of int
+        As the model holds it.
+    nbytes : int
+        Its size in bytes.
+    axes : str or None
+        What its axes mean, where the default by rank does not hold; see :meth:`smh.Plan.build`.
+    aliases : tuple of str
+        Other names of the same tensor: it is generated once, and stays tied.
+    kept : str
+        Why it cannot be generated, or empty.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    axes: str | None = None
+    aliases: tuple[str, ...] = ()
+    kept: str = ""
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """A line of a report.
+
+    Attributes
+    ----------
+    name : str
+        The tensor's name.
+    shape : tuple of int
+        As the model uses it.
+    aliases : tuple of str
+        Its other names.
+    generated : bool
+        Whether it is generated.
+    why : str
+        Why it is generated or kept.
+    scale : float or None
+        Its present scale, if it is generated.
+    offset : int or None
+        Its first cell, if it is generated.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    aliases: tuple[str, ...]
+    generated: bool
+    why: str
+    scale: float | None
+    offset: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What compression did to a model; ``str`` gives a paragraph, rich prints a table.
+
+    Attributes
+    ----------
+    tensors : tuple of TensorReport
+        In the order of the model.
+    num_weights, num_variables, num_kept : int
+        Generated elements, trained elements that generate them, and elements that stay as they were.
+    ratio_asked : float or None
+        What was asked for; None where a plan was given.
+    ratio : float
+        Pool variables per generated weight, as reached.
+    bytes_before, bytes_after : int
+        Of all tensors of the model in a file, before, and with integers and scales in place of weights.
+    residency : str
+        When weights are built.
+    """
+
+    tensors: tuple[TensorReport, ...]
+    num_weights: int
+    num_variables: int
+    num_kept: int
+    ratio_asked: float | None
+    ratio: float
+    bytes_before: int
+    bytes_after: int
+    residency: str
+
+    def __str__(self) -> str:
+        """Return a paragraph."""
+        count = sum(tensor.generated for tensor in self.tensors)
+        asked = "" if self.ratio_asked is None else f", asked {self.ratio_asked:.4g}"
+        return (
+            f"{self.num_weights:,} weights ({_tensors(count)}) are generated from {self.num_variables:,} variables "
+            f"(pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers ({_tensors(len(self.tensors) - count)}) "
+            f"are kept. A file takes {self.bytes_after:,} bytes instead of {self.bytes_before:,} "
+            f"({self.bytes_after / self.bytes_before:.1%}); residency {self.residency!r}."
+        )
+
+    def __rich__(self) -> Table:
+        """Return a table, with the paragraph below it."""
+        table = Table(caption=str(self), caption_justify="left")
+        for column in ("tensor", "shape", "scale", "offset", "", "why"):
+            table.add_column(column, justify="right" if column in ("scale", "offset") else "left")
+        for tensor in self.tensors:
+            table.add_row(
+                " = ".join((tensor.name, *tensor.aliases)),
+                " x ".join(map(str, tensor.shape)) or "scalar",
+                "" if tensor.scale is None else f"{tensor.scale:.4g}",
+                "" if tensor.offset is None else f"{tensor.offset:,}",
+                "generated" if tensor.generated else "kept",
+                tensor.why,
+            )
+        return table
+
+
+def check_residency(residency: Any) -> str:
+    """Return a residency, or raise :class:`~smh.PlanError` for what is none."""
+    if not isinstance(residency, str) or residency not in RESIDENCIES:
+        raise PlanError(f"residency must be one of {', '.join(map(repr, RESIDENCIES))}; got {residency!r}")
+    return residency
+
+
+def plan_for(
+    tensors: Sequence[ModelTensor], *, plan: Plan | None = None, allow_expansion: bool = False, **options: Any
+) -> Plan:
+    """Return the plan by which a model is compressed.
+
+    Parameters
+    ----------
+    tensors : sequence of ModelTensor
+        All tensors of the model.
+    plan : Plan, optional
+        A plan made before, which has to fit the model.
+    allow_expansion : bool
+        Whether a ratio of 1 or more is taken, with which a model has as many variables as weights.
+    **options
+        As for :meth:`smh.Plan.build`, ``ratio`` or ``size`` among them; those that are None are left out. A size is
+        that of all arrays in the file, tensors that are kept included.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    PlanError
+        If there is nothing to generate, options contradict each other, the plan does not fit the model, or the model
+        would not get smaller.
+
+    Examples
+    --------
+    >>> tensors = [ModelTensor("w", (30, 20), 2400), ModelTensor("b", (20,), 80)]
+    >>> plan_for(tensors, ratio=0.2).num_weights
+    600
+    >>> plan_for(tensors, size=284).file_bytes
+    204
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if plan is not None:
+        if given:
+            raise PlanError(f"a plan decides everything: leave out {', '.join(given)}, or leave out the plan")
+        check_fit(tensors, plan)
+        return plan
+    if "ratio" not in given and "size" not in given:
+        raise PlanError("say how much to compress: give ratio, for example ratio=0.1, or size='500 kB', or a plan")
+    check_ratio(given.get("ratio"), allow_expansion)
+    free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
+    default = given.get("include") is None
+    if not any(not default or not why_not(tensor.name, tensor.shape) for tensor in free.values()):
+        raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}")
+    shapes = {name: tensor.shape for name, tensor in free.items()}
+    try:
+        generated = select(shapes, given.get("include"), given.get("exclude"))
+        known = {name: axes for name in generated if (axes := free[name].axes) is not None}
+        kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)
+        built = Plan.build(shapes, **{**given, "axes": {**known, **given.get("axes", {})}, "kept_bytes": kept_bytes})
+    except PlanError as error:
+        kept = [tensor for tensor in tensors if tensor.kept]
+        raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
+    check_fit(tensors, built)  # a view may give another shape
+    return built
+
+
+def check_ratio(ratio: Any, allow_expansion: bool) -> None:
+    """Raise :class:`~smh.PlanError` for a ratio that compresses nothing, unless that is allowed.
+
+    Parameters
+    ----------
+    ratio : float, Fraction or None
+        What was asked for.
+    allow_expansion : bool
+        Whether 1 and more are allowed.
+
+    Examples
+    --------
+    >>> check_ratio(10, allow_expansion=False)
+    Traceback (most recent call last):
+        ...
+    smh.errors.PlanError: a ratio of 10 stores as many numbers as before or more: did you mean 0.1? If not, ...
+    """
+    if isinstance(ratio, int | float | Fraction) and ratio >= 1 and not allow_expansion:
+        hint = f"{float(ratio) / 100:.2g}" if 2 <= ratio < 100 else "0.1"
+        what = f"a ratio of {float(ratio):.4g} stores as many numbers as before or more: did you mean {hint}?"
+        raise PlanError(f"{what} If not, allow_expansion=True (--allow-expansion) takes it")
+
+
+def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
+    """Raise :class:`~smh.PlanError` unless every tensor of a plan is one of the model, of the same shape."""
+    known = {tensor.name: tensor for tensor in tensors}
+    missing = [tensor.name for tensor in plan.tensors if tensor.name not in known]
+    if missing:
+        raise PlanError(f"the plan generates tensors that the model does not have: {_some(missing)}")
+    for tensor in plan.tensors:
+        found = known[tensor.name]
+        if found.kept:
+            raise PlanError(f"the plan generates {tensor.name!r}, which cannot be: {found.kept}")
+        if found.shape != tensor.viewed_shape:
+            raise PlanError(f"the plan gives {tensor.name!r} the shape {tensor.viewed_shape}; the model {found.shape}")
+
+
+def check_loaded(
+    checkpoint: Checkpoint, dense: Mapping[str, tuple[tuple[int, ...], str]], plan: Plan | None = None
+) -> None:
+    """Raise unless a file holds just what a model stores, so that loading it cannot leave a model half changed.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        What was read.
+    dense : mapping of str to (tuple of int, str)
+        Shape and dtype of every tensor that the model keeps.
+    plan : Plan, optional
+        The plan of the model, if it is compressed already.
+
+    Raises
+    ------
+    CheckpointError
+        If the plan is another one, or a tensor is missing, unexpected, or of another shape or kind.
+    """
+    if plan is not None and checkpoint.plan != plan:
+        raise CheckpointError(
+            "the file has another plan than the model: load it into a plain model, or compress with the file's plan, "
+            f"smh.load(path).plan. The file: {_summary(checkpoint.plan)}; the model: {_summary(plan)}"
+        )
+    missing = [name for name in dense if name not in checkpoint.dense]
+    unexpected = [name for name in checkpoint.dense if name not in dense and not name.startswith(CARRIED)]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"the file does not fit the model; missing: {_some(missing) or 'none'}; "
+            f"unexpected: {_some(unexpected) or 'none'}"
+        )
+    for name, (shape, dtype) in dense.items():
+        found = checkpoint.dense[name]
+        if tuple(found.shape) != shape:
+            raise CheckpointError(f"{name!r} has the shape {tuple(found.shape)} in the file, {shape} in the model")
+        given = str(found.dtype).rpartition(".")[2]
+        if _kind(given) != _kind(dtype):
+            raise CheckpointError(f"{name!r} has the type {given} in the file, {dtype} in the model")
+
+
+def make_report(
+    tensors: Sequence[ModelTensor],
+    plan: Plan,
+    scale_variables: Mapping[str, float],
+    *,
+    ratio_asked: float | Fraction | None = None,
+    residency: str = "full",
+) -> Report:
+    """Return the report of a compressed model.
+
+    Parameters
+    ----------
+    tensors : sequence of ModelTensor
+        All tensors of the model as they were before.
+    plan : Plan
+        Its plan.
+    scale_variables : mapping of str to float
+        Present values of scale variables, by their names; all other scales are the plan's.
+    ratio_asked : float or Fraction, optional
+        What was asked for.
+    residency : str
+        When weights are built.
+    """
+    generated = {tensor.name: tensor for tensor in plan.tensors}
+    lines = []
+    for tensor in tensors:
+        spec = generated.get(tensor.name)
+        why = tensor.kept or why_not(tensor.name, tensor.shape) or "not selected"
+        if spec is not None:
+            why = f"tied with {', '.join(tensor.aliases)}" if tensor.aliases else ""
+        lines.append(
+            TensorReport(
+                name=tensor.name,
+                shape=tensor.shape,
+                aliases=tensor.aliases,
+                generated=spec is not None,
+                why=why,
+                scale=None if spec is None else _scale(spec, scale_variables),
+                offset=None if spec is None else spec.offset,
+            )
+        )
+    kept = [tensor for tensor in tensors if tensor.name not in generated]
+    return Report(
+        tensors=tuple(lines),
+        num_weights=plan.num_weights,
+        num_variables=plan.num_variables,
+        num_kept=sum(math.prod(tensor.shape) for tensor in kept),
+        ratio_asked=None if ratio_asked is None else float(ratio_asked),
+        ratio=plan.ratio,
+        bytes_before=sum(tensor.nbytes for tensor in tensors),
+        bytes_after=plan.file_bytes + sum(tensor.nbytes for tensor in kept),
+        residency=residency,
+    )
+
+
+def _scale(spec: TensorSpec, scale_variables: Mapping[str, float]) -> float:
+    if spec.scale_variable not in scale_variables:
+        return spec.initial_scale
+    return scale_variables[spec.scale_variable] * 2.0**-spec.kappa
+
+
+def _reasons(tensors: Sequence[ModelTensor]) -> str:
+    """Describe why tensors are kept."""
+    if not tensors:
+        return "it has no tensors"
+    whys = [f"{tensor.name!r} {tensor.kept or f'has the shape {tensor.shape}'}" for tensor in tensors]
+    return "; ".join(whys[:3]) + (f"; and {len(whys) - 3} more" if len(whys) > 3 else "")
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
+
+
+def _summary(plan: Plan) -> str:
+    return f"{plan.pool!r}, {len(plan.tensors)} tensors, {plan.num_weights:,} weights, seed {plan.seed}"
+
+
+def _kind(dtype: str) -> str:
+    """Return ``float``, ``int``, ``uint``, ``bool`` and the like, without the bits."""
+    return dtype.rstrip("0123456789").removeprefix("b" if dtype == "bfloat16" else "")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,7 @@
+"""smh for PyTorch: the same objects as ``smh.backends.torch``.
+
+Choose a backend at import: ``from smh import torch as smh``.
+"""
+
+from smh.backends.torch import *  # noqa: F403
+from smh.backends.torch import __all__ as __all__

@@ -1,6 +1,0 @@
-"""``python -m smh``: the command line, also where its executable is not on the path."""
-
-from smh.v2.cli import main
-
-if __name__ == "__main__":
-    main()
