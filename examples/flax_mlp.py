@@ -12,7 +12,7 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from smh.backends import jax as smh
+from smh import jax as smh
 
 EPOCHS, BATCH = 30, 64
 

@@ -12,7 +12,7 @@ from rich import print
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from smh.backends import tensorflow as smh
+from smh import keras as smh
 
 
 def make_model() -> keras.Model:

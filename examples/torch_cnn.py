@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from smh.backends import torch as smh
+from smh import torch as smh
 
 
 def make_model() -> nn.Module:

@@ -1,3 +1,3 @@
 """The version of smh: its only source."""
 
-__version__ = "0.1.0"
+__version__ = "2.0.0.dev0"

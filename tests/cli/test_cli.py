@@ -32,7 +32,7 @@ from tests.cli.common import SMH, assert_fails, call, invoke
 
 GOLDEN = Path(__file__).parent / "golden_help"
 COMMANDS = list(typer.main.get_group(app).commands)
-PAGE = Path(__file__).parent.parent.parent / "staging" / "docs" / "cli.md"  # of version 2, until it replaces docs/
+PAGE = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 LONG = ("smh verify small.safetensors\n", "smh info", "smh conformance", "smh demo")  # tested below and elsewhere
 PLAIN_TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONUTF8": "1"}
 
