@@ -12,7 +12,6 @@ fitted part by part, each to what the others leave. What a single pool does stan
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,23 +19,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate
-from smh.core.grid import grid
-from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool, Sum
-from smh.core.pools.base import Leaf
-from smh.core.scales import LEAST, LIMIT
+from smh.core.pools.base import LeafPool
+from smh.core.scales import LEAST, LIMIT, modified
 from smh.core.tensors import TensorSpec
 from smh.errors import PlanError, SmhError, UnknownNameError, VariableError, near_names
-from smh.models.fitters import FITTERS, KERNELS, ROUNDS, STALL, Variables, can_fit, fit_leaf
+from smh.models.fit_pool import BLOCK, SMOOTH, dot, fit_pool
+from smh.models.fitters import FITTERS, KERNELS, Used, Variables, can_fit
 
-_SMOOTH = NumpyKernels(smooth=True)
-_BLOCK = 1 << 16  # elements that are held in float64 at a time
+_WEIGHTS = 1 << 18  # weights that are generated at a time
 _FAR = 2.0**40  # virtual weights from here on leave the grids of pools no room
 _FAINT = 2.0**-20  # virtual weights are meant to have unit mean square; what is this small is rounding errors
 _LOST = 0.5  # an error from which on most of a model is lost
@@ -89,7 +86,7 @@ def fit_variables(
     plan : Plan
         Any plan whose pool is a matmul, Kronecker or hash pool, or a sum of such.
     values : mapping of str to numpy.ndarray, any real dtype
-        The wanted weights, one array for every tensor of the plan, in its viewed shape. Each is asked for up to three
+        The wanted weights, one array for every tensor of the plan, in its viewed shape. Each is asked for up to four
         times and not kept, so a mapping may read them from a file.
     progress : bool
         Show progress bars on stderr.
@@ -127,9 +124,12 @@ def fit_variables(
     Modifiers are no part of the fit of the pool: scaled virtual weights are fitted to the target itself. The report is
     about the weights after modifiers, so it shows where a target is out of their reach.
 
-    Variables are on their grids at last: one factor is rounded, the other fitted anew to it and rounded in its turn,
-    and scales are fitted to the weights that the integers generate. Wanted weights are held in float32, sums in
-    float64; it takes up to four times the memory of the weights in float32.
+    The returned variables are on their grids. Steps and integers are chosen for the error of the product: a few large
+    values may be clipped, and each integer makes up for the errors of those before it. One factor is held while the
+    other is fitted to its integers, in turns, and scales are fitted last, to the weights that the integers generate. If
+    all scales are learnable, virtual weights may come out up to twice as large or small as the scales suggest.
+
+    Up to a ratio of 0.5 it takes at most four times the memory of the weights in float32.
 
     Terms of a matrix product that the target does not need get left variables of 0
     and right ones like the initial ones, so that training can use them. A learnable scale of zeros becomes 0.
@@ -151,10 +151,10 @@ def fit_variables(
     _check_names(plan, values)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
         scales, wanted, used = _wanted(plan, values, bars)
-        unrounded, pool = _fit_pool(plan, wanted, used, bars)
+        unrounded, pool = fit_pool(plan, wanted, used, _is_free(plan, scales), bars)
         del wanted, used
         variables = pool | _fit_scales(KERNELS, plan, values, pool, scales, bars)
-        unrounded |= _fit_scales(_SMOOTH, plan, values, unrounded, scales, bars)
+        unrounded |= _fit_scales(SMOOTH, plan, values, unrounded, scales, bars)
         report = _report(plan, values, variables, unrounded, bars)
     if report.error > _LOST:
         warnings.warn(
@@ -203,7 +203,7 @@ def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
         raise VariableError(f"{what} must be real numbers, such as float32; got dtype {x.dtype}")
     if x.shape != tensor.viewed_shape:
         raise VariableError(f"{what} must have shape {tensor.viewed_shape}, as the model has it; got {x.shape}")
-    narrow = x.astype(np.float32)
+    narrow = x.astype(np.float32, copy=False)
     bad = x.size - np.count_nonzero(np.isfinite(narrow))
     if bad:
         raise VariableError(f"{what} must be finite in float32; got {bad} of {x.size} that are not: mend the model")
@@ -211,20 +211,22 @@ def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.reshape(canonical, (-1,))
 
 
-def _wanted(
-    plan: Plan, values: Mapping[str, np.ndarray], bars: Progress
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Return the scale of every tensor, the wanted virtual weights, and which of them are wanted; shape (capacity,)."""
+def _wanted(plan: Plan, values: Mapping[str, np.ndarray], bars: Progress) -> tuple[dict[str, float], np.ndarray, Used]:
+    """Return the scale of every tensor, the wanted virtual weights, and which of them are wanted.
+
+    Virtual weights are as many as the largest leaf has, float32.
+    """
     scales = {}
+    room = max(leaf.pool.capacity for leaf in plan.pool.leaves(plan.seed))
     shared = plan.layout == "cyclic" and plan.num_weights > plan.capacity
-    wanted: np.ndarray = np.zeros(plan.capacity, dtype=np.float64 if shared else np.float32)
-    squares: np.ndarray = np.zeros(plan.capacity if shared else 0)
-    used = np.zeros(plan.capacity, dtype=bool)
+    wanted: np.ndarray = np.zeros(room, dtype=np.float32)
+    squares: np.ndarray = np.zeros(plan.capacity if shared else 0, dtype=np.float32)
+    ranges = []
     for tensor in bars.track(plan.tensors, description="reading tensors"):
         target = _target(tensor, values)
         scale = tensor.initial_scale
         if tensor.learn_scale:
-            scale = math.sqrt(_dot(target, target) / target.size)
+            scale = math.sqrt(dot(target, target) / target.size)
             scale = float(np.float32(min(max(scale, LEAST), LIMIT / 2))) if scale else 0.0
         largest = max(float(np.max(target)), -float(np.min(target)))
         if largest >= _FAR * scale > 0.0:
@@ -232,20 +234,21 @@ def _wanted(
                 f"the values of {tensor.name!r} must be below 2**40 times its scale {scale:.4g}; got magnitude "
                 f"{largest:.4g}: make a plan with learnable scales, or a larger one"
             )
-        for cells, elements in _shown(plan, tensor):
-            if shared:
-                wanted[cells] += scale * target[elements]
-                squares[cells] += scale * scale
-            elif scale:
-                wanted[cells] = target[elements] / scale
-            if scale:
-                used[cells] = True
         scales[tensor.name] = scale
+        if not scale:
+            continue
+        for cells, elements in _shown(plan, tensor):
+            ranges.append(cells)
+            if shared:
+                for k in range(0, cells.stop - cells.start, BLOCK):
+                    block = target[elements][k : k + BLOCK]
+                    wanted[cells.start + k : cells.start + k + len(block)] += np.float32(scale) * block
+                squares[cells] += np.float32(scale * scale)
+            else:
+                np.divide(target[elements], np.float32(scale), out=wanted[cells])
     if shared:
-        np.divide(wanted, squares, out=wanted, where=used)
-    if used.all():
-        used = np.broadcast_to(np.True_, used.shape)  # of no memory
-    return scales, wanted.astype(np.float32, copy=False), used
+        np.divide(wanted[: plan.capacity], squares, out=wanted[: plan.capacity], where=squares > 0.0)
+    return scales, wanted, Used(ranges)
 
 
 def _shown(plan: Plan, tensor: TensorSpec) -> Iterator[tuple[slice, slice]]:
@@ -258,62 +261,14 @@ def _shown(plan: Plan, tensor: TensorSpec) -> Iterator[tuple[slice, slice]]:
         at += count
 
 
-def _fit_pool(plan: Plan, wanted: np.ndarray, used: np.ndarray, bars: Progress) -> tuple[Variables, Variables]:
-    """Return pool variables for the wanted virtual weights, unrounded and rounded to integers.
-
-    Leaf by leaf, each is fitted to what the integers of the others leave.
-    """
-    leaves = list(plan.pool.leaves(plan.seed))
-    initial = initial_variables(plan)
-    parts: list[tuple[Variables, Variables]] = [({}, {}) for _ in leaves]
-    shares = [np.zeros(leaf.pool.capacity if len(leaves) > 1 or not used.all() else 0, np.float32) for leaf in leaves]
-    best, least = parts, math.inf
-    for _ in range(ROUNDS):
-        parts = list(parts)
-        for p, leaf in enumerate(leaves):
-            task = bars.add_task(f"fitting the pool, part {p + 1} of {len(leaves)}", total=1.0)
-            tick = functools.partial(_tick, bars, task)
-            start = {name: initial[f"pool/{leaf.path}{name}"] for name in leaf.pool.local_shapes()}
-            if len(leaves) == 1:
-                present = shares[0] if shares[0].size else wanted
-                parts[p] = fit_leaf(leaf, wanted, used, present, start, tick)
-            else:
-                parts[p] = fit_leaf(leaf, _less(wanted, shares[:p] + shares[p + 1 :]), used, shares[p], start, tick)
-                shares[p] = _virtual_weights(leaf, parts[p][1])
-            bars.update(task, completed=1.0)
-        if len(leaves) == 1:
-            best = parts
-            break
-        error = float(np.linalg.norm(_less(wanted, shares)[used]))
-        stalled = error >= (1.0 - STALL) * least
-        if error < least:
-            best, least = parts, error
-        if stalled:
-            break
-    unrounded, rounded = (
-        {f"pool/{leaf.path}{name}": x for leaf, part in zip(leaves, best, strict=True) for name, x in part[k].items()}
-        for k in (0, 1)
+def _is_free(plan: Plan, scales: Mapping[str, float]) -> bool:
+    """Say whether learnable scales can make up for a factor of all virtual weights."""
+    return (
+        isinstance(plan.pool, LeafPool)
+        and (plan.layout != "padding" or plan.num_weights <= plan.capacity)
+        and all(tensor.learn_scale for tensor in plan.tensors)
+        and all(scale == 0.0 or 2.0**10 * LEAST < scale < 2.0**-10 * LIMIT for scale in scales.values())
     )
-    return unrounded, rounded
-
-
-def _tick(bars: Progress, task: TaskID, what: str, share: float) -> None:
-    description = bars.tasks[task].description.partition(":")[0]
-    bars.update(task, description=f"{description}: {what}", completed=min(share, 1.0))
-
-
-def _virtual_weights(leaf: Leaf, part: Variables) -> np.ndarray:
-    """Return all virtual weights of a leaf."""
-    pool = leaf.pool
-    grids = {
-        name: grid(KERNELS, x, pool.grid_bits, 30, 30, pool.exponent(k)) for k, (name, x) in enumerate(part.items())
-    }
-    return np.asarray(pool.virtual_weights(KERNELS, grids, 0, pool.capacity, leaf.seed))
-
-
-def _less(wanted: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
-    """Return what some leaves, whose capacities may be larger, leave of the wanted virtual weights."""
-    return functools.reduce(lambda rest, share: rest - share[: wanted.size], shares, wanted)
 
 
 def _fit_scales(
@@ -328,26 +283,40 @@ def _fit_scales(
     learnable = [tensor for tensor in plan.tensors if tensor.learn_scale]
     grids = generate.put_on_grids(kernels, plan, pool)
     found = {}
-    for tensor in bars.track(learnable, description="fitting scales"):
-        v = generate.cells(kernels, plan, grids, tensor.offset, tensor.stop)
-        scale = _best_scale(tensor, v, _target(tensor, values), scales[tensor.name])
+    task = bars.add_task("fitting scales", total=sum(tensor.size for tensor in learnable))
+    for tensor in learnable:
+        target, whole, energy, shared = _target(tensor, values), 0.0, 0.0, 0.0
+        for start, stop in _blocks(tensor):
+            v = np.asarray(generate.cells(kernels, plan, grids, tensor.offset + start, tensor.offset + stop))
+            whole += dot(v, v)
+            if "relu" in tensor.modifiers:
+                v = np.maximum(v, np.float32(0.0))
+            energy += dot(v, v)
+            shared += dot(v, target[start:stop])
+            bars.advance(task, stop - start)
+        scale = _best_scale(tensor, math.sqrt(whole / tensor.size), energy, shared, scales[tensor.name])
         found[tensor.scale_variable] = np.asarray(scale * 2.0**tensor.kappa, dtype=np.float32)
     return found
 
 
-def _best_scale(tensor: TensorSpec, v: np.ndarray, target: np.ndarray, scale: float) -> float:
+def _blocks(tensor: TensorSpec) -> Iterator[tuple[int, int]]:
+    """Iterate over ranges of the elements of a tensor."""
+    for start in range(0, tensor.size, _WEIGHTS):
+        yield start, min(start + _WEIGHTS, tensor.size)
+
+
+def _best_scale(tensor: TensorSpec, size: float, energy: float, shared: float, scale: float) -> float:
     """Return the better of two scales for virtual weights v: the one given, and that of least squares.
 
-    Virtual weights of next to nothing tell no scale, and with a scale of 0 could not be trained: they keep theirs.
+    ``size`` is their root mean square, ``energy`` the square of v, after relu, and ``shared`` its product with the
+    target. Virtual weights of next to nothing tell no scale, and with a scale of 0 could not be trained: they keep
+    theirs.
     """
-    if math.sqrt(_dot(v, v) / v.size) < _FAINT:
+    if size < _FAINT:
         return scale or tensor.initial_scale
-    relu = "relu" in tensor.modifiers
-    v = np.maximum(v, np.float32(0.0)) if relu else v
-    energy, shared = _dot(v, v), _dot(v, target)
     least = float(np.float32(shared / energy)) if energy else scale
     least = 0.0 if abs(least) < LEAST else math.copysign(min(abs(least), LIMIT / 2), least)
-    if relu and least <= 0.0:
+    if "relu" in tensor.modifiers and least <= 0.0:
         return scale
     return min(scale, least, key=lambda s: s * s * energy - 2.0 * s * shared)
 
@@ -355,32 +324,23 @@ def _best_scale(tensor: TensorSpec, v: np.ndarray, target: np.ndarray, scale: fl
 def _report(
     plan: Plan, values: Mapping[str, np.ndarray], variables: Variables, unrounded: Variables, bars: Progress
 ) -> FitReport:
-    """Return the errors of the weights that are generated, one tensor at a time."""
+    """Return the errors of the weights that are generated, block by block."""
     errors, off, before, whole = {}, 0.0, 0.0, 0.0
     ways = [
-        ((kernels, plan, generate.put_on_grids(kernels, plan, given)), given)
-        for kernels, given in ((KERNELS, variables), (_SMOOTH, unrounded))
+        (kernels, generate.put_on_grids(kernels, plan, given), given)
+        for kernels, given in ((KERNELS, variables), (SMOOTH, unrounded))
     ]
-    for tensor in bars.track(plan.tensors, description="measuring errors"):
-        target = _target(tensor, values)
-        distance, before_here = (
-            _distance(generate.weights_of(*way, tensor, generate.scale_of(way[0], tensor, given)), target)
-            for way, given in ways
-        )
-        norm = math.sqrt(_dot(target, target))
-        before = math.hypot(before, before_here)
-        errors[tensor.name] = distance / norm if norm else distance
-        off, whole = math.hypot(off, distance), math.hypot(whole, norm)
+    task = bars.add_task("measuring errors", total=plan.num_weights)
+    for tensor in plan.tensors:
+        target, squares = _target(tensor, values), [0.0, 0.0]
+        for start, stop in _blocks(tensor):
+            for k, (kernels, grids, given) in enumerate(ways):
+                v = generate.cells(kernels, plan, grids, tensor.offset + start, tensor.offset + stop)
+                w = kernels.scale(v, generate.scale_of(kernels, tensor, given))
+                distance = np.asarray(modified(kernels, w, tensor.modifiers)) - target[start:stop].astype(np.float64)
+                squares[k] += float(distance @ distance)
+            bars.advance(task, stop - start)
+        norm, distances = math.sqrt(dot(target, target)), [math.sqrt(square) for square in squares]
+        errors[tensor.name] = distances[0] / norm if norm else distances[0]
+        off, before, whole = math.hypot(off, distances[0]), math.hypot(before, distances[1]), math.hypot(whole, norm)
     return FitReport(errors, off / (whole or 1.0), before / (whole or 1.0))
-
-
-def _dot(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the inner product of two vectors, added in float64."""
-    blocks = range(0, x.size, _BLOCK)
-    return sum(float(x[k : k + _BLOCK].astype(np.float64) @ y[k : k + _BLOCK]) for k in blocks)
-
-
-def _distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the norm of the difference of two vectors, added in float64."""
-    blocks = (np.subtract(x[k : k + _BLOCK], y[k : k + _BLOCK], dtype=np.float64) for k in range(0, x.size, _BLOCK))
-    return math.sqrt(sum(float(block @ block) for block in blocks))

@@ -37,7 +37,8 @@ def interruptible(fn: Callable[[], Any], waiting: Callable[[], None] | None = No
         except BaseException as error:  # handed over, whatever it is
             results.put((None, error))
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     while True:
         try:
             value, error = results.get(timeout=_WAIT)
@@ -45,6 +46,7 @@ def interruptible(fn: Callable[[], Any], waiting: Callable[[], None] | None = No
             if waiting is not None:
                 waiting()
             continue
+        thread.join()  # it holds the function, and with it perhaps large arrays
         if error is not None:
             raise error
         return value
