@@ -81,8 +81,8 @@ class Api:
             The tensors to build, all by default. The bits do not depend on what else is built.
         max_bytes : int, optional
             The most bytes of weights to build, for a plan that came from elsewhere; see
-            :func:`smh.files.limits.default`. By default there is no limit: a plan at hand is yours, and :func:`load` has
-            one for that of a file.
+            :func:`smh.files.limits.default`. By default there is no limit: a plan at hand is yours, and
+            :func:`load` has one for that of a file.
 
         Returns
         -------
