@@ -25,7 +25,7 @@ def fmix32(xp: Any, h: Any) -> Any:
     ``h`` holds words in uint32, or in int64 with every element in ``[0, 2**32)``; the result has its shape and dtype.
 
     >>> import numpy as np
-    >>> hex(int(fmix32(np, np.asarray(2, dtype=np.uint32))))
+    >>> hex(fmix32(np, np.asarray([2], dtype=np.uint32)).item())
     '0x30f4c306'
     """
     h = _xor_shift(xp, h, 16)

@@ -221,7 +221,7 @@ def check_ratio(ratio: Any, allow_expansion: bool) -> None:
 
     Examples
     --------
-    >>> check_ratio(10, allow_expansion=False)
+    >>> check_ratio(10, allow_expansion=False)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     smh.errors.PlanError: a ratio of 10 stores as many numbers as before or more: did you mean 0.1? If not, ...
