@@ -59,32 +59,6 @@ def test_torch_gives_the_bits_of_the_oracle_at_every_precision_of_float32(precis
         torch.set_float32_matmul_precision(before)
 
 
-def test_jax_gives_the_bits_of_the_oracle_eagerly_and_compiled():
-    jax = pytest.importorskip("jax", reason="JAX is not installed")
-
-    class JaxKernels(Kernels):
-        def device(self, x):
-            return None
-
-    kernels = JaxKernels(jax.numpy)
-
-    @settings(max_examples=6, **RELAXED)
-    @given(plan=plans(), seed=seeds, kind=st.sampled_from(KINDS))
-    def holds(plan, seed, kind):
-        variables, cotangents = values(plan, seed, kind)
-        with jax.enable_x64(True):
-            check(kernels, plan, variables, cotangents, put=jax.numpy.asarray)
-            compiled = jax.jit(lambda v, g: (generate.materialize(kernels, plan, v), generate.vjp(kernels, plan, v, g)))
-            weights, gradients = compiled(variables, cotangents)
-        described = plan.to_dict()
-        for name, x in oracle.weights(described, variables).items():
-            assert_same_bits(np.asarray(weights[name]), x, name)
-        for name, x in oracle.gradients(described, variables, cotangents).items():
-            assert_same_bits(np.asarray(gradients[name]), x, name)
-
-    holds()
-
-
 @pytest.mark.parametrize("bits", [2, 8, 9, 16])
 @pytest.mark.parametrize("terms", [1, 255, 257, 1025, 2500])
 def test_long_sums(bits, terms):
