@@ -125,7 +125,7 @@ def _segments(rng: np.random.Generator) -> Iterator[Call]:
 
         def sum_tiles(k: Kernels, x: Any, start: int = start, stop: int = stop) -> Any:
             total = k.sum_tiles(lambda first, last: k.xp.sum(k.xp.astype(x[first:last], k.xp.float64)), start, stop)
-            return k.xp.reshape(k.xp.asarray(total), ())
+            return k.xp.reshape(k.xp.asarray(total, dtype=k.xp.float64), ())
 
         yield f"tiles ({start} to {stop})", tiles, (whole,)
         yield f"sum_tiles ({start} to {stop})", sum_tiles, (whole,)
