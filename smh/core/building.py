@@ -14,9 +14,11 @@ from smh.core import rules
 from smh.core.checks import ceil_digits, whole_number
 from smh.core.pools import Pool
 from smh.core.pools.base import LIMIT
+from smh.core.sizes import file_bytes
 from smh.core.tensors import TensorSpec
+from smh.core.versions import VERSION
 from smh.errors import CheckpointError, PlanError, near_names
-from smh.strict_json import check_limits
+from smh.strict_json import canonical_json, check_limits
 
 
 def shape(name: Any, shape: Any) -> tuple[int, ...]:
@@ -100,20 +102,30 @@ def sized(pool: Pool, weights: int, ratio: Any) -> Pool:
     return pool.sized(weights, share)
 
 
-def check_storable(plan: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_storable(plan: str, pool: Pool, scales: Sequence[str]) -> None:
     """Raise :class:`~smh.PlanError` if no file can hold a plan: its header would be larger than readers take.
+
+    The header is that of a file without kept tensors, but for digits that are not known yet (section 12).
 
     Parameters
     ----------
     plan : str
         Its JSON.
-    shapes : mapping of str to tuple of int
-        Those of all variables. Tensors that are kept come on top of that.
+    pool : Pool
+        Its pool.
+    scales : sequence of str
+        The names of learned scales, ``scale/...``.
     """
-    entry = {"dtype": "F32", "data_offsets": [0, 0]}
-    entries = {name: {**entry, "shape": shape} for name, shape in shapes.items()}
-    header = json.dumps({"__metadata__": {"smh": plan}, **entries}, separators=(",", ":"))
+    arrays = pool.variable_shapes()
+    metadata: dict[str, Any] = dict.fromkeys(("checksum", "digest", "header_checksum"), "0" * 64)
+    metadata |= {"plan": json.loads(plan), "pool_exponents": dict.fromkeys(arrays, -29), "version": VERSION}
+    header: dict[str, Any] = {"__metadata__": {"smh": canonical_json(metadata)}}
+    last = file_bytes(pool) + 4 * len(scales)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(scales, ()) | {f"pool/{name}": shape for name, shape in arrays.items()}
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "I16", "shape": shape, "data_offsets": [last, last]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
     try:
-        check_limits(header.encode("ascii"), "the header of a file with this plan")
+        check_limits(text.encode("utf-8", "surrogatepass"), "the header of a file with this plan")
     except CheckpointError as error:
         raise PlanError(f"{error}: generate fewer tensors, or give them shorter names") from error

@@ -198,7 +198,7 @@ class Plan:
             sized = building.sized(request, offset, ratio)
         chosen = sized.for_optimizer(optimizer, offset, building.mean_scale(tensors))
         plan = cls(chosen, tuple(tensors), whole_number("seed", seed, 0, 2**32 - 1), layout)
-        building.check_storable(plan.to_json(), plan.variable_shapes)
+        building.check_storable(plan.to_json(), chosen, [t.scale_variable for t in tensors if t.learn_scale])
         return plan
 
     @property

@@ -160,7 +160,7 @@ def plan_for(
     plan : Plan, optional
         A plan made before, which has to fit the model.
     allow_expansion : bool
-        Whether a ratio of 1 or more is taken, with which a model has as many variables as weights.
+        Whether a ratio of 1 or more is taken, also one that follows from a size: as many variables as weights.
     **options
         As for :meth:`smh.Plan.build`, ``ratio`` or ``size`` among them; those that are None are left out. A size is
         that of all arrays in the file, tensors that are kept included.
@@ -205,6 +205,11 @@ def plan_for(
     except PlanError as error:
         kept = [tensor for tensor in tensors if tensor.kept]
         raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
+    if "size" in given and built.ratio >= 1 and not allow_expansion:
+        raise PlanError(
+            f"a size of {given['size']!r} leaves room for {built.ratio:.3g} pool variables per weight, as many as "
+            "before or more: ask for less, or pass allow_expansion=True (--allow-expansion)"
+        )
     check_fit(tensors, built)  # a view may give another shape
     return built
 

@@ -161,7 +161,7 @@ def fit_variables(
             f"the fitted weights are off by {report.error:.2f} of the given ones: most of the model is lost, and "
             "training must follow. A larger ratio, or leaving out what fits badly (exclude), keeps more",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,  # above np.errstate
         )
     return variables, report
 

@@ -55,7 +55,7 @@ def test_options_that_are_none_are_those_of_plans():
 @given(st.integers(600, 6000), st.sampled_from([4, 8, 16]), st.booleans(), st.sampled_from([None, ["fc.weight"]]))
 def test_a_size_is_that_of_all_arrays_in_the_file(size, bits, learn_scale, include):
     """Tensors that are kept count, those that are not selected among them, and one term more would be too much."""
-    options = {"bits": bits, "learn_scale": learn_scale, "include": include}
+    options = {"bits": bits, "learn_scale": learn_scale, "include": include, "allow_expansion": True}
     try:
         plan = plan_for(TENSORS, size=size, **options)
     except smh.PlanError as error:
@@ -258,3 +258,9 @@ def test_files_that_do_not_fit_a_model_are_refused(change, message):
 def test_files_with_another_plan_are_refused():
     with pytest.raises(smh.CheckpointError, match="another plan than the model"):
         check_loaded(_checkpoint(**ARRAYS), DENSE, plan_for(TENSORS, ratio=0.3))
+
+
+def test_a_size_that_leaves_room_for_all_weights_is_refused():
+    with pytest.raises(smh.PlanError, match="as many as before or more: ask for less"):
+        plan_for(TENSORS, size=sum(tensor.nbytes for tensor in TENSORS))
+    assert plan_for(TENSORS, size=sum(tensor.nbytes for tensor in TENSORS), allow_expansion=True).ratio >= 1

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smh.errors import CheckpointError
+from smh.models.fingerprint import check_fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from smh.backends.jax.pytrees import Compressed
@@ -31,25 +32,22 @@ def register(cls: type[Compressed]) -> None:
 
 def _to_state(compressed: Compressed) -> dict[str, Any]:
     """Return the state dict: fingerprint of the plan, 32 bytes, variables and kept arrays."""
-    fingerprint = np.frombuffer(bytes.fromhex(compressed.plan.fingerprint), dtype=np.uint8)
-    return {FINGERPRINT: fingerprint, "variables": dict(compressed.variables), "kept": dict(compressed.kept)}
+    return {
+        FINGERPRINT: fingerprint(compressed.plan),
+        "variables": dict(compressed.variables),
+        "kept": dict(compressed.kept),
+    }
 
 
 def _from_state(compressed: Compressed, state: Mapping[str, Any]) -> Compressed:
     """Return compressed parameters with the arrays of a state dict, or raise :class:`~smh.CheckpointError`."""
-    own = compressed.plan.fingerprint
     advice = "compress the parameters by the plan of that state, smh.compress(params, plan=...), and restore into these"
     if not isinstance(state, Mapping) or set(state) != {FINGERPRINT, "variables", "kept"}:
         given = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise CheckpointError(
             f"the state is not that of compressed parameters, which has {FINGERPRINT}, variables and kept; got {given}"
         )
-    theirs = np.asarray(state[FINGERPRINT]).astype(np.uint8).tobytes().hex()
-    if theirs != own:
-        raise CheckpointError(
-            f"the state is of compressed parameters with another plan: its fingerprint is {theirs}, that of these "
-            f"parameters is {own}: {advice}"
-        )
+    check_fingerprint(compressed.plan, np.asarray(state[FINGERPRINT]).astype(np.uint8).tobytes(), advice)
     return dataclasses.replace(
         compressed,
         variables=_like(compressed.variables, state["variables"], "variables"),

@@ -1,7 +1,6 @@
-"""How what Keras and TensorFlow save of a compressed model names its plan, without which its numbers mean nothing.
+"""How what Keras and TensorFlow save of a compressed model names its plan; see :mod:`smh.models.fingerprint`.
 
-The same variables give other weights by another plan, also where all shapes agree: with another seed or gain. So the
-layer that holds the variables saves the fingerprint of the plan with them, and loading looks at it first.
+The layer that holds the variables saves the fingerprint of the plan with them, and loading looks at it first.
 """
 
 from __future__ import annotations
@@ -13,9 +12,14 @@ import tensorflow as tf
 
 from smh.core.plan import Plan
 from smh.errors import CheckpointError
+from smh.models.fingerprint import check_fingerprint, fingerprint
 
 FINGERPRINT = "fingerprint"
 """Under which name it is saved: 32 bytes."""
+_ADVICE = (
+    "compress the model by the plan of those weights, smh.compress(model, plan=...), or load a .keras file or one of "
+    "smh.save, which bring their plan"
+)
 
 
 class PlanName(tf.__internal__.tracking.Trackable):
@@ -35,23 +39,19 @@ class PlanName(tf.__internal__.tracking.Trackable):
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.own = np.frombuffer(bytes.fromhex(plan.fingerprint), dtype=np.uint8)
+        self.own = fingerprint(plan)
         self.refusal: CheckpointError | None = None
-        self._about = f"{plan.pool!r}, layout {plan.layout}, {len(plan.tensors)} tensors, seed {plan.seed}"
+        self._plan = plan
 
     def check(self, found: Any) -> None:
         """Raise :class:`~smh.CheckpointError` unless a saved fingerprint, or None where there is none, is this one."""
-        theirs = b"" if found is None else np.asarray(found).astype(np.uint8).tobytes()
-        if theirs == self.own.tobytes():
-            self.refusal = None
-            return
-        what = f"has the fingerprint {theirs.hex()}" if theirs else "is not named"
-        self.refusal = CheckpointError(
-            f"the plan of what was saved {what}; that of this model has {self.own.tobytes().hex()} ({self._about}): "
-            "compress the model by the plan of those weights, smh.compress(model, plan=...), or load a .keras file or "
-            "one of smh.save, which bring their plan"
-        )
-        raise self.refusal
+        self.refusal = None
+        theirs = None if found is None else np.asarray(found).astype(np.uint8).tobytes()
+        try:
+            check_fingerprint(self._plan, theirs, _ADVICE)
+        except CheckpointError as error:
+            self.refusal = error
+            raise
 
     def _serialize_to_tensors(self) -> dict[str, Any]:
         return {FINGERPRINT: tf.constant(self.own)}

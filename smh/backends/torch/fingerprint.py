@@ -1,7 +1,6 @@
-"""How the ``state_dict`` of a compressed model names its plan, without which its numbers mean nothing.
+"""How the ``state_dict`` of a compressed model names its plan; see :mod:`smh.models.fingerprint`.
 
-The same variables give other weights by another plan, also where all shapes agree: with another seed or gain. So the
-state of the model holds the fingerprint of the plan as PyTorch's extra state, and loading looks at it first.
+The state of the model holds the fingerprint of the plan as PyTorch's extra state, and loading looks at it first.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from smh.core.plan import Plan
-from smh.errors import CheckpointError
+from smh.models.fingerprint import check_fingerprint, fingerprint
 
 KEY = "_extra_state"
 """Under which PyTorch stores what a module adds to its state."""
@@ -26,8 +25,8 @@ _ADVICE = (
 
 def state_of(plan: Plan, own: Any = None) -> Any:
     """Return the extra state: the fingerprint, 32 bytes, and what the model's own class adds, if it does."""
-    fingerprint = torch.tensor(list(bytes.fromhex(plan.fingerprint)), dtype=torch.uint8, device="cpu")
-    return fingerprint if own is None else {_PLAN: fingerprint, _OWN: own}
+    named = torch.tensor(fingerprint(plan).tolist(), dtype=torch.uint8, device="cpu")
+    return named if own is None else {_PLAN: named, _OWN: own}
 
 
 def own_part(state: Any) -> Any:
@@ -50,13 +49,7 @@ def check_state(plan: Plan, state: Mapping[str, Any], prefix: str, first: str) -
         The attribute of the model's first variable: a state without it has nothing to name a plan for.
     """
     if f"{prefix}{KEY}" in state:
-        theirs = _read(state[f"{prefix}{KEY}"])
-        if theirs != plan.fingerprint:
-            raise CheckpointError(
-                f"the state_dict is of a model with another plan: its fingerprint is {theirs}, that of this model is "
-                f"{plan.fingerprint} ({plan.pool!r}, layout {plan.layout}, {len(plan.tensors)} tensors, seed "
-                f"{plan.seed}). Nothing was loaded: {_ADVICE}"
-            )
+        check_fingerprint(plan, _read(state[f"{prefix}{KEY}"]), _ADVICE)
     elif f"{prefix}{first}" in state:
         warnings.warn(
             f"the state_dict does not say by which plan it generates weights ({prefix + KEY!r} is missing): by another "
@@ -66,9 +59,9 @@ def check_state(plan: Plan, state: Mapping[str, Any], prefix: str, first: str) -
         )
 
 
-def _read(state: Any) -> str:
-    """Return the fingerprint of an extra state in hexadecimal digits, or say what is there."""
+def _read(state: Any) -> bytes | None:
+    """Return the fingerprint of an extra state, if it has one."""
     found = state.get(_PLAN) if isinstance(state, dict) else state
     if isinstance(found, torch.Tensor) and found.dtype == torch.uint8 and found.shape == (32,):
-        return bytes(found.tolist()).hex()
-    return f"missing (there is {type(found).__name__})"
+        return bytes(found.tolist())
+    return None
