@@ -121,7 +121,8 @@ def check_storable(plan: str, pool: Pool, scales: Sequence[str]) -> None:
     metadata |= {"plan": json.loads(plan), "pool_exponents": dict.fromkeys(arrays, -29), "version": VERSION}
     header: dict[str, Any] = {"__metadata__": {"smh": canonical_json(metadata)}}
     last = file_bytes(pool) + 4 * len(scales)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(scales, ()) | {f"pool/{name}": shape for name, shape in arrays.items()}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(scales, ())
+    shapes |= {f"pool/{name}": shape for name, shape in arrays.items()}
     for name, shape in shapes.items():
         header[name] = {"dtype": "I16", "shape": shape, "data_offsets": [last, last]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)

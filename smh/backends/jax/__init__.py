@@ -2,7 +2,8 @@
 
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.functions import digest, initialize, load, materialize, save, vjp
-from smh.backends.jax.pytrees import Compressed, compress, fit, plan_of, report
+from smh.backends.jax.models import compress, fit, plan_of, report
+from smh.backends.jax.pytrees import Compressed
 from smh.core.plan import Plan
 
 __all__ = [
