@@ -39,7 +39,7 @@ from smh.errors import (
     VariableError,
 )
 from smh.files.checkpoint import Checkpoint
-from smh.models.dispatch import compress, digest, fit, load, save
+from smh.models.dispatch import adapter_of as _adapter_of
 from smh.porting import port
 
 __all__ = [
@@ -65,16 +65,25 @@ __all__ = [
     "list_backends",
     "load",
     "materialize",
+    "plan_of",
     "pools",
     "port",
     "porting",
+    "report",
     "save",
     "vjp",
 ]
 
-_api = _Api(get_backend)
+_api: _Api[_Any, _Any] = _Api(get_backend, _adapter_of)
+compress = _api.compress
+digest = _api.digest
+fit = _api.fit
 initialize = _api.initialize
+load = _api.load
 materialize = _api.materialize
+plan_of = _api.plan_of
+report = _api.report
+save = _api.save
 vjp = _api.vjp
 
 

@@ -13,20 +13,32 @@ from smh.backends.protocol import Backend
 from smh.core.initial import initial_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
+from smh.errors import PlanError
 from smh.files import checkpoint, digests, limits
-from smh.files.checkpoint import Checkpoint
+from smh.models.adapter import ModelAdapter
+from smh.models.api import Compressed, Model, ModelApi
+from smh.models.compression import Compression, check_fit, check_loaded
 
 
-class Api:
+def _no_models(model: Any) -> ModelAdapter:
+    raise PlanError(f"this backend has arrays only: give a Plan and its variables; got {type(model).__name__}")
+
+
+class Api(ModelApi[Model, Compressed]):
     """The public functions for one backend.
 
     Parameters
     ----------
     get_backend : callable
-        Returns the backend; called at each use, so that nothing is imported before it is needed.
+        Returns the backend of arrays; called at each use, so that nothing is imported before it is needed.
+    adapter_of : callable, optional
+        Returns the adapter for a model; by default there are no models.
     """
 
-    def __init__(self, get_backend: Callable[[], Backend]) -> None:
+    def __init__(
+        self, get_backend: Callable[[], Backend], adapter_of: Callable[[Any], ModelAdapter] = _no_models
+    ) -> None:
+        super().__init__(adapter_of)
         self._get_backend = get_backend
 
     def initialize(self, plan: Plan, distribution: str = "normal", device: Any = None) -> dict[str, Array]:
@@ -63,31 +75,32 @@ class Api:
 
     def materialize(
         self,
-        plan: Plan,
-        variables: Mapping[str, Array],
+        model: Plan | Compressed,
+        variables: Mapping[str, Array] | None = None,
         names: Iterable[str] | None = None,
         *,
         max_bytes: int | None = None,
-    ) -> dict[str, Array]:
-        """Build weights from variables.
+    ) -> Any:
+        """Build weights from variables, differentiably, or a plain model from a compressed one.
 
         Parameters
         ----------
-        plan : Plan
+        model : Plan or compressed model
             What to build.
         variables : mapping of str to array, float32
-            All variables of the plan, by name.
+            With a plan: all its variables, by name.
         names : iterable of str, optional
-            The tensors to build, all by default. The bits do not depend on what else is built.
+            With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
         max_bytes : int, optional
-            The most bytes of weights to build, for a plan that came from elsewhere; see
-            :func:`smh.files.limits.default`. By default there is no limit: a plan at hand is yours, and
-            :func:`load` has one for that of a file.
+            With a plan that came from elsewhere: the most bytes of weights to build; see
+            :func:`smh.files.limits.default`. By default there is no limit; :func:`load` has one for the plan of a file.
 
         Returns
         -------
-        dict of str to array, float32
-            In their viewed shapes. They overlap nowhere.
+        dict of str to array, float32, or plain model
+            Of a plan, weights in their viewed shapes, which overlap nowhere. Of a model, one of its own kind as it was
+            before, with the generated weights: in PyTorch and Keras a copy with parameters, in JAX the pytree, through
+            which gradients flow.
 
         Raises
         ------
@@ -97,6 +110,8 @@ class Api:
             If the plan has no tensor of that name.
         LimitError
             If the weights are larger than ``max_bytes``.
+        PlanError
+            If the model is not compressed.
 
         Examples
         --------
@@ -105,10 +120,14 @@ class Api:
         >>> smh.materialize(plan, smh.initialize(plan))["fc"].shape
         (20, 5)
         """
+        if not isinstance(model, Plan):
+            self._check_alone(model, variables=variables, names=names, max_bytes=max_bytes)
+            self._compression(model)
+            return self._adapter_of(model).materialize(model)
         if max_bytes is not None:
-            names = None if names is None else [tensor.name for tensor in plan.select(names)]
-            limits.check_plan(plan, max_bytes, names)
-        return self._get_backend().materialize(plan, variables, names)
+            names = None if names is None else [tensor.name for tensor in model.select(names)]
+            limits.check_plan(model, max_bytes, names)
+        return self._get_backend().materialize(model, variables or {}, names)
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return the gradient of every variable, given those of weights.
@@ -145,18 +164,18 @@ class Api:
         """
         return self._get_backend().vjp(plan, variables, cotangents)
 
-    def digest(self, plan: Plan, variables: Mapping[str, Array]) -> str:
-        """Return the SHA-256 of all weights: equal digests are equal bits.
+    def digest(self, model: Plan | Compressed, variables: Mapping[str, Array] | None = None) -> str:
+        """Return the SHA-256 of all generated weights: equal digests are equal bits, in every framework.
 
         The weights are built by this backend, some tensors at a time.
         Names and views do not count, so a model keeps its digest when it is ported.
 
         Parameters
         ----------
-        plan : Plan
-            The plan.
+        model : Plan or compressed model
+            Whose weights.
         variables : mapping of str to array, float32
-            All variables of the plan, by name.
+            With a plan: all its variables, by name.
 
         Returns
         -------
@@ -167,6 +186,8 @@ class Api:
         ------
         VariableError
             If a variable is missing, unknown, or of the wrong shape or dtype.
+        PlanError
+            If the model is not compressed.
 
         Examples
         --------
@@ -175,21 +196,14 @@ class Api:
         >>> len(smh.digest(plan, smh.initialize(plan)))
         64
         """
-        backend = self._get_backend()
-        canonical = tuple(dataclasses.replace(tensor, view=None) for tensor in plan.tensors)
-        unviewed = dataclasses.replace(plan, tensors=canonical)
-
-        def build(names: list[str]) -> list[np.ndarray]:
-            weights = backend.materialize(unviewed, variables, names)
-            return [backend.to_numpy(weights[name]) for name in names]
-
-        return digests.digest(plan, build)
+        backend, plan, variables, _ = self._contents(model, variables)
+        return _digest(backend, plan, variables)
 
     def save(
         self,
         path: str | os.PathLike[str],
-        plan: Plan,
-        variables: Mapping[str, Array],
+        model: Plan | Compressed,
+        variables: Mapping[str, Array] | None = None,
         dense: Mapping[str, Array] | None = None,
         *,
         training: bool = False,
@@ -202,15 +216,15 @@ class Api:
         ----------
         path : str or path-like
             Where to.
-        plan : Plan
-            The plan.
+        model : Plan or compressed model
+            What to save. A model brings its variables and all that it keeps; states of optimisers are left out.
         variables : mapping of str to array, float32
-            All variables of the plan, by name.
+            With a plan: all its variables, by name.
         dense : mapping of str to array, optional
-            Tensors that are kept as they are, such as biases and norms.
+            With a plan: tensors that are kept as they are, such as biases and norms.
         training : bool
-            Whether to store float32 values of the pool as well, so that training can go on where it stopped. Files are
-            five times larger then.
+            Whether to store float32 values of the pool as well, so that training can go on where it stopped. The pool
+            takes five times as many bytes then.
 
         Returns
         -------
@@ -221,6 +235,8 @@ class Api:
         ------
         VariableError
             If an array cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
+        PlanError
+            If the model is not compressed.
 
         Examples
         --------
@@ -232,37 +248,51 @@ class Api:
         >>> smh.load(path).digest == digest
         True
         """
-        backend = self._get_backend()
-        digest = self.digest(plan, variables)
+        backend, plan, variables, kept = self._contents(model, variables, dense)
+        digest = _digest(backend, plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
-        kept = {name: backend.to_numpy(x) for name, x in (dense or {}).items()}
-        checkpoint.write(path, plan, host, kept, digest, training)
+        checkpoint.write(path, plan, host, {name: backend.to_numpy(x) for name, x in kept.items()}, digest, training)
         return digest
 
-    def load(self, path: str | os.PathLike[str], device: Any = None, *, max_bytes: int | None = None) -> Checkpoint:
-        """Read and validate a checkpoint. The file is treated as untrusted.
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        model: Model | Compressed | None = None,
+        *,
+        device: Any = None,
+        max_bytes: int | None = None,
+    ) -> Any:
+        """Read a checkpoint, trusting nothing in it, and put it into a model if there is one.
 
         Parameters
         ----------
         path : str or path-like
             The file.
+        model : torch.nn.Module, keras.Model or pytree of jax.Array, optional
+            A compressed model with the plan of the file, or a plain one, which is compressed by that plan. Everything
+            is checked before anything changes. Names of Keras may differ in the numbers that it gives to layers.
         device : optional
-            A device of the backend.
+            Without a model: a device of the backend.
         max_bytes : int, optional
             The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times
             what the file stores, whichever is more; see :func:`smh.files.limits.default`.
 
         Returns
         -------
-        Checkpoint
-            The plan, and variables and kept tensors as arrays of the backend. The variables of the pool are the values
-            that the stored integers stand for, or those of training if the file has them. ``digest`` is what the file
-            states: compare it with :func:`digest` to prove that the weights here are the same.
+        Checkpoint or compressed model
+            Without a model, plan, variables and kept tensors, as arrays of the backend. The variables of the pool are
+            the values that the stored integers stand for, or those of training if the file has them. ``digest`` is what
+            the file states: compare it with :func:`digest` for proof that the weights here are the same. With one, the
+            compressed model: in PyTorch the given one, in Keras that if it was compressed already, in JAX a new pytree
+            with types and devices of the given one.
 
         Raises
         ------
         CheckpointError
-            If the file is truncated or changed, or is not a valid checkpoint of a version that is read here.
+            If the file is cut, changed, not an honest checkpoint of a known version, or does not fit the model: then
+            the message names what is missing, unexpected or different.
+        PlanError
+            If the plan of the file does not fit a plain model.
         LimitError
             If its weights would be larger than the limit.
 
@@ -274,11 +304,51 @@ class Api:
             ...
         FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
         """
-        backend = self._get_backend()
+        if model is not None and device is not None:
+            raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
+        adapter = None if model is None else self._adapter_of(model)
         found = checkpoint.read(path)
         limits.check_file(found, max_bytes)
-        return dataclasses.replace(
-            found,
-            variables={name: backend.asarray(x, device) for name, x in found.variables.items()},
-            dense={name: backend.asarray(x, device) for name, x in found.dense.items()},
-        )
+        if adapter is None:
+            backend = self._get_backend()
+            return dataclasses.replace(
+                found,
+                variables={name: backend.asarray(x, device) for name, x in found.variables.items()},
+                dense={name: backend.asarray(x, device) for name, x in found.dense.items()},
+            )
+        found = adapter.renamed(found, model)
+        compression = adapter.compression(model)
+        if compression is not None:
+            check_loaded(found, adapter.kept(model, found.plan), compression.plan)
+            return adapter.assign(model, found.variables, found.dense)
+        tensors = adapter.tensors(model, found.plan)
+        check_fit(tensors, found.plan)
+        check_loaded(found, adapter.kept(model, found.plan))
+        return adapter.assign(adapter.install(model, Compression(found.plan, tensors)), found.variables, found.dense)
+
+    def _contents(
+        self, model: Any, variables: Mapping[str, Array] | None, dense: Mapping[str, Array] | None = None
+    ) -> tuple[Backend, Plan, Mapping[str, Array], Mapping[str, Array]]:
+        """Return the backend of a model or plan, the plan, its variables and what is kept."""
+        if isinstance(model, Plan):
+            return self._get_backend(), model, variables or {}, dense or {}
+        self._check_alone(model, variables=variables, dense=dense)
+        plan, adapter = self.plan_of(model), self._adapter_of(model)
+        return adapter.backend, plan, adapter.variables(model), adapter.kept(model, plan)
+
+    def _check_alone(self, model: Any, **given: Any) -> None:
+        """Raise :class:`~smh.PlanError` where arguments that go with a plan come with a model."""
+        names = [name for name, value in given.items() if value is not None]
+        if names:
+            raise PlanError(f"{', '.join(names)} go with a Plan as the model; got {type(model).__name__}")
+
+
+def _digest(backend: Backend, plan: Plan, variables: Mapping[str, Array]) -> str:
+    canonical = tuple(dataclasses.replace(tensor, view=None) for tensor in plan.tensors)
+    unviewed = dataclasses.replace(plan, tensors=canonical)
+
+    def build(names: list[str]) -> list[np.ndarray]:
+        weights = backend.materialize(unviewed, variables, names)
+        return [backend.to_numpy(weights[name]) for name in names]
+
+    return digests.digest(plan, build)

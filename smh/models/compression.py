@@ -26,30 +26,24 @@ RESIDENCIES = ("full", "cached", "layer")
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of a model.
+    """A tensor of a model."""
 
-    Attributes
-    ----------
-    name : str
-        Its first name in the model.
-    shape : tuple of int
-        As the model holds it.
-    nbytes : int
-        Its size in bytes.
-    axes : str or None
-        What its axes mean, where the default by rank does not hold; see :meth:`smh.Plan.build`.
-    aliases : tuple of str
-        Other names of the same tensor: it is generated once, and stays tied.
-    kept : str
-        Why it cannot be generated, or empty.
-    """
-
-    name: str
-    shape: tuple[int, ...]
+    name: str  # its first name in the model
+    shape: tuple[int, ...]  # as the model holds it
     nbytes: int
-    axes: str | None = None
-    aliases: tuple[str, ...] = ()
-    kept: str = ""
+    axes: str | None = None  # what its axes mean, where the default by rank does not hold; see Plan.build
+    aliases: tuple[str, ...] = ()  # other names of the same tensor: it is generated once, and stays tied
+    kept: str = ""  # why it cannot be generated, or empty
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a model was compressed: what every compressed model carries, besides its arrays."""
+
+    plan: Plan
+    tensors: tuple[ModelTensor, ...]  # all of the model as it was before, in order
+    residency: str = "full"
+    ratio_asked: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,29 +145,12 @@ def check_residency(residency: Any) -> str:
 def plan_for(
     tensors: Sequence[ModelTensor], *, plan: Plan | None = None, allow_expansion: bool = False, **options: Any
 ) -> Plan:
-    """Return the plan by which a model is compressed.
+    """Return the plan by which a model is compressed: one made before, which has to fit, or a new one.
 
-    Parameters
-    ----------
-    tensors : sequence of ModelTensor
-        All tensors of the model.
-    plan : Plan, optional
-        A plan made before, which has to fit the model.
-    allow_expansion : bool
-        Whether a ratio of 1 or more is taken, also one that follows from a size: as many variables as weights.
-    **options
-        As for :meth:`smh.Plan.build`, ``ratio`` or ``size`` among them; those that are None are left out. A size is
-        that of all arrays in the file, tensors that are kept included.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    PlanError
-        If there is nothing to generate, options contradict each other, the plan does not fit the model, or the model
-        would not get smaller.
+    Options are those of :meth:`smh.Plan.build`, ``ratio`` or ``size`` among them; those that are None are left out. A
+    size is that of all arrays in the file, tensors that are kept included. Raises :class:`~smh.PlanError` if there is
+    nothing to generate, options contradict each other, the plan does not fit the model, or the model would not get
+    smaller and ``allow_expansion`` does not say that it need not.
 
     Examples
     --------
@@ -215,22 +192,7 @@ def plan_for(
 
 
 def check_ratio(ratio: Any, allow_expansion: bool) -> None:
-    """Raise :class:`~smh.PlanError` for a ratio that compresses nothing, unless that is allowed.
-
-    Parameters
-    ----------
-    ratio : float, Fraction or None
-        What was asked for.
-    allow_expansion : bool
-        Whether 1 and more are allowed.
-
-    Examples
-    --------
-    >>> check_ratio(10, allow_expansion=False)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    smh.errors.PlanError: a ratio of 10 stores as many numbers as before or more: did you mean 0.1? If not, ...
-    """
+    """Raise :class:`~smh.PlanError` for a ratio that compresses nothing, unless that is allowed."""
     if isinstance(ratio, int | float | Fraction) and ratio >= 1 and not allow_expansion:
         hint = f"{float(ratio) / 100:.2g}" if 2 <= ratio < 100 else "0.1"
         what = f"a ratio of {float(ratio):.4g} stores as many numbers as before or more: did you mean {hint}?"
@@ -251,72 +213,39 @@ def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
             raise PlanError(f"the plan gives {tensor.name!r} the shape {tensor.viewed_shape}; the model {found.shape}")
 
 
-def check_loaded(
-    checkpoint: Checkpoint, dense: Mapping[str, tuple[tuple[int, ...], str]], plan: Plan | None = None
-) -> None:
-    """Raise unless a file holds just what a model stores, so that loading it cannot leave a model half changed.
+def check_loaded(checkpoint: Checkpoint, kept: Mapping[str, Any], plan: Plan | None = None) -> None:
+    """Raise :class:`~smh.CheckpointError` unless a file holds just what a model stores.
 
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-        What was read.
-    dense : mapping of str to (tuple of int, str)
-        Shape and dtype of every tensor that the model keeps.
-    plan : Plan, optional
-        The plan of the model, if it is compressed already.
-
-    Raises
-    ------
-    CheckpointError
-        If the plan is another one, or a tensor is missing, unexpected, or of another shape or kind.
+    So loading cannot leave a model half changed. ``kept`` are the arrays that the model keeps, ``plan`` is the plan of
+    a model that is compressed already.
     """
     if plan is not None and checkpoint.plan != plan:
         raise CheckpointError(
             "the file has another plan than the model: load it into a plain model, or compress with the file's plan, "
             f"smh.load(path).plan. The file: {_summary(checkpoint.plan)}; the model: {_summary(plan)}"
         )
-    missing = [name for name in dense if name not in checkpoint.dense]
-    unexpected = [name for name in checkpoint.dense if name not in dense and not name.startswith(CARRIED)]
+    missing = [name for name in kept if name not in checkpoint.dense]
+    unexpected = [name for name in checkpoint.dense if name not in kept and not name.startswith(CARRIED)]
     if missing or unexpected:
         raise CheckpointError(
             f"the file does not fit the model; missing: {_some(missing) or 'none'}; "
             f"unexpected: {_some(unexpected) or 'none'}"
         )
-    for name, (shape, dtype) in dense.items():
-        found = checkpoint.dense[name]
+    for name, x in kept.items():
+        found, shape = checkpoint.dense[name], tuple(x.shape)
         if tuple(found.shape) != shape:
             raise CheckpointError(f"{name!r} has the shape {tuple(found.shape)} in the file, {shape} in the model")
-        given = str(found.dtype).rpartition(".")[2]
+        given, dtype = (str(y.dtype).rpartition(".")[2] for y in (found, x))
         if _kind(given) != _kind(dtype):
             raise CheckpointError(f"{name!r} has the type {given} in the file, {dtype} in the model")
 
 
-def make_report(
-    tensors: Sequence[ModelTensor],
-    plan: Plan,
-    scale_variables: Mapping[str, float],
-    *,
-    ratio_asked: float | Fraction | None = None,
-    residency: str = "full",
-) -> Report:
-    """Return the report of a compressed model.
-
-    Parameters
-    ----------
-    tensors : sequence of ModelTensor
-        All tensors of the model as they were before.
-    plan : Plan
-        Its plan.
-    scale_variables : mapping of str to float
-        Present values of scale variables, by their names; all other scales are the plan's.
-    ratio_asked : float or Fraction, optional
-        What was asked for.
-    residency : str
-        When weights are built.
-    """
+def make_report(compression: Compression, scale_variables: Mapping[str, float]) -> Report:
+    """Return the report of a compressed model, given present values of scale variables by their names."""
+    plan = compression.plan
     generated = {tensor.name: tensor for tensor in plan.tensors}
     lines = []
-    for tensor in tensors:
+    for tensor in compression.tensors:
         spec = generated.get(tensor.name)
         why = tensor.kept or why_not(tensor.name, tensor.shape) or "not selected"
         if spec is not None:
@@ -332,17 +261,17 @@ def make_report(
                 offset=None if spec is None else spec.offset,
             )
         )
-    kept = [tensor for tensor in tensors if tensor.name not in generated]
+    kept = [tensor for tensor in compression.tensors if tensor.name not in generated]
     return Report(
         tensors=tuple(lines),
         num_weights=plan.num_weights,
         num_variables=plan.num_variables,
         num_kept=sum(math.prod(tensor.shape) for tensor in kept),
-        ratio_asked=None if ratio_asked is None else float(ratio_asked),
+        ratio_asked=compression.ratio_asked,
         ratio=plan.ratio,
-        bytes_before=sum(tensor.nbytes for tensor in tensors),
+        bytes_before=sum(tensor.nbytes for tensor in compression.tensors),
         bytes_after=plan.file_bytes + sum(tensor.nbytes for tensor in kept),
-        residency=residency,
+        residency=compression.residency,
     )
 
 

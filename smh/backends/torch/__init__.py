@@ -1,20 +1,16 @@
 """The PyTorch backend: weights as differentiable tensors, and whole models, on any device, compiled or not."""
 
+from typing import Any
+
+from torch import nn
+
 from smh.api import Api
 from smh.backends.torch.adapter import backend
-from smh.backends.torch.functions import digest, load, save
-from smh.backends.torch.models import (
-    compress,
-    compress_,
-    fit,
-    materialize_,
-    plan_of,
-    report,
-    set_residency,
-)
+from smh.backends.torch.models import ModelsInPlace, adapter, materialize_, set_residency
 from smh.core import pools
 from smh.core.plan import Plan
 from smh.files.checkpoint import Checkpoint
+from smh.models.api import with_signature_of
 from smh.porting import port
 
 __all__ = [
@@ -38,7 +34,45 @@ __all__ = [
     "vjp",
 ]
 
-_api = Api(lambda: backend)
+_api: Api[nn.Module, nn.Module] = Api(lambda: backend, lambda model: adapter)
+_in_place: Api[nn.Module, nn.Module] = Api(lambda: backend, lambda model: ModelsInPlace())
+compress = _api.compress
+digest = _api.digest
+fit = _api.fit
 initialize = _api.initialize
+load = _api.load
 materialize = _api.materialize
+plan_of = _api.plan_of
+report = _api.report
+save = _api.save
 vjp = _api.vjp
+
+
+@with_signature_of(_api.compress)
+def compress_(*args: Any, **options: Any) -> nn.Module:
+    """Do what :func:`compress` does with the model itself, and return it. If it fails, the model has not changed.
+
+    Parameters
+    ----------
+    *args, **options
+        As for :func:`compress`.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model, compressed, with fresh variables.
+
+    Raises
+    ------
+    PlanError
+        As :func:`compress`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from smh import torch as smh
+    >>> model = torch.nn.Linear(40, 30)
+    >>> smh.compress_(model, size="1 kB") is model
+    True
+    """
+    return _in_place.compress(*args, **options)

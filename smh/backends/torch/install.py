@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from smh.backends.torch.discovery import parts_of
@@ -14,7 +12,7 @@ from smh.backends.torch.generated import NAMES, STORE, generated_class
 from smh.backends.torch.store import Site, Store
 from smh.core.plan import Plan
 from smh.errors import PlanError
-from smh.models.compression import ModelTensor
+from smh.models.compression import Compression
 
 
 def find_store(model: Any) -> Store | None:
@@ -31,30 +29,9 @@ def find_store(model: Any) -> Store | None:
     return None
 
 
-def store_of(model: Any) -> Store:
-    """Return the store of a compressed model, or raise :class:`~smh.PlanError`."""
-    store = find_store(model)
-    if store is None:
-        raise PlanError(f"the model is not compressed: smh.compress(model, ratio=0.1) is; got {type(model).__name__}")
-    return store
-
-
-def assign(model: nn.Module, variables: Mapping[str, np.ndarray]) -> None:
-    """Give the variables of a compressed model values."""
-    with torch.no_grad():
-        for name, x in store_of(model).parameters().items():
-            x.copy_(torch.from_numpy(variables[name]).reshape(x.shape))
-
-
-def install(
-    model: nn.Module,
-    plan: Plan,
-    tensors: tuple[ModelTensor, ...],
-    sites: Mapping[str, list[Site]],
-    residency: str,
-    ratio_asked: float | None,
-) -> Store:
+def install(model: nn.Module, compression: Compression, sites: Mapping[str, list[Site]]) -> Store:
     """Put parameters for variables, all zero, in the place of those that are generated."""
+    plan = compression.plan
     first = {tensor.name: sites[tensor.name][0] for tensor in plan.tensors}
     slots = {
         f"pool/{name}": (model, f"pool_{name}".replace("/", "_").replace(".", "_"))
@@ -79,13 +56,10 @@ def install(
     like = example[0]._parameters[example[1]]
     store = Store(
         root=model,
-        plan=plan,
+        compression=compression,
         slots=slots,
         order={module: tuple(module._parameters) for module in read},
         packed=packed,
-        tensors=tensors,
-        residency=residency,
-        ratio_asked=ratio_asked,
     )
     for module, names in read.items():
         for attribute in names:

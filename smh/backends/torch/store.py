@@ -14,7 +14,7 @@ from torch import nn
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
 from smh.backends.torch.generated import NAMES, GeneratedWeight
 from smh.core.plan import Plan
-from smh.models.compression import ModelTensor
+from smh.models.compression import Compression
 
 Site = tuple[nn.Module, str]
 """A module and one of its attributes."""
@@ -37,24 +37,8 @@ class Scope:
 class Store:
     """Builds the weights of a model.
 
-    Parameters
-    ----------
-    root : torch.nn.Module
-        The model.
-    plan : Plan
-        What is generated.
-    slots : dict of str to Site
-        Where each variable is held.
-    order : dict of torch.nn.Module to tuple of str
-        The modules that differ from what they were, and what parameters each had.
-    packed : dict of str to tuple of str
-        For weights that hold several tensors of the plan, one below the other, their names.
-    tensors : tuple of ModelTensor
-        All tensors of the model as they were.
-    residency : str
-        When weights are built.
-    ratio_asked : float, optional
-        What was asked for.
+    ``slots`` says where each variable is held, ``order`` which modules differ from what they were and what parameters
+    each had, ``packed`` which weights hold several tensors of the plan, one below the other.
     """
 
     ready = False  # while a copy is put together
@@ -62,22 +46,16 @@ class Store:
     def __init__(
         self,
         root: nn.Module,
-        plan: Plan,
+        compression: Compression,
         slots: dict[str, Site],
         order: dict[nn.Module, tuple[str, ...]],
         packed: dict[str, tuple[str, ...]],
-        tensors: tuple[ModelTensor, ...],
-        residency: str,
-        ratio_asked: float | None,
     ) -> None:
         self.root = root
-        self.plan = plan
+        self.compression = compression
         self.slots = slots
         self.order = order
         self.packed = packed
-        self.tensors = tensors
-        self.residency = residency
-        self.ratio_asked = ratio_asked
         self.ready = True
         self._scopes: dict[int, list[Scope]] = {}
         self._cache: tuple[tuple[Any, ...], dict[str, torch.Tensor]] | None = None
@@ -85,6 +63,16 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: neither passes under way nor weights."""
         return {**self.__dict__, "_scopes": {}, "_cache": None}
+
+    @property
+    def plan(self) -> Plan:
+        """What is generated."""
+        return self.compression.plan
+
+    @property
+    def residency(self) -> str:
+        """When weights are built."""
+        return self.compression.residency
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters that hold the variables, by the names of variables."""

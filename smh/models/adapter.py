@@ -1,0 +1,68 @@
+"""What smh asks of a framework's models. The functions for users are those of :class:`smh.api.Api`, once for all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from smh.backends.protocol import Backend
+from smh.core.kernels import Array
+from smh.core.plan import Plan
+from smh.files.checkpoint import Checkpoint
+from smh.models.compression import Compression, ModelTensor
+
+
+class ModelAdapter(ABC):
+    """A framework's models, plain and compressed."""
+
+    backend: ClassVar[Backend]
+    """Of the framework: it takes the variables of these models."""
+
+    @abstractmethod
+    def compression(self, model: Any) -> Compression | None:
+        """Return how a model was compressed, or None if it is not."""
+
+    @abstractmethod
+    def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
+        """Return all tensors of a plain model, in order, with the names of a plan if there is one.
+
+        Raises
+        ------
+        PlanError
+            If it is no model of the framework, is compressed already, or cannot be.
+        """
+
+    @abstractmethod
+    def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
+        """Return the values of all tensors that may be generated of a plain model, by name."""
+
+    @abstractmethod
+    def install(self, model: Any, compression: Compression) -> Any:
+        """Return a plain model made into a compressed one, with whatever values of variables."""
+
+    def copy(self, model: Any) -> Any:
+        """Return what :meth:`install` may change."""
+        return model
+
+    @abstractmethod
+    def variables(self, model: Any) -> dict[str, Array]:
+        """Return the variables of a compressed model, float32, by name."""
+
+    @abstractmethod
+    def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
+        """Return all that a model, plain or compressed by a plan, stores besides what the plan generates, by name."""
+
+    @abstractmethod
+    def assign(self, model: Any, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> Any:
+        """Return a compressed model with other values of all variables, and of some tensors that it keeps."""
+
+    @abstractmethod
+    def materialize(self, model: Any) -> Any:
+        """Return a plain model with the weights of a compressed one."""
+
+    def renamed(self, checkpoint: Checkpoint, model: Any) -> Checkpoint:
+        """Return a checkpoint with the names that a model has for the same tensors."""
+        return checkpoint

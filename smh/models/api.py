@@ -1,0 +1,302 @@
+"""The public functions that make compressed models and tell of them, once for all frameworks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from smh.core.initial import initial_variables
+from smh.core.plan import Plan
+from smh.core.pools import Pool
+from smh.core.selection import Selector
+from smh.errors import PlanError
+from smh.models.adapter import ModelAdapter
+from smh.models.compression import Compression, Report, check_residency, make_report, plan_for
+from smh.models.fit import FitReport, fit_variables
+
+Model = TypeVar("Model")
+Compressed = TypeVar("Compressed")
+P = ParamSpec("P")
+
+
+class ModelApi(Generic[Model, Compressed]):
+    """The public functions of models.
+
+    Parameters
+    ----------
+    adapter_of : callable
+        Returns the adapter for a model.
+    """
+
+    def __init__(self, adapter_of: Callable[[Any], ModelAdapter]) -> None:
+        self._adapter_of = adapter_of
+
+    def compress(
+        self,
+        model: Model,
+        ratio: float | Fraction | None = None,
+        *,
+        size: int | str | None = None,
+        plan: Plan | None = None,
+        residency: str = "full",
+        bits: int | None = None,
+        optimizer: str | None = None,
+        pool: Pool | str | None = None,
+        layout: str | None = None,
+        scale: str | float | Mapping[str, str | float] | None = None,
+        learn_scale: bool | None = None,
+        modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        seed: int | None = None,
+        axes: Mapping[str, str] | None = None,
+        views: Mapping[str, Any] | None = None,
+        include: Selector | None = None,
+        exclude: Selector | None = None,
+        allow_expansion: bool = False,
+    ) -> Compressed:
+        """Return a copy of a model whose weights are generated from a small pool of trained variables.
+
+        Generated weights start from the initial values of the pool, not from those that they had (:func:`fit` starts
+        from these); all else keeps its values. Build the optimiser afterwards, with what the new model trains.
+
+        Parameters
+        ----------
+        model : torch.nn.Module, keras.Model or pytree of jax.Array
+            The model; it does not change. A Keras model must be built. A pytree is a Flax state or dict of parameters,
+            an Equinox module, or any other; its leaves are named by their path, such as ``layers/0/kernel``.
+        ratio : float or Fraction
+            Upper bound on pool variables per generated weight.
+        size : int or str
+            In the place of ``ratio``: what the tensors of the model may take in a file of :func:`save`, in bytes or as
+            ``"500 kB"``, kept ones included.
+        plan : Plan, optional
+            A plan for this model, in the place of ``ratio``, ``size`` and all options of plans.
+        residency : str
+            When weights are built; their bits and those of gradients are the same. ``"full"``: all of them, once per
+            forward pass. ``"cached"``: once, and again only after a variable changed, where no gradient is needed.
+            ``"layer"``: each layer's just before it runs, and freed after it. The guide to residency tells what that
+            means in each framework.
+        bits : int, optional
+            Bits of the integers that generate weights, 2 to 16, for pools that do not say; 8 by default.
+        optimizer : str, optional
+            ``"sgd"``, the default, or ``"adam"``, for Adam and its relatives: variables are stored so that its usual
+            learning rate fits.
+        pool : Pool or str, optional
+            ``"matmul"``, the default, ``"kronecker"``, ``"hash"``, or a specification from ``smh.pools``.
+        layout : str, optional
+            ``"basic"``, the default, ``"cyclic"`` or ``"padding"``.
+        scale : str, float or mapping, optional
+            ``"fan_in"``, the default, ``"fan_out"``, ``"he"``, ``"glorot"``, ``"match"`` (the standard deviation of the
+            model's weights) or a number; or one of these for each generated tensor.
+        learn_scale : bool, optional
+            Whether scales are trained, as by default.
+        modifiers : sequence of str or mapping, optional
+            ``"relu"`` and ``"sign"``, for all tensors or by name.
+        seed : int, optional
+            In ``[0, 2**32)``, 0 by default; decides hash functions and initial variables.
+        axes : mapping of str to str, optional
+            What axes of tensors mean, where framework, layer and rank do not tell; see :meth:`smh.Plan.build`.
+        views : mapping, optional
+            Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
+        include, exclude : str, iterable of str or callable, optional
+            Which tensors to generate: a regular expression, names, or a function of the name. By default trainable
+            float32 tensors of two or more axes, but biases. A :func:`report` says why others are kept.
+        allow_expansion : bool
+            Whether to take a ratio of 1 or more, with which nothing gets smaller.
+
+        Returns
+        -------
+        torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
+            The compressed model, with fresh variables. In PyTorch of the model's own class and with the same layers:
+            ``model.conv1.weight`` reads as the generated tensor. In Keras a model around a copy, not compiled. In JAX a
+            pytree of what is trained, for :func:`materialize`.
+
+        Raises
+        ------
+        PlanError
+            If there is nothing to generate, options contradict each other, the plan does not fit, the model would not
+            get smaller, cannot be copied, or is compressed already.
+
+        Warns
+        -----
+        UserWarning
+            If an optimiser of PyTorch holds parameters of the model.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import smh
+        >>> model = smh.compress(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU()), ratio=0.1)
+        >>> list(model.state_dict())
+        ['pool_left', 'pool_right', '_extra_state', '0.bias', '0.weight_scale']
+        >>> model[0].weight.shape
+        torch.Size([30, 40])
+        """
+        adapter = self._adapter_of(model)
+        check_residency(residency)
+        tensors = adapter.tensors(model, plan)
+        chosen = plan_for(
+            tensors,
+            plan=plan,
+            allow_expansion=allow_expansion,
+            ratio=ratio,
+            size=size,
+            bits=bits,
+            optimizer=optimizer,
+            pool=pool,
+            layout=layout,
+            scale=scale,
+            learn_scale=learn_scale,
+            modifiers=modifiers,
+            seed=seed,
+            axes=axes,
+            views=views,
+            include=include,
+            exclude=exclude,
+            values=adapter.values(model) if plan is None and "match" in str(scale) else None,
+        )
+        asked = None if ratio is None else float(ratio)
+        compressed = adapter.install(adapter.copy(model), Compression(chosen, tensors, residency, asked))
+        made: Compressed = adapter.assign(compressed, initial_variables(chosen), {})
+        return made
+
+    def fit(
+        self,
+        model: Model,
+        ratio: float | Fraction | None = None,
+        *,
+        size: int | str | None = None,
+        plan: Plan | None = None,
+        residency: str = "full",
+        bits: int | None = None,
+        optimizer: str | None = None,
+        pool: Pool | str | None = None,
+        layout: str | None = None,
+        scale: str | float | Mapping[str, str | float] | None = None,
+        learn_scale: bool | None = None,
+        modifiers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        seed: int | None = None,
+        axes: Mapping[str, str] | None = None,
+        views: Mapping[str, Any] | None = None,
+        include: Selector | None = None,
+        exclude: Selector | None = None,
+        allow_expansion: bool = False,
+        progress: bool = False,
+    ) -> tuple[Compressed, FitReport]:
+        """Return a compressed copy of a pretrained model whose weights are close to the model's (warm start).
+
+        Parameters
+        ----------
+        model, ratio, size, plan, residency, bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, \
+        views, include, exclude, allow_expansion
+            As for :func:`compress`.
+        progress : bool
+            Whether to show progress bars.
+
+        Returns
+        -------
+        model : torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
+            The compressed model.
+        report : smh.models.fit.FitReport
+            Relative errors, per tensor and overall, with and without rounding to integers.
+
+        Raises
+        ------
+        PlanError
+            As :func:`compress`, and where a pool cannot be fitted.
+        VariableError
+            If a weight of the model is not finite.
+        SmhError
+            If SciPy is not installed.
+
+        Warns
+        -----
+        UserWarning
+            If the error is above 0.5: most of the model is lost, and training must follow.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import smh
+        >>> model, report = smh.fit(torch.nn.Linear(40, 30), ratio=0.9)
+        >>> 0 < report.error < 0.5
+        True
+        """
+        compressed = self.compress(
+            model,
+            ratio,
+            size=size,
+            plan=plan,
+            residency=residency,
+            bits=bits,
+            optimizer=optimizer,
+            pool=pool,
+            layout=layout,
+            scale=scale,
+            learn_scale=learn_scale,
+            modifiers=modifiers,
+            seed=seed,
+            axes=axes,
+            views=views,
+            include=include,
+            exclude=exclude,
+            allow_expansion=allow_expansion,
+        )
+        adapter, chosen = self._adapter_of(model), self.plan_of(compressed)
+        values = adapter.values(model, chosen)
+        variables, report = fit_variables(chosen, {t.name: values[t.name] for t in chosen.tensors}, progress=progress)
+        return adapter.assign(compressed, variables, {}), report
+
+    def plan_of(self, model: Compressed) -> Plan:
+        """Return the plan of a compressed model; raises :class:`~smh.PlanError` if it is not compressed."""
+        return self._compression(model).plan
+
+    def report(self, model: Compressed) -> Report:
+        """Return what compression did to a model: print it, or look at its table with rich.
+
+        Parameters
+        ----------
+        model : torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
+            The compressed model.
+
+        Returns
+        -------
+        smh.models.compression.Report
+
+        Raises
+        ------
+        PlanError
+            If the model is not compressed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import smh
+        >>> print(smh.report(smh.compress(torch.nn.Linear(40, 30), ratio=0.1)))  # doctest: +NORMALIZE_WHITESPACE
+        1,200 weights (1 tensor) are generated from 71 variables (pool ratio 0.05833, asked 0.1); 30 numbers (1 tensor)
+        are kept. A file takes 194 bytes instead of 4,920 (3.9%); residency 'full'.
+        """
+        compression, adapter = self._compression(model), self._adapter_of(model)
+        variables = adapter.variables(model)
+        scales = {
+            name: float(adapter.backend.to_numpy(x)) for name, x in variables.items() if name.startswith("scale/")
+        }
+        return make_report(compression, scales)
+
+    def _compression(self, model: Any) -> Compression:
+        compression = self._adapter_of(model).compression(model)
+        if compression is None:
+            what = "the model is not compressed: smh.compress(model, ratio=0.1) makes it so"
+            raise PlanError(f"{what}; got {type(model).__name__}")
+        return compression
+
+
+def with_signature_of(other: Callable[P, Model]) -> Callable[[Callable[..., Model]], Callable[P, Model]]:
+    """Give a function that passes its arguments on the signature of another one, for editors and ``help``."""
+
+    def decorate(fn: Callable[..., Model]) -> Callable[P, Model]:
+        fn.__signature__ = inspect.signature(other)  # type: ignore[attr-defined]
+        return fn
+
+    return decorate
