@@ -57,7 +57,7 @@ class NumpyBackend(Backend):
 
 
 backend = NumpyBackend()
-_api = Api(lambda: backend)
+_api: Api[Any, Any] = Api(lambda: backend)
 initialize = _api.initialize
 materialize = _api.materialize
 vjp = _api.vjp

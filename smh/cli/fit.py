@@ -20,7 +20,7 @@ from smh.core.plan import Plan
 from smh.errors import PlanError, SmhError
 from smh.files.checkpoint import CARRIED
 from smh.files.dense import DenseFile
-from smh.models.compression import check_fit, make_report
+from smh.models.compression import Compression, check_fit, make_report
 from smh.text import printable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(
             bars.add_task("writing", total=None)
             dense = {name: file.stored(name) for name in kept}
             digest = smh_numpy.save(out, plan, variables, dense)
-    saved = make_report(tensors, plan, {}, ratio_asked=ratio)
+    saved = make_report(Compression(plan, tuple(tensors), ratio_asked=ratio), {})
     result = {
         "file": str(path),
         "out": str(out),

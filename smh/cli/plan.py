@@ -28,7 +28,7 @@ from smh.files.atomic import replacing
 from smh.files.dense import FLOATS, DenseFile
 from smh.files.header import are_sizes
 from smh.files.integers import pool_arrays
-from smh.models.compression import ModelTensor, Report, make_report, plan_for
+from smh.models.compression import Compression, ModelTensor, Report, make_report, plan_for
 from smh.strict_json import MAX_HEADER, MAX_VALUES, parse, short
 from smh.text import printable
 
@@ -110,7 +110,7 @@ def run(
             ModelTensor(name, shape, 4 * math.prod(shape), _axes(convention, shape)) for name, shape in sizes.items()
         ]
         plan = make_plan(tensors, options, include, exclude, None)
-    report = make_report(tensors, plan, {}, ratio_asked=ratio)
+    report = make_report(Compression(plan, tuple(tensors), ratio_asked=ratio), {})
     if out is not None:
         with replacing(out) as temporary:
             Path(temporary).write_text(plan.to_json() + "\n", encoding="ascii")
