@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 import smh
+from smh.api import Api
+from smh.models import api as models_api
 from smh.models import dispatch
+from smh.models.adapter import ModelAdapter
+from smh.models.api import ModelApi
+from smh.models.compression import Compression, ModelTensor
 
 FRAMEWORKS = {"torch": "torch", "jax": "jax", "keras": "tensorflow"}
 """Modules of smh, and the backends behind them, in the order in which one process can load them."""
@@ -27,53 +32,110 @@ class Model:
     """A model of the stand-in for a framework."""
 
 
+class Adapter(ModelAdapter):
+    """Takes any plain model for one of a single tensor, and an integer for a compressed one."""
+
+    backend = smh.get_backend("numpy")
+    tensors_ = (ModelTensor("w", (30, 40), 4800),)
+
+    def compression(self, model):
+        return model if isinstance(model, Compression) else None
+
+    def tensors(self, model, plan=None):
+        return self.tensors_
+
+    def values(self, model, plan=None):
+        return {"w": np.ones((30, 40), dtype=np.float32)}
+
+    def install(self, model, compression):
+        return compression
+
+    def variables(self, model):
+        return smh.initialize(model.plan)
+
+    def kept(self, model, plan):
+        return {}
+
+    def assign(self, model, variables, kept):
+        return model
+
+    def materialize(self, model):
+        return "a plain model"
+
+
 @pytest.fixture(params=list(FRAMEWORKS))
 def stand_in(request, monkeypatch):
-    """Put a stand-in in the place of one framework and of its backend; return the calls that reach the backend."""
-    calls = []
-
-    def record(name):
-        def call(*arguments, **options):
-            calls.append((name, arguments, options))
-            return (Model(), "a report") if name == "fit" else f"{name} was called"
-
-        return call
-
+    """Put stand-ins in the places of one framework and of its adapter; return the adapter."""
     for name in FRAMEWORKS:
         monkeypatch.delitem(sys.modules, name, raising=False)
     framework = types.SimpleNamespace(nn=types.SimpleNamespace(Module=Model), Layer=Model)
     monkeypatch.setitem(sys.modules, request.param, framework)
-    functions = types.SimpleNamespace(**{name: record(name) for name in ("compress", "fit", "digest", "save", "load")})
-    monkeypatch.setitem(sys.modules, f"smh.backends.{FRAMEWORKS[request.param]}", functions)
-    return calls
+    module = f"smh.backends.{FRAMEWORKS[request.param]}"
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace())
+    adapter = Adapter()
+    monkeypatch.setitem(sys.modules, f"{module}.models", types.SimpleNamespace(adapter=adapter))
+    return adapter
 
 
-@pytest.mark.parametrize("function", ["compress", "fit"])
-def test_every_option_is_passed_on(function, stand_in):
+def test_models_go_to_the_adapter_of_their_framework(stand_in, monkeypatch):
+    assert dispatch.adapter_of(Model()) is stand_in
+
+
+@pytest.fixture
+def options():
+    """Return a value of its own for each option of compress."""
+    parameters = list(inspect.signature(smh.compress).parameters)
+    return {name: object() for name in parameters if name not in ("model", "ratio", "residency")}
+
+
+def test_compress_passes_every_option_on(options, monkeypatch):
     """A function that left one out would take it, and do something else."""
-    model, call = Model(), getattr(smh, function)
-    parameters = list(inspect.signature(call).parameters)
-    given = {name: object() for name in parameters if name not in ("model", "ratio")}
-    call(model, 0.25, **given)
-    assert stand_in == [(function, (model, 0.25), given)]
+    asked = {}
+    plan = smh.Plan.build({"w": (30, 40)}, ratio=0.25)
+    monkeypatch.setattr(models_api, "plan_for", lambda tensors, **given: asked.update(given) or plan)
+    api = ModelApi(lambda model: Adapter())
+    made = api.compress(Model(), 0.25, residency="layer", **options)
+    assert asked == {**options, "ratio": 0.25, "values": None}
+    assert made == Compression(plan, Adapter.tensors_, "layer", 0.25)
+    api.compress(Model(), scale="match")
+    assert list(asked["values"]) == ["w"]
 
 
-def test_save_load_and_digest_are_passed_on(stand_in):
+def test_fit_passes_every_option_on(options):
+    class Api(ModelApi):
+        def compress(self, *arguments, **given):
+            raise Passed(arguments, given)
+
+    class Passed(Exception):  # noqa: N818
+        pass
+
     model = Model()
-    assert smh.save("path", model, training=True) == "save was called"
-    assert smh.load("path", model, max_bytes=7) == "load was called"
-    assert smh.digest(model) == "digest was called"
-    assert stand_in == [
-        ("save", ("path", model), {"training": True}),
-        ("load", ("path", model), {"max_bytes": 7}),
-        ("digest", (model,), {}),
-    ]
+    with pytest.raises(Passed) as caught:
+        Api(lambda model: Adapter()).fit(model, 0.25, residency="layer", **options, progress=True)
+    assert caught.value.args == ((model, 0.25), {**options, "residency": "layer"})
 
 
-def test_a_model_brings_its_device(stand_in):
+def test_arguments_of_plans_do_not_go_with_models(tmp_path):
+    api = Api(lambda: smh.get_backend("numpy"), lambda model: Adapter())
+    model = api.compress(Model(), 0.25)
+    assert api.materialize(model) == "a plain model"
+    with pytest.raises(smh.PlanError, match="variables go with a Plan as the model; got Compression"):
+        api.digest(model, {})
+    with pytest.raises(smh.PlanError, match="variables, dense go with a Plan"):
+        api.save(tmp_path / "x", model, {}, {})
+    with pytest.raises(smh.PlanError, match="names, max_bytes go with a Plan"):
+        api.materialize(model, names=["w"], max_bytes=3)
+    for call in (api.digest, api.materialize, api.report, api.plan_of, lambda model: api.save(tmp_path / "x", model)):
+        with pytest.raises(smh.PlanError, match="the model is not compressed"):
+            call(Model())
+    with pytest.raises(smh.PlanError, match="this backend has arrays only: .*; got Model"):
+        smh.numpy.digest(Model())
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_brings_its_device():
     with pytest.raises(smh.PlanError, match="leave out device, or the model; got device='cpu'"):
         smh.load("path", Model(), device="cpu")
-    assert not stand_in
 
 
 @pytest.mark.parametrize("model", [3, None, {"w": np.ones((4, 4))}, Model()], ids=lambda model: type(model).__name__)
@@ -128,15 +190,10 @@ def test_other_attributes_are_no_modules():
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-@pytest.mark.parametrize("function", ["compress", "fit"])
-def test_options_and_defaults_are_those_of_the_backends(name, function):
-    def described(call):
-        parameters = list(inspect.signature(call).parameters.values())
-        return [(parameter.name, parameter.default, parameter.kind) for parameter in parameters]
-
+def test_signatures_are_the_same_everywhere(name):
     module, _ = backend_module(name)
-    of_backend, of_smh = described(getattr(module, function)), described(getattr(smh, function))
-    assert of_smh[1:] == of_backend[1:]
+    for function in ("compress", "fit", "digest", "save", "load", "materialize", "report"):
+        assert inspect.signature(getattr(module, function)) == inspect.signature(getattr(smh, function)), function
 
 
 def models():
@@ -162,10 +219,10 @@ def models():
 def test_a_model_goes_to_its_framework_and_back(name, tmp_path):
     plain = models()[name]()
     module, behind = backend_module(name)
-    assert dispatch.module_of(plain) is behind
+    assert dispatch.adapter_of(plain) is behind.models.adapter
     first = smh.compress(plain, ratio=0.2, seed=3)
     second = module.compress(plain, ratio=0.2, seed=3)
-    assert dispatch.module_of(first) is behind
+    assert dispatch.adapter_of(first) is behind.models.adapter
     assert type(first) is type(second)
     assert module.plan_of(first) == module.plan_of(second)
     path = tmp_path / "x.safetensors"
@@ -181,8 +238,8 @@ def test_a_model_goes_to_its_framework_and_back(name, tmp_path):
 def test_the_question_imports_no_framework():
     program = (
         "import sys, smh as smh\n"
-        "from smh.models.dispatch import module_of\n"
-        "try:\n    module_of([1])\nexcept smh.PlanError:\n    pass\n"
+        "from smh.models.dispatch import adapter_of\n"
+        "try:\n    adapter_of([1])\nexcept smh.PlanError:\n    pass\n"
         "print(sorted({'torch', 'jax', 'tensorflow', 'keras'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -14,6 +14,7 @@ import smh
 from smh.core.sizes import file_bytes
 from smh.files.checkpoint import Checkpoint
 from smh.models.compression import (
+    Compression,
     ModelTensor,
     check_fit,
     check_loaded,
@@ -31,6 +32,10 @@ TENSORS = (
     ModelTensor("mask", (20, 20), 400, kept="has the type bool"),
 )
 KEPT = 64 + 64 + 400
+
+
+def report_of(plan, scales=None, **options):
+    return make_report(Compression(plan, TENSORS, **options), scales or {})
 
 
 # --- Plans
@@ -62,10 +67,10 @@ def test_a_size_is_that_of_all_arrays_in_the_file(size, bits, learn_scale, inclu
         least = int(str(error).split("need at least ")[1].split(" bytes")[0].replace(",", ""))
         assert least > size
         plan = plan_for(TENSORS, size=least, **options)
-        assert make_report(TENSORS, plan, {}).bytes_after == least
+        assert report_of(plan).bytes_after == least
         assert plan.pool.m == 1
         return
-    report = make_report(TENSORS, plan, {})
+    report = report_of(plan)
     assert report.bytes_after <= size
     larger = dataclasses.replace(plan.pool, m=plan.pool.m + 1)
     assert report.bytes_after - file_bytes(plan.pool) + file_bytes(larger) > size
@@ -74,7 +79,7 @@ def test_a_size_is_that_of_all_arrays_in_the_file(size, bits, learn_scale, inclu
 def test_a_size_that_what_is_kept_takes_alone_is_refused():
     with pytest.raises(smh.PlanError, match=r"need at least 622 bytes with this pool and these bits; got 528"):
         plan_for(TENSORS, size=KEPT)
-    assert make_report(TENSORS, plan_for(TENSORS, size=622), {}).bytes_after == 622
+    assert report_of(plan_for(TENSORS, size=622)).bytes_after == 622
 
 
 @pytest.mark.parametrize(
@@ -172,13 +177,8 @@ def test_residencies_are_three(residency):
 
 def test_a_report_has_the_numbers_of_plan_and_file():
     plan = plan_for(TENSORS, ratio=0.2)
-    report = make_report(
-        TENSORS,
-        plan,
-        {"scale/fc.weight": 0.5 * 2.0 ** plan.tensors[1].kappa},
-        ratio_asked=Fraction(1, 5),
-        residency="layer",
-    )
+    scales = {"scale/fc.weight": 0.5 * 2.0 ** plan.tensors[1].kappa}
+    report = report_of(plan, scales, ratio_asked=0.2, residency="layer")
     assert report.num_weights == 1152 + 640
     assert report.num_variables == plan.num_variables
     assert report.num_kept == 16 + 16 + 400
@@ -199,19 +199,19 @@ def test_a_report_has_the_numbers_of_plan_and_file():
 
 
 def test_a_report_says_why_a_tensor_that_could_be_generated_is_not():
-    report = make_report(TENSORS, plan_for(TENSORS, ratio=0.2, exclude=["fc.weight"]), {})
+    report = report_of(plan_for(TENSORS, ratio=0.2, exclude=["fc.weight"]))
     assert {line.name: line.why for line in report.tensors}["fc.weight"] == "not selected"
 
 
 def test_a_report_is_a_paragraph_and_a_table():
     plan = plan_for(TENSORS, ratio=0.2)
-    report = make_report(TENSORS, plan, {}, ratio_asked=0.2)
+    report = report_of(plan, ratio_asked=0.2)
     text = str(report)
     assert text.startswith(f"1,792 weights (2 tensors) are generated from {plan.num_variables} variables")
     assert "asked 0.2)" in text
     assert "432 numbers (3 tensors) are kept." in text
     assert f"A file takes {plan.file_bytes + KEPT:,} bytes instead of 7,696" in text
-    assert "asked" not in str(make_report(TENSORS, plan, {}))
+    assert "asked" not in str(report_of(plan))
     Console(width=200, file=(shown := io.StringIO())).print(report)
     table = shown.getvalue()
     assert "fc.weight = head.weight" in table
@@ -227,15 +227,14 @@ def _checkpoint(**dense):
     return Checkpoint(plan, smh.initialize(plan), dense, "0" * 64)
 
 
-DENSE = {"b": ((3,), "float32"), "n": ((), "int64")}
 ARRAYS = {"b": np.zeros(3, dtype=np.float32), "n": np.zeros((), dtype=np.int64)}
 
 
 def test_files_that_fit_a_model_are_taken():
     found = _checkpoint(**ARRAYS)
-    check_loaded(found, DENSE)
-    check_loaded(found, DENSE, found.plan)
-    check_loaded(_checkpoint(**{**ARRAYS, "b": np.zeros(3, dtype=np.float16)}), DENSE)  # a float is a float
+    check_loaded(found, ARRAYS)
+    check_loaded(found, ARRAYS, found.plan)
+    check_loaded(_checkpoint(**{**ARRAYS, "b": np.zeros(3, dtype=np.float16)}), ARRAYS)  # a float is a float
 
 
 @pytest.mark.parametrize(
@@ -252,12 +251,12 @@ def test_files_that_fit_a_model_are_taken():
 def test_files_that_do_not_fit_a_model_are_refused(change, message):
     arrays = {name: x for name, x in {**ARRAYS, **change}.items() if x is not None}
     with pytest.raises(smh.CheckpointError, match=message):
-        check_loaded(_checkpoint(**arrays), DENSE)
+        check_loaded(_checkpoint(**arrays), ARRAYS)
 
 
 def test_files_with_another_plan_are_refused():
     with pytest.raises(smh.CheckpointError, match="another plan than the model"):
-        check_loaded(_checkpoint(**ARRAYS), DENSE, plan_for(TENSORS, ratio=0.3))
+        check_loaded(_checkpoint(**ARRAYS), ARRAYS, plan_for(TENSORS, ratio=0.3))
 
 
 def test_a_size_that_leaves_room_for_all_weights_is_refused():

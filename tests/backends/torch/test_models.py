@@ -674,7 +674,7 @@ def test_old_weight_norm_is_kept():
         (lambda: smh.compress(nn.ReLU(), ratio=0.1), "nothing to generate: it has no tensors"),
         (lambda: smh.compress(net(), ratio=0.1), "compressed already"),
         (lambda: smh.compress(nn.Sequential(net()), ratio=0.1), r"compressed already \(0\)"),
-        (lambda: smh.compress({"a": 1}, ratio=0.1), "takes a torch.nn.Module; got dict"),
+        (lambda: smh.compress({"a": 1}, ratio=0.1), "a model is a torch.nn.Module; got dict"),
         (lambda: smh.compress(Net()), "give ratio"),
         (lambda: smh.compress(Net(), ratio=10), "did you mean 0.1"),
         (lambda: smh.compress(Net(), ratio=0.1, size="1 kB"), "either ratio or size"),
