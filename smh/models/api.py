@@ -11,9 +11,8 @@ from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
-from smh.errors import PlanError
 from smh.models.adapter import ModelAdapter
-from smh.models.compression import Compression, Report, check_residency, make_report, plan_for
+from smh.models.compression import Compression, Report, check_residency, make_report, not_compressed, plan_for
 from smh.models.fit import FitReport, fit_variables
 
 Model = TypeVar("Model")
@@ -287,8 +286,7 @@ class ModelApi(Generic[Model, Compressed]):
     def _compression(self, model: Any) -> Compression:
         compression = self._adapter_of(model).compression(model)
         if compression is None:
-            what = "the model is not compressed: smh.compress(model, ratio=0.1) makes it so"
-            raise PlanError(f"{what}; got {type(model).__name__}")
+            raise not_compressed(model)
         return compression
 
 

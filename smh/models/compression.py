@@ -142,6 +142,12 @@ def check_residency(residency: Any) -> str:
     return residency
 
 
+def not_compressed(model: Any) -> PlanError:
+    """Return the error for a model that has no plan."""
+    what = "the model is not compressed: smh.compress(model, ratio=0.1) makes it so"
+    return PlanError(f"{what}; got {type(model).__name__}")
+
+
 def plan_for(
     tensors: Sequence[ModelTensor], *, plan: Plan | None = None, allow_expansion: bool = False, **options: Any
 ) -> Plan:

@@ -14,28 +14,14 @@ from smh.errors import CheckpointError
 
 
 def fingerprint(plan: Plan) -> np.ndarray:
-    """Return the fingerprint of a plan, shape (32,), uint8.
-
-    Examples
-    --------
-    >>> plan = Plan.build({"fc": (20, 5)}, ratio=0.4)
-    >>> fingerprint(plan).tobytes().hex() == plan.fingerprint
-    True
-    """
+    """Return the fingerprint of a plan, shape (32,), uint8."""
     return np.frombuffer(bytes.fromhex(plan.fingerprint), dtype=np.uint8)
 
 
 def check_fingerprint(plan: Plan, found: bytes | None, advice: str) -> None:
-    """Raise :class:`~smh.CheckpointError` unless a saved fingerprint is that of a plan.
+    """Raise :class:`~smh.CheckpointError` unless a saved fingerprint, or None where there is none, is that of a plan.
 
-    Parameters
-    ----------
-    plan : Plan
-        The plan of the model that is loaded.
-    found : bytes or None
-        What the state has in the place of the fingerprint; None where it has none.
-    advice : str
-        What to do instead, in the words of the framework.
+    ``advice`` says what to do instead, in the words of the framework.
     """
     if found is None:
         raise CheckpointError(f"the saved state does not name the plan that generates its weights: {advice}")

@@ -35,18 +35,10 @@ def own_part(state: Any) -> Any:
 
 
 def check_state(plan: Plan, state: Mapping[str, Any], prefix: str, first: str) -> None:
-    """Raise :class:`~smh.CheckpointError` for the state of a model with another plan, warn if it names none.
+    """Raise :class:`~smh.CheckpointError` for a ``state_dict`` of a model with another plan, warn if it names none.
 
-    Parameters
-    ----------
-    plan : Plan
-        The plan of the model that is loaded.
-    state : mapping
-        A ``state_dict``.
-    prefix : str
-        Of the names of the model's tensors in it.
-    first : str
-        The attribute of the model's first variable: a state without it has nothing to name a plan for.
+    ``prefix`` is that of the model's names in it, ``first`` the attribute of the model's first variable: a state
+    without this one has nothing to name a plan for.
     """
     if f"{prefix}{KEY}" in state:
         check_fingerprint(plan, _read(state[f"{prefix}{KEY}"]), _ADVICE)

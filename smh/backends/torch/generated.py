@@ -45,14 +45,14 @@ class GeneratedWeight(torch.Tensor):
         return result
 
 
+_IN_PLACE = {f"__i{op}__" for op in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()}
+
+
 def _changes(name: str) -> bool:
     """Say whether a function of that name changes its first argument."""
     if name.startswith("__"):
-        return name in ("__set__", "__delete__", "__setitem__") or (name.startswith("__i") and name in _IN_PLACE)
+        return name in ("__set__", "__delete__", "__setitem__", *_IN_PLACE)
     return name.endswith("_")
-
-
-_IN_PLACE = {f"__i{op}__" for op in ("add sub mul truediv floordiv mod pow and or xor lshift rshift matmul").split()}
 
 
 def _shares(result: torch.Tensor, args: Any) -> bool:
@@ -164,17 +164,7 @@ def _reader(attribute: str) -> property:
 
 @functools.cache
 def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type:
-    """Return a subclass of a module's class in which some attributes are generated weights.
-
-    Parameters
-    ----------
-    base : type
-        The class of the module.
-    attributes : tuple of str
-        What is generated.
-    root : bool
-        Whether the module is the compressed model itself.
-    """
+    """Return a subclass of a module's class with generated weights as attributes; ``root`` is the model itself."""
     mixins: list[type] = [_Root] if root else []
     mixins += [_Recurrent] if issubclass(base, nn.RNNBase) else []
     members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}

@@ -22,7 +22,7 @@ from smh.backends.torch.store import Store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
 from smh.models.adapter import ModelAdapter
-from smh.models.compression import Compression, ModelTensor, check_residency
+from smh.models.compression import Compression, ModelTensor, check_residency, not_compressed
 
 
 class TorchModels(ModelAdapter):
@@ -186,7 +186,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
 def _store(model: Any) -> Store:
     store = find_store(model)
     if store is None:
-        raise PlanError(f"the model is not compressed: smh.compress(model, ratio=0.1) is; got {type(model).__name__}")
+        raise not_compressed(model)
     return store
 
 
