@@ -22,7 +22,7 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
         """Give modules their functions, then every docstring its references."""
-        api = pkg["api.Api"]
+        api = {**pkg["models.api.ModelApi"].members, **pkg["api.Api"].members}
         for module in _modules(pkg):
             _unshadow(pkg, module)
             for name, member in list(module.members.items()):

@@ -50,12 +50,12 @@ vjp = _api.vjp
 
 @with_signature_of(_api.compress)
 def compress_(*args: Any, **options: Any) -> nn.Module:
-    """Do what :func:`compress` does with the model itself, and return it. If it fails, the model has not changed.
+    """Do what :func:`smh.compress` does with the model itself, and return it. If it fails, the model has not changed.
 
     Parameters
     ----------
     *args, **options
-        As for :func:`compress`.
+        As for :func:`smh.compress`.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def compress_(*args: Any, **options: Any) -> nn.Module:
     Raises
     ------
     PlanError
-        As :func:`compress`.
+        As :func:`smh.compress`.
 
     Examples
     --------
