@@ -19,7 +19,6 @@ MAX_NESTING = 64
 """The most lists and objects that lie in one another."""
 _STRINGS = re.compile(r'"[^"]*+"')
 _NO_BRACKETS = re.compile(r"[^][{}]++")
-_INNERMOST = re.compile(r"\[\]|\{\}")
 short = reprlib.Repr().repr  # shows what was received, but only the ends of what is large or deep
 
 
@@ -56,7 +55,7 @@ def _check_nesting(text: str) -> None:
     brackets = _NO_BRACKETS.sub("", unquoted)
     for _ in range(MAX_NESTING):
         brackets = brackets.replace("[]", "").replace("{}", "")
-    if len(brackets) > MAX_NESTING or (brackets and _INNERMOST.search(brackets)):
+    if len(brackets) > MAX_NESTING or "[]" in brackets or "{}" in brackets:
         raise ValueError(f"it has a recursion of more than {MAX_NESTING} lists and objects")
 
 

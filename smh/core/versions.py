@@ -19,8 +19,6 @@ _MAJOR, _MINOR = map(int, VERSION.split("."))
 def is_readable(version: Any) -> bool:
     """Say whether this smh reads a version.
 
-    Examples
-    --------
     >>> [is_readable(version) for version in ("2.0", "2.7", "3.0", "2", 2.0)]
     [True, True, False, False, False]
     """
@@ -30,13 +28,7 @@ def is_readable(version: Any) -> bool:
 
 @contextmanager
 def explained(version: str) -> Iterator[None]:
-    """Add to an error about what has a readable version that a newer smh would know more, where that is so.
-
-    Parameters
-    ----------
-    version : str
-        Of the plan or the file that is read in the block.
-    """
+    """Add to an error within the block that a newer smh wrote what is read, if its readable version says so."""
     try:
         yield
     except SmhError as error:

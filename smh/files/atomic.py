@@ -17,48 +17,19 @@ if sys.platform != "win32":
     import fcntl
 
 _PRIVATE = re.compile(r"\.smh-[0-9a-f]{16}\.tmp")
-_LOCK = "lock"
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give the path of a temporary file, which takes the place of a file when the block ends without an error.
+    """Give the path of an empty temporary file, which replaces a file when the block ends without an error.
 
-    At every moment there is the whole old file or the whole new one. A file that is replaced keeps its permissions, and
-    a symbolic link keeps pointing to it.
+    At every moment there is the whole old file or the whole new one, which keeps the permissions of the old one and the
+    symbolic links to it. Raises :class:`~smh.CheckpointError` if the path is that of a device or the like.
 
-    The temporary file lies in a folder of its own beside the file, named ``.smh-<16 hexadecimal digits>.tmp``, which
-    nobody else can look into, and which is removed with all that it holds when the block ends, fails or is interrupted.
-    A process that is killed leaves the folder behind. The next call for a file of the same folder removes it: the
-    system has then released the lock that every process holds while it works, so nothing is ever removed that is still
-    in use, and any number of processes may write side by side. Folders of other users stay, and so do all where the
-    system or the disk knows no locks (Windows, some network disks).
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        Where to. Its folder must exist.
-
-    Yields
-    ------
-    str
-        The path of an empty file, to be filled within the block. What else the block puts beside it is removed.
-
-    Raises
-    ------
-    CheckpointError
-        If the path is that of a device or the like.
-    OSError
-        If the system cannot write there.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replacing(f"{folder}/greeting") as temporary:
-    ...         _ = pathlib.Path(temporary).write_text("hello")
-    ...     os.listdir(folder)
-    ['greeting']
+    The temporary file lies in a private folder beside the file, which is removed with all that it holds when the block
+    ends, fails or is interrupted. The folder is locked, so many processes can write side by side. A killed process
+    loses its lock, and the next call for a file in the same place removes its folder, unless it belongs to another
+    user, or there are no locks (Windows, some network disks).
     """
     target = os.path.realpath(path)
     mode = os.stat(target).st_mode if os.path.exists(target) else None
@@ -116,48 +87,38 @@ def _remove_abandoned(folder: str) -> None:
 
 def _is_own(entry: os.DirEntry[str]) -> bool:
     """Say whether an entry is a folder, no link to one, that belongs to this user: nobody else can exchange it."""
-    try:
-        return entry.is_dir(follow_symlinks=False) and (
-            sys.platform == "win32" or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-        )
-    except FileNotFoundError:
-        return False
+    with contextlib.suppress(FileNotFoundError):
+        if entry.is_dir(follow_symlinks=False):
+            return sys.platform == "win32" or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+    return False
 
 
-if sys.platform == "win32":
+def _lock(private: str, wait: bool) -> int | None:
+    """Lock a private folder, for its owner or to remove it; return an open file, or None if that cannot be.
 
-    def _lock(private: str, wait: bool) -> int | None:
-        """Return a number that stands for no lock to the owner of a folder, and None to all others."""
+    The lock ends with the process. Where there are no locks, the owner needs none, because nobody else gets one.
+    """
+    if sys.platform == "win32":
         return -1 if wait else None
-
-else:
-
-    def _lock(private: str, wait: bool) -> int | None:
-        """Lock a private folder, for its owner or to remove it; return an open file, or None if that cannot be.
-
-        The lock ends with the process. Where there are no locks, the owner needs none, because nobody else gets one.
-        """
-        path = os.path.join(private, _LOCK)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            return None
-        except OSError:
-            if wait:
-                raise
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            if wait:
-                return descriptor
-            os.close(descriptor)
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)  # who held the lock before has removed the folder
+    path = os.path.join(private, "lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if wait and not isinstance(error, FileNotFoundError):
+            raise
         return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if wait:
+            return descriptor
+        os.close(descriptor)
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    os.close(descriptor)  # who held the lock before has removed the folder
+    return None
 
 
 def _remove(private: str, lock: int | None) -> None:

@@ -1,17 +1,10 @@
 """Checkpoint files: a plan, its variables and dense tensors in one safetensors file (specification, section 12).
 
 The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, if asked for, ``training/pool/...``.
-All else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``, an object of six keys:
-
-* ``checksum``: SHA-256 of the data section,
-* ``digest``: digest of the generated weights,
-* ``header_checksum``: SHA-256 of the header without these 64 digits,
-* ``plan``: the plan's JSON object,
-* ``pool_exponents``: the exponents of the grids of the pool's arrays,
-* ``version``: ``"2.0"``.
-
-Two checksums, because one of the data cannot see a changed seed, digest or name of a dense tensor. They lie at
-the same place in every file, for the keys of fixed length sort first: the header is verified, then parsed.
+All else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``. Of its two checksums
+one is that of the data. It cannot see a changed seed, digest or name of a dense tensor, so the other is that of the
+header. They lie at the same place in every file, for the keys of fixed length sort first: the header is verified, then
+parsed.
 """
 
 from __future__ import annotations
@@ -32,24 +25,14 @@ from smh.core.plan import Plan
 from smh.core.versions import VERSION, explained, is_readable
 from smh.errors import CheckpointError, PlanError, VariableError
 from smh.files.atomic import replacing
-from smh.files.header import (
-    DTYPES,
-    SURROGATE,
-    check_bools,
-    check_place,
-    check_tensor,
-    dtype_of,
-    open_file,
-    read_header,
-    read_tensor,
-)
-from smh.files.integers import Exponents, check_exponents, check_training, pack, pool_arrays, stored, unpack
+from smh.files.header import DTYPES, check_bools, check_place, check_tensor, open_file, read_header, read_tensor
+from smh.files.integers import Arrays, Exponents, check_exponents, check_training, pack, pool_arrays, stored, unpack
 from smh.strict_json import canonical_json, check, check_limits, parse, short
+from smh.text import SURROGATE
 
 CARRIED = "carried/"
 """How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
 
-Arrays = dict[str, np.ndarray]
 Given = Mapping[str, np.ndarray]
 Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape in the words of the header
 _KEYS = ["checksum", "digest", "header_checksum", "plan", "pool_exponents", "version"]
@@ -98,53 +81,17 @@ class Checkpoint:
 def write(
     path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str, training: bool = False
 ) -> None:
-    """Write a checkpoint file; at every moment there is the whole old file or the whole new one.
+    """Write a checkpoint file, whole or not at all; with ``training`` also the float32 values of the pool's arrays.
 
-    Equal content gives equal bytes, whatever the order of the dictionaries or the memory and byte order of
-    the arrays. Arrays are copied only if they are not contiguous and little-endian. A file that is replaced
-    keeps its permissions, and a symbolic link keeps pointing to it.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        Where to. Its folder must exist; the temporary file is made there.
-    plan : Plan
-        The plan of the variables.
-    variables : mapping of str to numpy.ndarray
-        Exactly the names and shapes of ``plan.variable_shapes``, all float32.
-    dense : mapping of str to numpy.ndarray
-        Tensors to keep as they are, of any shape: bool, integers, float16, bfloat16, float32 or float64.
-    digest : str
-        Digest of the generated weights: 64 hexadecimal digits.
-    training : bool
-        Whether to store the float32 values of the pool's arrays besides their integers, so that training can go on.
-
-    Raises
-    ------
-    VariableError
-        If a name, dtype or shape does not fit, or an array of the pool is not finite. Nothing is written.
-    CheckpointError
-        If plan and names are too large for a header, or the path is that of a device or the like.
-    OSError
-        If the system cannot write there.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> plan = Plan.build({"w": (2, 3)}, ratio=2, learn_scale=False)
-    >>> variables = {name: np.ones(shape, np.float32) for name, shape in plan.variable_shapes.items()}
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write(f"{folder}/model.safetensors", plan, variables, {"bias": np.zeros(3)}, "0" * 64)
-    ...     read(f"{folder}/model.safetensors").dense
-    {'bias': array([0., 0., 0.])}
+    Equal content gives equal bytes, whatever the order of the dictionaries or the memory and byte order of the arrays.
+    Raises :class:`~smh.VariableError` if an array or the digest does not fit, or an array of the pool is not finite.
     """
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise VariableError(f"a digest must be 64 hexadecimal digits, as smh.digest gives it, got {digest!r}")
     tensors, exponents = _checked(plan, variables, dense, training)
     zeros = "0" * 64
-    metadata = f'{{"checksum":"{zeros}","digest":"{digest}","header_checksum":"{zeros}",'
-    metadata += f'"plan":{plan.to_json()},"pool_exponents":{canonical_json(exponents)},"version":"{VERSION}"}}'
+    values = (zeros, digest, zeros, plan.to_dict(), exponents, VERSION)
+    metadata = canonical_json(dict(zip(_KEYS, values, strict=True)))
     with replacing(path) as temporary:
         try:
             # Sorts tensors by dtype, then name, so by content only. Several metadata keys come at random.
@@ -195,8 +142,7 @@ def _host(want: str, name: str, value: Any) -> np.ndarray:
 def _seal(file: io.BufferedRandom) -> None:
     """Put the checksums in the place of their zeros.
 
-    They are taken from what the serialiser wrote, in one pass with a small buffer. To know them before it
-    writes, one would have to copy its order of the tensors, or to serialise twice.
+    They are taken from what the serialiser wrote: only it knows its order of the tensors.
     """
     header = file.read(int.from_bytes(file.read(8), "little"))
     check_limits(header)
@@ -209,38 +155,10 @@ def _seal(file: io.BufferedRandom) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read and validate a checkpoint file. The file is treated as untrusted.
+    """Read and validate a checkpoint file, which is untrusted; raise :class:`~smh.CheckpointError` for any fault in it.
 
-    The header and everything it says are checked before any array is allocated, the data while they are read. Memory
-    is proportional to the data: besides them, every array of the pool has its float32 values. Arrays are writable and
-    own their memory.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        The file.
-
-    Returns
-    -------
-    Checkpoint
-        Plan, variables, dense tensors and digest.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is cut, changed, lying, of an unknown version, or no checkpoint at all.
-    OSError
-        If the system cannot open or read the path, as ``FileNotFoundError`` or ``IsADirectoryError``.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     try:
-    ...         read(file.name)
-    ...     except CheckpointError as error:
-    ...         print(str(error).split(": ")[1])
-    a safetensors file begins with its header's length, the first 8 bytes, which must be there, got 0
+    The header and everything it says are checked before any array is allocated, the data while they are read. Besides
+    the data, memory has float32 values of every array of the pool. Arrays are writable and own their memory.
     """
     with open_file(path) as file:
         try:
@@ -287,46 +205,39 @@ def _read(file: io.BufferedReader) -> Checkpoint:
 
 
 def _find_checksums(header: bytes) -> re.Match[bytes]:
-    """Find the checksums in a header."""
-    start = _START.match(header)
-    if start is None:
-        _check_future(header)
-        what = f"it is no smh checkpoint of version {VERSION}"
-        plain = "" if b'"smh"' in header[:64] else " (smh fit makes one of a plain file)"
-        raise CheckpointError(f"{what}{plain}, got a header {short(header)}")
-    return start
-
-
-def _check_future(header: bytes) -> None:
-    """Raise if a header that does not begin as those of this version do is that of another version."""
+    """Find the checksums in a header, or raise if it does not begin as those of this version do."""
+    if start := _START.match(header):
+        return start
     try:
         metadata = parse(header, "its header")["__metadata__"]["smh"]
         version = parse(metadata if isinstance(metadata, str) else "", "its metadata")["version"]
-    except (CheckpointError, LookupError, TypeError):  # of no version at all
-        return
+    except (CheckpointError, LookupError, TypeError):  # it has no version at all
+        version = VERSION
     if version != VERSION:
         raise _VersionError(version)
+    plain = "" if b'"smh"' in header[:64] else " (smh fit makes one of a plain file)"
+    raise CheckpointError(f"it is no smh checkpoint of version {VERSION}{plain}, got a header {short(header)}")
 
 
 def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
     """Return dtype and shape of each tensor, once they fit the plan and fill the data section exactly."""
-    entries = {}
     planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
     training = {f"training/{name}": ("F32", shape) for name, _, shape, _ in pool_arrays(plan)}
     planned |= {name: stored(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
     if not training.keys().isdisjoint(tree):
         planned |= training
+    entries: Entries = {}
     position = 0
     for name, entry in tree.items():
         what = f"tensor {short(name)} must"
         check(name in planned or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
         check_tensor(what, name, entry)
-        dtype, shape = entry["dtype"], entry["shape"]
+        dtype = entry["dtype"]
         check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
-        want, got = planned.get(name), (dtype, tuple(shape))
-        check(want is None or got == want, f"{what} be {want} by the plan", got)
-        position = check_place(what, entry, 8 * dtype_of(dtype).itemsize, position)
-        entries[name] = dtype, tuple(shape)
+        got = entries[name] = dtype, tuple(entry["shape"])
+        want = planned.get(name, got)
+        check(got == want, f"{what} be {want} by the plan", got)
+        position = check_place(what, entry, position)
     missing = [name for name in planned if name not in entries]
     check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
     check(position == size, f"its data section must have the {position} bytes of its tensors", size)
@@ -336,13 +247,13 @@ def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
 def _read_data(file: io.BufferedReader, entries: Entries, checksum: str) -> Arrays:
     """Read each tensor into an array of its own, and verify them all.
 
-    Not through safetensors: its ``load`` takes the whole file as bytes and copies it; its ``load_file`` opens
-    the path again, where another file may be by then. Here the bytes verified are the bytes returned.
+    Not through safetensors: its ``load`` takes the whole file as bytes and copies it; its ``load_file`` opens the path
+    again, where another file may be by then. Here the bytes verified are the bytes returned.
     """
     arrays = {}
     hashed = hashlib.sha256()
     for name, (dtype, shape) in entries.items():
-        arrays[name] = read_tensor(file, name, shape, dtype_of(dtype))
+        arrays[name] = read_tensor(file, name, shape, dtype)
         hashed.update(arrays[name].reshape(-1).view(np.uint8).data)
     actual = hashed.hexdigest()
     check(actual == checksum, f"its data are damaged: their SHA-256 must be {checksum}", actual)

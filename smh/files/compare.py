@@ -20,33 +20,15 @@ _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "floa
 
 @dataclass(frozen=True)
 class Difference:
-    """How two tensors of one name differ.
-
-    Attributes
-    ----------
-    name : str
-        The tensor.
-    why : str
-        How shapes or dtypes differ; if they do, elements are not compared. Empty otherwise.
-    elements : int
-        How many elements were compared.
-    different : int
-        How many of them differ.
-    bits : int
-        How many bits differ.
-    max_ulps : int or None
-        The largest distance, of those elements that are numbers in both; None where there is none, as for integers.
-    nans : int
-        How many of those that differ are NaN on one side or on both.
-    """
+    """How two tensors of one name differ."""
 
     name: str
-    why: str = ""
-    elements: int = 0
-    different: int = 0
-    bits: int = 0
-    max_ulps: int | None = None
-    nans: int = 0
+    why: str = ""  # how shapes or dtypes differ; then elements are not compared
+    elements: int = 0  # compared
+    different: int = 0  # elements that differ
+    bits: int = 0  # bits that differ
+    max_ulps: int | None = None  # the largest distance of two numbers; None if there is none, as for integers
+    nans: int = 0  # elements that differ and are NaN on one side or on both
 
     @property
     def same(self) -> bool:
@@ -64,25 +46,13 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """How two sets of named tensors differ.
+    """How two sets of named tensors differ."""
 
-    Attributes
-    ----------
-    compared : int
-        How many names are in both.
-    bits : int
-        How many bits were compared.
-    only_first, only_second : list of str
-        Names in one only.
-    differences : list of Difference
-        Of the tensors that differ.
-    """
-
-    compared: int = 0
-    bits: int = 0
-    only_first: list[str] = field(default_factory=list)
+    compared: int = 0  # names in both
+    bits: int = 0  # compared
+    only_first: list[str] = field(default_factory=list)  # names
     only_second: list[str] = field(default_factory=list)
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)  # of tensors that differ
 
     @property
     def same(self) -> bool:
@@ -95,23 +65,8 @@ class Comparison:
 
 
 def compare(name: str, first: Any, second: Any, any_nan: bool = False) -> Difference:
-    """Compare two tensors, element by element.
+    """Compare two tensors, element by element; with ``any_nan`` all NaNs count as one, as among generated weights.
 
-    Parameters
-    ----------
-    name : str
-        Their name.
-    first, second : numpy.ndarray
-        The tensors.
-    any_nan : bool
-        Whether all NaNs count as one, as they do among generated weights.
-
-    Returns
-    -------
-    Difference
-
-    Examples
-    --------
     >>> str(compare("w", np.float32([1, 2, 0]), np.float32([1, np.nextafter(np.float32(2), np.float32(3)), -0.0])))
     '2 of 3 elements, 2 bits, at most 1 ulps apart'
     """
@@ -119,26 +74,27 @@ def compare(name: str, first: Any, second: Any, any_nan: bool = False) -> Differ
     if a.dtype.name != b.dtype.name:
         return Difference(name, f"{a.dtype.name} against {b.dtype.name}")
     if a.shape != b.shape:
-        return Difference(name, f"shape {_shape(a.shape)} against {_shape(b.shape)}")
+        shapes = (" x ".join(map(str, shape)) or "of a scalar" for shape in (a.shape, b.shape))
+        return Difference(name, f"shape {' against '.join(shapes)}")
     bits_a, bits_b = _bits(a), _bits(b)
+    magnitude = np.iinfo(bits_a.dtype).max >> 1
     infinity = _INFINITY.get(a.dtype.name)
     different = bits = nans = 0
     most: int | None = None
     for start in range(0, a.size, _BLOCK):
         x, y = bits_a[start : start + _BLOCK], bits_b[start : start + _BLOCK]
-        where = np.flatnonzero(x != y)
-        x, y = x[where], y[where]
+        unlike = x != y
+        x, y = x[unlike], y[unlike]
         if infinity is not None:
-            magnitude = x.dtype.type(~x.dtype.type(0) >> x.dtype.type(1))
             nan_x, nan_y = (x & magnitude) > infinity, (y & magnitude) > infinity
-            if any_nan:
-                unlike = ~(nan_x & nan_y)
-                x, y, nan_x, nan_y = x[unlike], y[unlike], nan_x[unlike], nan_y[unlike]
-            nan = nan_x | nan_y
-            nans += int(nan.sum())
-            ulps = _ulps(x[~nan], y[~nan], magnitude)
+            number = ~(nan_x | nan_y)
+            ulps = _ulps(x[number], y[number], magnitude)
             if ulps.size:
                 most = max(most or 0, int(ulps.max()))
+            if any_nan:
+                unlike = ~(nan_x & nan_y)
+                x, y, number = x[unlike], y[unlike], number[unlike]
+            nans += x.size - int(number.sum())
         different += x.size
         bits += int(np.bitwise_count(x ^ y).sum())
     return Difference(name, "", a.size, different, bits, most, nans)
@@ -150,20 +106,9 @@ def compare_all(
     any_nan: Container[str] = (),
     advance: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Compare tensors by their names, one pair at a time.
+    """Compare tensors by their names, one pair at a time: they may be read or built when they are asked for.
 
-    Parameters
-    ----------
-    first, second : mapping of str to numpy.ndarray
-        The tensors, which may be read or built when they are asked for.
-    any_nan : container of str
-        Names of tensors in which all NaNs count as one.
-    advance : callable
-        Is called for every name in both.
-
-    Returns
-    -------
-    Comparison
+    All NaNs count as one in the tensors named in ``any_nan``. ``advance`` is called for every name in both.
     """
     found = Comparison(
         only_first=[name for name in first if name not in second],
@@ -181,17 +126,13 @@ def compare_all(
     return found
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "of a scalar"
-
-
 def _bits(x: np.ndarray) -> np.ndarray:
     """Return the bits of all elements as unsigned integers of the machine's byte order, flat."""
     native = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=")).reshape(-1)
     return native.view(f"u{x.dtype.itemsize}")
 
 
-def _ulps(x: np.ndarray, y: np.ndarray, magnitude: Any) -> np.ndarray:
+def _ulps(x: np.ndarray, y: np.ndarray, magnitude: int) -> np.ndarray:
     """Return the distances of numbers, given as bits: of two signs they are as far apart as both are from zero."""
     a, b = x & magnitude, y & magnitude
     return np.asarray(np.where((x ^ y) > magnitude, a + b, np.maximum(a, b) - np.minimum(a, b)))

@@ -17,18 +17,7 @@ _BLOCK = 1 << 20  # weights whose NaNs are made alike, and that are hashed, at a
 def digest(plan: Plan, build: Callable[[list[str]], list[np.ndarray]]) -> str:
     """Return the digest of the weights of a plan; equal digests mean equal bits.
 
-    Parameters
-    ----------
-    plan : Plan
-        The plan.
-    build : callable
-        From names of tensors to their weights in canonical shape, as NumPy arrays. It is called for a
-        part of the tensors at a time, in order.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
+    ``build`` returns the weights of named tensors in canonical shape. It gets some names at a time, in order.
     """
     sha = hashlib.sha256()
     for group in _groups(plan):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import stat
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from smh.core.views import MAX_AXES
 from smh.errors import CheckpointError
 from smh.strict_json import MAX_HEADER, check, check_limits, short
+from smh.text import SURROGATE
 
 DTYPES = {
     **{"BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
@@ -25,7 +25,12 @@ DTYPES = {
 }
 """Names of dtypes in NumPy, by those of the format, as far as checkpoints hold them."""
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # not text: UTF-8 cannot carry it
+_BITS = {
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8},
+    **{"BOOL": 8, "U8": 8, "U16": 16, "U32": 32, "U64": 64, "I8": 8, "I16": 16, "I32": 32, "I64": 64},
+    **{"F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64},
+}
 
 
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -63,20 +68,22 @@ def are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
-def check_place(what: str, entry: dict[str, Any], bits: int, position: int) -> int:
+def check_place(what: str, entry: dict[str, Any], position: int) -> int:
     """Return where the data of a tensor end, or raise unless they start at ``position`` and have its size."""
-    most = bits * math.prod(axis or 1 for axis in entry["shape"])  # NumPy counts an axis of 0 like this, too
-    check(most < 2**63, f"{what} have less than 2**60 bytes", entry["shape"])
-    size = bits * math.prod(entry["shape"])
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    check(isinstance(dtype, str) and dtype in _BITS, f"{what} have a dtype of {list(_BITS)}", dtype)
+    most = _BITS[dtype] * math.prod(axis or 1 for axis in shape)  # NumPy counts an axis of 0 like this, too
+    check(most < 2**63, f"{what} have less than 2**60 bytes", shape)
+    size = _BITS[dtype] * math.prod(shape)
     check(size % 8 == 0, f"{what} fill whole bytes", entry)
     stop: int = position + size // 8
-    offsets = entry["data_offsets"]
     check(offsets == [position, stop], f"{what} have the data_offsets {[position, stop]}", offsets)
     return stop
 
 
-def read_tensor(file: io.BufferedReader, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Read a tensor from where a file is, into an array of its own."""
+def read_tensor(file: io.BufferedReader, name: str, shape: tuple[int, ...], code: str) -> np.ndarray:
+    """Read a tensor from where a file is, into an array of its own; ``code`` is its dtype as the format calls it."""
+    dtype = dtype_of(name, code)
     try:
         x = np.empty(shape, dtype)
     except MemoryError as error:
@@ -93,8 +100,10 @@ def check_bools(name: str, x: np.ndarray) -> None:
     check(largest <= 1, f"tensor {short(name)} must be of bytes 0 and 1", largest)
 
 
-def dtype_of(code: str) -> np.dtype[Any]:
-    """Return the little-endian NumPy dtype of one of :data:`DTYPES`."""
+def dtype_of(name: str, code: str) -> np.dtype[Any]:
+    """Return the little-endian NumPy dtype of a tensor, or raise if it is not one of :data:`DTYPES`."""
+    advice = "convert it to float32, float16 or bfloat16"
+    check(code in DTYPES, f"the dtype of tensor {short(name)} must be one that smh reads: {advice}", code)
     if code == "BF16":
         try:
             import ml_dtypes  # noqa: F401  (it teaches NumPy the name)

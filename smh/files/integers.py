@@ -16,15 +16,13 @@ from smh.errors import CheckpointError, VariableError
 from smh.strict_json import check, short
 
 Arrays = dict[str, np.ndarray]
-Exponents = dict[str, int | None]
+Exponents = dict[str, int | None]  # by names without "pool/"; None where all integers are 0
 _NIBBLE_BITS, _BYTE_BITS = 4, 8
 
 
 def stored(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Return the dtype, in the words of the format, and the shape in which a file holds the integers of an array.
 
-    Examples
-    --------
     >>> stored(8, (10, 3)), stored(4, (5, 3)), stored(9, (10, 3))
     (('I8', (10, 3)), ('U8', (8,)), ('I16', (10, 3)))
     """
@@ -36,17 +34,7 @@ def stored(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
 def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Exponents]:
     """Return the integers of all arrays of the pool as a file holds them, and the exponents of their grids.
 
-    Parameters
-    ----------
-    plan : Plan
-        The plan.
-    variables : mapping of str to numpy.ndarray, float32
-        At least all variables of the pool.
-
-    Raises
-    ------
-    VariableError
-        If an array has no grid: it is not finite, or too large.
+    Raises :class:`~smh.VariableError` if an array has no grid: it is not finite, or too large.
     """
     with np.errstate(all="ignore"):
         grids = put_on_grids(Kernels(np), plan, variables)
@@ -66,15 +54,7 @@ def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Expon
 
 
 def check_exponents(plan: Plan, exponents: Any) -> None:
-    """Raise :class:`~smh.CheckpointError` unless exponents are such as grids of the plan's arrays have.
-
-    Parameters
-    ----------
-    plan : Plan
-        The plan of the file.
-    exponents : object
-        What the file says, of any type.
-    """
+    """Raise :class:`~smh.CheckpointError` unless what a file gives as exponents fits the grids of the plan's arrays."""
     arrays = {name.removeprefix("pool/"): fixed for name, _, _, fixed in pool_arrays(plan)}
     keys = sorted(exponents) if isinstance(exponents, dict) else None
     got = exponents if keys is None else keys
@@ -87,21 +67,10 @@ def check_exponents(plan: Plan, exponents: Any) -> None:
 
 
 def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> Arrays:
-    """Return the float32 values that stored integers stand for, or refuse integers that no grid gives.
+    """Return the float32 values that stored integers stand for.
 
-    Parameters
-    ----------
-    plan : Plan
-        The plan of the file.
-    arrays : mapping of str to numpy.ndarray
-        As :func:`pack` gives them, in the dtypes and shapes of :func:`stored`.
-    exponents : dict of str to int or None
-        By the names of arrays, without ``pool/``; :func:`check_exponents` has accepted them.
-
-    Raises
-    ------
-    CheckpointError
-        If integers are not such as a grid with these exponents gives.
+    Their dtypes and shapes are those of :func:`stored`, and :func:`check_exponents` has accepted the exponents. Raises
+    :class:`~smh.CheckpointError` if the integers are not such as a grid with these exponents gives.
     """
     values = {}
     for name, bits, shape, fixed in pool_arrays(plan):
