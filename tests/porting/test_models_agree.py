@@ -106,7 +106,7 @@ class Keras:
             variable.assign(value)
 
     def variables(self):
-        return self.model.parts.source.variables
+        return list(self.model.source.variables.values())
 
     def weights(self):
         dense = smh_tf.materialize(self.model)

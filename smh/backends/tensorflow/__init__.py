@@ -1,11 +1,16 @@
-"""The TensorFlow backend: weights as differentiable tensors, eagerly, in graphs, and compiled by XLA."""
+"""The TensorFlow backend: weights as differentiable tensors, and Keras models, in graphs and compiled by XLA."""
 
+import keras
+
+from smh.api import Api
 from smh.backends.tensorflow.adapter import backend
-from smh.backends.tensorflow.functions import digest, initialize, load, materialize, save, vjp
-from smh.backends.tensorflow.models import compress, fit, plan_of, report
+from smh.backends.tensorflow.derivatives import as_written
+from smh.backends.tensorflow.keras_model import Compressed
+from smh.backends.tensorflow.models import adapter
 from smh.core.plan import Plan
 
 __all__ = [
+    "Compressed",
     "Plan",
     "backend",
     "compress",
@@ -19,3 +24,23 @@ __all__ = [
     "save",
     "vjp",
 ]
+
+
+class _KerasApi(Api[keras.Model, Compressed]):
+    """What a ``tf.function`` may call, autograph leaves alone."""
+
+    materialize = as_written(Api.materialize)
+    vjp = as_written(Api.vjp)
+
+
+_api = _KerasApi(lambda: backend, lambda model: adapter)
+compress = _api.compress
+digest = _api.digest
+fit = _api.fit
+initialize = _api.initialize
+load = _api.load
+materialize = _api.materialize
+plan_of = _api.plan_of
+report = _api.report
+save = _api.save
+vjp = _api.vjp

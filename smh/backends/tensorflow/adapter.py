@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.tensorflow import derivatives
-from smh.backends.tensorflow.derivatives import KERNELS
+from smh.backends.tensorflow.derivatives import KERNELS, as_written
 from smh.backends.tensorflow.modes import MODES
 from smh.core import generate
 from smh.core.kernels import Array
@@ -19,8 +19,6 @@ from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError
 
 _Maker = Callable[[Mode, Plan, tuple[str, ...]], Function]
-as_written = tf.autograph.experimental.do_not_convert
-"""A user's tf.function leaves what it decorates alone: the core's loops and branches are of Python's values."""
 
 
 class TensorFlowBackend(Backend):

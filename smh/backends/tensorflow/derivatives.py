@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
@@ -18,9 +18,16 @@ from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 
+F = TypeVar("F", bound=Callable[..., Any])
 KERNELS = TensorflowKernels()
 _SMOOTH = TensorflowKernels(smooth=True)
 _LOST = "smh: the exact gradient was lost on the way; take gradients inside of tf.vectorized_map, not around it"
+
+
+def as_written(fn: F) -> F:
+    """Make a user's ``tf.function`` leave a function alone: the core's loops and branches are of Python's values."""
+    made: F = tf.autograph.experimental.do_not_convert(fn)
+    return made
 
 
 def build(plan: Plan, names: tuple[str, ...], *flat: Array) -> tuple[Array, ...]:

@@ -15,98 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from smh.backends.tensorflow import keras_tensors
-from smh.backends.tensorflow.fingerprint import FINGERPRINT, PlanName
 from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
+from smh.backends.tensorflow.pool_layer import PoolLayer
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.errors import VariableError
-from smh.models.compression import ModelTensor, check_residency
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """What a compressed model knows of itself.
-
-    Attributes
-    ----------
-    source : Source
-        The plan, and what generates.
-    tensors : tuple of ModelTensor
-        All weights of the model as it was, in order.
-    weights : tuple of keras.Variable
-        Its variables in the same order, generated ones included.
-    ratio_asked : float or None
-        For the report.
-    """
-
-    source: Source
-    tensors: tuple[ModelTensor, ...]
-    weights: tuple[keras.Variable, ...]
-    ratio_asked: float | None
-
-    @property
-    def kept(self) -> dict[str, keras.Variable]:
-        """The weights that are not generated, by name."""
-        pairs = zip(self.tensors, self.weights, strict=True)
-        return {tensor.name: x for tensor, x in pairs if not isinstance(x, GeneratedVariable)}
-
-    @property
-    def variables(self) -> dict[str, keras.Variable]:
-        """The variables of the plan, by name."""
-        return dict(zip(self.source.plan.variable_shapes, self.source.variables, strict=True))
-
-
-class PoolLayer(keras.Layer):
-    """The variables of a plan, as a layer without a call.
-
-    Parameters
-    ----------
-    plan : Plan
-        Whose variables.
-    values : mapping of str to numpy.ndarray, float32
-        Their values.
-    """
-
-    def __init__(self, plan: Plan, values: Mapping[str, np.ndarray]) -> None:
-        super().__init__(name="pool", dtype="float32")
-        for name, shape in plan.variable_shapes.items():
-            variable = self.add_weight(
-                shape=shape,
-                initializer=lambda shape, dtype, x=values[name]: keras.ops.convert_to_tensor(x, dtype),
-                dtype="float32",
-                autocast=False,  # weights are generated in float32, whatever layers compute in
-                name=name.replace("/", "."),
-            )
-            setattr(self, variable.name, variable)  # for tf.train.Checkpoint, which goes by attributes
-        self.built = True
-        self.plan_name = PlanName(plan)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Store the variables, and the fingerprint of the plan."""
-        super().save_own_variables(store)
-        store[FINGERPRINT] = self.plan_name.own
-
-    def load_own_variables(self, store: Any) -> None:
-        """Load the variables, if they are of the same plan.
-
-        Raises
-        ------
-        CheckpointError
-            If they are of another plan, or of none.
-        """
-        known = set(store.keys())
-        if not known and self.plan_name.refusal is not None:  # Keras looks in all places where what it failed to load
-            raise self.plan_name.refusal  # might be, and reports what it met last
-        self.plan_name.check(store[FINGERPRINT] if FINGERPRINT in known else None)
-        super().load_own_variables({key: store[key] for key in known - {FINGERPRINT}})
+from smh.models.compression import Compression, check_residency
 
 
 @keras.saving.register_keras_serializable(package="smh")
@@ -120,58 +40,42 @@ class Compressed(keras.Model):
     ----------
     inner : keras.Model
         A built model, which the new one takes over and changes.
-    plan : Plan
-        What is generated.
-    tensors : sequence of ModelTensor
-        All its weights, in the order of ``inner.weights``.
-    residency : str
-        ``"full"``, ``"cached"`` or ``"layer"``.
-    ratio_asked : float, optional
-        For the report.
+    compression : Compression
+        The plan, all weights in the order of ``inner.weights``, and the residency.
 
     Attributes
     ----------
     inner : keras.Model
         The model that computes.
     pool : PoolLayer
-        The variables.
+        The variables, all zero at first.
+    source : Source
+        What generates weights from them.
     """
 
-    def __init__(
-        self,
-        inner: keras.Model,
-        plan: Plan,
-        tensors: Sequence[ModelTensor],
-        residency: str = "full",
-        ratio_asked: float | None = None,
-    ) -> None:
+    def __init__(self, inner: keras.Model, compression: Compression) -> None:
         keras_tensors.check_graphs(inner)
         # Keras reads from the signature which of training, mask and others a model takes: those of the inner one.
         object.__setattr__(self, "call", functools.wraps(inner.call)(functools.partial(_call, self)))
         super().__init__(name=inner.name, dtype=inner.dtype_policy, trainable=inner.trainable)
         self._convert_input_args = False  # the inner model does
         self._allow_non_tensor_positional_args = True
-        self._residency = check_residency(residency)
         self.inner = inner
-        self.pool = PoolLayer(plan, initial_variables(plan))
-        self.parts = Parts(
-            source=Source(plan, self.pool.weights),
-            tensors=tuple(tensors),
-            weights=tuple(inner.weights),
-            ratio_asked=ratio_asked,
-        )
-        _generate(inner, self.parts)
+        self.pool = PoolLayer(compression.plan)
+        self.source = Source(compression, self.pool.weights, inner.weights)
+        _generate(inner, self.source)
         self.built = True
 
     @property
     def residency(self) -> str:
         """When weights are built: ``"full"``, ``"cached"`` or ``"layer"``; see :func:`compress`. May be changed."""
-        return self._residency
+        return self.source.compression.residency
 
     @residency.setter
     def residency(self, value: str) -> None:
-        self._residency = check_residency(value)
-        self.parts.source.forget()
+        compression = dataclasses.replace(self.source.compression, residency=check_residency(value))
+        self.source.compression = compression
+        self.source.forget()
         self.train_function = self.test_function = self.predict_function = None  # traced with the old one
 
     @property
@@ -204,7 +108,7 @@ class Compressed(keras.Model):
         made = getattr(self, name)
         single = self.distribute_strategy.num_replicas_in_sync == 1
         if made is not before and self.residency == "cached" and single and not self.run_eagerly:
-            setattr(self, name, functools.partial(_serve, self.parts.source, made))
+            setattr(self, name, functools.partial(_serve, self.source, made))
         return getattr(self, name)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
@@ -217,22 +121,26 @@ class Compressed(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return all that makes the model but the values of its variables."""
+        compression = self.source.compression
         return {
             "inner": keras.saving.serialize_keras_object(self.inner),
-            "plan": self.parts.source.plan.to_json(),
-            "names": [tensor.name for tensor in self.parts.tensors],
-            "residency": self.residency,
-            "ratio_asked": self.parts.ratio_asked,
+            "plan": compression.plan.to_json(),
+            "names": [tensor.name for tensor in compression.tensors],
+            "residency": compression.residency,
+            "ratio_asked": compression.ratio_asked,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Compressed:
-        """Make a model from what :meth:`get_config` returned."""
+        """Make a model from what :meth:`get_config` returned, with initial values of its variables."""
         inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
-        plan = Plan.from_json(config["plan"])
+        plan, residency = Plan.from_json(config["plan"]), check_residency(config["residency"])
         named = zip(config["names"], keras_tensors.tensors_of(inner), strict=True)
-        tensors = [dataclasses.replace(tensor, name=name) for name, tensor in named]
-        return cls(inner, plan, tensors, config["residency"], config["ratio_asked"])
+        tensors = tuple(dataclasses.replace(tensor, name=name) for name, tensor in named)
+        model = cls(inner, Compression(plan, tensors, residency, config["ratio_asked"]))
+        for variable, value in zip(model.pool.weights, initial_variables(plan).values(), strict=True):
+            variable.assign(value)
+        return model
 
     def get_build_config(self) -> None:
         """Return nothing: the model is built when it is made."""
@@ -281,10 +189,9 @@ class Compressed(keras.Model):
 
 def _call(model: Compressed, *args: Any, **kwargs: Any) -> Any:
     """Run a compressed model."""
-    parts = model.parts
-    with parts.source.passing(model.residency):
+    with model.source.passing(model.residency):
         outputs = model.inner(*args, **kwargs)
-        for variable in parts.weights:
+        for variable in model.source.weights.values():
             if isinstance(variable, GeneratedVariable) and variable.regularizer is not None:
                 model.add_loss(variable.regularizer(variable))
     return outputs
@@ -300,11 +207,9 @@ def _spec(x: Any) -> keras.InputSpec:
     return keras.InputSpec(shape=x.shape, dtype=x.dtype)
 
 
-def _generate(inner: keras.Model, parts: Parts) -> None:
+def _generate(inner: keras.Model, source: Source) -> None:
     """Turn variables of a model into generated ones, which none of its layers tracks or saves."""
-    source = parts.source
-    chosen = {id(x): tensor.name for tensor, x in zip(parts.tensors, parts.weights, strict=True)}
-    chosen = {key: name for key, name in chosen.items() if name in source.names}
+    chosen = {id(source.weights[name]): name for name in source.names}
     layers = inner._flatten_layers()
     using = {id(layer): tuple(chosen[id(x)] for x in layer.weights if id(x) in chosen) for layer in layers}
     for layer in _called(layers):
@@ -320,9 +225,8 @@ def _generate(inner: keras.Model, parts: Parts) -> None:
         if owned:  # several layers save variables by name, tracked or not
             layer.save_own_variables = functools.partial(keras.Layer.save_own_variables, layer)
             layer.load_own_variables = functools.partial(keras.Layer.load_own_variables, layer)
-    for variable in parts.weights:
-        if id(variable) in chosen:
-            GeneratedVariable.take(variable, source, chosen[id(variable)])
+    for name in source.names:
+        GeneratedVariable.take(source.weights[name], source, name)
 
 
 def _called(layers: Sequence[keras.Layer]) -> list[keras.Layer]:

@@ -19,35 +19,46 @@ import numpy as np
 import tensorflow as tf
 
 from smh.backends.tensorflow import derivatives
+from smh.backends.tensorflow.derivatives import as_written
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import VariableError
-
-as_written = tf.autograph.experimental.do_not_convert
+from smh.models.compression import Compression
 
 
 class Source:
-    """Where the generated weights of one model come from.
+    """The variables of one model, and the weights that they generate.
 
     Parameters
     ----------
-    plan : Plan
-        What is generated.
+    compression : Compression
+        What is generated, and all weights of the model as it was.
     variables : sequence of keras.Variable
         The variables, in the plan's order.
+    weights : sequence of keras.Variable
+        Those of the model, in the order of ``compression.tensors``; some become generated ones.
     """
 
-    def __init__(self, plan: Plan, variables: Sequence[keras.Variable]) -> None:
-        self.plan = plan
-        self.variables = tuple(variables)
-        self.names = tuple(tensor.name for tensor in plan.tensors)
+    def __init__(
+        self, compression: Compression, variables: Sequence[keras.Variable], weights: Sequence[keras.Variable]
+    ) -> None:
+        self.compression = compression
+        self.plan = compression.plan
+        self.variables = dict(zip(self.plan.variable_shapes, variables, strict=True))
+        self.weights = {tensor.name: x for tensor, x in zip(compression.tensors, weights, strict=True)}
+        self.names = tuple(tensor.name for tensor in self.plan.tensors)
         self._cache: _Cache | None = None
         self._served: dict[str, _Served] = {}
         self._read = tf.function(self.flat, autograph=False)  # faster than one by one
 
+    @property
+    def kept(self) -> dict[str, keras.Variable]:
+        """The weights that are not generated, by name."""
+        return {name: x for name, x in self.weights.items() if not isinstance(x, GeneratedVariable)}
+
     def flat(self) -> list[Array]:
         """Return the present values of all variables, as tensors."""
-        return [tf.convert_to_tensor(variable.value) for variable in self.variables]
+        return [tf.convert_to_tensor(variable.value) for variable in self.variables.values()]
 
     @as_written
     def weight(self, name: str) -> Array:

@@ -35,8 +35,8 @@ def describe(model: keras.Model) -> Structure:
     if not isinstance(model, keras.Model) or not model.built:
         raise PortError(f"a built keras.Model is needed: build it, or call it once; got {type(model).__name__}")
     if isinstance(model, Compressed):
-        inner, weights = model.inner, model.parts.weights
-        names = [tensor.name for tensor in model.parts.tensors]
+        inner, weights = model.inner, tuple(model.source.weights.values())
+        names = list(model.source.weights)
     else:
         inner, weights = model, model.weights
         names = list(keras_tensors.names_of(model))

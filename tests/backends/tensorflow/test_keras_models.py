@@ -105,12 +105,11 @@ def plain(request):
 
 
 def numpy_variables(model):
-    return {name: variable.numpy() for name, variable in model.parts.variables.items()}
+    return {name: variable.numpy() for name, variable in model.source.variables.items()}
 
 
 def generated(model):
-    pairs = zip(model.parts.tensors, model.parts.weights, strict=True)
-    return {tensor.name: x for tensor, x in pairs if isinstance(x, GeneratedVariable)}
+    return {name: x for name, x in model.source.weights.items() if isinstance(x, GeneratedVariable)}
 
 
 def assert_weights_of_numpy(model):
@@ -130,7 +129,7 @@ def gradients_of(model, x, residency=None, training=False, run=None):
         with tf.GradientTape() as tape:
             outputs = tf.nest.flatten(model(x, training=training))
             loss = tf.add_n([weighed(y) for y in outputs])
-        return tape.gradient(loss, model.parts.source.variables)
+        return list(tape.gradient(loss, model.source.variables).values())
 
     return [g.numpy() for g in (run or (lambda f: f))(step)(x)]
 
@@ -220,7 +219,7 @@ def test_gradients_in_graphs_have_the_bits_of_vjp_for_equal_cotangents():
     def step(x):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model(x) * y)
-        return tape.gradient(loss, model.parts.source.variables)
+        return list(tape.gradient(loss, model.source.variables).values())
 
     for residency in RESIDENCIES:
         model.residency = residency
@@ -228,7 +227,7 @@ def test_gradients_in_graphs_have_the_bits_of_vjp_for_equal_cotangents():
             assert_all_same([g.numpy() for g in run(step)(x)], expected.values())
         with tf.GradientTape() as tape:  # around a graph
             loss = tf.reduce_sum(tf.function(model)(x) * y)
-        assert_all_same(tape.gradient(loss, model.parts.source.variables), expected.values())
+        assert_all_same(tape.gradient(loss, model.source.variables).values(), expected.values())
 
 
 LAYERS = {
@@ -313,9 +312,9 @@ def test_residencies_agree_and_can_be_changed(plain):
 def test_cached_weights_are_kept_until_a_variable_changes():
     model = smh_tf.compress(sequential(), ratio=0.2, residency="cached")
     first = model(X).numpy()
-    kept = model.parts.source._cache
+    kept = model.source._cache
     assert_same_bits(model(X).numpy(), first, "again")
-    assert model.parts.source._cache is kept
+    assert model.source._cache is kept
     assert tf.function(model)(tf.constant(X)).shape == first.shape
     for change in (
         lambda v: v.assign(v.value * 1.5),
@@ -324,10 +323,10 @@ def test_cached_weights_are_kept_until_a_variable_changes():
     ):
         change(model.pool.weights[0])
         assert_same_bits(model(X).numpy(), smh_tf.materialize(model)(X).numpy(), "changed")
-        assert model.parts.source._cache is not kept
-        kept = model.parts.source._cache
+        assert model.source._cache is not kept
+        kept = model.source._cache
     model.residency = "full"
-    assert model.parts.source._cache is None
+    assert model.source._cache is None
 
 
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
@@ -383,7 +382,7 @@ def test_a_callback_that_changes_a_variable_is_seen_by_the_next_batch():
 
 def test_gradients_of_kept_weights_in_a_graph_are_those_of_vjp():
     model = smh_tf.compress(sequential(), ratio=0.2, residency="cached")
-    source, plan = model.parts.source, smh_tf.plan_of(model)
+    source, plan = model.source, smh_tf.plan_of(model)
     cotangents = {tensor.name: data(tensor.viewed_shape) for tensor in plan.tensors}
     with source.serving():
 
@@ -391,7 +390,7 @@ def test_gradients_of_kept_weights_in_a_graph_are_those_of_vjp():
         def gradients():
             with tf.GradientTape() as tape, source.passing("cached"):
                 value = tf.add_n([tf.reduce_sum(source.weight(name) * g) for name, g in cotangents.items()])
-            return tape.gradient(value, source.variables)
+            return tape.gradient(value, source.variables).values()
 
         found = gradients()
     expected = smh.vjp(plan, numpy_variables(model), cotangents)
@@ -421,8 +420,8 @@ def test_dense_weights_are_neither_trained_nor_counted_nor_held(plain):
     model = smh_tf.compress(plain, ratio=0.2)
     plan = smh_tf.plan_of(model)
     assert len({id(x) for x in model.trainable_variables}) == len(model.trainable_variables)
-    expected = {id(x) for x in model.parts.variables.values()}
-    expected |= {id(x) for x in model.parts.kept.values() if x.trainable}
+    expected = {id(x) for x in model.source.variables.values()}
+    expected |= {id(x) for x in model.source.kept.values() if x.trainable}
     assert {id(x) for x in model.trainable_variables} == expected
     assert model.count_params() == plain.count_params() - plan.num_weights + plan.num_variables
     lines = []
@@ -496,7 +495,7 @@ def test_report(plain):
     assert report.bytes_after == 4 * (model.count_params() - plan.num_variables) + plan.file_bytes
     assert [line.name for line in report.tensors] == list(names_of(plain))
     assert "variables" in str(report)
-    variable = model.parts.variables[plan.tensors[0].scale_variable]
+    variable = model.source.variables[plan.tensors[0].scale_variable]
     variable.assign(0.625 * 2.0 ** plan.tensors[0].kappa)
     assert [line.scale for line in smh_tf.report(model).tensors if line.generated][0] == 0.625
 
@@ -532,7 +531,7 @@ def test_options_reach_the_plan():
     assert [tensor.name for tensor in plan.tensors] == ["conv/kernel", "hidden/kernel"]
     for tensor in plan.tensors:
         assert tensor.initial_scale == np.float32(np.std(values[tensor.name].numpy().astype(np.float64)))
-    kept = model.parts.kept["out/kernel"]
+    kept = model.source.kept["out/kernel"]
     assert_same_bits(kept.numpy(), values["out/kernel"].numpy(), "kept")
     again = smh_tf.compress(sequential(), plan=plan)
     assert smh_tf.plan_of(again) == plan
@@ -540,7 +539,7 @@ def test_options_reach_the_plan():
     assert (bits.pool.bits, bits.layout) == (5, "cyclic")
     assert bits.tensors[0].kappa != smh_tf.plan_of(smh_tf.compress(plain, ratio=0.3)).tensors[0].kappa
     fixed = smh_tf.compress(plain, ratio=0.3, learn_scale=False, modifiers=["relu"])
-    assert list(fixed.parts.variables) == ["pool/left", "pool/right"]
+    assert list(fixed.source.variables) == ["pool/left", "pool/right"]
     assert generated(fixed)["out/kernel"].numpy().min() >= 0
     with pytest.raises(smh.PlanError, match="leave out seed"):
         smh_tf.compress(plain, plan=plan, seed=5)
@@ -825,7 +824,7 @@ def test_foreign_files_change_nothing(tmp_path):
     plain = sequential()
     model = smh_tf.compress(plain, ratio=0.2)
     plan, variables = smh_tf.plan_of(model), numpy_variables(model)
-    dense = {name: x.numpy() for name, x in model.parts.kept.items()}
+    dense = {name: x.numpy() for name, x in model.source.kept.items()}
     path = tmp_path / "x.safetensors"
     before = snapshot(model), snapshot(plain)
 
@@ -888,7 +887,7 @@ def test_functions_of_plans_are_as_they_were(tmp_path):
     assert_same_bits(smh_tf.materialize(plan, variables, ["fc"])["fc"].numpy(), expected, "fc")
     path = tmp_path / "x.safetensors"
     assert smh_tf.save(path, plan, variables, {"b": np.zeros(3)}) == smh_tf.digest(plan, variables)
-    assert smh_tf.load(path, "CPU:0").plan == smh_tf.load(path, device="CPU:0").plan == smh_tf.load(path).plan == plan
+    assert smh_tf.load(path, device="CPU:0").plan == smh_tf.load(path).plan == plan
 
 
 # Starting from trained weights
@@ -951,9 +950,9 @@ def test_what_is_no_compressed_model(tmp_path):
         with pytest.raises(smh.PlanError, match="go with a Plan"):
             use()
     for use in (smh_tf.materialize, smh_tf.digest, lambda plan: smh_tf.save(tmp_path / "x", plan)):
-        with pytest.raises(smh.VariableError, match="variables"):
+        with pytest.raises(smh.VariableError, match="variable 'pool/left' is missing"):
             use(smh_tf.plan_of(model))
-    with pytest.raises(smh.BackendError, match="device"):
+    with pytest.raises(smh.PlanError, match="device"):
         smh_tf.load(tmp_path / "x", model, device="CPU:0")
     assert not os.listdir(tmp_path)
 

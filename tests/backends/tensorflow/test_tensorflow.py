@@ -458,7 +458,7 @@ def test_checkpoints(tmp_path):
     assert np.array_equal(loaded.dense["bias"], np.ones(3))
     assert not np.array_equal(loaded.variables["pool/left"], variables["pool/left"])  # those of the integers
     assert smh_tf.save(tmp_path / "training", plan, variables, training=True) == digest
-    again = smh_tf.load(tmp_path / "training", "CPU:0")
+    again = smh_tf.load(tmp_path / "training", device="CPU:0")
     assert again.training
     assert_all_same_bits(again.variables, {name: x.numpy() for name, x in variables.items()})
 
