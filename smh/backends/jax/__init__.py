@@ -1,8 +1,10 @@
 """The JAX backend: weights as differentiable arrays, and pytrees of them, on any device, under any transformation."""
 
+from typing import Any
+
+from smh.api import Api
 from smh.backends.jax.adapter import backend
-from smh.backends.jax.functions import digest, initialize, load, materialize, save, vjp
-from smh.backends.jax.models import compress, fit, plan_of, report
+from smh.backends.jax.models import adapter
 from smh.backends.jax.pytrees import Compressed
 from smh.core.plan import Plan
 
@@ -21,3 +23,15 @@ __all__ = [
     "save",
     "vjp",
 ]
+
+_api: Api[Any, Compressed] = Api(lambda: backend, lambda model: adapter)
+compress = _api.compress
+digest = _api.digest
+fit = _api.fit
+initialize = _api.initialize
+load = _api.load
+materialize = _api.materialize
+plan_of = _api.plan_of
+report = _api.report
+save = _api.save
+vjp = _api.vjp
