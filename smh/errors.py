@@ -65,26 +65,14 @@ class UnknownNameError(SmhError, KeyError):
 
 
 def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Describe the known names nearest to a mistaken one, for the end of an error message.
-
-    Parameters
-    ----------
-    name : str
-        What was asked for.
-    known : iterable of str
-        What there is.
-    limit : int
-        The most names to show.
-
-    Returns
-    -------
-    str
-        For example ``"did you mean 'fc.weight'?"`` or ``"known names: 'a', 'b', ..."``.
+    """Describe the names nearest to a mistaken one, at most ``limit`` of those there are, to end an error message.
 
     Examples
     --------
     >>> near_names("fc.wieght", ["fc.weight", "conv.weight"])
     "did you mean 'fc.weight' or 'conv.weight'?"
+    >>> near_names("x", ["fc.weight", "conv.weight"])
+    "known names: 'fc.weight', 'conv.weight'"
     """
     names = list(known)
     longest, most = _COMPARED  # the time to compare two texts grows with the product of their lengths

@@ -1,10 +1,8 @@
-"""Checks that plans, pools and views share."""
+"""Checks that plans, pools, tensors and views share."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from fractions import Fraction
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from smh.errors import PlanError, near_names
@@ -17,14 +15,13 @@ def whole_number(what: str, value: Any, low: int, high: int) -> int:
     return int(value.__index__())
 
 
-def ceil_digits(value: Fraction, digits: int = 4) -> str:
-    """Return a short decimal that is not below ``value``, so that a user who types it is not refused again."""
-    exponent = digits - 1 - math.floor(math.log10(value))
-    scaled = math.ceil(value * Fraction(10) ** exponent)
-    return f"{float(Fraction(scaled) / Fraction(10) ** exponent):.{digits}g}"
+def check_one_of(what: str, value: Any, allowed: Collection[str]) -> None:
+    """Raise :class:`~smh.PlanError` unless a value is one of the allowed strings."""
+    if not isinstance(value, str) or value not in allowed:
+        raise PlanError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
 
 
-def check_keys(where: str, found: Mapping[str, Any], expected: Any) -> None:
+def check_keys(where: str, found: Mapping[str, Any], expected: Collection[str]) -> None:
     """Raise :class:`~smh.PlanError` unless the keys are exactly the expected ones."""
     unknown = sorted(set(found) - set(expected))
     missing = sorted(set(expected) - set(found))

@@ -11,26 +11,12 @@ from typing import NamedTuple
 
 from smh.core import layout, scales
 from smh.core.grid import Grid, grid, power_bound, times
-from smh.core.inputs import check_cotangents, check_variables
+from smh.core.inputs import check_cotangents as check_cotangents  # backends call these two from here
+from smh.core.inputs import check_variables as check_variables
 from smh.core.kernels import Array, Kernels
 from smh.core.plan import Plan
 from smh.core.pools import Matmul
 from smh.core.tensors import TensorSpec
-
-__all__ = [
-    "Part",
-    "cells",
-    "check_cotangents",
-    "check_variables",
-    "indices",
-    "materialize",
-    "on_grid",
-    "pull",
-    "put_on_grids",
-    "scale_of",
-    "vjp",
-    "weights_of",
-]
 
 
 class Part(NamedTuple):
@@ -103,20 +89,13 @@ def weights_of(
     kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], tensor: TensorSpec, scale: Array | float
 ) -> Array:
     """Return the weights of a tensor in canonical order, shape (size,), before the view."""
-    pool = plan.pool
-    if isinstance(pool, Matmul) and tensor.stop <= pool.capacity:
+    pool, start, stop = plan.pool, tensor.offset, tensor.stop
+    if isinstance(pool, Matmul) and stop <= pool.capacity:
         left, right = grids["left"], grids["right"]
-        w = kernels.scaled_product(
-            left.integers,
-            right.integers,
-            pool.unit(kernels, left, right),
-            pool.exact_terms,
-            scale,
-            tensor.offset,
-            tensor.stop,
-        )
+        unit = pool.unit(kernels, left, right)
+        w = kernels.scaled_product(left.integers, right.integers, unit, pool.exact_terms, scale, start, stop)
     else:
-        w = kernels.scale(cells(kernels, plan, grids, tensor.offset, tensor.stop), scale)
+        w = kernels.scale(cells(kernels, plan, grids, start, stop), scale)
     return scales.modified(kernels, w, tensor.modifiers)
 
 
@@ -128,10 +107,10 @@ def cells(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], start: int, s
 
 def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Part]) -> dict[str, Array]:
     """Return the gradients of all variables, given the cotangents of all tensors (specification, section 7)."""
-    xp = kernels.xp
     fused = _fused(kernels, plan, grids, parts)
     if fused is not None:
         return fused
+    xp = kernels.xp
     healthy = xp.isfinite(sum(one.unit for one in grids.values()))
     bound = plan.pool.bound(kernels, grids)
     gradients, dv = {}, []
@@ -155,22 +134,7 @@ def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Pa
 
 
 def indices(kernels: Kernels, plan: Plan, i: Array) -> dict[str, Array]:
-    """Return the hash index: which elements of which variables virtual weights read.
-
-    Parameters
-    ----------
-    kernels : Kernels
-        The namespace of ``i``.
-    plan : Plan
-        The plan.
-    i : array, shape (k,), int64
-        Virtual weights, in ``[0, capacity)``.
-
-    Returns
-    -------
-    dict of str to array, shape (k, terms), int64
-        For each pool variable the flat indices into it, in the order of the terms.
-    """
+    """Return which elements of which variables virtual weights read: see :meth:`smh.core.pools.Pool.indices`."""
     return {f"pool/{name}": found for name, found in plan.pool.indices(kernels, i, plan.seed).items()}
 
 

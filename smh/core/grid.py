@@ -17,19 +17,15 @@ _POWERS = [2.0**e for e in range(_FIRST, 129)]
 class Grid(NamedTuple):
     """An array on its grid.
 
-    Attributes
-    ----------
-    integers : array, float32
-        q; NaN in every element where the array is poisoned.
-    unit : array, shape (), float32
-        u, a power of two; NaN where the array is poisoned.
-    power : array, shape (), float32
-        ``2**e``; 0 where every integer is 0, NaN where the array is poisoned.
+    All three are float32, and NaN where the array is poisoned.
     """
 
     integers: Array
+    """q."""
     unit: Array
+    """u, a power of two, shape ()."""
     power: Array
+    """``2**e``, or 0 where every integer is 0, shape ()."""
 
 
 def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: int | None = None) -> Grid:
@@ -40,18 +36,14 @@ def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: i
     kernels : Kernels
         The namespace of ``x``.
     x : array, float32
-        Values.
+        Values; a NaN or an infinity poisons the array.
     bits : int
         B: integers have a magnitude below ``2**bits``.
     low, high : int
         An array whose magnitudes are all below ``2**-low`` is zero; one that needs an exponent above ``high`` is
-        poisoned, as one with a NaN or an infinity is.
+        poisoned.
     exponent : int, optional
         A fixed exponent; then integers are clipped, and ``low`` and ``high`` do not count.
-
-    Returns
-    -------
-    Grid
 
     Examples
     --------

@@ -10,16 +10,16 @@ import math
 
 import numpy as np
 
+from smh.core.checks import check_one_of
 from smh.core.hashing import HASH_STREAMS, key, words
 from smh.core.plan import Plan
-from smh.errors import PlanError
 
 _DRAWS = {"normal": 12, "uniform": 1}
 _BLOCK = 1 << 18
 
 
 def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.ndarray]:
-    """Return initial values for all variables of a plan.
+    """Return initial values, float32, for all variables of a plan, in its order.
 
     Parameters
     ----------
@@ -27,11 +27,6 @@ def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.
         The plan.
     distribution : str
         ``"normal"`` (a sum of twelve uniform words) or ``"uniform"``. Both give virtual weights unit variance.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float32
-        In the plan's order.
 
     Raises
     ------
@@ -45,8 +40,7 @@ def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.
     >>> {name: x.shape for name, x in initial_variables(plan).items()}
     {'pool/left': (10, 2), 'pool/right': (2, 10), 'scale/fc': ()}
     """
-    if distribution not in _DRAWS:
-        raise PlanError(f"distribution must be one of {', '.join(_DRAWS)}; got {distribution!r}")
+    check_one_of("distribution", distribution, _DRAWS)
     variables = {}
     for leaf in plan.pool.leaves(plan.seed):
         sigma, shrink = leaf.pool.sigma(leaf.tau), np.float32(2.0 ** -(leaf.pool.gain or 0))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from smh.core.kernels import Array, Kernels
 from smh.core.plan import Plan
-from smh.errors import UnknownNameError, VariableError, near_names
+from smh.errors import VariableError, near_names
 
 
 def check_variables(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> None:
@@ -23,11 +23,8 @@ def check_variables(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]
 
 def check_cotangents(kernels: Kernels, plan: Plan, cotangents: Mapping[str, Array]) -> None:
     """Raise unless every cotangent is that of a tensor, in its viewed shape."""
-    known = {tensor.name: tensor for tensor in plan.tensors}
-    for name, cotangent in cotangents.items():
-        if name not in known:
-            raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
-        _check_array(kernels, f"the cotangent of {name!r}", cotangent, known[name].viewed_shape)
+    for tensor in plan.select(cotangents):
+        _check_array(kernels, f"the cotangent of {tensor.name!r}", cotangents[tensor.name], tensor.viewed_shape)
 
 
 def _check_array(kernels: Kernels, what: str, x: Array, shape: tuple[int, ...]) -> None:

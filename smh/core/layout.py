@@ -17,25 +17,7 @@ PADDING_POWER = 2.0**-6
 def cells(
     kernels: Kernels, layout: str, capacity: int, read: Callable[[int, int], Array], start: int, stop: int
 ) -> Array:
-    """Return what the cells ``start`` to ``stop`` show.
-
-    Parameters
-    ----------
-    kernels : Kernels
-        The namespace of the virtual weights.
-    layout : str
-        One of ``LAYOUTS``.
-    capacity : int
-        The number of virtual weights.
-    read : callable
-        From a range to its virtual weights.
-    start, stop : int
-        A range that is not empty.
-
-    Returns
-    -------
-    array, shape (stop - start,), float32
-    """
+    """Return what the cells ``start`` to ``stop``, at least one, show; ``read`` gives ranges of virtual weights."""
     xp = kernels.xp
     if stop <= capacity:
         return read(start, stop)
@@ -50,23 +32,7 @@ def cells(
 
 
 def cotangents(kernels: Kernels, layout: str, capacity: int, dv: Array) -> Array:
-    """Return the cotangent of every virtual weight, given those of all cells.
-
-    Parameters
-    ----------
-    kernels : Kernels
-        The namespace of the cotangents.
-    layout : str
-        One of ``LAYOUTS``.
-    capacity : int
-        The number of virtual weights.
-    dv : array, shape (N,), float32
-        Cotangents of all cells.
-
-    Returns
-    -------
-    array, shape (capacity,), float32
-    """
+    """Return the cotangents of all virtual weights, shape (capacity,), given those of all cells, shape (N,)."""
     xp, count = kernels.xp, dv.shape[0]
     if count >= capacity and (layout == "padding" or count == capacity):
         return dv[:capacity]

@@ -11,14 +11,13 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from smh.core import building, rules
-from smh.core.checks import check_keys, whole_number
+from smh.core import rules, sizes
+from smh.core.checks import check_keys, check_one_of, whole_number
 from smh.core.layout import LAYOUTS
 from smh.core.pools import Pool, from_dict, named
 from smh.core.pools.base import BITS, MAX_BITS, MAX_DEPTH, MIN_BITS, OPTIMIZERS
 from smh.core.selection import Selector, select
-from smh.core.sizes import file_bytes, largest_that_fits, parse_size
-from smh.core.tensors import TensorSpec
+from smh.core.tensors import TensorSpec, checked_shape
 from smh.core.versions import VERSION, explained, is_readable
 from smh.core.views import View
 from smh.errors import CheckpointError, PlanError, UnknownNameError, near_names
@@ -59,11 +58,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Check everything, so that every plan that exists is valid."""
-        self.pool.check()
-        if self.pool.depth > MAX_DEPTH:
-            raise PlanError(f"pools may lie in at most {MAX_DEPTH} sums and products; got {self.pool.depth}")
+        for leaf in self.pool.leaves(seed=0):
+            leaf.pool.check()
+            depth = leaf.path.count("/")
+            if depth > MAX_DEPTH:
+                raise PlanError(f"pools may lie in at most {MAX_DEPTH} sums and products; got {depth}")
         whole_number("seed", self.seed, 0, 2**32 - 1)
-        _one_of("layout", self.layout, LAYOUTS)
+        check_one_of("layout", self.layout, LAYOUTS)
         if not self.tensors:
             raise PlanError("a plan needs at least one tensor; got none")
         offset = 0
@@ -114,8 +115,8 @@ class Plan:
         ratio : float or Fraction
             Upper bound on pool variables per generated weight. A float is read as the decimal that it prints as.
         size : int or str
-            In the place of ``ratio``: what the arrays of the file may take, in bytes or as ``"500 kB"``. The largest
-            ratio that fits is taken.
+            Instead of ``ratio``: what the arrays of the file may take, in bytes or as ``"500 kB"``. The largest ratio
+            that fits is taken.
         bits : int
             Bits of the integers that generate weights, 2 to 16, for pools that do not say.
         optimizer : str
@@ -138,16 +139,12 @@ class Plan:
         views : mapping, optional
             Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
         include, exclude : str, iterable of str or callable, optional
-            Which tensors to generate; see :func:`smh.core.selection.select`. By default those of two or more axes,
-            except biases.
+            Which tensors to generate, by default those of two or more axes but for biases; see
+            :func:`smh.core.selection.select`.
         values : mapping of str to array, optional
             Present values of the tensors, for ``scale="match"``.
         kept_bytes : int
             Bytes of tensors that are kept, which count towards ``size``.
-
-        Returns
-        -------
-        Plan
 
         Raises
         ------
@@ -162,43 +159,45 @@ class Plan:
         >>> Plan.build({"fc1": (64, 100)}, size="1 kB").file_bytes
         964
         """
-        _one_of("optimizer", optimizer, OPTIMIZERS)
+        check_one_of("optimizer", optimizer, OPTIMIZERS)
         whole_number("bits", bits, MIN_BITS, MAX_BITS)
-        checked = {name: building.shape(name, shape) for name, shape in shapes.items()}
+        checked = {name: checked_shape(name, shape) for name, shape in shapes.items()}
         names = select(checked, include, exclude)
-        for what, given in (("axes", axes), ("views", views)):
-            building.known(what, given, names, checked)
-        tensors = []
-        offset = 0
+        axes_of = rules.by_name("axes", axes, names, checked, every=False)
+        view_of = rules.by_name("views", views, names, checked, every=False)
+        scale_of = rules.by_name("scale", scale, names, checked)
+        modifiers_of = rules.by_name("modifiers", modifiers, names, checked)
+        tensors, offset, squares = [], 0, 0.0
         for name in names:
             shape = checked[name]
             tensor = TensorSpec(
                 name=name,
                 shape=shape,
                 offset=offset,
-                scale=building.resolve(name, building.per_tensor("scale", scale, name, names), values, shape),
+                scale=rules.resolved(name, scale_of[name], values, shape),
                 learn_scale=learn_scale,
                 kappa=0,
-                modifiers=building.modifiers(building.per_tensor("modifiers", modifiers, name, names)),
-                axes=(axes or {}).get(name) or rules.default_axes(shape),
-                view=View.make((views or {}).get(name)),
+                modifiers=rules.modifier_list(modifiers_of[name]),
+                axes=axes_of[name] or rules.default_axes(shape),
+                view=View.make(view_of[name]),
             )
             tensor.check()
             if learn_scale:
                 tensor = dataclasses.replace(tensor, kappa=rules.kappa(optimizer, tensor.initial_scale, tensor.size))
             tensors.append(tensor)
             offset = tensor.stop
+            squares += float(tensor.size) * (tensor.initial_scale * tensor.initial_scale)
         if (ratio is None) == (size is None):
             raise PlanError(f"give either ratio or size; got ratio={ratio!r}, size={size!r}")
         request = named(pool).with_bits(bits)
         if size is not None:
             besides = whole_number("kept_bytes", kept_bytes, 0, 2**60) + (4 * len(tensors) if learn_scale else 0)
-            sized = largest_that_fits(request, offset, parse_size(size), besides)
+            sized = sizes.largest_that_fits(request, offset, sizes.parse_size(size), besides)
         else:
-            sized = building.sized(request, offset, ratio)
-        chosen = sized.for_optimizer(optimizer, offset, building.mean_scale(tensors))
-        plan = cls(chosen, tuple(tensors), whole_number("seed", seed, 0, 2**32 - 1), layout)
-        building.check_storable(plan.to_json(), chosen, [t.scale_variable for t in tensors if t.learn_scale])
+            sized = sizes.sized_by_ratio(request, offset, ratio)
+        sized = sized.for_optimizer(optimizer, offset, math.sqrt(squares / offset))
+        plan = cls(sized, tuple(tensors), whole_number("seed", seed, 0, 2**32 - 1), layout)
+        sizes.check_storable(plan.to_json(), sized, [t.scale_variable for t in tensors if t.learn_scale])
         return plan
 
     @property
@@ -214,7 +213,7 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         """How many bytes the arrays take in a file: integers of the pool, and learned scales."""
-        return file_bytes(self.pool) + 4 * sum(tensor.learn_scale for tensor in self.tensors)
+        return sizes.file_bytes(self.pool) + 4 * sum(tensor.learn_scale for tensor in self.tensors)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -338,8 +337,3 @@ class Plan:
             f"seed {self.seed}"
         )
         return "\n".join([*lines, "", summary])
-
-
-def _one_of(what: str, value: Any, allowed: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        raise PlanError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")

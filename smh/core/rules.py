@@ -1,38 +1,55 @@
-"""What plans decide of scales and modifiers: axes, fans, initial scales, kappas (specification, section 6)."""
+"""What ``Plan.build`` says of each tensor: scales, kappas, axes, modifiers (specification, section 6)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from smh.core.scales import LEAST, LIMIT
-from smh.errors import PlanError
+from smh.errors import PlanError, near_names
 
 RULES = ("fan_in", "fan_out", "he", "glorot")
 MODIFIERS = ("relu", "sign")
-_AXES = {0: "", 1: "o", 2: "i o", 3: "w i o", 4: "h w i o", 5: "d h w i o"}
 MAX_KAPPA = 30
+_AXES = {0: "", 1: "o", 2: "i o", 3: "w i o", 4: "h w i o", 5: "d h w i o"}
+
+
+def by_name(
+    what: str, given: Any, names: Sequence[str], shapes: Mapping[str, Any], every: bool = True
+) -> dict[str, Any]:
+    """Return what an argument says of each generated tensor, by name.
+
+    One value counts for all. A mapping must name every tensor, unless only some need it: then the others have None.
+    """
+    if every and not isinstance(given, Mapping):
+        return dict.fromkeys(names, given)
+    found: dict[str, Any] = dict.fromkeys(names)
+    for name in given or ():
+        if name not in found:
+            why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
+            raise PlanError(f"{what} names {name!r}, which {why}")
+        found[name] = given[name]
+    for name in names if every else ():
+        if name not in given:
+            raise PlanError(
+                f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
+            )
+    return found
+
+
+def modifier_list(given: Any) -> tuple[str, ...]:
+    """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for a string."""
+    if isinstance(given, str):
+        raise PlanError(f"modifiers must be a list; got the string {given!r}: write [{given!r}]")
+    return tuple(given)
 
 
 def fans(shape: Sequence[int], axes: str) -> tuple[int, int, int]:
     """Return fan_in (all axes but ``o``), fan_out (all but ``i``) and the size of ``o``; ``s`` counts in none.
 
-    Parameters
-    ----------
-    shape : sequence of int
-        The canonical shape.
-    axes : str
-        One letter per axis, separated by spaces.
-
-    Returns
-    -------
-    tuple of int
-
-    Examples
-    --------
     >>> fans((12, 3, 3, 16, 32), "s h w i o")
     (144, 288, 32)
     """
@@ -43,32 +60,7 @@ def fans(shape: Sequence[int], axes: str) -> tuple[int, int, int]:
 
 
 def initial(rule: str | float, shape: Sequence[int], axes: str) -> float:
-    """Return the initial scale of a tensor: computed in float64, rounded once to float32.
-
-    Parameters
-    ----------
-    rule : str or float
-        One of ``RULES``, or the number itself.
-    shape : sequence of int
-        The canonical shape.
-    axes : str
-        One letter per axis, separated by spaces.
-
-    Returns
-    -------
-    float
-        A float32 value in [2**-30, 2**30).
-
-    Raises
-    ------
-    PlanError
-        For an unknown rule, or a scale out of range.
-
-    Examples
-    --------
-    >>> initial("he", (50, 10), "i o")
-    0.20000000298023224
-    """
+    """Return the initial scale of a tensor by a rule, or as given: computed in float64, rounded once to float32."""
     if not isinstance(rule, str):
         return number(rule)
     fan_in, fan_out, out = fans(shape, axes)
@@ -97,6 +89,24 @@ def number(value: Any) -> float:
     return scale
 
 
+def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple[int, ...]) -> str | float:
+    """Return a scale rule as plans hold it: ``match`` becomes the standard deviation of a tensor's present values."""
+    if rule != "match":
+        return rule if isinstance(rule, str) else number(rule)
+    if values is None or name not in values:
+        raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")
+    value = np.asarray(values[name], dtype=np.float64)
+    if value.size != math.prod(shape):
+        raise PlanError(f"the values of {name!r} have shape {value.shape}, which does not hold the elements of {shape}")
+    deviation = float(np.std(value))
+    if not deviation > 0.0 or not math.isfinite(deviation):
+        raise PlanError(
+            f"scale 'match' of tensor {name!r} needs values that vary and are finite; their deviation is {deviation}: "
+            "exclude the tensor, or give its scale as a number"
+        )
+    return number(deviation)
+
+
 def kappa(optimizer: str, scale: float, size: int) -> int:
     """Return the exponent by which a learned scale is stored larger than it is (specification, section 6.1)."""
     x = 1.0 / scale if optimizer == "adam" else math.sqrt(size)
@@ -104,20 +114,7 @@ def kappa(optimizer: str, scale: float, size: int) -> int:
 
 
 def default_axes(shape: Sequence[int]) -> str:
-    """Return the default meaning of a tensor's axes: ``i o``, ``w i o``, ``h w i o``, ``d h w i o`` by rank.
-
-    Raises
-    ------
-    PlanError
-        For six or more axes, whose meaning must be given.
-    """
+    """Return the default meaning of a tensor's axes by rank, or raise :class:`~smh.PlanError` for six or more."""
     if len(shape) not in _AXES:
         raise PlanError(f"a tensor of {len(shape)} axes needs axes=..., for example 'a b c h i o'; got shape {shape}")
     return _AXES[len(shape)]
-
-
-def check_modifiers(modifiers: Sequence[str]) -> None:
-    """Raise :class:`~smh.PlanError` for an unknown modifier."""
-    for modifier in modifiers:
-        if modifier not in MODIFIERS:
-            raise PlanError(f"modifiers must be among {', '.join(MODIFIERS)}; got {modifier!r}")

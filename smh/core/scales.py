@@ -42,22 +42,8 @@ def masked(kernels: Kernels, g: Array, w: Array, modifiers: Sequence[str]) -> Ar
 def gradient(kernels: Kernels, g: Array, v: Array, bound: Array, healthy: Array, kappa: int) -> Array:
     """Return the gradient of ``rho`` (specification, section 3.5).
 
-    Parameters
-    ----------
-    kernels : Kernels
-        The namespace of the arrays.
-    g, v : array, shape (k,), float32
-        The cotangent after floor and modifiers, and what the cells of the tensor show.
-    bound : array, shape (), float64
-        ``2**E``, or 0.
-    healthy : array, shape (), bool
-        Whether no array of the pool is poisoned.
-    kappa : int
-        The tensor's.
-
-    Returns
-    -------
-    array, shape (), float32
+    ``g`` is the cotangent after modifiers, ``v`` what the cells of the tensor show, ``bound`` is ``2**E`` or 0 in
+    float64, and ``healthy`` says that no array of the pool is poisoned.
     """
     xp = kernels.xp
     if kernels.smooth:

@@ -1,54 +1,52 @@
-"""Sizes in bytes: what arrays take in a file, and the largest pool that fits (specification, section 12)."""
+"""How large a pool is: by a ratio, or by what files take and can hold (specification, sections 4.7 and 12)."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from smh.core.pools import Pool
 from smh.core.pools.base import BITS
-from smh.errors import PlanError
+from smh.core.versions import VERSION
+from smh.errors import CheckpointError, PlanError
+from smh.strict_json import canonical_json, check_limits
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})")
 
 
-def file_bytes(pool: Pool) -> int:
-    """Return how many bytes the integers of a sized pool take: half a byte each up to 4 bits, one up to 8, else two.
+def sized_by_ratio(pool: Pool, weights: int, ratio: Any) -> Pool:
+    """Return a pool sized by a ratio, or raise :class:`~smh.PlanError` with the smallest one that is feasible."""
+    is_number = isinstance(ratio, (int, float, Fraction, np.integer, np.floating)) and not isinstance(ratio, bool)
+    if not is_number or not 0 < ratio < math.inf:
+        raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
+    share = ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
+    smallest = pool.smallest_ratio(weights)
+    if share < smallest:
+        raise PlanError(
+            f"ratio {float(share):g} leaves no room for this pool over {weights} weights; "
+            f"the smallest feasible ratio is {_ceil_digits(smallest)}"
+        )
+    return pool.sized(weights, share)
 
-    Examples
-    --------
-    >>> from smh.core.pools import Matmul
-    >>> [file_bytes(Matmul(n=3, m=1, bits=bits)) for bits in (4, 8, 9)]
-    [4, 6, 12]
-    """
-    total = 0
-    for leaf in pool.leaves(seed=0):
-        bits = leaf.pool.bits or BITS
-        for shape in leaf.pool.local_shapes().values():
-            count = math.prod(shape)
-            total += -(-count // 2) if bits <= 4 else count if bits <= 8 else 2 * count
-    return total
+
+def _ceil_digits(value: Fraction, digits: int = 4) -> str:
+    """Return a short decimal that is not below ``value``, so that a user who types it is not refused again."""
+    exponent = digits - 1 - math.floor(math.log10(value))
+    scaled = math.ceil(value * Fraction(10) ** exponent)
+    return f"{float(Fraction(scaled) / Fraction(10) ** exponent):.{digits}g}"
 
 
 def largest_that_fits(pool: Pool, weights: int, size: int, besides: int) -> Pool:
-    """Return the pool sized by the largest ratio at which its integers, and what is stored besides, fit.
+    """Return the pool of the largest ratio at which its integers, and the bytes stored ``besides``, fit into a size.
 
-    Parameters
-    ----------
-    pool : Pool
-        A request.
-    weights : int
-        The number of weights.
-    size, besides : int
-        Bytes for everything, and bytes of what is not the pool.
-
-    Raises
-    ------
-    PlanError
-        If even the smallest pool is too large; the message says what would fit.
+    Raises :class:`~smh.PlanError` if even the smallest pool is too large; the message says what would fit.
     """
 
     def at(variables: int) -> Pool:
@@ -68,16 +66,20 @@ def largest_that_fits(pool: Pool, weights: int, size: int, besides: int) -> Pool
     return at(low)
 
 
+def file_bytes(pool: Pool) -> int:
+    """Return how many bytes the integers of a sized pool take: half a byte each up to 4 bits, one up to 8, else two."""
+    total = 0
+    for leaf in pool.leaves(seed=0):
+        bits = leaf.pool.bits or BITS
+        for shape in leaf.pool.local_shapes().values():
+            count = math.prod(shape)
+            total += -(-count // 2) if bits <= 4 else count if bits <= 8 else 2 * count
+    return total
+
+
 def parse_size(size: Any) -> int:
-    """Return a number of bytes, given as such or as ``"500 kB"``.
+    """Return a number of bytes, given as such or as text, or raise :class:`~smh.PlanError`.
 
-    Raises
-    ------
-    PlanError
-        For anything else.
-
-    Examples
-    --------
     >>> parse_size("1.5 MB"), parse_size("2KiB"), parse_size(300)
     (1500000, 2048, 300)
     """
@@ -87,3 +89,25 @@ def parse_size(size: Any) -> int:
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     raise PlanError(f"size must be a number of bytes, or text such as '500 kB' or '2 MiB'; got {size!r}")
+
+
+def check_storable(plan: str, pool: Pool, scales: Sequence[str]) -> None:
+    """Raise :class:`~smh.PlanError` if no file can hold a plan: its header would be larger than readers take.
+
+    ``plan`` is its JSON, ``scales`` are the names of learned scales. The header is that of a file without kept tensors,
+    but for digits that are not known yet (section 12).
+    """
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(scales, ())
+    shapes |= {f"pool/{name}": shape for name, shape in pool.variable_shapes().items()}
+    metadata: dict[str, Any] = dict.fromkeys(("checksum", "digest", "header_checksum"), "0" * 64)
+    exponents = dict.fromkeys(pool.variable_shapes(), -29)
+    metadata |= {"plan": json.loads(plan), "pool_exponents": exponents, "version": VERSION}
+    header: dict[str, Any] = {"__metadata__": {"smh": canonical_json(metadata)}}
+    last = file_bytes(pool) + 4 * len(scales)
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "I16", "shape": shape, "data_offsets": [last, last]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    try:
+        check_limits(text.encode("utf-8", "surrogatepass"), "the header of a file with this plan")
+    except CheckpointError as error:
+        raise PlanError(f"{error}: generate fewer tensors, or give them shorter names") from error

@@ -18,6 +18,18 @@ MAX_MODIFIERS = 16
 """The most modifiers of a tensor: each costs time for every weight, and two kinds are all that there are."""
 
 
+def checked_shape(name: Any, shape: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor, or raise :class:`~smh.PlanError` for what is no name or no shape."""
+    if not isinstance(name, str) or not name:
+        raise PlanError(f"a tensor's name must be a string that is not empty; got {name!r}")
+    try:
+        sizes = tuple(shape)
+    except TypeError as error:
+        raise PlanError(f"the shape of {name!r} must be a sequence of integers; got {shape!r}") from error
+    each = f"every size in the shape {sizes} of tensor {name!r}"
+    return tuple(whole_number(each, size, 1, LIMIT - 1) for size in sizes)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One generated tensor.
@@ -99,14 +111,10 @@ class TensorSpec:
 
     def check(self) -> None:
         """Raise :class:`~smh.PlanError` unless all fields make sense together."""
-        if not isinstance(self.name, str) or not self.name:
-            raise PlanError(f"a tensor's name must be a string that is not empty; got {self.name!r}")
+        checked_shape(self.name, self.shape)
         what = f"tensor {self.name!r}"
         if len(self.shape) > MAX_AXES:
             raise PlanError(f"{what} must have at most {MAX_AXES} axes; got {len(self.shape)}")
-        each = f"every size in the shape {self.shape} of {what}"
-        for size in self.shape:
-            whole_number(each, size, 1, LIMIT - 1)
         if self.size >= LIMIT:
             raise PlanError(
                 f"{what} is too large: shape {self.shape} has {self.size} elements, the limit is {LIMIT - 1}"
@@ -114,18 +122,16 @@ class TensorSpec:
         if not isinstance(self.learn_scale, bool):
             raise PlanError(f"learn_scale of {what} must be true or false; got {self.learn_scale!r}")
         whole_number(f"kappa of {what}", self.kappa, 0, rules.MAX_KAPPA if self.learn_scale else 0)
-        letters = self.axes.split() if isinstance(self.axes, str) else None
-        if (
-            letters is None
-            or len(letters) != len(self.shape)
-            or len(set(letters)) != len(letters)
-            or any(len(letter) != 1 or not letter.isalpha() for letter in letters)
-        ):
+        letters = self.axes.split() if isinstance(self.axes, str) else [""]
+        plain = all(len(letter) == 1 and letter.isalpha() for letter in letters)
+        if not plain or not len(set(letters)) == len(letters) == len(self.shape):
             raise PlanError(
                 f"axes of {what} must be {len(self.shape)} different letters separated by spaces, one per axis of "
                 f"{self.shape}; got {self.axes!r}"
             )
         if len(self.modifiers) > MAX_MODIFIERS:
             raise PlanError(f"{what} must have at most {MAX_MODIFIERS} modifiers; got {len(self.modifiers)}")
-        rules.check_modifiers(self.modifiers)
+        for modifier in self.modifiers:
+            if modifier not in rules.MODIFIERS:
+                raise PlanError(f"modifiers must be among {', '.join(rules.MODIFIERS)}; got {modifier!r}")
         _ = self.initial_scale, self.viewed_shape, self.scale_variable

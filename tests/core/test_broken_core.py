@@ -1,118 +1,16 @@
-"""Deliberate mistakes in the core, each of which the comparison with the oracle must find."""
+"""Deliberate mistakes in the core, each of which the golden vectors must find."""
 
 import math
 
 import numpy as np
 import pytest
 
-from smh.core import generate, grid, layout, pools, scales
+from smh.backends.numpy_kernels import NumpyKernels
+from smh.core import generate, grid, layout, scales
 from smh.core.kernels import Kernels
 from smh.core.plan import Plan
 from smh.core.pools import arithmetic
-from tests.core.cases import check
-
-SHAPES = {"a": (5, 4), "b": (3, 7), "c": (2, 2)}
-POOLS = [
-    pools.Matmul(m=3, bits=8),
-    pools.Matmul(m=5, bits=16),
-    pools.Matmul(n=7, m=300, bits=8),
-    pools.Kronecker(t=4, bits=4),
-    pools.Hash(size=9, hashes=3, gain=5),
-    pools.Sum(*(pools.Matmul(m=2, bits=16, gain=gain) for gain in (0, 2, 5))),
-    pools.Sum(pools.Matmul(m=2), pools.Product(pools.Hash(size=20), pools.Matmul(m=2))),
-    pools.Product(pools.Matmul(m=3), pools.Hash(size=7), pools.Hash(size=11)),
-    pools.Matmul(m=4, exponents=(-1, 0), gain=1),
-]
-
-
-def cases():
-    """Return plans with values on which every mistake below shows."""
-    found = []
-    for k, pool in enumerate(POOLS):
-        for kind in ("basic", "cyclic", "padding"):
-            fits = kind == "basic"
-            if not fits and getattr(pool, "n", None):
-                continue
-            shapes = SHAPES if fits else {**SHAPES, "d": (9, 9)}
-            if not fits:  # a pool for the first tensors only
-                sized = Plan.build(SHAPES, ratio=1000.0, pool=pool).pool
-            plan = Plan.build(
-                shapes,
-                ratio=1000.0,
-                pool=pool if fits else sized,
-                layout=kind,
-                modifiers={name: ["relu"] if name == "b" else [] for name in shapes},
-                optimizer="adam" if k % 2 else "sgd",
-                seed=k,
-            )
-            for style in ("normal", "edges"):
-                found.append((plan, *_values(plan, 10 * k + len(found), style)))
-    return [*found, _cancellation(), _padding_alone(), _small_cotangents(), _small_products()]
-
-
-def _cancellation():
-    """Return a scale gradient of which three units are left."""
-    plan = Plan.build({"a": (2, 2)}, ratio=1000.0, pool=pools.Matmul(n=2, m=1, gain=0))
-    ones = {name: np.ones(shape, dtype=np.float32) for name, shape in plan.variable_shapes.items()}
-    return plan, ones, {"a": np.asarray([[1.0, -1.0], [3 * 2.0**-48, 2.0**-60]], dtype=np.float32)}
-
-
-def _padding_alone():
-    """Return a scale gradient of cells beyond the capacity, above which no bound of the pool lies."""
-    plan = Plan.build(
-        {"a": (9,)},
-        ratio=1000.0,
-        pool=pools.Matmul(n=2, m=1, gain=0, exponents=(-10, -10)),
-        layout="padding",
-        include=lambda name: True,
-    )
-    variables = {name: np.full(shape, 2.0**-11, dtype=np.float32) for name, shape in plan.variable_shapes.items()}
-    return plan, variables, {"a": np.asarray([0, 0, 0, 0, 1.0, -1.0, 3 * 2.0**-50, 0, 0], dtype=np.float32)}
-
-
-def _small_cotangents():
-    """Return a cotangent just below its floor, which the largest scale would lift onto the grid."""
-    plan = Plan.build({"a": (1, 2)}, ratio=1000.0, pool=pools.Matmul(n=2, m=1, gain=0))
-    variables = {name: np.ones(shape, dtype=np.float32) for name, shape in plan.variable_shapes.items()}
-    scale = (1 - 2.0**-24) * 2.0 ** (30 + plan.tensors[0].kappa)
-    variables["scale/a"] = np.float32(scale) * np.ones((), dtype=np.float32)
-    return plan, variables, {"a": np.asarray([[1.25 * 2.0**-100, (1 - 2.0**-24) * 2.0**-120]], dtype=np.float32)}
-
-
-def _small_products():
-    """Return products of virtual weights around 2**-88, made visible by a large scale."""
-    part = pools.Hash(size=30, exponents=(-29,))
-    plan = Plan.build({"a": (6, 5)}, ratio=1000.0, pool=pools.Product(part, part, part), scale=2.0**29)
-    rng = np.random.default_rng(3)
-    variables = {name: np.ldexp(rng.uniform(0.01, 1, s), -30).astype(np.float32) for name, s in _pool_shapes(plan)}
-    variables["scale/a"] = np.float32(2.0 ** (plan.tensors[0].kappa + 29)) * np.ones((), dtype=np.float32)
-    return plan, variables, {"a": rng.standard_normal((6, 5)).astype(np.float32)}
-
-
-def _pool_shapes(plan):
-    return [(name, shape) for name, shape in plan.variable_shapes.items() if name.startswith("pool/")]
-
-
-def _values(plan, seed, style):
-    rng = np.random.default_rng(seed)
-    variables = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in plan.variable_shapes.items()}
-    cotangents = {t.name: rng.standard_normal(t.viewed_shape).astype(np.float32) for t in plan.tensors}
-    if style == "edges":
-        # Scales around the limits, cotangents around the floors, a missing one, and ties of both grids.
-        for name, power in zip([n for n in variables if n.startswith("scale/")], (29, -31, 31, -30), strict=False):
-            kappa = next(t.kappa for t in plan.tensors if t.scale_variable == name)
-            variables[name] = np.float32(1.5 * 2.0 ** (power + kappa)) * np.ones((), dtype=np.float32)
-        cotangents["a"] = cotangents["a"] * np.float32(2.0**-120)
-        cotangents["a"].flat[0] = 2.0**-100
-        del cotangents["c"]
-        for name, x in variables.items():
-            if name.startswith("pool/"):
-                x.flat[0] = 1.0
-                x.flat[1:] = np.round(x.flat[1:] * 256) / 256
-    return variables, cotangents
-
-
-CASES = cases()
+from tests.core.cases import check, check_golden, values
 
 
 def _without_ties(x):
@@ -212,26 +110,21 @@ MISTAKES = [
 ]
 
 
-def test_the_core_as_it_is_passes():
-    for plan, variables, cotangents in CASES:
-        check(Kernels(np), plan, variables, cotangents)
+@pytest.mark.parametrize("kernels", [Kernels(np), NumpyKernels()], ids=["default", "numpy"])
+def test_the_core_as_it_is_passes(kernels):
+    check_golden(kernels)
 
 
 @pytest.mark.parametrize("what", MISTAKES)
 def test_a_mistake_is_found(monkeypatch, what):
     kernels = broken(monkeypatch, what)
-
-    def everything():
-        for plan, variables, cotangents in CASES:
-            check(kernels, plan, variables, cotangents)
-
     with pytest.raises(AssertionError, match="differ|float32"):
-        everything()
+        check_golden(kernels)
 
 
 def test_nan_is_what_poison_gives():
     plan = Plan.build({"a": (3, 3)}, ratio=2.0)
-    variables, cotangents = _values(plan, 1, "normal")
+    variables, cotangents = values(plan, 1, "normal")
     variables["pool/left"][0, 0] = math.nan
     check(Kernels(np), plan, variables, cotangents)
     assert np.isnan(generate.materialize(Kernels(np), plan, variables)["a"]).all()

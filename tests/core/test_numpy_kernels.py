@@ -13,8 +13,7 @@ from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate, pools
 from smh.core.kernels import Kernels
 from smh.core.plan import Plan
-from tests.core import test_broken_core
-from tests.core.cases import KINDS, check, floats, plans, seeds, values
+from tests.core.cases import KINDS, check, check_golden, floats, plans, seeds, values
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 DEFAULT = Kernels(np)
@@ -104,7 +103,7 @@ def test_both_ways_have_the_bits_of_the_default_kernels(monkeypatch):
     monkeypatch.setattr(numpy_kernels, "_SLICE", 5)
     small, whole = Counting(), NumpyKernels()
 
-    @settings(max_examples=150, **RELAXED)
+    @settings(max_examples=250, **RELAXED)
     @given(
         plan=matmul_plans(),
         seed=seeds,
@@ -140,9 +139,8 @@ def test_both_ways_have_the_bits_of_the_default_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("kernels", [NumpyKernels(), SmallBlocks()], ids=["blocks", "small blocks"])
-def test_the_cases_that_find_mistakes_pass(kernels):
-    for plan, variables, cotangents in test_broken_core.CASES:
-        check(kernels, plan, variables, cotangents)
+def test_the_golden_vectors_pass(kernels):
+    check_golden(kernels)
 
 
 @settings(max_examples=150, **RELAXED)

@@ -8,8 +8,8 @@ import pytest
 import smh
 from smh import strict_json
 from smh.core import pools
-from smh.core.building import check_storable
 from smh.core.plan import Plan
+from smh.core.sizes import check_storable
 from smh.errors import PlanError
 
 MODEL = {"conv.weight": (3, 3, 8, 16), "norm.weight": (16,), "fc.weight": (64, 10), "fc.bias": (10,)}

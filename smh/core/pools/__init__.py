@@ -15,8 +15,6 @@ ratio and optimizer (``Matmul(bits=4)``), and as the *sized* pool of a plan (``M
 """
 
 from smh.core.pools.base import LeafPool, Pool, from_dict, named
-from smh.core.pools.combine import Product, Sum
-from smh.core.pools.factorized import Kronecker, Matmul
-from smh.core.pools.hashed import Hash
+from smh.core.pools.kinds import Hash, Kronecker, Matmul, Product, Sum
 
 __all__ = ["Hash", "Kronecker", "LeafPool", "Matmul", "Pool", "Product", "Sum", "from_dict", "named"]

@@ -1,4 +1,4 @@
-"""What all pools have in common, and how they are named and read."""
+"""What all pools have in common, and how plans name and read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -27,18 +28,15 @@ KINDS: dict[str, type[Pool]] = {}
 
 
 class Leaf(NamedTuple):
-    """A leaf pool in its place.
+    """A leaf pool, and what the pools around it give it (specification, section 8)."""
 
-    ``path`` is the prefix of its variables' names (``""``, ``"0/"``, ``"0/1/"``), ``seed`` and ``tau`` are what its
-    parents give it (specification, section 8).
-    """
-
-    path: str
+    path: str  # the prefix of its variables' names: "", "0/", "0/1/"
     pool: LeafPool
     seed: int
-    tau: float
+    tau: float  # the standard deviation of its virtual weights
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Pool(PoolArithmetic):
     """A rule that turns variables into virtual weights."""
 
@@ -49,11 +47,6 @@ class Pool(PoolArithmetic):
         if "kind" in cls.__dict__:
             KINDS[cls.kind] = cls
 
-    @property
-    def depth(self) -> int:
-        """The number of sums and products around its deepest leaf."""
-        return 0
-
     @abstractmethod
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
         """Return the hash index: which elements of which variables virtual weights read.
@@ -63,7 +56,7 @@ class Pool(PoolArithmetic):
         kernels : Kernels
             The namespace of ``i``.
         i : array, shape (k,), int64
-            Virtual weights.
+            Virtual weights, in ``[0, capacity)``.
         seed : int
             The pool's seed.
 
@@ -75,11 +68,14 @@ class Pool(PoolArithmetic):
 
     @abstractmethod
     def sized(self, weights: int, ratio: Fraction) -> Self:
-        """Return this pool with every size filled in, for so many weights and at most ``ratio`` variables a weight."""
+        """Return this pool with every size filled in, for so many weights and at most ``ratio`` variables a weight.
+
+        A ratio below :meth:`smallest_ratio` counts as that.
+        """
 
     @abstractmethod
     def smallest_ratio(self, weights: int) -> Fraction:
-        """Return the least ratio at which :meth:`sized` works."""
+        """Return the least ratio at which every leaf has a term."""
 
     @abstractmethod
     def for_optimizer(self, optimizer: str, weights: int, scale: float, tau: float = 1.0) -> Self:
@@ -90,30 +86,21 @@ class Pool(PoolArithmetic):
 
     @abstractmethod
     def with_bits(self, bits: int) -> Self:
-        """Return this pool with the bits of every leaf that has none of its own."""
+        """Return this pool with the bits of every leaf that does not say."""
 
     @abstractmethod
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
         """Iterate over the leaf pools in order."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of a plan; :func:`from_dict` reads it."""
-
-    @classmethod
-    @abstractmethod
-    def parse(cls, fields: dict[str, Any], where: str, depth: int) -> Pool:
-        """Read the pool from the keys of its JSON object."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise :class:`~smh.PlanError` unless all sizes are present and allowed."""
 
     def variable_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every variable, in order, by its name within the pool."""
         return {
             leaf.path + name: shape for leaf in self.leaves(seed=0) for name, shape in leaf.pool.local_shapes().items()
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of a plan; :func:`from_dict` reads it."""
+        return {"kind": self.kind} | {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 class LeafPool(LeafArithmetic, Pool):
@@ -155,6 +142,11 @@ class LeafPool(LeafArithmetic, Pool):
         """B, one less than the bits."""
         return (self.bits or BITS) - 1
 
+    def smallest_ratio(self, weights: int) -> Fraction:
+        """Return the least ratio at which this leaf has a term, or those that it asks for."""
+        shapes = self.sized(weights, Fraction(0)).local_shapes().values()
+        return Fraction(sum(map(math.prod, shapes)), weights)
+
     def exponent(self, array: int) -> int | None:
         """Return the fixed exponent of an array by its number, if it has one."""
         return self.exponents[array] if self.exponents else None
@@ -174,8 +166,8 @@ class LeafPool(LeafArithmetic, Pool):
         """Iterate over this one leaf."""
         yield Leaf(path, self, seed, tau)
 
-    def check_leaf(self) -> None:
-        """Raise unless bits, gain and exponents are present and allowed."""
+    def check(self) -> None:
+        """Raise :class:`~smh.PlanError` unless everything is present and allowed."""
         whole_number(f"bits of a {self.kind} pool", self.bits, MIN_BITS, MAX_BITS)
         whole_number(f"gain of a {self.kind} pool", self.gain, 0, MAX_GAIN)
         if self.exponents is not None:
@@ -186,23 +178,12 @@ class LeafPool(LeafArithmetic, Pool):
             for name, e in zip(names, self.exponents, strict=True):
                 whole_number(f"the exponent of {name} of a {self.kind} pool", e, LEAST, LARGEST)
 
-    @classmethod
-    def parse(cls, fields: dict[str, Any], where: str, depth: int) -> Self:
-        """Read the pool from its JSON keys, which must be exactly its fields."""
-        check_keys(where, fields, [field.name for field in dataclasses.fields(cls)])  # type: ignore[arg-type]
-        exponents = fields["exponents"]
-        return cls(**{**fields, "exponents": tuple(exponents) if isinstance(exponents, list) else exponents})
-
-    def _fields(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    def _replace(self, **changes: Any) -> Self:
-        return type(self)(**(self._fields() | changes))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of this pool."""
-        exponents = None if self.exponents is None else list(self.exponents)
-        return {"kind": self.kind, **self._fields(), "exponents": exponents}
+        return super().to_dict() | {"exponents": None if self.exponents is None else list(self.exponents)}
+
+    def _replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
 
 
 def named(pool: Pool | str) -> Pool:
@@ -242,16 +223,17 @@ def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
     where : str
         The place in the plan, for messages.
     depth : int
-        How many sums and products it lies in.
-
-    Returns
-    -------
-    Pool
+        The number of sums and products around it.
 
     Raises
     ------
     PlanError
         For an unknown kind, a missing or unknown key, or a size out of bounds.
+
+    Examples
+    --------
+    >>> from_dict({"kind": "matmul", "n": 9, "m": 2, "bits": 8, "exponents": None, "gain": 1})
+    Matmul(n=9, m=2, bits=8, exponents=None, gain=1)
     """
     if depth > MAX_DEPTH:
         raise PlanError(f"pools are nested too deeply at {where}: the limit is {MAX_DEPTH}")
@@ -261,4 +243,12 @@ def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
     if not isinstance(kind, str) or kind not in KINDS:
         hint = near_names(kind, KINDS) if isinstance(kind, str) else f"known names: {', '.join(KINDS)}"
         raise PlanError(f"{where} has an unknown kind {kind!r}: {hint}")
-    return KINDS[kind].parse({key: value for key, value in data.items() if key != "kind"}, where, depth)
+    cls, fields = KINDS[kind], {key: value for key, value in data.items() if key != "kind"}
+    check_keys(where, fields, [field.name for field in dataclasses.fields(cls)])
+    if not issubclass(cls, LeafPool):
+        if not isinstance(fields["parts"], list):
+            raise PlanError(f"{where}.parts must be a list; got {type(fields['parts']).__name__}")
+        return cls(*(from_dict(part, f"{where}.parts[{p}]", depth + 1) for p, part in enumerate(fields["parts"])))
+    if isinstance(fields["exponents"], list):
+        fields["exponents"] = tuple(fields["exponents"])
+    return cls(**fields)
