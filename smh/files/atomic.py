@@ -77,31 +77,26 @@ def _private_folder(folder: str) -> Iterator[str]:
 
 def _remove_abandoned(folder: str) -> None:
     """Remove the private folders within a folder whose owners have been killed."""
-    with os.scandir(folder) as entries:
-        found = [entry.path for entry in entries if _PRIVATE.fullmatch(entry.name) and _is_own(entry)]
-    for private in found:
+    for name in filter(_PRIVATE.fullmatch, os.listdir(folder)):
+        private = os.path.join(folder, name)
         lock = _lock(private, wait=False)
         if lock is not None:
             _remove(private, lock)
 
 
-def _is_own(entry: os.DirEntry[str]) -> bool:
-    """Say whether an entry is a folder, no link to one, that belongs to this user: nobody else can exchange it."""
-    with contextlib.suppress(FileNotFoundError):
-        if entry.is_dir(follow_symlinks=False):
-            return sys.platform == "win32" or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-    return False
-
-
 def _lock(private: str, wait: bool) -> int | None:
-    """Lock a private folder, for its owner or to remove it; return an open file, or None if that cannot be.
+    """Lock a private folder, for its maker (who waits) or to remove it; return an open file, or None if that cannot be.
 
-    The lock ends with the process. Where there are no locks, the owner needs none, because nobody else gets one.
+    The lock ends with the process. Where there are no locks, the maker needs none, because nobody else gets one.
     """
     if sys.platform == "win32":
         return -1 if wait else None
     path = os.path.join(private, "lock")
     try:
+        status = os.lstat(private)
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()  # nobody else can exchange it
+        if not wait and not own:
+            return None
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         if wait and not isinstance(error, FileNotFoundError):

@@ -86,13 +86,14 @@ def compare(name: str, first: Any, second: Any, any_nan: bool = False) -> Differ
         unlike = x != y
         x, y = x[unlike], y[unlike]
         if infinity is not None:
-            nan_x, nan_y = (x & magnitude) > infinity, (y & magnitude) > infinity
-            number = ~(nan_x | nan_y)
-            ulps = _ulps(x[number], y[number], magnitude)
-            if ulps.size:
-                most = max(most or 0, int(ulps.max()))
+            from_zero = x & magnitude, y & magnitude
+            low, high = np.minimum(*from_zero), np.maximum(*from_zero)
+            number = high <= infinity
+            if number.any():
+                opposite = (x ^ y) > magnitude  # they are as far apart as both are from zero
+                most = max(most or 0, int(np.where(opposite, high + low, high - low)[number].max()))
             if any_nan:
-                unlike = ~(nan_x & nan_y)
+                unlike = low <= infinity
                 x, y, number = x[unlike], y[unlike], number[unlike]
             nans += x.size - int(number.sum())
         different += x.size
@@ -130,9 +131,3 @@ def _bits(x: np.ndarray) -> np.ndarray:
     """Return the bits of all elements as unsigned integers of the machine's byte order, flat."""
     native = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=")).reshape(-1)
     return native.view(f"u{x.dtype.itemsize}")
-
-
-def _ulps(x: np.ndarray, y: np.ndarray, magnitude: int) -> np.ndarray:
-    """Return the distances of numbers, given as bits: of two signs they are as far apart as both are from zero."""
-    a, b = x & magnitude, y & magnitude
-    return np.asarray(np.where((x ^ y) > magnitude, a + b, np.maximum(a, b) - np.minimum(a, b)))
