@@ -17,8 +17,12 @@ from smh.errors import PlanError
 MOST_STEPS = 10**10
 """How many ways to match may have to be tried, at worst; some minutes."""
 
-_CLASS = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*+\]", re.DOTALL)
-_REPEAT = re.compile(r"([*+?]|\{\d+,?\d*\}|\{,\d+\})[?+]?")
+_TOKEN = re.compile(
+    r"(?P<repeat>(?:[*+?]|\{\d+,?\d*\}|\{,\d+\})[?+]?)"
+    r"|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\\."  # a class of characters, or one that is escaped
+    r"|(?P<open>\(\??)|(?P<choice>\|)|(?P<close>\))|.",  # the ? after a bracket is no repetition
+    re.DOTALL,
+)
 
 
 def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern[str]:
@@ -32,10 +36,6 @@ def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern
         What it will be matched with.
     what : str
         What it is, for messages.
-
-    Returns
-    -------
-    re.Pattern
 
     Raises
     ------
@@ -75,30 +75,23 @@ def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern
 def _ways(pattern: str) -> tuple[int, int] | None:
     """Return the number of repetitions and the product of all choices, or None if a repeated group holds either."""
     repeats, choices = 0, 1
-    groups: list[tuple[bool, int]] = [(False, 1)]  # of each open one: whether it holds a repetition, how many choices
+    groups = [(False, 1)]  # of each open one: whether it holds a repetition, how many choices
     closed = False  # whether what was read last is a group that holds either
-    at = 0
-    while at < len(pattern):
-        repeat = _REPEAT.match(pattern, at)
-        if repeat is not None:
-            optional = repeat[1] == "?"
-            if closed and not optional:
+    for token in _TOKEN.finditer(pattern):
+        kind, was_closed, closed = token.lastgroup, closed, False
+        held, branches = groups[-1]
+        if kind == "repeat":
+            optional = token[0].startswith("?")
+            if was_closed and not optional:
                 return None
             repeats, choices = repeats + (not optional), choices * (1 + optional)
-            groups[-1] = True, groups[-1][1]
-            at, closed = repeat.end(), False
-            continue
-        character = pattern[at]
-        skipped = _CLASS.match(pattern, at) if character == "[" else None
-        at = skipped.end() if skipped is not None else at + (2 if character == "\\" else 1)
-        closed = False
-        if character == "(":
+            groups[-1] = True, branches
+        elif kind == "open":
             groups.append((False, 1))
-            at += pattern.startswith("?", at)  # of what follows, no repetition
-        elif character == "|":
-            groups[-1] = groups[-1][0], groups[-1][1] + 1
-        elif character == ")" and len(groups) > 1:
-            held, branches = groups.pop()
+        elif kind == "choice":
+            groups[-1] = held, branches + 1
+        elif kind == "close" and len(groups) > 1:
+            groups.pop()
             closed = held or branches > 1
             choices *= branches
             groups[-1] = groups[-1][0] or closed, groups[-1][1]

@@ -33,10 +33,6 @@ def select(shapes: Mapping[str, tuple[int, ...]], include: Selector | None, excl
     exclude : str, iterable of str, callable or None
         The same, for tensors to leave as they are.
 
-    Returns
-    -------
-    list of str
-
     Raises
     ------
     PlanError

@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from operator import mul
 from typing import Any
 
 import einops
@@ -27,17 +29,17 @@ from smh.errors import PlanError
 
 MAX_ORDER = 256
 """The most elements along an axis that are put in another order."""
-
 MAX_PATTERN = 2000
 """The most characters of a pattern."""
+MAX_AXES = 64
+"""The most axes of a tensor, which is what NumPy takes."""
 
 _ARGUMENTS = ("tensor", "pattern", "reduction")  # of functions of einops, which take sizes beside them
 _TOKEN = re.compile(r"\([^()]*\)|\S+")
 
 Order = tuple[int, ...]
-
-MAX_AXES = 64
-"""The most axes of a tensor, which is what NumPy takes."""
+_Orders = Sequence[tuple[str, Order]]
+_Names = list[list[str]]  # of the axes of every dimension
 
 
 @dataclass(frozen=True)
@@ -126,46 +128,33 @@ class View:
             shape = tuple(einops.rearrange(stand_in, self.pattern, **dict(self.sizes)).shape)
         except einops.EinopsError as error:
             raise PlanError(f"view {self.pattern!r} does not fit shape {canonical}: {error}") from error
-        self._check_order(canonical)
+        if self.order:
+            self._check_order(canonical)
         return shape
 
     def apply(self, xp: Any, x: Array) -> Array:
-        """Return the viewed tensor of a canonical one: split its axes, reorder and permute them, merge them.
-
-        Parameters
-        ----------
-        xp : module
-            The array-API namespace of ``x``.
-        x : array
-            Of a shape that :meth:`shape` accepts.
-        """
-        before, after = self.sides()
-        sizes = self.axis_sizes(tuple(x.shape))
-        x = xp.reshape(x, tuple(sizes[axis] for axis in before))
-        for axis, places in self.order:
-            x = _reorder(xp, x, before.index(axis), places)
-        x = xp.permute_dims(x, tuple(before.index(axis) for group in after for axis in group))
-        return xp.reshape(x, tuple(math.prod([sizes[axis] for axis in group]) for group in after))
+        """Return the viewed tensor of a canonical one of a fitting shape; ``xp`` is its array-API namespace."""
+        before, after = self._sides()
+        return _rearrange(xp, x, before, after, self._axis_sizes(tuple(x.shape)), self.order)
 
     def invert(self, xp: Any, x: Array, canonical: tuple[int, ...]) -> Array:
         """Return the canonical tensor of a viewed one."""
-        before, after = self.sides()
-        sizes = self.axis_sizes(canonical)
-        axes = [axis for group in after for axis in group]
-        x = xp.reshape(x, tuple(sizes[axis] for axis in axes))
-        for axis, places in self.order:
-            x = _reorder(xp, x, axes.index(axis), _inverse(places))
-        return xp.reshape(xp.permute_dims(x, tuple(axes.index(axis) for axis in before)), canonical)
+        before, after = self._sides()
+        order = [(axis, _inverse(places)) for axis, places in self.order]
+        return _rearrange(xp, x, after, before, self._axis_sizes(canonical), order)
 
-    def sides(self) -> tuple[list[str], list[list[str]]]:
-        """Return all named axes on the left, and the groups of named axes on the right."""
-        left, right = (_groups(side) for side in self.pattern.split("->"))
-        return [axis for group in left for axis in group], right
+    def _sides(self) -> tuple[_Names, _Names]:
+        """Return the named axes of every dimension on the left and on the right; a 1 names none."""
+        left, right = (
+            [[axis for axis in token.strip("()").split() if axis != "1"] for token in _TOKEN.findall(side)]
+            for side in self.pattern.split("->")
+        )
+        return left, right
 
-    def axis_sizes(self, canonical: tuple[int, ...]) -> dict[str, int]:
-        """Return the sizes of all named axes; in each group at most one has to be worked out."""
+    def _axis_sizes(self, canonical: tuple[int, ...]) -> dict[str, int]:
+        """Return the sizes of all named axes; in each dimension at most one has to be worked out."""
         sizes = dict(self.sizes)
-        for group, size in zip(_groups(self.pattern.split("->")[0]), canonical, strict=True):
+        for group, size in zip(self._sides()[0], canonical, strict=True):
             known = math.prod([sizes[axis] for axis in group if axis in sizes])
             sizes.update({axis: size // known for axis in group if axis not in sizes})
         return sizes
@@ -178,17 +167,15 @@ class View:
                 "a view is an einops pattern like 'h w i o -> o i h w', no ellipsis, of at most "
                 f"{MAX_PATTERN} characters; got {pattern!r}"
             )
-        before, groups = self.sides()
-        after = [axis for group in groups for axis in group]
-        odd = [axis for axis in (*before, *after) if not axis.isidentifier()]
-        if odd or max(len(before), len(after)) > MAX_AXES:
+        before, after = ([axis for group in side for axis in group] for side in self._sides())
+        if max(len(before), len(after)) > MAX_AXES or not all(axis.isidentifier() for axis in (*before, *after)):
             raise PlanError(
                 f"a view has at most {MAX_AXES} axes with names, like those of variables, no ellipsis; got {pattern!r}"
             )
 
     def _check_order(self, canonical: tuple[int, ...]) -> None:
         """Raise :class:`~smh.PlanError` unless every order has each place of an axis once."""
-        sizes = self.axis_sizes(canonical) if self.order else {}
+        sizes = self._axis_sizes(canonical)
         for axis, places in self.order:
             if axis not in sizes:
                 raise PlanError(f"the order of a view names {axis!r}, which is no axis of {self.pattern!r}")
@@ -231,21 +218,16 @@ def compose(first: View | None, second: View | None, shape: tuple[int, ...], axe
     >>> compose(first, View("a b -> b a"), (24, 5)) is None
     True
     """
-    left, middle = _axes_of(first, shape)
-    start, right = _axes_of(second, first.shape(shape) if first else shape)
-    finer_first: dict[int, list[_Axis]] = {}
-    finer_second: dict[int, list[_Axis]] = {}
-    for joined, cut in zip(middle, start, strict=True):
-        if not _refine(joined, cut, finer_first, finer_second):
-            raise PlanError(
-                f"no single view does what {_text(first)} and then {_text(second)} do to shape {shape}: "
-                "one cuts an axis elsewhere than the other joined it, or where elements have another order"
-            )
-    return _normal(
-        [[part for axis in group for part in finer_first[id(axis)]] for group in left],
-        [[part for axis in group for part in finer_second[id(axis)]] for group in right],
-        axes.split(),
-    )
+    left, joined = _axes_of(first, shape)
+    cut, right = _axes_of(second, first.shape(shape) if first else shape)
+    if not all(_divide(one, other) for one, other in zip(joined, cut, strict=True)):
+        one, other = (repr(view.pattern) if view else "nothing" for view in (first, second))
+        raise PlanError(
+            f"no single view does what {one} and then {other} do to shape {shape}: "
+            "one cuts an axis elsewhere than the other joined it, or where elements have another order"
+        )
+    left, right = ([[part for axis in group for part in axis.parts] for group in side] for side in (left, right))
+    return _normal(left, right, axes.split())
 
 
 def invert(view: View | None, shape: tuple[int, ...], axes: str = "") -> View | None:
@@ -260,6 +242,11 @@ def invert(view: View | None, shape: tuple[int, ...], axes: str = "") -> View | 
     axes : str
         One letter for each axis of the *viewed* tensor; see :func:`compose`.
 
+    Raises
+    ------
+    PlanError
+        If the view does not fit.
+
     Examples
     --------
     >>> invert(View("o (c h w) -> (h w c) o", (("c", 2), ("h", 3), ("w", 4))), (5, 24))
@@ -273,120 +260,95 @@ def invert(view: View | None, shape: tuple[int, ...], axes: str = "") -> View | 
 
 @dataclass(eq=False)
 class _Axis:
-    """An axis with more than one element: its size, and the order of its elements where that changes."""
+    """An axis with more than one element; in the two sides of a view the same axis is the same object."""
 
     size: int
-    order: Order | None = None
+    order: Order | None = None  # of its elements, where that changes
+    parts: list[_Axis] = field(default_factory=list)  # into which another view divides it
 
 
-def _axes_of(view: View | None, shape: tuple[int, ...]) -> tuple[list[list[_Axis]], list[list[_Axis]]]:
-    """Return the axes of every dimension before and after a view; the same axis is the same object."""
+_Side = list[list[_Axis]]  # the axes of every dimension
+
+
+def _axes_of(view: View | None, shape: tuple[int, ...]) -> tuple[_Side, _Side]:
+    """Return the axes of every dimension before and after a view; raises :class:`~smh.PlanError` if it does not fit."""
     if view is None:
         groups = [[_Axis(size)] if size > 1 else [] for size in shape]
-        return groups, [list(group) for group in groups]
-    view.shape(shape)  # or raise
+        return groups, groups
+    view.shape(shape)
     order = dict(view.order)
-    axes = {name: _Axis(size, order.get(name)) for name, size in view.axis_sizes(shape).items() if size > 1}
-    left, right = (
-        [[axes[name] for name in group if name in axes] for group in _groups(side)] for side in view.pattern.split("->")
-    )
+    axes = {name: _Axis(size, order.get(name)) for name, size in view._axis_sizes(shape).items() if size > 1}
+    left, right = ([[axes[name] for name in group if name in axes] for group in side] for side in view._sides())
     return left, right
 
 
-def _refine(
-    joined: Sequence[_Axis],
-    cut: Sequence[_Axis],
-    finer_joined: dict[int, list[_Axis]],
-    finer_cut: dict[int, list[_Axis]],
-) -> bool:
-    """Divide two lists of axes of one dimension into the same finer ones, or say that it cannot be done."""
-    one, other = list(joined), list(cut)
-    for axes, finer in ((one, finer_joined), (other, finer_cut)):
-        finer.update({id(axis): [] for axis in axes})
-    rest_one = rest_other = 1
-    while one or other:
-        rest_one = one[-1].size if rest_one == 1 else rest_one
-        rest_other = other[-1].size if rest_other == 1 else rest_other
-        size = min(rest_one, rest_other)
-        if rest_one % size or rest_other % size:
-            return False
-        whole = one[-1].size == size == other[-1].size
-        if not whole and ((one[-1].order and one[-1].size > size) or (other[-1].order and other[-1].size > size)):
-            return False
-        part = _Axis(size, _composed(one[-1].order, other[-1].order))
-        finer_joined[id(one[-1])].insert(0, part)
-        finer_cut[id(other[-1])].insert(0, part)
-        rest_one, rest_other = rest_one // size, rest_other // size
-        if rest_one == 1:
-            one.pop()
-        if rest_other == 1:
-            other.pop()
+def _divide(joined: Sequence[_Axis], cut: Sequence[_Axis]) -> bool:
+    """Divide the axes of one dimension, as two views have it, into the same parts, or say that it cannot be done.
+
+    An axis reaches from one stride to another. The parts lie between neighbours among all strides of both views.
+    """
+    ends = {stride for axes in (joined, cut) for stride in accumulate((axis.size for axis in reversed(axes)), mul)}
+    strides = [1, *sorted(ends)]
+    if any(stop % start for start, stop in pairwise(strides)):
+        return False
+    parts = {start: _Axis(stop // start) for start, stop in pairwise(strides)}
+    for axes in (joined, cut):
+        start = 1
+        for axis in reversed(axes):
+            stop = start * axis.size
+            axis.parts = [parts[stride] for stride in reversed(strides) if start <= stride < stop]
+            if axis.order and len(axis.parts) > 1:
+                return False
+            if axis.order:
+                axis.parts[0].order = _composed(axis.parts[0].order, axis.order)
+            start = stop
     return True
 
 
-def _composed(first: Order | None, second: Order | None) -> Order | None:
-    if first is None or second is None:
-        return first or second
+def _composed(first: Order | None, second: Order) -> Order | None:
+    if first is None:
+        return second
     order = tuple(first[place] for place in second)
     return None if order == tuple(range(len(order))) else order
 
 
-def _normal(left: list[list[_Axis]], right: list[list[_Axis]], letters: Sequence[str]) -> View | None:
-    """Return the view of two lists of groups of the same axes, with as few axes as will do."""
-    merged = True
-    while merged:
-        merged = False
-        for group in left:
-            for x, y in zip(group, group[1:], strict=False):
-                target = next((g for g in right if any(axis is x for axis in g)), [])
-                place = next((k for k, axis in enumerate(target) if axis is x), -1)
-                if x.order or y.order or place + 1 >= len(target) or target[place + 1] is not y:
-                    continue
-                both = _Axis(x.size * y.size)
-                for g, k in ((group, next(k for k, axis in enumerate(group) if axis is x)), (target, place)):
-                    g[k : k + 2] = [both]
-                merged = True
-                break
-    if [[id(axis) for axis in group] for group in left] == [
-        [id(axis) for axis in group] for group in right
-    ] and not any(axis.order for group in left for axis in group):
-        return None
-    names: dict[int, str] = {}
-    sizes = []
-    order = []
+def _normal(left: _Side, right: _Side, letters: Sequence[str]) -> View | None:
+    """Return the view of two sides with the same axes; those that stay together become one."""
+    together = {(x, y) for group in right for x, y in pairwise(group) if not x.order and not y.order}
+    names: dict[_Axis, str] = {}  # by the first of the axes that become one
+    sizes, order = [], []
     for k, group in enumerate(left):
+        runs: list[list[_Axis]] = []
+        for axis in group:
+            if runs and (runs[-1][-1], axis) in together:
+                runs[-1].append(axis)
+            else:
+                runs.append([axis])
         letter = letters[k] if letters else chr(ord("a") + k % 26) * (k // 26 + 1)
-        for j, axis in enumerate(group):
-            name = names[id(axis)] = letter if len(group) == 1 else f"{letter}{j + 1}"
-            sizes += [(name, axis.size)] if j else []
-            order += [(name, axis.order)] if axis.order else []
+        for j, run in enumerate(runs):
+            name = names[run[0]] = letter if len(runs) == 1 else f"{letter}{j + 1}"
+            sizes += [(name, math.prod([axis.size for axis in run]))] if j else []
+            order += [(name, run[0].order)] if run[0].order else []
+    before, after = ([[names[axis] for axis in group if axis in names] for group in side] for side in (left, right))
+    if before == after and not order:
+        return None
     pattern = " -> ".join(
-        " ".join(_dimension([names[id(axis)] for axis in group]) for group in side) for side in (left, right)
+        " ".join(f"({' '.join(group)})" if len(group) > 1 else (group or ["1"])[0] for group in side)
+        for side in (before, after)
     )
     return View(pattern, tuple(sorted(sizes)), tuple(sorted(order)))
 
 
-def _dimension(names: Sequence[str]) -> str:
-    return f"({' '.join(names)})" if len(names) > 1 else (names[0] if names else "1")
-
-
-def _text(view: View | None) -> str:
-    return repr(view.pattern) if view else "nothing"
-
-
-def _reorder(xp: Any, x: Array, axis: int, places: Sequence[int]) -> Array:
-    """Return ``x`` with the elements along an axis taken from other places."""
-    before = (slice(None),) * axis
-    return xp.concat([x[(*before, slice(place, place + 1), ...)] for place in places], axis=axis)
+def _rearrange(xp: Any, x: Array, before: _Names, after: _Names, sizes: Mapping[str, int], order: _Orders) -> Array:
+    """Split the dimensions of ``x``, put elements along some axes in another order, permute the axes and merge them."""
+    axes = [axis for group in before for axis in group]
+    x = xp.reshape(x, tuple(sizes[axis] for axis in axes))
+    for axis, places in order:
+        start = (slice(None),) * axes.index(axis)
+        x = xp.concat([x[(*start, slice(place, place + 1), ...)] for place in places], axis=len(start))
+    x = xp.permute_dims(x, tuple(axes.index(axis) for group in after for axis in group))
+    return xp.reshape(x, tuple(math.prod([sizes[axis] for axis in group]) for group in after))
 
 
 def _inverse(places: Sequence[int]) -> Order:
-    found = [0] * len(places)
-    for k, place in enumerate(places):
-        found[place] = k
-    return tuple(found)
-
-
-def _groups(side: str) -> list[list[str]]:
-    """Return the named axes of every dimension of one side of a pattern; a 1 names none."""
-    return [[axis for axis in token.strip("()").split() if axis != "1"] for token in _TOKEN.findall(side)]
+    return tuple(sorted(range(len(places)), key=places.__getitem__))

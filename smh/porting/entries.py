@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from smh.core.checks import check_keys
 from smh.core.pools.base import LIMIT
 from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
@@ -16,11 +18,30 @@ from smh.files.header import DTYPES
 Shape = tuple[int, ...]
 
 _DTYPES = tuple(name for name in DTYPES.values() if name != "bfloat16")  # which is not NumPy's own
-_JOINS = ("", "concat", "sum")
 
 
 @dataclass(frozen=True)
-class Source:
+class Part:
+    """A tensor of a model, or one of equal parts of it along the first axis, turned by a view."""
+
+    name: str
+    shape: Shape  # of the whole tensor
+    view: View | None = None
+    part: tuple[int, int] | None = None  # (k, n): part k of n
+
+    @property
+    def part_shape(self) -> Shape:
+        """The shape before the view."""
+        return self.shape if self.part is None else (self.shape[0] // self.part[1], *self.shape[1:])
+
+    @property
+    def viewed_shape(self) -> Shape:
+        """The shape after the view."""
+        return self.view.shape(self.part_shape) if self.view else self.part_shape
+
+
+@dataclass(frozen=True)
+class Source(Part):
     """A tensor of the source model, or a part of one, as an entry reads it.
 
     Attributes
@@ -37,10 +58,6 @@ class Source:
         Value and dtype of all elements where there is no such tensor.
     """
 
-    name: str
-    shape: Shape
-    view: View | None = None
-    part: tuple[int, int] | None = None
     default: tuple[float, str] | None = None
 
     def __str__(self) -> str:
@@ -48,29 +65,18 @@ class Source:
         part = "" if self.part is None else f" [{self.part[0] + 1}/{self.part[1]}]"
         return f"{self.name}{part}" + ("" if self.default is None else f" or {self.default[0]:g}")
 
-    @property
-    def part_shape(self) -> Shape:
-        """The shape before the view."""
-        return self.shape if self.part is None else (self.shape[0] // self.part[1], *self.shape[1:])
-
-    @property
-    def viewed_shape(self) -> Shape:
-        """The shape after the view."""
-        return self.view.shape(self.part_shape) if self.view else self.part_shape
-
     def read(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return what an entry gets of the tensors of the source model; raises PortError if it is not there."""
-        if self.name not in tensors and self.default is not None:
-            x = np.full(self.shape, self.default[0], dtype=self.default[1])
-        elif self.name not in tensors:
-            raise PortError(f"the source tensor {self.name!r} is missing: {near_names(self.name, tensors)}")
-        else:
+        if self.name in tensors:
             x = np.asarray(tensors[self.name])
+        elif self.default is not None:
+            x = np.full(self.shape, self.default[0], dtype=self.default[1])
+        else:
+            raise PortError(f"the source tensor {self.name!r} is missing: {near_names(self.name, tensors)}")
         if x.shape != self.shape:
             raise PortError(f"the source tensor {self.name!r} must have the shape {self.shape}; got {x.shape}")
         if self.part is not None:
-            rows = self.part_shape[0]
-            x = x[self.part[0] * rows : (self.part[0] + 1) * rows]
+            x = np.split(x, self.part[1])[self.part[0]]
         return self.view.apply(np, x) if self.view else x
 
     def check(self, target: str) -> None:
@@ -95,15 +101,34 @@ class Source:
         if self.default is not None:
             try:
                 value, dtype = self.default
-                known = isinstance(value, int | float) and dtype in _DTYPES  # NumPy would read text as a program
+                valid = isinstance(value, int | float) and dtype in _DTYPES  # NumPy would read text as a program
                 with np.errstate(over="ignore"):
-                    known = known and bool(np.isfinite(np.asarray(value, dtype=dtype)))
+                    valid = valid and bool(np.isfinite(np.asarray(value, dtype=dtype)))
             except (TypeError, ValueError, OverflowError) as error:
                 raise PortError(f"the default of {what} must be a number and its dtype: {error}") from error
-            if not known:
+            if not valid:
                 raise PortError(
                     f"the default of {what} must be bool, an integer or a finite float; got {value!r} as {dtype!r}"
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the source."""
+        return {
+            "default": None if self.default is None else list(self.default),
+            "name": self.name,
+            "part": None if self.part is None else list(self.part),
+            "shape": list(self.shape),
+            "view": self.view.to_dict() if self.view else None,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, target: str) -> Source:
+        """Read a source from JSON; :meth:`check` has yet to see it."""
+        check_keys(f"the source of {target!r}", data, ["default", "name", "part", "shape", "view"])
+        default, part = (None if data[key] is None else tuple(data[key]) for key in ("default", "part"))
+        return cls(
+            data["name"], tuple(data["shape"]), View.from_dict(data["view"], f"the view of {target!r}"), part, default
+        )
 
 
 @dataclass(frozen=True)
@@ -155,7 +180,7 @@ class Entry:
 
     def check(self, target: str) -> None:
         """Raise :class:`~smh.PortError` unless the sources can be joined."""
-        if not self.sources or self.join not in _JOINS or bool(self.join) != (len(self.sources) > 1):
+        if not self.sources or self.join not in ("", "concat", "sum") or bool(self.join) != (len(self.sources) > 1):
             raise PortError(
                 f"{target!r} must have one source, or several that are joined by 'concat' or 'sum'; "
                 f"got {len(self.sources)} and {self.join!r}"

@@ -26,123 +26,65 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from smh.core.views import View, compose, invert
+from smh.porting.entries import Part
+from smh.porting.entries import Shape as Shape
 
-Shape = tuple[int, ...]
-
-DEFAULTS = {"bias": 0.0, "bias_input": 0.0, "bias_hidden": 0.0, "scale": 1.0, "count": 0.0, "value": 0.0}
+DEFAULTS = {"bias": 0.0, "bias_input": 0.0, "bias_hidden": 0.0, "scale": 1.0, "count": 0.0}
 """What a tensor of the target is where the source has none, by role: it then does nothing."""
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A tensor of a layer, or a part of one.
+class Slot(Part):
+    """A tensor of a layer, or a part of one, as a checkpoint names it; its view leads to the neutral layout."""
 
-    Attributes
-    ----------
-    name : str
-        The tensor, as a checkpoint names it.
-    shape : tuple of int
-        Of the whole tensor.
-    neutral : View or None
-        From the tensor, or the part, to the neutral layout.
-    part : tuple of (int, int) or None
-        ``(k, n)``: part ``k`` of ``n`` along the first axis.
-    dtype : str
-        Its type, for defaults.
-    """
-
-    name: str
-    shape: Shape
-    neutral: View | None = None
-    part: tuple[int, int] | None = None
-    dtype: str = "float32"
-
-    @property
-    def part_shape(self) -> Shape:
-        """The shape of the part."""
-        return self.shape if self.part is None else (self.shape[0] // self.part[1], *self.shape[1:])
-
-    @property
-    def neutral_shape(self) -> Shape:
-        """The shape in the neutral layout."""
-        return self.neutral.shape(self.part_shape) if self.neutral else self.part_shape
+    dtype: str = "float32"  # for defaults
 
     def to(self, other: Slot, between: View | None = None, letters: str = "") -> View | None:
         """Return the view from this tensor to another one in the same role.
 
         ``between`` acts on the neutral layout, whose axes ``letters`` name.
         """
-        if self.neutral is not None:
-            letters = self.neutral.pattern.split("->")[0].strip()
+        if self.view is not None:
+            letters = self.view.pattern.split("->")[0].strip()
         names = letters.split()
         plain = len(names) == len(self.part_shape) and all(len(name) == 1 and name.isalpha() for name in names)
-        turned = compose(self.neutral, between, self.part_shape)
-        return compose(turned, invert(other.neutral, other.part_shape), self.part_shape, letters if plain else "")
+        turned = compose(self.view, between, self.part_shape)
+        return compose(turned, invert(other.view, other.part_shape), self.part_shape, letters if plain else "")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A number that a layer computes with and no checkpoint holds.
+    """A number that a layer computes with and no checkpoint holds."""
 
-    Attributes
-    ----------
-    own : str
-        What the framework calls it.
-    value : float
-        Its value there.
-    complement : bool
-        Whether the framework's value is one minus the neutral one.
-    """
-
-    own: str
+    own: str  # what the framework calls it
     value: float
-    complement: bool = False
+    complement: bool = False  # whether the framework's value is one minus that of PyTorch, which is the neutral one
 
-    @property
-    def neutral(self) -> float:
-        """The value in PyTorch's sense."""
-        return 1.0 - self.value if self.complement else self.value
-
-    def translated(self, neutral: float) -> float:
-        """Return a neutral value in the framework's sense, without the noise of a subtraction."""
+    def translated(self, other: Setting) -> float:
+        """Return the value of another framework in the sense of this one, without the noise of a subtraction."""
+        neutral = 1.0 - other.value if other.complement else other.value
         return round(1.0 - neutral, 12) if self.complement else neutral
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with tensors of its own.
-
-    Attributes
-    ----------
-    name : str
-        Where it is in the model.
-    kind : str
-        See :mod:`smh.porting.layers`; ``"norm"`` is any normalisation.
-    slots : mapping of str to Slot
-        Its tensors, by role.
-    settings : mapping of str to Setting
-        ``epsilon`` and ``momentum``.
-    image : tuple of int or None
-        Channels and sizes of the image whose flattened pixels are the inputs, where the model tells.
-    problem : str
-        Why it can only be mapped by hints, if so.
-    """
+    """A layer with tensors of its own."""
 
     name: str
-    kind: str
-    slots: Mapping[str, Slot]
-    settings: Mapping[str, Setting] = field(default_factory=dict)
-    image: Shape | None = None
-    problem: str = ""
+    kind: str  # see the module; "norm" is any normalisation
+    slots: Mapping[str, Slot]  # its tensors, by role
+    settings: Mapping[str, Setting] = field(default_factory=dict)  # "epsilon" and "momentum"
+    image: Shape | None = None  # channels and sizes of the image whose flattened pixels are the inputs, if known
+    problem: str = ""  # why only hints can map it, if so
 
     def letters(self, role: str) -> str:
         """Return names for the axes of a neutral layout, where they are known."""
         if role != "weight" or role not in self.slots:
             return ""
         first = {"dense": "o i", "embedding": "v e", "conv": "o i", "conv_transpose": "i o"}.get(self.kind, "")
-        spatial = ("d", "h", "w")[5 - len(self.slots[role].neutral_shape) :] if self.kind.startswith("conv") else ()
+        spatial = ("d", "h", "w")[5 - len(self.slots[role].viewed_shape) :] if self.kind.startswith("conv") else ()
         return " ".join([first, *spatial])
 
     @property
@@ -152,7 +94,7 @@ class Layer:
         main = [self.slots[role] for role in ("weight", "weight_input", "value", "mean") if role in self.slots]
         main = main or list(self.slots.values())
         second = self.slots.get("weight_hidden")
-        return family, main[0].neutral_shape, second.neutral_shape if second else ()
+        return family, main[0].viewed_shape, second.viewed_shape if second else ()
 
     def fits(self, other: Layer) -> bool:
         """Say whether this layer and another one can stand for each other."""
@@ -161,21 +103,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers of a model in the order in which it holds them.
+    """The layers of a model in the order in which it holds them."""
 
-    Attributes
-    ----------
-    channels_last : bool
-        Whether images have their channels last, so that flattening them gives another order.
-    layers : tuple of Layer
-        All that hold tensors; every tensor belongs to one.
-    alphabetical : frozenset of str
-        Nodes, by name, whose children are in the order of the alphabet: perhaps not in that of the layers.
-    """
-
-    channels_last: bool
-    layers: tuple[Layer, ...]
-    alphabetical: frozenset[str] = frozenset()
+    channels_last: bool  # flattened images then have another order
+    layers: tuple[Layer, ...]  # every tensor belongs to one
+    alphabetical: frozenset[str] = frozenset()  # nodes whose children are in alphabetical order, maybe not their own
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -185,35 +117,28 @@ class Structure:
 
 def tensor_layer(name: str, shape: Shape, dtype: str = "float32", kind: str = "tensor") -> Layer:
     """Return the layer of a tensor of which nothing is known but its name and shape."""
-    letters = [chr(ord("a") + k % 26) * (k // 26 + 1) for k in range(len(shape))]
-    kept = [letter for letter, size in zip(letters, shape, strict=True) if size != 1]
-    before = " ".join(letter if letter in kept else "1" for letter in letters)
-    view = View(f"{before} -> {' '.join(kept)}") if len(kept) < len(shape) else None
+    axes = ["1" if size == 1 else f"a{k}" for k, size in enumerate(shape)]
+    kept = [axis for axis in axes if axis != "1"]
+    view = View(f"{' '.join(axes)} -> {' '.join(kept)}") if len(kept) < len(shape) else None
     return Layer(name, kind, {"value": Slot(name, shape, view, dtype=dtype)})
 
 
 _KIND = {
-    "linear": "dense",
-    "fc": "dense",
-    "bn": "batchnorm",
-    "ln": "layernorm",
-    "norm": "norm",
-    "emb": "embedding",
-    "embed": "embedding",
-    "embeddings": "embedding",
-    "attn": "attention",
-    "mha": "attention",
-    "q": "query",
-    "k": "key",
-    "v": "value",
-    "output": "out",
-    "o": "out",
-    "gn": "groupnorm",
-    "dw": "depthwise",
-    "pw": "pointwise",
-    "pos": "position",
-    "positional": "position",
+    "attention": ("attn", "mha"),
+    "batchnorm": ("bn",),
+    "dense": ("linear", "fc"),
+    "depthwise": ("dw",),
+    "embedding": ("emb", "embed", "embeddings"),
+    "groupnorm": ("gn",),
+    "key": ("k",),
+    "layernorm": ("ln",),
+    "out": ("output", "o"),
+    "pointwise": ("pw",),
+    "position": ("pos", "positional"),
+    "query": ("q",),
+    "value": ("v",),
 }
+_WORDS = {short: word for word, shorts in _KIND.items() for short in shorts}
 _EMPTY = {"layers", "layer", "modules", "cell", "proj", "projection", "params", "model", "self", "multi", "head"}
 
 
@@ -238,7 +163,7 @@ def words(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
         if token.isdigit():
             numbers.append(int(token))
             continue
-        word = _KIND.get(token, token)
+        word = _WORDS.get(token, token)
         if word not in _EMPTY and (not found or found[-1] != word):
             found.append(word)
     return tuple(found), tuple(numbers)

@@ -1,10 +1,12 @@
-"""Mappings: which tensor of one model becomes which tensor of another, and how it is turned."""
+"""Mappings: which tensor of one model becomes which tensor of another, how it is turned, and ports by them."""
 
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,7 @@ Shapes = collections.abc.Mapping[str, Shape]
 class Mapping:
     """Which tensor of a source model becomes which tensor of a target model, and how it is turned.
 
-    A mapping knows names and shapes, and nothing of frameworks. Make one with :func:`smh.porting.match`, with
+    A mapping has names and shapes, and nothing of frameworks. Make one with :func:`smh.porting.match`, with
     :meth:`build`, or from JSON; :func:`smh.port` applies it to a checkpoint.
 
     Parameters
@@ -63,13 +65,13 @@ class Mapping:
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without models."""
-        used: dict[str, list[tuple[str, Source]]] = {}
+        used: dict[str, list[tuple[str, Source]]] = defaultdict(list)
         for target, entry in self.tensors.items():
             if not isinstance(target, str) or not target:
                 raise PortError(f"a tensor of the target must have a name that is not empty; got {target!r}")
             entry.check(target)
             for source in entry.sources:
-                used.setdefault(source.name, []).append((target, source))
+                used[source.name].append((target, source))
         for name, uses in used.items():
             parts = sorted(source.part or (0, 1) for _, source in uses)
             if parts != [(k, len(uses)) for k in range(len(uses))]:
@@ -93,9 +95,8 @@ class Mapping:
         Parameters
         ----------
         tensors : mapping of str to str, tuple or Entry
-            For each tensor of the target: the name of its source; or a tuple of name and einops pattern, then sizes of
-            axes that the pattern cannot tell, then the order of elements along axes; see
-            :class:`smh.core.views.View`.
+            For each tensor of the target: the name of its source; or a tuple of name, einops pattern, sizes and order
+            of axes, the last two optional, as in :class:`smh.core.views.View`.
         source : mapping of str to tuple of int, or Checkpoint
             The shapes of all tensors of the source.
         settings : mapping, optional
@@ -139,10 +140,8 @@ class Mapping:
 
         Parameters
         ----------
-        source : mapping of str to tuple of int, optional
-            The shapes of all tensors of the source model or checkpoint.
-        target : mapping of str to tuple of int, optional
-            Those of the target model.
+        source, target : mapping of str to tuple of int, optional
+            The shapes of all tensors of the source model or checkpoint, and of the target model.
 
         Raises
         ------
@@ -151,34 +150,13 @@ class Mapping:
         """
         if source is not None:
             optional = {s.name for e in self.tensors.values() for s in e.sources if s.default is not None}
-            self._compare("the source", self.source_shapes, source, "not used by the mapping", optional)
+            _compare("the source", self.source_shapes, source, "not used by the mapping", optional)
         if target is not None:
             carried = {name for name in self.tensors if name.startswith(CARRIED)}
-            self._compare("the target", self.shapes, target, "not filled by the mapping", carried)
-
-    def _compare(self, what: str, known: Shapes, given: Shapes, left_over: str, optional: set[str]) -> None:
-        unknown = [name for name in known if name not in given and name not in optional]
-        if unknown:
-            raise PortError(f"{what} does not have {_some(unknown)}: {near_names(unknown[0], given)}")
-        missing = [name for name in given if name not in known and not name.startswith(CARRIED)]
-        if missing:
-            raise PortError(f"tensors of {what} are {left_over}: {_some(missing)}")
-        for name, shape in known.items():
-            if name in given and tuple(given[name]) != shape:
-                raise PortError(f"{name!r} of {what} has the shape {tuple(given[name])}; the mapping says {shape}")
+            _compare("the target", self.shapes, target, "not filled by the mapping", carried)
 
     def apply(self, tensors: collections.abc.Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return all tensors of the target, given those of the source.
-
-        Parameters
-        ----------
-        tensors : mapping of str to numpy.ndarray
-            Weights and other tensors, as the source model sees them.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
-            Of the same dtypes; views of the given arrays where possible.
+        """Return all tensors of the target, given those of the source: views of the arrays where possible.
 
         Raises
         ------
@@ -195,8 +173,7 @@ class Mapping:
         PortError
             If there is none: a sum cannot be taken apart.
         """
-        entries: dict[str, Entry] = {}
-        parts: dict[str, dict[int, Source]] = {}
+        parts: dict[str, dict[int, Source]] = defaultdict(dict)
         for target, entry in self.tensors.items():
             if entry.join == "sum":
                 raise PortError(f"the mapping has no inverse: {target!r} is a sum of {len(entry.sources)} tensors")
@@ -205,21 +182,16 @@ class Mapping:
             for k, source in enumerate(entry.sources):
                 part = (k, len(entry.sources)) if entry.join else None
                 back = Source(target, entry.shape, invert(source.view, source.part_shape), part)
-                if source.part is None:
-                    entries[source.name] = Entry((back,))
-                else:
-                    parts.setdefault(source.name, {})[source.part[0]] = back
-        for name, found in parts.items():
-            entries[name] = Entry(tuple(found[k] for k in sorted(found)), join="concat")
-        return Mapping({name: entries[name] for name in self.source_shapes})
+                parts[source.name][source.part[0] if source.part else 0] = back
+        return Mapping(
+            {
+                name: Entry(tuple(found[k] for k in sorted(found)), "concat" if len(found) > 1 else "")
+                for name, found in parts.items()
+            }
+        )
 
     def then(self, other: Mapping) -> Mapping:
-        """Return one mapping that does what this one and then another one do.
-
-        Parameters
-        ----------
-        other : Mapping
-            From the target of this mapping to a third model.
+        """Return one mapping that does what this one does, and then another one from its target to a third model.
 
         Raises
         ------
@@ -246,19 +218,17 @@ class Mapping:
             if source.shape != first.shape:
                 raise PortError(f"{source.name!r} has the shape {first.shape} at first, and then {source.shape}")
             inner = first.sources
-            if source.part is not None and first.join == "concat" and len(inner) == source.part[1]:
-                inner = (inner[source.part[0]],)
-            elif source.part is not None and (first.join or inner[0].part or inner[0].view):
-                raise PortError(
-                    f"no single mapping gives {target!r}: it is a part of what is turned. Port in two steps"
-                )
-            elif source.part is not None:
-                inner = (Source(inner[0].name, inner[0].shape, None, source.part, inner[0].default),)
-            elif first.join and (source.view or entry.join):
-                raise PortError(f"no single mapping gives {target!r}: it is turned after joining. Port in two steps")
-            else:
-                join = first.join or join
             try:
+                if source.part and first.join == "concat" and len(inner) == source.part[1]:
+                    inner = (inner[source.part[0]],)
+                elif source.part:
+                    if first.join or inner[0].part or inner[0].view:
+                        raise PlanError("it is a part of what is turned")
+                    inner = (dataclasses.replace(inner[0], part=source.part),)
+                elif first.join:
+                    if source.view or entry.join:
+                        raise PlanError("it is turned after joining")
+                    join = first.join
                 sources += [Source(x.name, x.shape, compose(x.view, source.view, x.part_shape), x.part) for x in inner]
             except PlanError as error:
                 raise PortError(f"no single mapping gives {target!r}: {error}. Port in two steps") from error
@@ -269,19 +239,7 @@ class Mapping:
         return {
             "settings": {layer: dict(values) for layer, values in self.settings.items()},
             "tensors": {
-                target: {
-                    "join": entry.join,
-                    "sources": [
-                        {
-                            "default": None if source.default is None else list(source.default),
-                            "name": source.name,
-                            "part": None if source.part is None else list(source.part),
-                            "shape": list(source.shape),
-                            "view": source.view.to_dict() if source.view else None,
-                        }
-                        for source in entry.sources
-                    ],
-                }
+                target: {"join": entry.join, "sources": [source.to_dict() for source in entry.sources]}
                 for target, entry in self.tensors.items()
             },
             "version": VERSION,
@@ -312,17 +270,14 @@ class Mapping:
         entries = {}
         for target, entry in data["tensors"].items():
             check_keys(f"the entry of {target!r}", entry, ["join", "sources"])
-            sources = []
-            for source in entry["sources"]:
-                check_keys(f"the source of {target!r}", source, ["default", "name", "part", "shape", "view"])
-                part = None if source["part"] is None else tuple(source["part"])
-                view = View.from_dict(source["view"], f"the view of {target!r}")
-                default = None if source["default"] is None else tuple(source["default"])
-                sources.append(Source(source["name"], tuple(source["shape"]), view, part, default))
-            entries[target] = Entry(tuple(sources), entry["join"])
+            entries[target] = Entry(
+                tuple(Source.from_dict(source, target) for source in entry["sources"]), entry["join"]
+            )
+        for key, value in (pair for values in data["settings"].values() for pair in values.items()):
+            if not isinstance(value, int | float):
+                raise PortError(f"the setting {key!r} must be a number; got {value!r}")
         settings = {
-            layer: {key: _setting(key, value) for key, value in values.items()}
-            for layer, values in data["settings"].items()
+            layer: {key: float(value) for key, value in values.items()} for layer, values in data["settings"].items()
         }
         return cls(entries, settings)
 
@@ -333,15 +288,7 @@ class Mapping:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mapping:
-        """Read a mapping from a JSON file.
-
-        Raises
-        ------
-        PortError
-            If the file holds no mapping.
-        OSError
-            If it cannot be read.
-        """
+        """Read a mapping from a JSON file; raises :class:`~smh.PortError` if it holds none."""
         with open(path, "rb") as file:
             text = file.read(MAX_HEADER + 1)
         if len(text) > MAX_HEADER:
@@ -351,39 +298,46 @@ class Mapping:
         except UnicodeDecodeError as error:
             raise PortError(f"a mapping must be JSON in UTF-8; {os.fspath(path)!r} is not: {error}") from error
 
+    def _told_settings(self) -> list[str]:
+        """Return one line for each layer that has settings."""
+        return [
+            f"{layer}: set {', '.join(f'{key}={value:g}' for key, value in values.items())}"
+            for layer, values in self.settings.items()
+        ]
+
     def __str__(self) -> str:
         """Return one line for each tensor."""
-        lines = [f"{target} <- {entry}" for target, entry in self.tensors.items()]
-        lines += [f"{layer}: set {_settings(values)}" for layer, values in self.settings.items()]
-        return "\n".join(lines)
+        return "\n".join([*(f"{target} <- {entry}" for target, entry in self.tensors.items()), *self._told_settings()])
 
     def __rich__(self) -> Table:
         """Return a table."""
         from rich.table import Table
 
-        caption = "\n".join(f"{layer}: set {_settings(values)}" for layer, values in self.settings.items())
-        table = Table("target", "shape", "source", "view", caption=caption or None, caption_justify="left")
+        caption = "\n".join(self._told_settings()) or None
+        table = Table("target", "shape", "source", "view", caption=caption, caption_justify="left")
         for target, entry in self.tensors.items():
             table.add_row(target, " x ".join(map(str, entry.shape)) or "scalar", entry.origin, entry.turn)
         return table
+
+
+def _compare(what: str, mapped: Shapes, given: Shapes, left_over: str, optional: set[str]) -> None:
+    """Raise unless a mapping and one of its models have the same tensors; ``optional`` ones may lack in the model."""
+    unknown = [name for name in mapped if name not in given and name not in optional]
+    if unknown:
+        raise PortError(f"{what} does not have {_some(unknown)}: {near_names(unknown[0], given)}")
+    missing = [name for name in given if name not in mapped and not name.startswith(CARRIED)]
+    if missing:
+        raise PortError(f"tensors of {what} are {left_over}: {_some(missing)}")
+    for name, shape in mapped.items():
+        if name in given and tuple(given[name]) != shape:
+            raise PortError(f"{name!r} of {what} has the shape {tuple(given[name])}; the mapping says {shape}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def tensor_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
     """Return the shapes of all tensors that a checkpoint gives to a model, and of those that it carries along."""
     generated = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
     return generated | {name: tuple(x.shape) for name, x in checkpoint.dense.items()}
-
-
-def _setting(key: str, value: Any) -> float:
-    """Return the value of a setting, once it is known to be a number."""
-    if not isinstance(value, int | float):
-        raise PortError(f"the setting {key!r} must be a number; got {value!r}")
-    return float(value)
-
-
-def _settings(values: collections.abc.Mapping[str, float]) -> str:
-    return ", ".join(f"{key}={value:g}" for key, value in values.items())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,20 +1,102 @@
-"""Matching: proposing the mapping between two models, from kinds of layers, shapes and names."""
+"""Matching: proposing a mapping from hints, then shapes, then names, then the order of layers if it may count."""
 
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import importlib
+import math
+import os
 from collections import defaultdict
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from smh.errors import PortError
-from smh.porting.finder import Finder
-from smh.porting.found import Match
-from smh.porting.layers import Shape, Structure, words
+from smh.core.views import View
+from smh.errors import PlanError, PortError, near_names
+from smh.files.checkpoint import CARRIED
+from smh.porting.entries import Entry, Shape, Source
+from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, words
 from smh.porting.mapping import Mapping
+
+if TYPE_CHECKING:  # the library is imported faster without it
+    from rich.console import Group
 
 _DESCRIBERS = {"torch": "smh.backends.torch.structure", "keras": "smh.backends.tensorflow.structure"}
 _OTHERS = "smh.backends.jax.structure"  # any pytree
+
+
+@dataclass(frozen=True)
+class Ambiguity:
+    """What a match leaves open.
+
+    Attributes
+    ----------
+    targets : tuple of str
+        Layers, or tensors, of the target.
+    sources : tuple of str
+        Those of the source that they may come from.
+    why : str
+        What cannot be told, and what would tell it.
+    """
+
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    why: str
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{', '.join(self.targets) or 'nothing'} <- {' or '.join(self.sources) or 'nothing'}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Match:
+    """What :func:`match` proposes; printed by rich as a table.
+
+    Attributes
+    ----------
+    proposed : Mapping
+        What is certain.
+    ambiguous : tuple of Ambiguity
+        What is not: there is no mapping before these are settled.
+    notes : tuple of str
+        What else has to be the same in both models, such as the epsilon of a normalisation, and is not.
+    """
+
+    proposed: Mapping
+    ambiguous: tuple[Ambiguity, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mapping(self) -> Mapping:
+        """The mapping.
+
+        Raises
+        ------
+        PortError
+            If anything is ambiguous.
+        """
+        if self.ambiguous:
+            cases = "; ".join(map(str, self.ambiguous[:5]))
+            more = f"; and {len(self.ambiguous) - 5} more" if len(self.ambiguous) > 5 else ""
+            raise PortError(f"the models do not tell how they match, give hints: {cases}{more}")
+        return self.proposed
+
+    def __str__(self) -> str:
+        """Return the mapping, and what is open."""
+        return "\n".join([*([str(self.proposed)] if self.proposed.tensors else []), *self._remarks()])
+
+    def __rich__(self) -> Group:
+        """Return a table, and what is open."""
+        from rich.console import Group
+        from rich.text import Text
+
+        styles = ["bold red"] * len(self.ambiguous) + [""] * len(self.notes)
+        return Group(self.proposed.__rich__(), *map(Text, self._remarks(), styles))
+
+    def _remarks(self) -> list[str]:
+        return [f"ambiguous: {case}" for case in self.ambiguous] + [f"note: {note}" for note in self.notes]
 
 
 def match(
@@ -36,11 +118,11 @@ def match(
         Models, or parameters, compressed or not. Keras models must be built. An ``nnx.Module`` stands for
         ``nnx.state(module, (nnx.Param, nnx.BatchStat))``.
     hints : mapping of str, optional
-        For layers of the target, layers of the source. For tensors of the target, tensors of the source, tuples with a
-        pattern and sizes, or whole entries, as in :meth:`Mapping.build`. They come before everything else.
+        For layers of the target, layers of the source; for its tensors, what :meth:`Mapping.build` takes. They come
+        before everything else.
     in_order : bool
-        Layers that neither shapes nor names tell apart come in the same order in both models. Not taken for an answer
-        where the order may be that of the alphabet, as in a state or a copy of a Flax module.
+        Whether layers that neither shapes nor names tell apart come in the same order in both models. Refused where
+        the order may be that of the alphabet, as in a state or a copy of a Flax module.
     flatten : mapping of str to tuple of int or None, optional
         By dense layer, of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its
         inputs; None if they are no image. Needed where images have channels first in one model and last in the other,
@@ -67,22 +149,13 @@ def match(
     a/kernel <- first/kernel
     second/kernel <- second/kernel
     """
-    finder = Finder(describe(source), describe(target), dict(flatten or {}))
-    finder.take_hints(hints or {})
-    finder.pair_layers(in_order)
+    finder = _Finder(describe(source), describe(target), flatten or {})
+    finder.pair_layers(*finder.take_hints(hints or {}), in_order)
     return finder.result()
 
 
 def describe(model: Any) -> Structure:
-    """Return the structure of a model, by the backend of its framework.
-
-    Raises
-    ------
-    PortError
-        If it is no model.
-    """
-    if isinstance(model, Structure):
-        return model
+    """Return the structure of a model, by the backend of its framework; raises PortError if it is no model."""
     roots = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     module = next((name for root, name in _DESCRIBERS.items() if root in roots), _OTHERS)
     structure: Structure = importlib.import_module(module).describe(model)
@@ -107,15 +180,271 @@ def doubts(mapping: Mapping) -> list[str]:
             groups[source.shape, source.view].append((target, source.name))
     found = []
     for pairs in groups.values():
-        sources = {words(_layer_of(name)): name for _, name in pairs}
+        sources = {_layer_words(name): name for _, name in pairs}
         exchanged: set[str] = set()
         for target, name in pairs:
-            better = sources.get(words(_layer_of(target)), name)
-            if better != name and words(_layer_of(target)) != words(_layer_of(name)) and better not in exchanged:
+            better = sources.get(_layer_words(target))
+            if better and _layer_words(target) != _layer_words(name) and better not in exchanged:
                 found.append(f"{target!r} comes from {name!r}, though there is {better!r} of the same shape")
-                exchanged |= {name}
+                exchanged.add(name)
     return found
 
 
-def _layer_of(name: str) -> str:
-    return name.replace(".", "/").rpartition("/")[0]
+def _layer_words(tensor: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    return words(tensor.replace(".", "/").rpartition("/")[0])
+
+
+@dataclass
+class _Finder:
+    """A search for a mapping: pairs of layers first, and then the entries of their tensors."""
+
+    source: Structure
+    target: Structure
+    flatten: collections.abc.Mapping[str, Shape | None]
+    pairs: list[tuple[Layer, Layer]] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    parts: dict[str, dict[tuple[int, int], Entry]] = field(default_factory=lambda: defaultdict(dict))
+    settings: dict[str, dict[str, float]] = field(default_factory=dict)
+    ambiguous: list[Ambiguity] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = {layer.name for layer in (*self.source.layers, *self.target.layers)}
+        for name in self.flatten:
+            if name not in names:
+                raise PortError(f"flatten names {name!r}, which is a layer of neither model: {near_names(name, names)}")
+
+    def take_hints(self, hints: collections.abc.Mapping[str, Any]) -> tuple[list[Layer], list[Layer]]:
+        """Settle what the user says, and return the layers of both models that are left."""
+        sources = {layer.name: layer for layer in self.source.layers}
+        targets = {layer.name: layer for layer in self.target.layers}
+        tensors = {}
+        for name, value in hints.items():
+            if name in self.target.shapes:
+                tensors[name] = value
+            elif name not in targets:
+                names = [*targets, *self.target.shapes]
+                raise PortError(f"the target has no layer or tensor {name!r}: {near_names(name, names)}")
+            elif not isinstance(value, str) or value not in sources:
+                raise PortError(f"the source has no layer {value!r} for {name!r}: {near_names(str(value), sources)}")
+            elif not targets[name].fits(sources[value]):
+                one, other = _told(targets[name]), _told(sources[value])
+                raise PortError(f"{name!r} cannot come from {value!r}: it is {one}, that is {other}")
+            else:
+                self.pairs.append((sources[value], targets[name]))
+        mapping = Mapping.build(tensors, self.source.shapes)
+        mapping.check(target={name: self.target.shapes[name] for name in tensors})
+        self.entries |= mapping.tensors
+        hinted = {id(layer) for pair in self.pairs for layer in pair}
+        left, right = (
+            [rest for layer in layers if id(layer) not in hinted and (rest := _without(layer, names))]
+            for layers, names in ((self.source.layers, mapping.source_shapes), (self.target.layers, mapping.shapes))
+        )
+        return left, right
+
+    def pair_layers(self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool) -> None:
+        """Settle what shapes and names tell, and the order if it may."""
+        groups: dict[Any, tuple[list[Layer], list[Layer]]] = defaultdict(lambda: ([], []))
+        for layer in sources:
+            if layer.kind == "state":
+                self._carry(layer.slots.values())
+            else:
+                groups[layer.signature][0].append(layer)
+        for layer in targets:
+            if layer.kind == "state":
+                self.entries |= {slot.name: _default(slot, 0.0) for slot in layer.slots.values()}
+            else:
+                groups[layer.signature][1].append(layer)
+        lonely: list[Layer] = []
+        for ones, others in groups.values():
+            if not others:
+                lonely += ones
+            elif not ones:
+                self._ask(others, (), others[0].problem or f"the source has no such layer: {_told(others[0])}")
+            else:
+                pairs, why = _pairs(ones, others), _UNTOLD
+                if pairs is None and in_order:
+                    why = self._disorder(ones, others)
+                    pairs = None if why else list(zip(ones, others, strict=True))
+                if pairs is None:
+                    self._ask(others, ones, why)
+                self.pairs += pairs or ()
+        if lonely:
+            self._ask((), lonely, lonely[0].problem or f"the target has no such layer: {_told(lonely[0])}")
+
+    def _ask(self, targets: Iterable[Layer | Slot], sources: Iterable[Layer | Slot], why: str) -> None:
+        self.ambiguous.append(Ambiguity(tuple(x.name for x in targets), tuple(x.name for x in sources), why))
+
+    def _disorder(self, sources: Sequence[Layer], targets: Sequence[Layer]) -> str:
+        """Return why layers cannot be taken in order, or nothing."""
+        if len(sources) != len(targets) or not all(x.fits(y) for x, y in zip(sources, targets, strict=True)):
+            return "there are not as many of one kind in both models: give hints={target: source}"
+        for what, structure, layers in (("source", self.source, sources), ("target", self.target, targets)):
+            for one, other in pairwise(layers):
+                node = "/".join(os.path.commonprefix([layer.name.split("/")[:-1] for layer in (one, other)]))
+                if node in structure.alphabetical:
+                    return (
+                        f"their order in the {what} is that of the alphabet, in {node or 'the root'!r}, and need not "
+                        "be that of the layers, as in a state or a copy of a Flax module: give hints={target: source}"
+                    )
+        return ""
+
+    def result(self) -> Match:
+        """Return the entries of all pairs, in the order of the target, and what is open."""
+        for source, target in self.pairs:
+            self._connect(source, target)
+        for name, parts in self.parts.items():
+            entries = [parts[k] for k in sorted(parts)]
+            if len(entries) == 1:
+                self.entries[name] = entries[0]
+            elif any(entry.join for entry in entries):
+                self.ambiguous.append(Ambiguity((name,), (), "a part of it has no single source: give a hint"))
+            else:
+                self.entries[name] = Entry(tuple(entry.sources[0] for entry in entries), "concat")
+        order = [*(name for name in self.target.shapes if name in self.entries), *self.entries]
+        proposed = Mapping({name: self.entries[name] for name in order}, self.settings)
+        if not self.ambiguous:
+            proposed.check(self.source.shapes, self.target.shapes)
+        return Match(proposed, tuple(self.ambiguous), tuple(self.notes))
+
+    def _connect(self, source: Layer, target: Layer) -> None:
+        """Make the entries of all tensors of a layer."""
+        if problem := target.problem or source.problem:
+            self._ask([target], [source], problem)
+            return
+        left = dict(source.slots)
+        try:
+            between = self._between(source, target)
+            for role, slot in target.slots.items():
+                roles = _roles(source, role)
+                used = [source.slots[name] for name in roles if name in source.slots]
+                left = {name: rest for name, rest in left.items() if name not in roles}
+                if used:
+                    turn, letters = between if role == "weight" else None, source.letters(role)
+                    sources = tuple(Source(x.name, x.shape, x.to(slot, turn, letters), x.part) for x in used)
+                    entry = Entry(sources, "sum" if len(sources) > 1 else "")
+                elif role in DEFAULTS:
+                    entry = _default(slot, DEFAULTS[role])
+                else:
+                    self._ask([slot], (), f"{source.name!r} has no {role} for it")
+                    continue
+                self.parts[slot.name][slot.part or (0, 1)] = entry
+        except PlanError as error:
+            self._ask([target], [source], str(error))
+            return
+        if "count" in left:
+            self._carry([left.pop("count")])
+        if left:
+            self._ask([target], left.values(), "the layer of the target has no place for these")
+        self._compare_settings(source, target)
+
+    def _between(self, source: Layer, target: Layer) -> View | None:
+        """Return how the inputs of a dense layer are turned if they are a flattened image, or None."""
+        weight = target.slots.get("weight")
+        if target.kind != "dense" or weight is None or self.source.channels_last == self.target.channels_last:
+            return None
+        features = weight.viewed_shape[1]
+        given = [self.flatten[name] for name in (target.name, source.name) if name in self.flatten]
+        image = given[0] if given else target.image or source.image
+        if image is None:
+            ordered, dense = (self.target, target) if self.source.channels_last else (self.source, source)
+            if not given and (channels := _channels(ordered.layers, dense, features)):
+                why = (
+                    f"are its {features} inputs a flattened image of {channels} channels and {features // channels} "
+                    f"pixels? Say flatten={{{target.name!r}: ({channels}, height, width)}}, or None for no image"
+                )
+                self._ask([target], [source], why)
+            return None
+        if math.prod(image) != features or len(image) < 2:
+            raise PlanError(f"an image {image} of channels and sizes does not have the {features} inputs of the layer")
+        letters = ["c", *(f"s{k}" for k in range(len(image) - 1))]
+        first, last = " ".join(letters), " ".join([*letters[1:], "c"])
+        before, after = (last, first) if self.source.channels_last else (first, last)
+        return View(f"o ({before}) -> o ({after})", tuple(sorted(zip(letters, image, strict=True))))
+
+    def _compare_settings(self, source: Layer, target: Layer) -> None:
+        for key, own in target.settings.items():
+            theirs = source.settings.get(key)
+            if theirs is None:
+                continue
+            wanted = own.translated(theirs)
+            self.settings.setdefault(target.name, {})[own.own] = wanted
+            if not math.isclose(own.value, wanted, rel_tol=1e-6, abs_tol=1e-12):
+                said = f"{theirs.own}={theirs.value:g} of {source.name!r}"
+                self.notes.append(f"{target.name!r} has {own.own}={own.value:g}; {said} is {own.own}={wanted:g} there")
+
+    def _carry(self, slots: Iterable[Slot]) -> None:
+        self.entries |= {f"{CARRIED}{slot.name}": Entry((Source(slot.name, slot.shape),)) for slot in slots}
+
+
+_UNTOLD = (
+    "these have the same shape, and their names leave open which is which: give hints={target: source}, "
+    "or in_order=True if they come in the same order in both models"
+)
+_CONVOLUTIONS = ("conv", "conv_transpose")
+
+
+def _pairs(sources: Sequence[Layer], targets: Sequence[Layer]) -> list[tuple[Layer, Layer]] | None:
+    """Return which layers of one signature belong together, if that can be told."""
+    if len(sources) != len(targets):
+        return None
+    if len(sources) == 1:
+        return [(sources[0], targets[0])] if sources[0].fits(targets[0]) else None
+    by_name = [[x for x in sources if x.fits(y) and _same_words(x.name, y.name)] for y in targets]
+    if all(len(found) == 1 for found in by_name) and len({found[0].name for found in by_name}) == len(sources):
+        return [(found[0], y) for found, y in zip(by_name, targets, strict=True)]
+    return None
+
+
+def _same_words(one: str, other: str) -> bool:
+    """Say whether two names have the same numbers, and the words of one are the last words of the other."""
+    (first, first_numbers), (second, second_numbers) = words(one), words(other)
+    short, long = sorted((first, second), key=len)
+    return first_numbers == second_numbers and long[len(long) - len(short) :] == short and bool(short or not long)
+
+
+def _without(layer: Layer, names: collections.abc.Container[str]) -> Layer | None:
+    """Return a layer without some of its tensors, or None if there are no others."""
+    slots = {role: slot for role, slot in layer.slots.items() if slot.name not in names}
+    return dataclasses.replace(layer, slots=slots) if slots else None
+
+
+def _roles(source: Layer, role: str) -> tuple[str, ...]:
+    """Return the roles of tensors of the source whose sum is a tensor of the target in some role."""
+    if role == "bias" and "bias_input" in source.slots:
+        return "bias_input", "bias_hidden"
+    return ("bias",) if role == "bias_input" and "bias" in source.slots else (role,)
+
+
+def _default(slot: Slot, value: float) -> Entry:
+    part = "" if slot.part is None else f"[{slot.part[0]}]"
+    return Entry((Source(f"{CARRIED}{slot.name}{part}", slot.part_shape, default=(value, slot.dtype)),))
+
+
+def _channels(layers: Sequence[Layer], dense: Layer, features: int) -> int:
+    """Return the channels of the image that a dense layer may read flattened, or 0.
+
+    That is the image of the last convolution before it, if no other dense layer is between; of any convolution, if no
+    other layer gives as many features.
+    """
+    before = layers[: [layer.name for layer in layers].index(dense.name)]
+    nearest = next((layer for layer in reversed(before) if layer.kind in ("dense", *_CONVOLUTIONS)), dense)
+    candidates = [_outputs(nearest)] if nearest.kind in _CONVOLUTIONS else []
+    if features in candidates:  # every channel is one feature: the image was pooled
+        return 0
+    if all(_outputs(layer) != features for layer in layers):
+        candidates += [_outputs(layer) for layer in layers if layer.kind in _CONVOLUTIONS]
+    return next((channels for channels in candidates if 0 < channels < features and features % channels == 0), 0)
+
+
+def _outputs(layer: Layer) -> int:
+    """Return how many features or channels a layer gives, or 0 where it does not tell."""
+    weight = layer.slots.get("weight")
+    if weight is None or layer.kind not in ("dense", "embedding", *_CONVOLUTIONS):
+        return 0
+    return weight.viewed_shape[1 if layer.kind in ("embedding", "conv_transpose") else 0]
+
+
+def _told(layer: Layer) -> str:
+    kind, *shapes = layer.signature
+    return f"{kind} {' and '.join(' x '.join(map(str, shape)) for shape in shapes if shape)}"

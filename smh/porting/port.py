@@ -15,8 +15,7 @@ from smh.porting.mapping import Mapping, tensor_shapes
 def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
     """Return a checkpoint for another model: the same variables, byte for byte, with other names and views.
 
-    The generated weights are the same, in the same order, so the digest and the integers in the file are the same.
-    Kept tensors travel along, turned as the mapping says.
+    The digest and the integers in the file stay the same. Kept tensors travel along, turned as the mapping says.
 
     Parameters
     ----------
@@ -29,8 +28,7 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        Write it with ``smh.save(path, ported.plan, ported.variables, ported.dense)``, and load that file into the other
-        model.
+        To be written with ``smh.save(path, ported.plan, ported.variables, ported.dense)``.
 
     Raises
     ------
@@ -73,10 +71,9 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
             view = compose(tensor.view, entry.sources[0].view, tensor.shape, tensor.axes)
         except PlanError as error:
             raise PortError(f"{tensor.name!r} cannot be seen as {target!r}: {error}") from error
-        # Nothing turned, nothing changed: not even the way in which a view was written.
-        tensors.append(
-            dataclasses.replace(tensor, name=target, view=view if entry.sources[0].view is not None else tensor.view)
-        )
+        if entry.sources[0].view is None:  # nothing changes, not even the way in which a view was written
+            view = tensor.view
+        tensors.append(dataclasses.replace(tensor, name=target, view=view))
         renamed[tensor.scale_variable] = tensors[-1].scale_variable
     generated = {tensor.name for tensor in checkpoint.plan.tensors}
     dense = {
