@@ -22,8 +22,8 @@ kind                      roles and neutral layouts
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 
 from smh.core.views import View, compose, invert
 from smh.porting.entries import Part
@@ -32,6 +32,7 @@ from smh.porting.entries import Shape as Shape
 DEFAULTS = {"bias": 0.0, "bias_input": 0.0, "bias_hidden": 0.0, "scale": 1.0, "count": 0.0}
 """What a tensor of the target is where the source has none, by role: it then does nothing."""
 
+CONVOLUTIONS = ("conv", "conv_transpose")
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
@@ -84,8 +85,15 @@ class Layer:
         if role != "weight" or role not in self.slots:
             return ""
         first = {"dense": "o i", "embedding": "v e", "conv": "o i", "conv_transpose": "i o"}.get(self.kind, "")
-        spatial = ("d", "h", "w")[5 - len(self.slots[role].viewed_shape) :] if self.kind.startswith("conv") else ()
+        spatial = ("d", "h", "w")[5 - len(self.slots[role].viewed_shape) :] if self.kind in CONVOLUTIONS else ()
         return " ".join([first, *spatial])
+
+    @property
+    def outputs(self) -> int:
+        """How many features or channels it gives, or 0 where it does not tell."""
+        if "weight" not in self.slots or self.kind not in ("dense", "embedding", *CONVOLUTIONS):
+            return 0
+        return self.slots["weight"].viewed_shape[1 if self.kind in ("embedding", "conv_transpose") else 0]
 
     @property
     def signature(self) -> tuple[str, Shape, Shape]:
@@ -99,6 +107,11 @@ class Layer:
     def fits(self, other: Layer) -> bool:
         """Say whether this layer and another one can stand for each other."""
         return self.signature == other.signature and (self.kind == other.kind or "norm" in (self.kind, other.kind))
+
+    def without(self, names: Container[str]) -> Layer | None:
+        """Return the layer without some of its tensors, or None if there are no others."""
+        slots = {role: slot for role, slot in self.slots.items() if slot.name not in names}
+        return replace(self, slots=slots) if slots else None
 
 
 @dataclass(frozen=True)
@@ -167,3 +180,10 @@ def words(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
         if word not in _EMPTY and (not found or found[-1] != word):
             found.append(word)
     return tuple(found), tuple(numbers)
+
+
+def same_words(one: str, other: str) -> bool:
+    """Say whether two names have the same numbers, and the words of one are the last words of the other."""
+    (first, first_numbers), (second, second_numbers) = words(one), words(other)
+    short, long = sorted((first, second), key=len)
+    return first_numbers == second_numbers and long[len(long) - len(short) :] == short and bool(short or not long)

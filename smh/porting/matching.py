@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import importlib
 import math
 import os
@@ -17,7 +16,7 @@ from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
 from smh.porting.entries import Entry, Shape, Source
-from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, words
+from smh.porting.layers import CONVOLUTIONS, DEFAULTS, Layer, Slot, Structure, same_words, words
 from smh.porting.mapping import Mapping
 
 if TYPE_CHECKING:  # the library is imported faster without it
@@ -237,7 +236,7 @@ class _Finder:
         self.entries |= mapping.tensors
         hinted = {id(layer) for pair in self.pairs for layer in pair}
         left, right = (
-            [rest for layer in layers if id(layer) not in hinted and (rest := _without(layer, names))]
+            [rest for layer in layers if id(layer) not in hinted and (rest := layer.without(names))]
             for layers, names in ((self.source.layers, mapping.source_shapes), (self.target.layers, mapping.shapes))
         )
         return left, right
@@ -262,32 +261,45 @@ class _Finder:
             elif not ones:
                 self._ask(others, (), others[0].problem or f"the source has no such layer: {_told(others[0])}")
             else:
-                pairs, why = _pairs(ones, others), _UNTOLD
-                if pairs is None and in_order:
-                    why = self._disorder(ones, others)
-                    pairs = None if why else list(zip(ones, others, strict=True))
-                if pairs is None:
+                pairs, why = self._paired(ones, others, in_order)
+                self.pairs += pairs
+                if why:
                     self._ask(others, ones, why)
-                self.pairs += pairs or ()
         if lonely:
             self._ask((), lonely, lonely[0].problem or f"the target has no such layer: {_told(lonely[0])}")
 
     def _ask(self, targets: Iterable[Layer | Slot], sources: Iterable[Layer | Slot], why: str) -> None:
         self.ambiguous.append(Ambiguity(tuple(x.name for x in targets), tuple(x.name for x in sources), why))
 
-    def _disorder(self, sources: Sequence[Layer], targets: Sequence[Layer]) -> str:
-        """Return why layers cannot be taken in order, or nothing."""
-        if len(sources) != len(targets) or not all(x.fits(y) for x, y in zip(sources, targets, strict=True)):
-            return "there are not as many of one kind in both models: give hints={target: source}"
+    def _paired(
+        self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool
+    ) -> tuple[list[tuple[Layer, Layer]], str]:
+        """Return which layers of one signature belong together, or why that cannot be told."""
+        in_turn = list(zip(sources, targets, strict=False))
+        one_to_one = len(sources) == len(targets) and all(x.fits(y) for x, y in in_turn)
+        if len(in_turn) == 1 and one_to_one:
+            return in_turn, ""
+        by_name = [[x for x in sources if x.fits(y) and same_words(x.name, y.name)] for y in targets]
+        if len(sources) == len(targets) > 1 and all(len(found) == 1 for found in by_name):
+            pairs = [(found[0], y) for found, y in zip(by_name, targets, strict=True)]
+            if len({x.name for x, _ in pairs}) == len(sources):
+                return pairs, ""
+        if not in_order:
+            return [], (
+                "these have the same shape, and their names leave open which is which: give hints={target: source}, "
+                "or in_order=True if they come in the same order in both models"
+            )
+        if not one_to_one:
+            return [], "there are not as many of one kind in both models: give hints={target: source}"
         for what, structure, layers in (("source", self.source, sources), ("target", self.target, targets)):
             for one, other in pairwise(layers):
                 node = "/".join(os.path.commonprefix([layer.name.split("/")[:-1] for layer in (one, other)]))
                 if node in structure.alphabetical:
-                    return (
+                    return [], (
                         f"their order in the {what} is that of the alphabet, in {node or 'the root'!r}, and need not "
                         "be that of the layers, as in a state or a copy of a Flax module: give hints={target: source}"
                     )
-        return ""
+        return in_turn, ""
 
     def result(self) -> Match:
         """Return the entries of all pairs, in the order of the target, and what is open."""
@@ -377,38 +389,6 @@ class _Finder:
         self.entries |= {f"{CARRIED}{slot.name}": Entry((Source(slot.name, slot.shape),)) for slot in slots}
 
 
-_UNTOLD = (
-    "these have the same shape, and their names leave open which is which: give hints={target: source}, "
-    "or in_order=True if they come in the same order in both models"
-)
-_CONVOLUTIONS = ("conv", "conv_transpose")
-
-
-def _pairs(sources: Sequence[Layer], targets: Sequence[Layer]) -> list[tuple[Layer, Layer]] | None:
-    """Return which layers of one signature belong together, if that can be told."""
-    if len(sources) != len(targets):
-        return None
-    if len(sources) == 1:
-        return [(sources[0], targets[0])] if sources[0].fits(targets[0]) else None
-    by_name = [[x for x in sources if x.fits(y) and _same_words(x.name, y.name)] for y in targets]
-    if all(len(found) == 1 for found in by_name) and len({found[0].name for found in by_name}) == len(sources):
-        return [(found[0], y) for found, y in zip(by_name, targets, strict=True)]
-    return None
-
-
-def _same_words(one: str, other: str) -> bool:
-    """Say whether two names have the same numbers, and the words of one are the last words of the other."""
-    (first, first_numbers), (second, second_numbers) = words(one), words(other)
-    short, long = sorted((first, second), key=len)
-    return first_numbers == second_numbers and long[len(long) - len(short) :] == short and bool(short or not long)
-
-
-def _without(layer: Layer, names: collections.abc.Container[str]) -> Layer | None:
-    """Return a layer without some of its tensors, or None if there are no others."""
-    slots = {role: slot for role, slot in layer.slots.items() if slot.name not in names}
-    return dataclasses.replace(layer, slots=slots) if slots else None
-
-
 def _roles(source: Layer, role: str) -> tuple[str, ...]:
     """Return the roles of tensors of the source whose sum is a tensor of the target in some role."""
     if role == "bias" and "bias_input" in source.slots:
@@ -428,21 +408,13 @@ def _channels(layers: Sequence[Layer], dense: Layer, features: int) -> int:
     other layer gives as many features.
     """
     before = layers[: [layer.name for layer in layers].index(dense.name)]
-    nearest = next((layer for layer in reversed(before) if layer.kind in ("dense", *_CONVOLUTIONS)), dense)
-    candidates = [_outputs(nearest)] if nearest.kind in _CONVOLUTIONS else []
+    nearest = next((layer for layer in reversed(before) if layer.kind in ("dense", *CONVOLUTIONS)), dense)
+    candidates = [nearest.outputs] if nearest.kind in CONVOLUTIONS else []
     if features in candidates:  # every channel is one feature: the image was pooled
         return 0
-    if all(_outputs(layer) != features for layer in layers):
-        candidates += [_outputs(layer) for layer in layers if layer.kind in _CONVOLUTIONS]
+    if all(layer.outputs != features for layer in layers):
+        candidates += [layer.outputs for layer in layers if layer.kind in CONVOLUTIONS]
     return next((channels for channels in candidates if 0 < channels < features and features % channels == 0), 0)
-
-
-def _outputs(layer: Layer) -> int:
-    """Return how many features or channels a layer gives, or 0 where it does not tell."""
-    weight = layer.slots.get("weight")
-    if weight is None or layer.kind not in ("dense", "embedding", *_CONVOLUTIONS):
-        return 0
-    return weight.viewed_shape[1 if layer.kind in ("embedding", "conv_transpose") else 0]
 
 
 def _told(layer: Layer) -> str:
