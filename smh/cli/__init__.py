@@ -1,4 +1,4 @@
-"""The command line: one file per command; what they share is in :mod:`smh.cli.output`."""
+"""The command line: a file for each group of commands; what they share is in :mod:`smh.cli.output`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.markup import escape
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from smh import __version__
-from smh.cli import conformance, demo, diff, digest, fit, info, inspect, materialize, plan, port, verify
-from smh.cli.output import ExitCode, fail
+from smh.cli import compare, compress, conformance, convert, demo, info, inspect
+from smh.cli.output import FAILED, UNREAD, fail
 from smh.errors import SmhError
 
 
@@ -25,7 +25,7 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError as error:  # the reader of stdout has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter has yet to flush
-            raise typer.Exit(ExitCode.UNREAD) from error
+            raise typer.Exit(UNREAD) from error
         except (SmhError, OSError, MemoryError) as error:
             raise fail(error) from error
 
@@ -69,16 +69,16 @@ def _options(
     """Take the options that come before a command."""
 
 
-_COMMANDS = {
-    "Compress": {"plan": plan, "fit": fit},
-    "Look and compare": {"inspect": inspect, "digest": digest, "verify": verify, "diff": diff},
-    "Convert": {"materialize": materialize, "port": port},
-    "This installation": {"info": info, "conformance": conformance, "demo": demo},
+_PANELS = {
+    "Compress": (compress.run_plan, compress.run_fit),
+    "Look and compare": (inspect.run_inspect, compare.run_digest, compare.run_verify, compare.run_diff),
+    "Convert": (convert.run_materialize, convert.run_port),
+    "This installation": (info.run_info, conformance.run_conformance, demo.run_demo),
 }
 
-for _panel, _modules in _COMMANDS.items():
-    for _name, _module in _modules.items():
-        app.command(_name, cls=_Command, rich_help_panel=_panel)(_module.run)
+for _panel, _commands in _PANELS.items():
+    for _run in _commands:
+        app.command(_run.__name__.removeprefix("run_"), cls=_Command, rich_help_panel=_panel)(_run)
 
 
 def main() -> None:
@@ -87,4 +87,4 @@ def main() -> None:
         app(prog_name="smh")
     except Exception:  # not foreseen; exit code 1, Python's own for that, would say that something differs
         traceback.print_exc()
-        sys.exit(ExitCode.FAILED)
+        sys.exit(FAILED)

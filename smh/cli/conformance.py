@@ -10,17 +10,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 
 import smh
 from smh.backends.registry import list_backends
-from smh.cli.output import AsJson, ExitCode, emit, progress
+from smh.cli.output import AsJson, emit, marked, number, progress
 from smh.errors import ConformanceError
 
 _ENVIRONMENT = {
@@ -30,16 +31,12 @@ _ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
 }
-
-_BESIDE = "conformance"
-_LEVEL = _BESIDE.count("/")  # of folders between the library and the root of a checkout
-
+_BESIDE = "conformance"  # the folder of the suite in a checkout, beside the library
 _COUNTS = ("passed", "failed", "xfailed", "checks", "bits", "different")
-_ROUND = 12
-"""How many plans a process draws: with more, what compilers keep of them would not fit."""
+_ROUND = 12  # plans that a process draws: with more, what compilers keep of them would not fit
 
 
-def run(
+def run_conformance(
     backend: list[str] = typer.Option([], help="A backend to check; default: all whose frameworks are installed."),
     device: str = typer.Option("", help="The device, such as cuda; default: each backend's first."),
     mode: list[str] = typer.Option([], help="A mode to check; default: all that the backend declares."),
@@ -52,24 +49,22 @@ def run(
     """Check that backends give the specified bits, in all their modes."""
     suite = _suite()
     chosen = backend or list_backends(installed=True)
-    missing = [] if backend else [name for name in list_backends() if name not in chosen]
     options = ["--deep"] * deep
     options += ["--device", device] if device else []
     options += ["--plans", str(plans)] if plans else []
-    reports = _check_all(suite, chosen, mode, seed, options, jobs)
-    rows = [row for name in chosen for row in reports[name]["rows"]]
+    asked = [part for name in mode for part in ("--mode", name)]
+    asked += ["--seed", str(seed)] if seed >= 0 else []
+    reports = _check_all(suite, chosen, options, asked, jobs)
     failures = [failure for name in chosen for failure in reports[name]["failures"]]
     result = {
         "passed": not failures,
         "seeds": {name: reports[name]["seed"] for name in chosen},
         "plans": {name: reports[name]["plans"] for name in chosen},
-        "rows": rows,
+        "rows": [row for name in chosen for row in reports[name]["rows"]],
         "failures": failures,
-        "missing": missing,
+        "missing": [] if backend else [name for name in list_backends() if name not in chosen],
     }
-    emit(result, as_json, lambda console: _print(console, result))
-    if failures:
-        raise typer.Exit(ExitCode.DIFFERENT)
+    emit(result, as_json, _shown(result), same=not failures)
 
 
 def _suite() -> Path:
@@ -78,7 +73,7 @@ def _suite() -> Path:
     A wheel has it inside the library. A checkout, also one that is installed as editable, has it beside the library.
     """
     package = Path(str(smh.__file__)).parent
-    folders = [package / "conformance", package.parents[_LEVEL] / _BESIDE]
+    folders = [package / "conformance", package.parent / _BESIDE]
     found = [folder for folder in folders if (folder / "laws.py").is_file()]
     if not found:
         raise ConformanceError(f"the conformance suite is not installed: looked in {' and '.join(map(str, folders))}")
@@ -88,15 +83,12 @@ def _suite() -> Path:
     return found[0]
 
 
-def _check_all(
-    suite: Path, backends: list[str], modes: list[str], seed: int, options: list[str], jobs: int
-) -> dict[str, Any]:
+def _check_all(suite: Path, backends: list[str], options: list[str], asked: list[str], jobs: int) -> dict[str, Any]:
     """Ask every backend for its modes, then check each mode in processes of its own; return a report for each backend.
 
     Compilers keep every program for as long as their process lives, so that all modes in one would take its memory.
     What does not depend on drawn plans is checked by the first process of a mode.
     """
-    asked = [part for name in modes for part in ("--mode", name)] + (["--seed", str(seed)] if seed >= 0 else [])
     with progress() as bars, ThreadPoolExecutor(jobs) as pool:
         try:
             bar = {name: bars.add_task(f"{name}: which modes it has", total=None) for name in backends}
@@ -149,29 +141,17 @@ def _last_words(output: str) -> str:
     return "; ".join(errors) or (output[max(0, fatal - 1000) : fatal + 1000] if fatal >= 0 else output[-2000:])
 
 
-def _print(console: Console, result: dict[str, Any]) -> None:
-    table = Table(title="Conformance to SMH-2")
-    for column in ("backend", "device", "mode"):
-        table.add_column(column)
-    for column in ("laws passed", "failed", "checks", "bits compared", "bits different"):
-        table.add_column(column, justify="right")
-    table.add_column("skipped")
+def _shown(result: dict[str, Any]) -> Iterator[RenderableType]:
+    numbers = map(number, ("laws passed", "failed", "checks", "bits compared", "bits different"))
+    table = Table("backend", "device", "mode", *numbers, "skipped", title="Conformance to SMH-2")
     for row in result["rows"]:
-        numbers = (row["passed"], row["failed"], row["checks"], row["bits"], row["different"])
-        failed = row["failed"] or row["different"]
-        table.add_row(
-            row["backend"],
-            row["device"],
-            row["mode"],
-            *(f"{number:,}" for number in numbers),
-            row["skipped"],
-            style="red" if failed else None,
-        )
+        counts = [f"{row[key]:,}" for key in ("passed", "failed", "checks", "bits", "different")]
+        style = "red" if row["failed"] or row["different"] else None
+        table.add_row(row["backend"], row["device"], row["mode"], *counts, row["skipped"], style=style)
     for name in result["missing"]:
         table.add_row(name, *[""] * 7, f"not installed: pip install 'smh[{name}]'")
-    console.print(table)
-    seeds = ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
-    console.print(f"plans drawn from the seeds: {seeds}", soft_wrap=True)
+    yield table
+    yield f"plans drawn from the seeds: {', '.join(f'{name} {seed}' for name, seed in result['seeds'].items())}"
     for failure in result["failures"]:
-        console.print(f"failed: {failure['id']}", style="red", soft_wrap=True)
-        console.print(failure["error"][-2000:], soft_wrap=True)
+        yield marked(f"failed: {failure['id']}")
+        yield failure["error"][-2000:]

@@ -6,9 +6,10 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 
 from smh._version import __version__
@@ -20,7 +21,7 @@ from smh.text import printable
 _PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")
 
 
-def run(as_json: bool = AsJson) -> None:
+def run_info(as_json: bool = AsJson) -> None:
     """Show versions, and which backends there are, on which devices.
 
     Every installed framework is imported for that, which takes some seconds. A framework that cannot be imported is
@@ -43,7 +44,7 @@ def run(as_json: bool = AsJson) -> None:
         "default": os.environ.get(VARIABLE) or DEFAULT,
         "backends": rows,
     }
-    emit(result, as_json, lambda console: _show(console, result))
+    emit(result, as_json, _shown(result))
 
 
 def _backend(name: str, installed: bool) -> dict[str, Any]:
@@ -54,16 +55,12 @@ def _backend(name: str, installed: bool) -> dict[str, Any]:
             row["devices"] = get_backend(name).devices()
         except Exception as error:  # frameworks fail in ways of their own: drivers, libraries, versions of one another
             row["error"] = " ".join(str(error).split()) or type(error).__name__
-        row["version"] = _framework_version(name)
+        brought = [
+            entry.dist.version for entry in importlib.metadata.entry_points(group=GROUP, name=name) if entry.dist
+        ]
+        framework = getattr(sys.modules.get(name), "__version__", None)
+        row["version"] = brought[0] if brought else framework or _installed_version(name)
     return row
-
-
-def _framework_version(name: str) -> str | None:
-    """Return the version of an imported framework, or of the package that brings a backend."""
-    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
-        if entry.dist is not None:
-            return entry.dist.version
-    return getattr(sys.modules.get(name), "__version__", None) or _installed_version(name)
 
 
 def _installed_version(package: str) -> str | None:
@@ -73,23 +70,19 @@ def _installed_version(package: str) -> str | None:
         return None
 
 
-def _show(console: Console, result: dict[str, Any]) -> None:
-    versions = {"smh": result["smh"], "specification": result["specification"], "python": result["python"]}
-    for name, version in (versions | result["packages"]).items():
-        console.print(f"{name:<17} {version or 'not installed'}", soft_wrap=True)
-    console.print(f"{'platform':<17} {result['platform']}", soft_wrap=True)
-    known = [row["name"] for row in result["backends"]]
-    console.print(
-        f"{'default backend':<17} {printable(result['default'])}"
-        + ("" if result["default"] in known else f" (there is none of this name: change {VARIABLE})"),
-        soft_wrap=True,
-    )
-    console.print()
+def _shown(result: dict[str, Any]) -> Iterator[RenderableType]:
+    versions = {name: result[name] for name in ("smh", "specification", "python")} | result["packages"]
+    for name, version in versions.items():
+        yield f"{name:<17} {version or 'not installed'}"
+    yield f"{'platform':<17} {result['platform']}"
+    unknown = result["default"] not in [row["name"] for row in result["backends"]]
+    note = f" (there is none of this name: change {VARIABLE})" if unknown else ""
+    yield f"{'default backend':<17} {printable(result['default'])}{note}"
+    yield ""
     table = Table("backend", "version", "devices", title="Backends")
     for row in result["backends"]:
+        devices = row["error"] or ", ".join(row["devices"])
         if not row["installed"]:
             devices = f"not installed: pip install 'smh[{row['name']}]'"
-        else:
-            devices = row["error"] or ", ".join(row["devices"])
         table.add_row(row["name"], row["version"] or "", printable(devices), style="red" if row["error"] else None)
-    console.print(table)
+    yield table

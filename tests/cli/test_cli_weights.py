@@ -17,7 +17,7 @@ import smh
 from conformance.bits import assert_same_bits
 from smh.backends import registry
 from smh.backends.numpy import NumpyBackend
-from smh.cli.diff import plan_differences
+from smh.cli.compare import plan_differences
 from smh.cli.output import parse_limit
 from smh.files import checkpoint
 from smh.porting import Mapping
@@ -156,7 +156,7 @@ def test_verify_shows_a_table(files, monkeypatch):
     assert "same as the file's" in done.stdout
     assert f"{PLAN.num_weights:,}" in done.stdout
     names = {True: ["numpy"], False: ["numpy", "torch"]}
-    monkeypatch.setattr("smh.cli.verify.list_backends", lambda installed=False: names[installed])
+    monkeypatch.setattr("smh.cli.compare.list_backends", lambda installed=False: names[installed])
     found = invoke("verify", files / "model")
     assert found.exit_code == 0
     assert "not installed: pip install 'smh[torch]'" in found.output

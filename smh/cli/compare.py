@@ -1,0 +1,318 @@
+"""``smh digest``, ``smh verify`` and ``smh diff``: whether files, backends and served models hold the same tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from rich.console import RenderableType
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from smh import porting
+from smh.backends.protocol import Backend
+from smh.backends.registry import get_backend, list_backends
+from smh.cli.output import AsJson, BackendName, File, Lazy, MaxBytes, emit, first_lines, marked, number, progress
+from smh.core.plan import Plan
+from smh.files import checkpoint, digests
+from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.files.compare import Comparison, Difference, compare_all
+from smh.files.contents import ModelTensors, StoredTensors, Weights, opened
+from smh.files.dense import is_checkpoint
+from smh.files.export import canonical
+from smh.files.integers import pack, unpack
+from smh.files.limits import check_file
+
+_SHOWN = 20  # tensors that differ, in text
+_SHOWN_LINES = 50  # lines of one kind that diff shows
+_Tensors = Mapping[str, np.ndarray]
+_Watch = Callable[[list[str], list[np.ndarray]], object]  # is given names and weights, in their canonical shapes
+
+
+def run_digest(
+    path: Path = File, backend: str = BackendName, max_bytes: int | None = MaxBytes, as_json: bool = AsJson
+) -> None:
+    """Rebuild the weights of a checkpoint and print their digest; exit 1 unless it is the one that the file states."""
+    builder = get_backend(backend or None)
+    name = backend or builder.name
+    found = checkpoint.read(path)
+    check_file(found, max_bytes)
+    with progress() as bars:
+        digest = _rebuild(f"weights by {name}", builder, found, bars)
+    same = digest == found.digest
+    result = {"file": str(path), "backend": name, "digest": digest, "stated": found.digest, "same": same}
+    doubt = [] if same else [marked(f"not the same: the file states {found.digest}")]
+    emit(result, as_json, [digest, *doubt], same)
+
+
+def _rebuild(label: str, backend: Backend, found: Checkpoint, bars: Progress, watch: _Watch | None = None) -> str:
+    """Return the digest of the weights that a backend builds, some tensors at a time, which ``watch`` is given."""
+    plan = canonical(found.plan)
+    task = bars.add_task(label, total=plan.num_weights)
+    own = {name: backend.asarray(x) for name, x in found.variables.items()}
+
+    def build(names: list[str]) -> list[np.ndarray]:
+        built = backend.materialize(plan, own, names)
+        arrays = [backend.to_numpy(built[name]) for name in names]
+        if watch is not None:
+            watch(names, arrays)
+        bars.advance(task, sum(x.size for x in arrays))
+        return arrays
+
+    return digests.digest(plan, build)
+
+
+def run_verify(
+    path: Path = File,
+    backend: list[str] = typer.Option([], help="A backend to check; default: all whose frameworks are installed."),
+    against: Path | None = typer.Option(
+        None, metavar="OTHER", help="A plain safetensors file, or a checkpoint, that should hold the same tensors."
+    ),
+    mapping: Path | None = typer.Option(
+        None, "--map", metavar="MAP", help="A mapping, in JSON, from the tensors of OTHER to those of FILE."
+    ),
+    max_bytes: int | None = MaxBytes,
+    as_json: bool = AsJson,
+) -> None:
+    """Rebuild the weights in every backend, and compare all bits with NumPy's and the digest with the file's.
+
+    With --against OTHER also compare, by name, what FILE gives to a model with what OTHER holds: weights in their
+    viewed shapes, and kept tensors.
+
+    All NaNs among weights count as one. Exit 1 if anything differs.
+    """
+    if mapping is not None and against is None:
+        raise typer.BadParameter("a mapping belongs to two files: name the other one by --against", param_hint="--map")
+    known = list_backends()  # in this order: torch has to be imported before tensorflow
+    chosen = sorted(dict.fromkeys(backend), key=lambda name: known.index(name) if name in known else len(known))
+    chosen = chosen or list_backends(installed=True)
+    found = checkpoint.read(path)
+    check_file(found, max_bytes)
+    turned = porting.Mapping.load(mapping) if mapping is not None else None
+    for name in chosen:  # before any work is done
+        get_backend(name)
+    with progress() as bars:
+        rows = [_check(name, found, bars) for name in chosen]
+        other = _against(found, against, turned, max_bytes, bars) if against is not None else None
+    same = all(row["same_digest"] and not row["differences"] for row in rows) and (other is None or other["same"])
+    result = {
+        "file": str(path),
+        "stated": found.digest,
+        "same": same,
+        "backends": rows,
+        "missing": [] if backend else [name for name in known if name not in chosen],
+        "against": other,
+    }
+    emit(result, as_json, _verified(result), same)
+
+
+def _check(name: str, found: Checkpoint, bars: Progress) -> dict[str, Any]:
+    """Rebuild all weights by one backend, and compare them with NumPy's, some tensors at a time."""
+    backend, reference = get_backend(name), get_backend("numpy")
+    plan = canonical(found.plan)
+    total = Comparison()
+
+    def watch(names: list[str], arrays: list[np.ndarray]) -> None:
+        expected = reference.materialize(plan, found.variables, names)
+        compared = compare_all(dict(zip(names, arrays, strict=True)), expected, any_nan=names)
+        total.bits += compared.bits
+        total.differences += compared.differences
+
+    digest = _rebuild(name, backend, found, bars, None if backend is reference else watch)
+    return {
+        "backend": name,
+        "device": backend.devices()[0],
+        "weights": plan.num_weights,
+        "bits_compared": total.bits,
+        "digest": digest,
+        "same_digest": digest == found.digest,
+        "differences": total.differences,
+        "bits_different": sum(difference.bits for difference in total.differences),
+    }
+
+
+def _against(
+    found: Checkpoint, path: Path, mapping: porting.Mapping | None, limit: int | None, bars: Progress
+) -> dict[str, Any]:
+    """Compare what a checkpoint gives to a model with another file, whose tensors a mapping turns one at a time."""
+    own = ModelTensors(found)
+    with opened(path, limit) as tensors:
+        other: ModelTensors | StoredTensors | Lazy = tensors
+        if mapping is not None:
+            mapping.check(source=tensors.shapes)
+            entries = {name: entry for name, entry in mapping.tensors.items() if not name.startswith(CARRIED)}
+            other = Lazy(
+                {name: entry.shape for name, entry in entries.items()}, lambda name: entries[name].read(tensors)
+            )
+        task = bars.add_task(path.name, total=len(own))
+        compared = compare_all(own, other, own.weights, lambda: bars.advance(task))
+    return {
+        "file": str(path),
+        "same": compared.same,
+        "compared": compared.compared,
+        "bits": compared.bits,
+        "differences": compared.differences,
+        "missing": compared.only_first,  # FILE says what there should be
+        "unexpected": compared.only_second,
+    }
+
+
+def _verified(result: dict[str, Any]) -> Iterator[RenderableType]:
+    numbers = map(number, ("weights", "bits compared", "bits different"))
+    table = Table("backend", "device", *numbers, "digest", title="Weights, rebuilt and compared with NumPy's")
+    for row in result["backends"]:
+        bad = row["differences"] or not row["same_digest"]
+        reference = row["backend"] == "numpy"
+        compared = ["" if reference else f"{row[key]:,}" for key in ("bits_compared", "bits_different")]
+        digest = "same as the file's" if row["same_digest"] else "not the file's"
+        counts = (f"{row['weights']:,}", *compared)
+        table.add_row(row["backend"], row["device"], *counts, digest, style="red" if bad else None)
+    for name in result["missing"]:
+        table.add_row(name, "", "", "", "", f"not installed: pip install 'smh[{name}]'")
+    yield table
+    for row in result["backends"]:
+        if not row["same_digest"]:
+            yield marked(f"{row['backend']}: digest {row['digest']}, stated {result['stated']}")
+        yield from _differences(row["backend"], row["differences"])
+    if (other := result["against"]) is not None:
+        where = other["file"]
+        for what in ("missing", "unexpected"):
+            lines = [f"{where}: {what} {name!r}" for name in other[what]]
+            yield from first_lines(lines, _SHOWN, f"{where}: and", f" {what}")
+        yield from _differences(where, other["differences"])
+        words = "all the same" if other["same"] else "not the same"
+        yield f"{where}: {other['compared']:,} tensors, {other['bits']:,} bits compared, {words}"
+
+
+def _differences(where: str, differences: list[Difference]) -> Iterator[Text]:
+    lines = [f"{where}: {difference.name!r} differs: {difference}" for difference in differences]
+    return first_lines(lines, _SHOWN, f"{where}: and", " differing")
+
+
+def run_diff(
+    first: Path = typer.Argument(..., metavar="A", help="A checkpoint, or a plain safetensors file."),
+    second: Path = typer.Argument(..., metavar="B", help="Another one."),
+    weights: bool = typer.Option(False, "--weights", help="Of two checkpoints also rebuild and compare the weights."),
+    max_bytes: int | None = MaxBytes,
+    as_json: bool = AsJson,
+) -> None:
+    """Say what differs between two files, tensor by tensor; exit 1 if anything does.
+
+    Two checkpoints: their plans, digests, variables and kept tensors, and with --weights the generated weights. If only
+    one has training values, variables are compared as the integers of both give them. If one file is plain: the tensors
+    that a model reads, by name; the weights of a checkpoint are rebuilt for that.
+
+    NumPy rebuilds weights in their viewed shapes. Differences are counted in elements, in bits, and for floats in ulps,
+    the steps from one number to the next. +0 and -0 differ in one bit and are 0 ulps apart. NaNs are equal if their
+    bits are; among generated weights all count as one.
+    """
+    pairs: dict[str, tuple[_Tensors, _Tensors, Container[str]]] = {}  # and the names of those whose NaNs count as one
+    parts: dict[str, Comparison] = {}
+    checkpoints = [is_checkpoint(path) for path in (first, second)]
+    with progress() as bars, contextlib.ExitStack() as stack:
+        if all(checkpoints):
+            one, other = checkpoint.read(first), checkpoint.read(second)
+            plan = plan_differences(one.plan, other.plan)
+            digests = [one.digest, other.digest]
+            training = [one.training, other.training]
+            if one.training != other.training:
+                one, other = _on_grid(one), _on_grid(other)
+            pairs = {"variables": (one.variables, other.variables, ()), "kept": (one.dense, other.dense, ())}
+            if weights:
+                check_file(one, max_bytes)
+                check_file(other, max_bytes)
+                generated = Weights(one)
+                pairs["weights"] = (generated, Weights(other), generated)
+        else:
+            plan, digests, training = [], [], []
+            a, b = (stack.enter_context(opened(path, max_bytes)) for path in (first, second))
+            pairs["tensors"] = (a, b, {name for x in (a, b) if isinstance(x, ModelTensors) for name in x.weights})
+        for name, (x, y, any_nan) in pairs.items():
+            task = bars.add_task(name, total=len(x))
+            parts[name] = compare_all(x, y, any_nan, functools.partial(bars.advance, task))
+    same = not plan and len(set(digests)) < 2 and len(set(training)) < 2 and all(part.same for part in parts.values())
+    result: dict[str, Any] = {
+        "first": str(first),
+        "second": str(second),
+        "kinds": ["checkpoint" if kind else "plain" for kind in checkpoints],
+        "same": same,
+        "plan": plan,
+        "digests": digests,
+        "training": training,
+        **{name: part.to_dict() for name, part in parts.items()},
+    }
+    emit(result, as_json, _differing(result, parts), same)
+
+
+def _on_grid(found: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose variables are those that its integers stand for."""
+    values = unpack(found.plan, *pack(found.plan, found.variables))
+    return dataclasses.replace(found, variables=found.variables | values, training=False)
+
+
+def _differing(result: dict[str, Any], parts: dict[str, Comparison]) -> Iterator[RenderableType]:
+    digests, training = result["digests"], result["training"]
+    for line in result["plan"]:
+        yield marked(f"plan: {line}")
+    if len(set(digests)) > 1:
+        yield marked(f"digest of the weights, as stated: {digests[0]} against {digests[1]}")
+    if len(set(training)) > 1:
+        yield marked(f"training values: only in the {'first' if training[0] else 'second'}")
+    for name, part in parts.items():
+        lines = [f"{name}: {tensor!r} only in the first" for tensor in part.only_first]
+        lines += [f"{name}: {tensor!r} only in the second" for tensor in part.only_second]
+        lines += [f"{name}: {difference.name!r} differs: {difference}" for difference in part.differences]
+        yield from first_lines(lines, _SHOWN_LINES, f"{name}: and")
+    counts = ", ".join(f"{part.compared:,} {name} ({part.bits:,} bits)" for name, part in parts.items())
+    yield f"{'the same' if result['same'] else 'different'}; compared {counts}"
+
+
+def plan_differences(first: Plan, second: Plan) -> list[str]:
+    """Return what differs between two plans, one line for each field; nothing if they are equal.
+
+    >>> a, b = (Plan.build({"fc": (20, 5)}, ratio=0.4, seed=seed) for seed in (1, 2))
+    >>> plan_differences(a, b)
+    ['seed: 1 against 2']
+    """
+    one, other = first.to_dict(), second.to_dict()
+    tensors, other_tensors = ({tensor["name"]: tensor for tensor in plan.pop("tensors")} for plan in (one, other))
+    lines = list(_fields("", one, other))
+    lines += [f"tensor {name!r}: only in the first" for name in tensors if name not in other_tensors]
+    lines += [f"tensor {name!r}: only in the second" for name in other_tensors if name not in tensors]
+    shared = [name for name in tensors if name in other_tensors]
+    if shared != [name for name in other_tensors if name in tensors]:
+        lines.append("tensors: in another order")
+    for name in shared:
+        # Offsets follow from the order and the shapes.
+        own, other_own = ({**tensor, "offset": 0} for tensor in (tensors[name], other_tensors[name]))
+        lines += [f"tensor {name!r}, {line}" for line in _fields("", own, other_own)]
+    return lines
+
+
+def _fields(where: str, one: Any, other: Any) -> Iterator[str]:
+    """Iterate over lines on what differs between two JSON values."""
+    if one == other:
+        return
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        for key in one:
+            yield from _fields(f"{where}.{key}" if where else key, one[key], other[key])
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other) and isinstance(one[0], dict):
+        for k, (x, y) in enumerate(zip(one, other, strict=True)):
+            yield from _fields(f"{where}[{k}]", x, y)
+    else:
+        yield f"{where}: {_words(one)} against {_words(other)}"
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, dict) and "pattern" in value:
+        return repr(value["pattern"]) + "".join(f" {key} {value[key]}" for key in ("sizes", "order") if value.get(key))
+    return str(value)

@@ -1,0 +1,117 @@
+"""``smh materialize`` and ``smh port``: a checkpoint as a plain file, or for the model of another framework."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from smh.backends import numpy as smh_numpy
+from smh.backends.registry import get_backend
+from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, check_out, emit, marked, progress
+from smh.errors import CheckpointError, LimitError
+from smh.files import checkpoint
+from smh.files.checkpoint import Checkpoint
+from smh.files.export import export
+from smh.files.limits import check_file, default
+from smh.porting import Mapping, doubts, port, tensor_shapes
+
+
+def run_materialize(
+    path: Path = File,
+    out: Path = typer.Option(..., "--out", "-o", metavar="DENSE", help="The safetensors file to write."),
+    names: list[str] = typer.Option([], help="Tensors to write, separated by commas; default: all."),
+    view: bool = typer.Option(
+        True, "--view/--canonical", help="Shapes as the model sees them, or as the plan has them."
+    ),
+    backend: str = BackendName,
+    force: bool = Force,
+    max_bytes: int | None = MaxBytes,
+    as_json: bool = AsJson,
+) -> None:
+    """Write weights, and the tensors that are kept as they are, as a plain safetensors file that any reader opens.
+
+    The file is streamed, one tensor at a time, and appears whole or not at all. NumPy builds large tensors without a
+    view block by block. The limit holds for the file that is written, too.
+    """
+    builder = get_backend(backend or None)
+    check_out(out, path, force=force)
+    wanted = [name for given in names for name in given.split(",") if name] if names else None
+    found = checkpoint.read(path)
+    with progress() as bars:
+        task = bars.add_task(out.name, total=None)
+        written = export(
+            out,
+            found,
+            wanted,
+            view=view,
+            backend=builder,
+            max_bytes=max_bytes,
+            start=lambda size: bars.update(task, total=size),
+            advance=lambda count: bars.advance(task, count),
+        )
+    result = {
+        "file": str(path),
+        "out": str(out),
+        "backend": backend or builder.name,
+        "bytes": written.size,
+        "weights": written.weights,
+        "tensors": {name: list(shape) for name, shape in written.shapes.items()},
+    }
+    line = f"{out}: {len(written.shapes):,} tensors, {written.weights:,} weights, {written.size:,} bytes"
+    emit(result, as_json, [line])
+
+
+def run_port(
+    path: Path = File,
+    mapping: Path = typer.Option(
+        ..., "--map", metavar="MAP", help="The mapping, in JSON, as smh.porting.Mapping.save writes it."
+    ),
+    out: Path = typer.Option(..., "--out", "-o", metavar="OUT", help="The checkpoint to write."),
+    force: bool = Force,
+    max_bytes: int | None = MaxBytes,
+    as_json: bool = AsJson,
+) -> None:
+    """Give the tensors of a checkpoint the names and shapes of another model.
+
+    The variables and the digest stay the same; the weights are rebuilt to verify that. A mapping is made in Python by
+    smh.porting.match. Doubts about it are printed as warnings: names that would fit better the other way round.
+    """
+    check_out(out, path, mapping, force=force)
+    chosen = Mapping.load(mapping)
+    found = checkpoint.read(path)
+    check_file(found, max_bytes)
+    _check_defaults(chosen, found, max_bytes)
+    ported = port(found, chosen)
+    warnings = doubts(chosen)
+    with progress() as bars:
+        bars.add_task("rebuilding the weights", total=None)
+        digest = smh_numpy.digest(ported.plan, ported.variables)
+    if digest != ported.digest:
+        raise CheckpointError(f"{path}: its weights are not those that it was saved with; their digest is {digest}")
+    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, found.training)
+    result = {
+        "file": str(path),
+        "out": str(out),
+        "digest": digest,
+        "tensors": {target: [source.name for source in entry.sources] for target, entry in chosen.tensors.items()},
+        "settings": {layer: dict(values) for layer, values in chosen.settings.items()},
+        "warnings": warnings,
+    }
+    doubtful = [marked(f"warning: {warning}", "yellow") for warning in warnings]
+    emit(result, as_json, [chosen, *doubtful, f"file   {out}", f"digest {digest}"])
+
+
+def _check_defaults(mapping: Mapping, found: Checkpoint, limit: int | None) -> None:
+    """Raise LimitError unless the tensors that a mapping fills, where a file has none, are within the limit."""
+    known = tensor_shapes(found)
+    sources = [source for entry in mapping.tensors.values() for source in entry.sources if source.name not in known]
+    size = sum(math.prod(x.shape) * np.dtype(x.default[1]).itemsize for x in sources if x.default is not None)
+    most = default(found) if limit is None else limit
+    if size > most:
+        raise LimitError(
+            f"the mapping fills {size:,} bytes of tensors that the file does not have, and the limit is {most:,}: "
+            f"raise it by --max-bytes {size}"
+        )
