@@ -132,7 +132,7 @@ def files(s: Subject, tally: Tally) -> None:
                 path = Path(folder) / f"{writer.backend.name}-{reader.backend.name}-{training}.safetensors"
                 variables, kept = writer.put(case.variables), writer.put({"bias": bias})
                 digest = writer.api.save(path, case.plan, variables, kept, training=training)
-                found = reader.api.load(path, reader.device)
+                found = reader.api.load(path, device=reader.device)
                 tally.true(found.digest == digest, f"loaded with the digest {found.digest}, not {digest}")
                 tally.true(found.plan == case.plan, f"loaded with another plan: {found.plan.to_json()}")
                 loaded = reader.take(found.variables)

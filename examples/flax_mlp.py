@@ -68,7 +68,7 @@ def main() -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "digits.safetensors")
         digest = smh.save(path, params)
-        loaded = smh.load(path, like=nnx.state(Mlp(nnx.Rngs(1)), nnx.Param))
+        loaded = smh.load(path, nnx.state(Mlp(nnx.Rngs(1)), nnx.Param))
         same = "the same" if smh.digest(loaded) == digest else "different"
         print(f"saved in {os.path.getsize(path):,} bytes; loaded, the weights are {same}")
     return accuracy
