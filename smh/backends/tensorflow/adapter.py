@@ -1,9 +1,10 @@
-"""The backend itself: arrays in and out, weights and gradients."""
+"""The backend itself: arrays in and out, weights and gradients, and the ways in which people run TensorFlow."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,10 @@ import tensorflow as tf
 from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.tensorflow import derivatives
 from smh.backends.tensorflow.derivatives import KERNELS, as_written
-from smh.backends.tensorflow.modes import MODES
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError
-
-_Maker = Callable[[Mode, Plan, tuple[str, ...]], Function]
 
 
 class TensorFlowBackend(Backend):
@@ -43,17 +41,19 @@ class TensorFlowBackend(Backend):
         """Return weights, through which gradients flow to the variables."""
         chosen = tuple(tensor.name for tensor in plan.select(names))
         flat = _flat(plan, variables)
-        weights = self._call(_build, plan, chosen)(*flat) if chosen else ()
+        weights = self._function(plan, chosen)(*flat) if chosen else ()
         return dict(zip(chosen, weights, strict=True))
 
     @as_written
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return what a ``tf.GradientTape`` gives for the weights that have cotangents."""
         flat = _flat(plan, variables)
-        given = _cotangents(plan, cotangents)
-        if not given:
-            return derivatives.without_cotangents(plan, flat)
-        results = self._call(_gradients, plan, tuple(given))(*flat, *given.values())
+        given = _tensors("the cotangent of", cotangents, {tensor.name: tensor.viewed_shape for tensor in plan.tensors})
+        generate.check_cotangents(KERNELS, plan, given)
+        if given:
+            results = self._function(plan, tuple(given), pull=True)(*flat, *given.values())
+        else:
+            results = derivatives.gradients(plan, (), *flat)
         return dict(zip(plan.variable_shapes, results, strict=True))
 
     @as_written
@@ -68,7 +68,7 @@ class TensorFlowBackend(Backend):
 
     def modes(self) -> tuple[Mode, ...]:
         """Return graphs, compilers and transforms."""
-        return (EAGER, *MODES)
+        return (EAGER, *_MODES)
 
     def _device(self, device: Any) -> str:
         """Return the name of a device, or say which there are."""
@@ -81,21 +81,19 @@ class TensorFlowBackend(Backend):
             raise BackendError(f"the tensorflow backend has the devices {known} here; got {device!r}")
         return name
 
-    def _call(self, make: _Maker, plan: Plan, names: tuple[str, ...]) -> Function:
+    def _function(self, plan: Plan, names: tuple[str, ...], pull: bool = False) -> Function:
         """Return a function of tensors in this backend's mode."""
-        if self.mode is EAGER:  # nothing to keep
-            return make(EAGER, plan, names)
-        return _kept(make, self.mode, plan, names)
+        make = _function.__wrapped__ if self.mode is EAGER else _function  # eagerly there is nothing to keep
+        return make(self.mode, plan, names, pull)
 
 
-def _build(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
-    """Return the function from all variables to the named weights."""
-    return mode.within(functools.partial(derivatives.build, plan, names))
+@functools.lru_cache(maxsize=64)
+def _function(mode: Mode, plan: Plan, names: tuple[str, ...], pull: bool) -> Function:
+    """Return the function from all variables to the named weights, in a mode, which may compile it.
 
-
-def _gradients(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
-    """Return the function from all variables and the cotangents of the named weights to the variables' gradients."""
-    build = _build(mode, plan, names)
+    With ``pull``, that from all variables and the cotangents of these weights to the gradients of the variables.
+    """
+    build = mode.within(functools.partial(derivatives.build, plan, names))
 
     def gradients(*tensors: Array) -> Any:
         flat, cotangents = tensors[: -len(names)], tensors[-len(names) :]
@@ -104,41 +102,70 @@ def _gradients(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
             weights = build(*flat)
         return tape.gradient(weights, flat, [tf.convert_to_tensor(x) for x in cotangents])
 
-    return gradients
-
-
-@functools.lru_cache(maxsize=64)
-def _kept(make: _Maker, mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
-    """Return a function in a mode, which may have compiled it."""
-    return mode.around(make(mode, plan, names))
+    return mode.around(gradients if pull else build)
 
 
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     """Return the variables in the plan's order as tensors, or say what does not fit."""
-    shapes = plan.variable_shapes
-    tensors = {name: _tensor(f"variable {name!r}", x, shapes.get(name)) for name, x in variables.items()}
+    tensors = _tensors("variable", variables, plan.variable_shapes)
     generate.check_variables(KERNELS, plan, tensors)
-    return [tensors[name] for name in shapes]
+    return [tensors[name] for name in plan.variable_shapes]
 
 
-def _cotangents(plan: Plan, cotangents: Mapping[str, Array]) -> dict[str, Array]:
-    """Return cotangents as tensors, or say what does not fit."""
-    shapes = {tensor.name: tensor.viewed_shape for tensor in plan.tensors}
-    tensors = {name: _tensor(f"the cotangent of {name!r}", x, shapes.get(name)) for name, x in cotangents.items()}
-    generate.check_cotangents(KERNELS, plan, tensors)
-    return tensors
+def _tensors(what: str, given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Return tensors and variables as tensors; where a graph does not know a shape, it checks it when it runs."""
+    found = {}
+    for name, x in given.items():
+        of_keras = tf.is_tensor(x) and isinstance(getattr(x, "value", None), tf.Variable)
+        if not isinstance(x, tf.Tensor | tf.Variable) and not of_keras:
+            raise VariableError(f"{what} {name!r} must be a tf.Tensor, float32; got {type(x).__name__}")
+        x = tf.convert_to_tensor(x)
+        known = x.shape.is_fully_defined() or name not in shapes
+        found[name] = x if known else tf.ensure_shape(x, shapes[name])
+    return found
 
 
-def _tensor(what: str, x: Array, shape: tuple[int, ...] | None) -> tf.Tensor:
-    """Return a tensor or variable as a tensor; where a graph does not know the shape, it checks it when it runs."""
-    if not isinstance(x, tf.Tensor | tf.Variable) and not _is_keras_variable(x):
-        raise VariableError(f"{what} must be a tf.Tensor, float32; got {type(x).__name__}")
-    x = tf.convert_to_tensor(x)
-    return x if shape is None or x.shape.is_fully_defined() else tf.ensure_shape(x, shape)
+def _traced(**options: Any) -> Callable[[Function], Function]:
+    """Return what makes a graph of a function; one without code of its own is not taken for one that retraces."""
+    return lambda fn: tf.function(functools.partial(fn), autograph=False, **options)
 
 
-def _is_keras_variable(x: Any) -> bool:
-    return tf.is_tensor(x) and isinstance(getattr(x, "value", None), tf.Variable)
+def _of_variables(fn: Function) -> Function:
+    return lambda *args: fn(*(tf.Variable(x) for x in args))
 
+
+def _vectorized(fn: Function) -> Function:
+    """Run a batch of one: gradients, where there are any, are taken inside."""
+
+    def run(*args: Any) -> Any:
+        batch = tf.vectorized_map(lambda args: fn(*args), tuple(x[None] for x in args))
+        return tf.nest.map_structure(lambda x: x[0], batch)
+
+    return _traced()(run)
+
+
+@contextmanager
+def _other_precision() -> Iterator[None]:
+    """Switch TF32 for float32 products, which NVIDIA GPUs have, off where it is on, on where it is off."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(not before)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+_XLA = _traced(jit_compile=True)
+
+_MODES = (
+    Mode("precision", "TF32 switched off, or on where it was off", around=_other_precision()),
+    Mode("function", "a whole call in tf.function", around=_traced(), slowness=4),
+    Mode("function-within", "weights built by a tf.function", within=_traced(), slowness=4),
+    Mode("xla", "a whole call in tf.function(jit_compile=True)", around=_XLA, slowness=20),
+    Mode("xla-within", "weights built by a tf.function(jit_compile=True)", within=_XLA, slowness=20),
+    Mode("recompute", "tf.recompute_grad", within=tf.recompute_grad),
+    Mode("variables", "variables are tf.Variable", around=_of_variables),
+    Mode("vectorized", "tf.vectorized_map of a whole call, in tf.function", around=_vectorized, slowness=4),
+)
 
 backend = TensorFlowBackend()

@@ -8,7 +8,7 @@ specification, and what a tape sees it keeps. So the core gets tensors through w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -23,11 +23,8 @@ KERNELS = TensorflowKernels()
 _SMOOTH = TensorflowKernels(smooth=True)
 _LOST = "smh: the exact gradient was lost on the way; take gradients inside of tf.vectorized_map, not around it"
 
-
-def as_written(fn: F) -> F:
-    """Make a user's ``tf.function`` leave a function alone: the core's loops and branches are of Python's values."""
-    made: F = tf.autograph.experimental.do_not_convert(fn)
-    return made
+as_written: Callable[[F], F] = tf.autograph.experimental.do_not_convert
+"""Makes a user's ``tf.function`` leave a function alone: the core's loops and branches are of Python's values."""
 
 
 def build(plan: Plan, names: tuple[str, ...], *flat: Array) -> tuple[Array, ...]:
@@ -42,8 +39,7 @@ def build(plan: Plan, names: tuple[str, ...], *flat: Array) -> tuple[Array, ...]
             named = dict(zip(plan.variable_shapes, _unseen(variables), strict=True))
             return tuple(generate.materialize(KERNELS, plan, named, names).values()), pull
 
-    results: tuple[Array, ...] = smh_materialize(*(tf.convert_to_tensor(x) for x in flat))
-    return results
+    return tuple(smh_materialize(*(tf.convert_to_tensor(x) for x in flat)))
 
 
 def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array) -> tuple[Array, ...]:
@@ -61,14 +57,10 @@ def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array) -> tuple[Arra
         with _beside(tensors[0]):
             return _vjp(KERNELS, plan, names, _unseen(tensors)), pull
 
-    results: tuple[Array, ...] = smh_vjp(*_shaped(plan, names, tensors))
-    return results
-
-
-def without_cotangents(plan: Plan, flat: Sequence[Array]) -> dict[str, Array]:
-    """Return the gradients where no weight has a cotangent: zeros."""
-    with _beside(flat[0]):
-        return generate.vjp(KERNELS, plan, dict(zip(plan.variable_shapes, _unseen(flat), strict=True)), {})
+    # Graphs may not know the shapes of what layers compute.
+    shapes = [*plan.variable_shapes.values(), *(tensor.viewed_shape for tensor in plan.select(names))]
+    pairs = zip(tensors, shapes, strict=True)
+    return tuple(smh_vjp(*(x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape) for x, shape in pairs)))
 
 
 def _vjp(kernels: TensorflowKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
@@ -86,14 +78,6 @@ def _on_grid(plan: Plan, tensors: Sequence[Array]) -> list[Array]:
     return [*moved, *map(tf.identity, tensors[len(shapes) :])]
 
 
-def _shaped(plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> list[Array]:
-    """Return variables and cotangents with their shapes, which graphs may not know of what layers compute."""
-    shapes = [*plan.variable_shapes.values(), *(tensor.viewed_shape for tensor in plan.select(names))]
-    return [
-        x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape) for x, shape in zip(tensors, shapes, strict=True)
-    ]
-
-
 def _unseen(tensors: Sequence[Array]) -> list[Array]:
     """Return tensors through which no gradient flows; a graph that comes to ask for one stops with an error."""
     if tf.executing_eagerly():
@@ -101,9 +85,6 @@ def _unseen(tensors: Sequence[Array]) -> list[Array]:
     return [tf.raw_ops.PreventGradient(input=x, message=_LOST) for x in tensors]
 
 
-def _beside(x: Array) -> AbstractContextManager[Any]:
+def _beside(x: Array) -> Any:
     """Return a context that places operations on the device of an eager tensor; graphs are placed by TensorFlow."""
-    if not tf.executing_eagerly():
-        return nullcontext()
-    place: AbstractContextManager[Any] = tf.device(x.device)
-    return place
+    return tf.device(x.device) if tf.executing_eagerly() else nullcontext()

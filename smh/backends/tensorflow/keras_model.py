@@ -4,8 +4,7 @@ Keras layers read their weights from ``keras.Variable`` objects. So the variable
 replaced: each variable of a generated weight becomes, in its place, a ``GeneratedVariable``, which holds no array and
 has the value that the present forward pass generated. Layers of any kind, tied weights and layers that are called twice
 then need no support of their own, and all that Keras does with the other variables goes on unchanged: statistics,
-random states, losses, masks and mixed precision. The alternative, ``keras.StatelessScope``, substitutes values as well,
-but also catches every update of statistics and every loss, which would have to be put back by hand.
+random states, losses, masks and mixed precision. (``keras.StatelessScope`` would also catch those updates and losses.)
 
 The model around it owns the pool, brings ``fit``, and is what Keras saves. Methods and training steps that a subclassed
 model defines beside ``call`` stay those of ``inner``.
@@ -19,22 +18,89 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
-from smh.backends.tensorflow.pool_layer import PoolLayer
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
-from smh.errors import VariableError
+from smh.errors import CheckpointError, VariableError
 from smh.models.compression import Compression, check_residency
+from smh.models.fingerprint import check_fingerprint, fingerprint
+
+_FINGERPRINT = "fingerprint"
+_ADVICE = (
+    "compress the model by the plan of those weights, smh.compress(model, plan=...), or load a .keras file or one of "
+    "smh.save, which bring their plan"
+)
+
+
+class PoolLayer(keras.Layer):
+    """The variables of a plan, all zero, as a layer without a call. What is saved of it names the plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(name="pool", dtype="float32")
+        for name, shape in plan.variable_shapes.items():
+            variable = self.add_weight(
+                shape=shape,
+                initializer="zeros",
+                dtype="float32",
+                autocast=False,  # weights are generated in float32, whatever layers compute in
+                name=name.replace("/", "."),
+            )
+            setattr(self, variable.name, variable)  # for tf.train.Checkpoint, which goes by attributes
+        self.built = True
+        self.plan_name = PlanName(plan)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Store the variables, and the fingerprint of the plan."""
+        super().save_own_variables(store)
+        store[_FINGERPRINT] = self.plan_name.own
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the variables; raises :class:`~smh.CheckpointError` if they are of another plan, or of none."""
+        known = set(store.keys())
+        if not known and self.plan_name.refusal is not None:  # Keras looks in all places where what it failed to load
+            raise self.plan_name.refusal  # might be, and reports what it met last
+        self.plan_name.check(store[_FINGERPRINT] if _FINGERPRINT in known else None)
+        super().load_own_variables({key: store[key] for key in known - {_FINGERPRINT}})
+
+
+class PlanName(tf.__internal__.tracking.Trackable):
+    """The fingerprint of a plan, as ``tf.train.Checkpoint`` saves it, too."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.own = fingerprint(plan)
+        self.refusal: CheckpointError | None = None  # what `check` raised last
+        self._plan = plan
+
+    def check(self, found: Any) -> None:
+        """Raise :class:`~smh.CheckpointError` unless a saved fingerprint, or None where there is none, is this one."""
+        self.refusal = None
+        theirs = None if found is None else np.asarray(found).astype(np.uint8).tobytes()
+        try:
+            check_fingerprint(self._plan, theirs, _ADVICE)
+        except CheckpointError as error:
+            self.refusal = error
+            raise
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        return {_FINGERPRINT: tf.constant(self.own)}
+
+    def _restore_from_tensors(self, restored_tensors: dict[str, Any]) -> Any:
+        found = restored_tensors[_FINGERPRINT]
+        if tf.executing_eagerly():
+            self.check(found.numpy())
+            return None
+        return tf.debugging.assert_equal(found, self.own, "smh: what was saved has another plan")  # in a SavedModel
 
 
 @keras.saving.register_keras_serializable(package="smh")
 class Compressed(keras.Model):
-    """A model whose weights are generated; :func:`smh.backends.tensorflow.compress` makes it.
+    """A model whose weights are generated; :func:`smh.compress` makes it.
 
-    It is trained, evaluated, saved and loaded as every Keras model is. ``layers`` are those of the compressed model,
-    and the pool.
+    It is trained, evaluated, saved and loaded as every Keras model is.
 
     Parameters
     ----------
@@ -49,8 +115,6 @@ class Compressed(keras.Model):
         The model that computes.
     pool : PoolLayer
         The variables, all zero at first.
-    source : Source
-        What generates weights from them.
     """
 
     def __init__(self, inner: keras.Model, compression: Compression) -> None:
@@ -68,21 +132,19 @@ class Compressed(keras.Model):
 
     @property
     def residency(self) -> str:
-        """When weights are built: ``"full"``, ``"cached"`` or ``"layer"``; see :func:`compress`. May be changed."""
+        """When weights are built: ``"full"``, ``"cached"`` or ``"layer"``; see :func:`smh.compress`. May be changed."""
         return self.source.compression.residency
 
     @residency.setter
     def residency(self, value: str) -> None:
-        compression = dataclasses.replace(self.source.compression, residency=check_residency(value))
-        self.source.compression = compression
+        self.source.compression = dataclasses.replace(self.source.compression, residency=check_residency(value))
         self.source.forget()
         self.train_function = self.test_function = self.predict_function = None  # traced with the old one
 
     @property
     def layers(self) -> list[keras.Layer]:
         """The layers of the compressed model, and the pool."""
-        inner = self.inner
-        return [*(inner.layers if isinstance(inner, keras.Model) else [inner]), self.pool]
+        return [*self.inner.layers, self.pool]
 
     @property
     def inputs(self) -> Any:
@@ -108,12 +170,11 @@ class Compressed(keras.Model):
         made = getattr(self, name)
         single = self.distribute_strategy.num_replicas_in_sync == 1
         if made is not before and self.residency == "cached" and single and not self.run_eagerly:
-            setattr(self, name, functools.partial(_serve, self.source, made))
+            setattr(self, name, self.source.serving()(made))  # within this context, each time
         return getattr(self, name)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Leave masks to the inner model, whose outputs carry them."""
-        return None
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         """Return the symbolic outputs of the inner model."""
@@ -144,67 +205,58 @@ class Compressed(keras.Model):
 
     def get_build_config(self) -> None:
         """Return nothing: the model is built when it is made."""
-        return None
 
     def export(self, filepath: Any, *args: Any, **kwargs: Any) -> Any:
         """Export as :meth:`keras.Model.export` does; a subclassed model needs an ``input_signature``."""
+
+        def spec(x: Any) -> keras.InputSpec:
+            return keras.InputSpec(shape=x.shape, dtype=x.dtype)
+
         structure = getattr(self.inner, "_inputs_struct", None)  # of a Functional model
         known = getattr(self.inner, "inputs", None) if structure is None else [structure]
         if len(args) < 3 and known is not None:
-            kwargs.setdefault("input_signature", keras.tree.map_structure(_spec, known))
+            kwargs.setdefault("input_signature", keras.tree.map_structure(spec, known))
         return super().export(filepath, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: layers would get weights of their own, which the pool does not generate.
-
-        Raises
-        ------
-        VariableError
-            Always.
-        """
+        """Refuse: layers would get weights of their own, which the pool does not generate."""
         raise VariableError("generated weights cannot be quantized: make a plain model by smh.materialize(model) first")
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Load a weights file as :meth:`keras.Model.load_weights` does, or change nothing.
 
-        Raises
-        ------
-        CheckpointError
-            If the variables in the file are of another plan, or of none, also with ``skip_mismatch``.
+        Raises :class:`~smh.CheckpointError` if its variables are of another plan, or none, also with ``skip_mismatch``.
         """
         before = [(variable, variable.numpy()) for variable in self.variables]
         name = self.pool.plan_name
         name.refusal = None
+        problem: Exception | None = None
         try:
             super().load_weights(*args, **kwargs)
-            if name.refusal is not None:  # which Keras keeps to itself if it may skip mismatches
-                raise name.refusal
         except Exception as error:
+            problem = error
+        problem = name.refusal or problem  # Keras keeps a refusal to itself if it may skip mismatches
+        if problem is not None:
             for variable, value in before:
                 variable.assign(value)
-            if name.refusal is not None:
-                raise name.refusal from error
-            raise
+            raise problem
+
+
+def weights_of(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return all weights of a model in order, by name; of a compressed one those that it had before, in their place."""
+    if isinstance(model, Compressed):
+        return model.source.weights
+    return dict(zip(keras_tensors.names_of(model), model.weights, strict=True))
 
 
 def _call(model: Compressed, *args: Any, **kwargs: Any) -> Any:
     """Run a compressed model."""
     with model.source.passing(model.residency):
         outputs = model.inner(*args, **kwargs)
-        for variable in model.source.weights.values():
-            if isinstance(variable, GeneratedVariable) and variable.regularizer is not None:
+        for variable in (model.source.weights[name] for name in model.source.names):
+            if variable.regularizer is not None:
                 model.add_loss(variable.regularizer(variable))
     return outputs
-
-
-def _serve(source: Source, run: Callable[..., Any], *args: Any) -> Any:
-    """Run a compiled function without gradients, which reads the weights that are kept outside of it."""
-    with source.serving():
-        return run(*args)
-
-
-def _spec(x: Any) -> keras.InputSpec:
-    return keras.InputSpec(shape=x.shape, dtype=x.dtype)
 
 
 def _generate(inner: keras.Model, source: Source) -> None:
@@ -212,8 +264,10 @@ def _generate(inner: keras.Model, source: Source) -> None:
     chosen = {id(source.weights[name]): name for name in source.names}
     layers = inner._flatten_layers()
     using = {id(layer): tuple(chosen[id(x)] for x in layer.weights if id(x) in chosen) for layer in layers}
-    for layer in _called(layers):
-        if using[id(layer)]:
+    # Models call layers: not those that are models themselves, and not what lies within other layers.
+    called = {id(layer): layer for model in layers if isinstance(model, keras.Model) for layer in model.layers}
+    for layer in called.values():
+        if using[id(layer)] and not isinstance(layer, keras.Model):
             held_while_running(layer, source, using[id(layer)])
     for layer in layers:
         if using[id(layer)]:
@@ -226,13 +280,10 @@ def _generate(inner: keras.Model, source: Source) -> None:
             layer.save_own_variables = functools.partial(keras.Layer.save_own_variables, layer)
             layer.load_own_variables = functools.partial(keras.Layer.load_own_variables, layer)
     for name in source.names:
-        GeneratedVariable.take(source.weights[name], source, name)
-
-
-def _called(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
-    """Return the layers that models call: not the models, and not what lies within other layers."""
-    found = {id(layer): layer for model in layers if isinstance(model, keras.Model) for layer in model.layers}
-    return [layer for layer in found.values() if not isinstance(layer, keras.Model)]
+        variable = source.weights[name]
+        variable.__class__ = GeneratedVariable
+        variable.smh_source, variable.smh_name = source, name
+        variable._value = None  # its memory is free
 
 
 def _refuse(method: str, layer: str, names: Sequence[str], *args: Any, **kwargs: Any) -> None:

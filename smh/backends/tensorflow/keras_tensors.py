@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import string
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from smh.errors import PlanError
@@ -26,13 +27,6 @@ def names_of(model: keras.Layer) -> dict[str, tuple[str, ...]]:
 
     Names are the layers on the way to a variable and its own name, as in Keras's ``path``, which however begins with
     the model's name or does not, depending on where the model was built.
-
-    Examples
-    --------
-    >>> shared = keras.layers.Dense(2, use_bias=False, name="a")
-    >>> block = keras.Sequential([shared], name="b")
-    >>> names_of(keras.Sequential([keras.Input((2,)), shared, block]))
-    {'a/kernel': ('b/a/kernel',)}
     """
     found: dict[int, list[str]] = {}
     taken: Counter[str] = Counter()
@@ -57,22 +51,17 @@ def without_numbers(names: Iterable[str]) -> dict[str, str]:
     Keras numbers layers through the life of a process, so that a model made twice has ``dense`` and ``dense_1`` once,
     ``dense_2`` and ``dense_3`` the next time.
 
-    Examples
-    --------
     >>> list(without_numbers(["dense_2/kernel", "dense_3/kernel"]).values())
     ['dense/kernel', 'dense_1/kernel']
     """
     parts = {name: name.split("/") for name in names}
     numbers: dict[str, set[int]] = defaultdict(set)
-    for layers in parts.values():
-        for layer in layers[:-1]:
-            stem, number = _stem(layer)
-            numbers[stem].add(number)
-    ranks = {stem: {number: rank for rank, number in enumerate(sorted(found))} for stem, found in numbers.items()}
+    for stem, number in (_stem(layer) for layers in parts.values() for layer in layers[:-1]):
+        numbers[stem].add(number)
 
     def renamed(layer: str) -> str:
         stem, number = _stem(layer)
-        rank = ranks[stem][number]
+        rank = sum(other < number for other in numbers[stem])
         return f"{stem}_{rank}" if rank else stem
 
     return {name: "/".join([*map(renamed, layers[:-1]), layers[-1]]) for name, layers in parts.items()}
@@ -85,7 +74,7 @@ def tensors_of(model: keras.Model) -> tuple[ModelTensor, ...]:
         ModelTensor(
             name=name,
             shape=tuple(variable.shape),
-            nbytes=math.prod(variable.shape) * np.dtype(_host_dtype(variable)).itemsize,
+            nbytes=math.prod(variable.shape) * tf.as_dtype(variable.dtype).size,
             axes=_axes(owners[id(variable)], variable),
             aliases=aliases,
             kept=_why_kept(owners[id(variable)], variable),
@@ -99,50 +88,18 @@ def own_weights(layer: keras.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
-def rebuild(model: keras.Model) -> keras.Model:
-    """Return a model of the same configuration, uncompiled, with variables of its own and without their values.
+def copy_of(
+    model: keras.Model, weights: Mapping[str, keras.Variable], leave: Collection[str] = frozenset()
+) -> keras.Model:
+    """Return a model of the same configuration, not compiled, with the values of another one.
 
-    Raises
-    ------
-    PlanError
-        If Keras cannot make the model from its configuration.
+    These are weights, but for the names in ``leave``, states of random generators, and assets. ``weights`` are all of
+    the model in order, generated ones included. Raises :class:`~smh.PlanError` if Keras cannot make the model from its
+    configuration, or makes it with other variables.
     """
-    classes = {type(layer) for layer in model._flatten_layers()}
-    custom = {keras.saving.get_registered_name(cls): _Revived(cls) for cls in classes if _is_custom(cls)}
-    advice = "give every custom class a get_config (and a build) with which keras.saving can make it again"
-    try:
-        with keras.saving.custom_object_scope(custom):
-            config = keras.saving.serialize_keras_object(model)
-            config.pop("compile_config", None)
-            copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
-    except Exception as error:  # whatever the model's own code may raise
-        raise PlanError(f"the model cannot be copied from its configuration: {advice}; got {error!r}") from error
-    return copy
-
-
-def copy_state(
-    source: keras.Model, weights: Sequence[keras.Variable], target: keras.Model, leave: frozenset[int] = frozenset()
-) -> None:
-    """Give a rebuilt model the values of another one: weights, states of random generators, and assets.
-
-    Parameters
-    ----------
-    source : keras.Model
-        Where values come from.
-    weights : sequence of keras.Variable
-        All its weights in order, generated ones included.
-    target : keras.Model
-        What :func:`rebuild` made of it.
-    leave : frozenset of int
-        Places among the weights whose values are not needed.
-
-    Raises
-    ------
-    PlanError
-        If the models do not have the same variables.
-    """
-    before = [*weights, *_random_states(source)]
-    after = [*target.weights, *_random_states(target)]
+    copy = _rebuilt(model)
+    before = [*weights.values(), *_random_states(model)]
+    after = [*copy.weights, *_random_states(copy)]
     kinds = [[(tuple(v.shape), v.dtype, v.trainable) for v in variables] for variables in (before, after)]
     if kinds[0] != kinds[1]:
         advice = "create all weights in __init__ and build, and tie weights by sharing layers"
@@ -150,16 +107,18 @@ def copy_state(
             f"a model made from the configuration does not have the weights of the model: {advice}; "
             f"got {len(after)} variables for {len(before)}"
         )
-    for place, (old, new) in enumerate(zip(before, after, strict=True)):
-        if place not in leave:
+    left = {id(weights[name]) for name in leave}
+    for old, new in zip(before, after, strict=True):
+        if id(old) not in left:
             new.assign(old.value)
-    for old, new in zip(source._flatten_layers(), target._flatten_layers(), strict=True):
+    for old, new in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
         if new.name != old.name:  # numbered by Keras, in a constructor
             new.name = old.name
         if hasattr(old, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 old.save_assets(folder)
                 new.load_assets(folder)
+    return copy
 
 
 def check_graphs(model: keras.Model) -> None:
@@ -176,27 +135,32 @@ def check_graphs(model: keras.Model) -> None:
                     )
 
 
-class _Revived:
-    """What Keras makes layers of a custom class by: its constructor need not take name, trainable and dtype.
+def _rebuilt(model: keras.Model) -> keras.Model:
+    """Return a model of the same configuration, uncompiled, with variables of its own and without their values."""
+    custom = {
+        keras.saving.get_registered_name(cls): SimpleNamespace(from_config=functools.partial(_revived, cls))
+        for cls in {type(layer) for layer in model._flatten_layers()}
+        if _is_custom(cls)
+    }
+    advice = "give every custom class a get_config (and a build) with which keras.saving can make it again"
+    try:
+        with keras.saving.custom_object_scope(custom):
+            config = keras.saving.serialize_keras_object(model)
+            config.pop("compile_config", None)
+            return keras.saving.deserialize_keras_object(config, safe_mode=False)
+    except Exception as error:  # whatever the model's own code may raise
+        raise PlanError(f"the model cannot be copied from its configuration: {advice}; got {error!r}") from error
 
-    Parameters
-    ----------
-    cls : type
-        The class.
-    """
 
-    def __init__(self, cls: Any) -> None:
-        self.cls = cls
-
-    def from_config(self, config: dict[str, Any]) -> keras.Layer:
-        """Return a layer."""
-        parameters = inspect.signature(self.cls.__init__).parameters
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        surplus = {"name", "trainable", "dtype"} - set(parameters) if not takes_all else set()
-        layer = self.cls.from_config({key: value for key, value in config.items() if key not in surplus})
-        if "trainable" in surplus and not config.get("trainable", True):
-            layer.trainable = False
-        return layer
+def _revived(cls: Any, config: dict[str, Any]) -> keras.Layer:
+    """Return a layer of a custom class, whose constructor need not take name, trainable and dtype."""
+    parameters = inspect.signature(cls.__init__).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    surplus = {"name", "trainable", "dtype"} - set(parameters) if not takes_all else set()
+    layer = cls.from_config({key: value for key, value in config.items() if key not in surplus})
+    if "trainable" in surplus and not config.get("trainable", True):
+        layer.trainable = False
+    return layer
 
 
 def _is_custom(cls: type) -> bool:
@@ -215,24 +179,16 @@ def _stem(layer: str) -> tuple[str, int]:
     return (stem, int(number or 0)) if stem and len(number) < 10 else (layer, 0)
 
 
-def _host_dtype(variable: keras.Variable) -> str:
-    name: str = keras.backend.standardize_dtype(variable.dtype)
-    return {"bfloat16": "float16", "int4": "int8", "uint4": "uint8"}.get(name, name)  # of the same size
-
-
 def _why_kept(layer: keras.Layer, variable: keras.Variable) -> str:
     """Return why a variable cannot be generated, or nothing."""
-    if not variable.trainable:
-        return "is not trainable"
-    if variable.dtype != "float32":
-        return f"is {variable.dtype}, not float32"
-    if getattr(layer, "quantization_mode", None) is not None:
-        return "belongs to a quantized layer"
-    if variable.overwrite_with_gradient:
-        return "is overwritten by its gradient"
-    if variable.constraint is not None:
-        return "has a constraint, which a generated weight would not keep"
-    return ""
+    reasons = {
+        "is not trainable": not variable.trainable,
+        f"is {variable.dtype}, not float32": variable.dtype != "float32",
+        "belongs to a quantized layer": getattr(layer, "quantization_mode", None) is not None,
+        "is overwritten by its gradient": variable.overwrite_with_gradient,
+        "has a constraint, which a generated weight would not keep": variable.constraint is not None,
+    }
+    return next((why for why, holds in reasons.items() if holds), "")
 
 
 def _axes(layer: keras.Layer, variable: keras.Variable) -> str | None:
@@ -260,8 +216,6 @@ def _axes(layer: keras.Layer, variable: keras.Variable) -> str | None:
 def _einsum_axes(equation: str, shape: tuple[int, ...]) -> str | None:
     """Return axes of a kernel ``b`` in ``a,b->c``: outputs are the axes that ``c`` has, inputs the others.
 
-    Examples
-    --------
     >>> _einsum_axes("abc,cde->abde", (64, 4, 16)), _einsum_axes("abcd,cde->abe", (4, 16, 64))
     ('i a o', 'a i o')
     """

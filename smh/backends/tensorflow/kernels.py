@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -45,22 +47,18 @@ class TensorflowKernels(Kernels):
         return tf.math.unsorted_segment_sum(x, segments, size)
 
     def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
-        """Join a few ranges, the next of which waits for the one before, so that its temporaries are free."""
-        found: list[Array] = []
-        for first, last in self._ranges(start, stop):
-            with tf.control_dependencies(found[-1:]):
-                found.append(fn(first, last))
-        return found[0] if len(found) == 1 else tf.concat(found, 0)
+        """Join a few ranges."""
+        return tf.concat(list(self._one_by_one(fn, start, stop)), 0)
 
     def sum_tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
-        """Add a few ranges, one after another."""
-        (first, last), *others = self._ranges(start, stop)
-        total = fn(first, last)
-        for first, last in others:
-            with tf.control_dependencies([total]):
-                total = total + fn(first, last)
-        return total
+        """Add a few ranges."""
+        return functools.reduce(operator.add, self._one_by_one(fn, start, stop))
 
-    def _ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
+    def _one_by_one(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Iterator[Array]:
+        """Yield a few ranges, each of which waits for the one before, so that its temporaries are free."""
         step = max(self.tile_elements, -(-(stop - start) // _MOST_TILES))
-        return [(first, min(first + step, stop)) for first in range(start, stop, step)]
+        before: list[Array] = []
+        for first in range(start, stop, step):
+            with tf.control_dependencies(before):
+                before = [fn(first, min(first + step, stop))]
+            yield before[0]

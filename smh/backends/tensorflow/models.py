@@ -11,7 +11,7 @@ import numpy as np
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.adapter import backend
-from smh.backends.tensorflow.keras_model import Compressed
+from smh.backends.tensorflow.keras_model import Compressed, weights_of
 from smh.core.plan import Plan
 from smh.errors import BackendError, PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
@@ -30,8 +30,7 @@ class KerasModels(ModelAdapter):
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return the weights of a built model; raises :class:`~smh.BackendError` where Keras runs elsewhere."""
-        if keras.backend.backend() != "tensorflow":
-            got = keras.backend.backend()
+        if (got := keras.backend.backend()) != "tensorflow":
             raise BackendError(f"Keras must run on TensorFlow: set KERAS_BACKEND=tensorflow; got {got}")
         if not isinstance(model, keras.Model):
             raise PlanError(f"only a keras.Model can be compressed; got {type(model).__name__}")
@@ -43,16 +42,13 @@ class KerasModels(ModelAdapter):
 
     def values(self, model: keras.Model, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return present values."""
-        pairs = zip(self.tensors(model), model.weights, strict=True)
-        return {tensor.name: x.numpy() for tensor, x in pairs if not tensor.kept}
+        weights = weights_of(model)
+        return {tensor.name: weights[tensor.name].numpy() for tensor in self.tensors(model) if not tensor.kept}
 
     def install(self, model: keras.Model, compression: Compression) -> Compressed:
         """Return a compressed model beside the plain one, with variables that are zero."""
-        generated = {tensor.name for tensor in compression.plan.tensors}
-        places = (place for place, tensor in enumerate(compression.tensors) if tensor.name in generated)
-        inner = keras_tensors.rebuild(model)
-        keras_tensors.copy_state(model, model.weights, inner, leave=frozenset(places))
-        return Compressed(inner, compression)
+        generated = [tensor.name for tensor in compression.plan.tensors]
+        return Compressed(keras_tensors.copy_of(model, weights_of(model), leave=generated), compression)
 
     def variables(self, model: Compressed) -> dict[str, keras.Variable]:
         """Return the variables."""
@@ -60,11 +56,8 @@ class KerasModels(ModelAdapter):
 
     def kept(self, model: keras.Model, plan: Plan) -> dict[str, keras.Variable]:
         """Return the weights that are not generated."""
-        if isinstance(model, Compressed):
-            return model.source.kept
         generated = {tensor.name for tensor in plan.tensors}
-        weights = zip(keras_tensors.names_of(model), model.weights, strict=True)
-        return {name: x for name, x in weights if name not in generated}
+        return {name: x for name, x in weights_of(model).items() if name not in generated}
 
     def assign(
         self, model: Compressed, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
@@ -72,16 +65,14 @@ class KerasModels(ModelAdapter):
         """Assign values to the variables of a model."""
         for name, variable in model.source.variables.items():
             variable.assign(variables[name])
-        for name, variable in model.source.kept.items() if kept else ():
+        for name, variable in self.kept(model, model.source.plan).items() if kept else ():
             variable.assign(kept[name])
         return model
 
     def materialize(self, model: Compressed) -> keras.Model:
         """Return a new plain model of the same configuration, not compiled."""
-        dense = keras_tensors.rebuild(model.inner)
         with model.source.passing("full"):
-            keras_tensors.copy_state(model.inner, tuple(model.source.weights.values()), dense)
-        return dense
+            return keras_tensors.copy_of(model.inner, model.source.weights)
 
     def renamed(self, checkpoint: Checkpoint, model: Any) -> Checkpoint:
         """Return a checkpoint in the names of a model, if only the numbers that Keras gave to layers differ."""

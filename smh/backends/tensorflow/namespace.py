@@ -6,7 +6,7 @@ and ``device`` is not used: TensorFlow places what it makes beside what it meets
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,48 +20,37 @@ uint32 = tf.uint32
 
 abs = tf.abs
 all = tf.reduce_all
+astype = tf.cast  # to nearest even
 isfinite = tf.math.is_finite
 matmul = tf.matmul
 matrix_transpose = tf.linalg.matrix_transpose
 max = tf.reduce_max  # may lose a NaN: the core looks for those itself
+permute_dims = tf.transpose
 reshape = tf.reshape
 round = tf.round  # half to even
+stack = tf.stack
 sum = tf.reduce_sum
+take = tf.gather
 
 
-def arange(start: int, stop: int | None = None, *, dtype: Any, device: Any = None) -> Array:
-    """Return the integers from ``start``, or 0, to ``stop``."""
-    return tf.range(start, dtype=dtype) if stop is None else tf.range(start, stop, dtype=dtype)
+def _with_numbers(operate: Callable[[Array, Array], Array]) -> Callable[[Array, Array | int], Array]:
+    """Let the second operand be a Python number."""
+    return lambda x, y: operate(x, _like(x, y))
 
 
-def asarray(x: Any, *, dtype: Any, device: Any = None) -> Array:
-    """Return numbers, or an array of the type, as an array."""
-    return tf.convert_to_tensor(x, dtype)
+def _anywhere(make: Callable[..., Array]) -> Callable[..., Array]:
+    """Take a device, as the array API has it, and leave the place to TensorFlow."""
+    return lambda *args, device=None, **options: make(*args, **options)
 
 
-def astype(x: Array, dtype: Any) -> Array:
-    """Return ``x`` in another type, rounded to nearest even."""
-    return tf.cast(x, dtype)
-
-
-def bitwise_and(x: Array, y: Array | int) -> Array:
-    """Return the bits that both have."""
-    return tf.bitwise.bitwise_and(x, _like(x, y))
-
-
-def bitwise_left_shift(x: Array, y: Array | int) -> Array:
-    """Return ``x`` with its bits moved up."""
-    return tf.bitwise.left_shift(x, _like(x, y))
-
-
-def bitwise_right_shift(x: Array, y: Array | int) -> Array:
-    """Return ``x`` with its bits moved down."""
-    return tf.bitwise.right_shift(x, _like(x, y))
-
-
-def bitwise_xor(x: Array, y: Array | int) -> Array:
-    """Return the bits that one of both has."""
-    return tf.bitwise.bitwise_xor(x, _like(x, y))
+arange = _anywhere(tf.range)
+asarray = _anywhere(tf.convert_to_tensor)
+ones = _anywhere(tf.ones)
+zeros = _anywhere(tf.zeros)
+bitwise_and = _with_numbers(tf.bitwise.bitwise_and)
+bitwise_left_shift = _with_numbers(tf.bitwise.left_shift)
+bitwise_right_shift = _with_numbers(tf.bitwise.right_shift)
+bitwise_xor = _with_numbers(tf.bitwise.bitwise_xor)
 
 
 def clip(x: Array, low: float, high: float) -> Array:
@@ -79,34 +68,9 @@ def full(shape: Sequence[int], value: float, *, dtype: Any, device: Any = None) 
     return tf.fill(shape, tf.constant(value, dtype))
 
 
-def ones(shape: Sequence[int], *, dtype: Any, device: Any = None) -> Array:
-    """Return an array of ones."""
-    return tf.ones(shape, dtype)
-
-
-def permute_dims(x: Array, axes: Sequence[int]) -> Array:
-    """Return ``x`` with its axes in another order."""
-    return tf.transpose(x, axes)
-
-
-def stack(arrays: Sequence[Array], *, axis: int = 0) -> Array:
-    """Return arrays along a new axis."""
-    return tf.stack(arrays, axis)
-
-
-def take(x: Array, indices: Array) -> Array:
-    """Return elements of an array of one axis."""
-    return tf.gather(x, indices)
-
-
 def where(condition: Array, x: Array | float, y: Array | float) -> Array:
     """Return elements of ``x`` where the condition holds, else of ``y``; one of them may be a Python number."""
     return tf.where(condition, _like(y, x), _like(x, y))
-
-
-def zeros(shape: Sequence[int], *, dtype: Any, device: Any = None) -> Array:
-    """Return an array of zeros."""
-    return tf.zeros(shape, dtype)
 
 
 def _like(x: Any, y: Any) -> Array:

@@ -108,6 +108,10 @@ def numpy_variables(model):
     return {name: variable.numpy() for name, variable in model.source.variables.items()}
 
 
+def kept_of(model):
+    return smh_tf.models.adapter.kept(model, smh_tf.plan_of(model))
+
+
 def generated(model):
     return {name: x for name, x in model.source.weights.items() if isinstance(x, GeneratedVariable)}
 
@@ -421,7 +425,7 @@ def test_dense_weights_are_neither_trained_nor_counted_nor_held(plain):
     plan = smh_tf.plan_of(model)
     assert len({id(x) for x in model.trainable_variables}) == len(model.trainable_variables)
     expected = {id(x) for x in model.source.variables.values()}
-    expected |= {id(x) for x in model.source.kept.values() if x.trainable}
+    expected |= {id(x) for x in kept_of(model).values() if x.trainable}
     assert {id(x) for x in model.trainable_variables} == expected
     assert model.count_params() == plain.count_params() - plan.num_weights + plan.num_variables
     lines = []
@@ -531,7 +535,7 @@ def test_options_reach_the_plan():
     assert [tensor.name for tensor in plan.tensors] == ["conv/kernel", "hidden/kernel"]
     for tensor in plan.tensors:
         assert tensor.initial_scale == np.float32(np.std(values[tensor.name].numpy().astype(np.float64)))
-    kept = model.source.kept["out/kernel"]
+    kept = kept_of(model)["out/kernel"]
     assert_same_bits(kept.numpy(), values["out/kernel"].numpy(), "kept")
     again = smh_tf.compress(sequential(), plan=plan)
     assert smh_tf.plan_of(again) == plan
@@ -824,7 +828,7 @@ def test_foreign_files_change_nothing(tmp_path):
     plain = sequential()
     model = smh_tf.compress(plain, ratio=0.2)
     plan, variables = smh_tf.plan_of(model), numpy_variables(model)
-    dense = {name: x.numpy() for name, x in model.source.kept.items()}
+    dense = {name: x.numpy() for name, x in kept_of(model).items()}
     path = tmp_path / "x.safetensors"
     before = snapshot(model), snapshot(plain)
 
