@@ -51,20 +51,20 @@ def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: i
     >>> grid(Kernels(np), np.asarray([0.5, -3.0, 0.1], dtype=np.float32), 7, 30, 30).integers.tolist()
     [16.0, -96.0, 3.0]
     """
-    xp, most = kernels.xp, 2.0**bits - 1.0
+    xp = kernels.xp
     if kernels.smooth:
         one = xp.ones((), dtype=x.dtype, device=kernels.device(x))
         return Grid(x, one, one)
-    finite = xp.all(xp.isfinite(x))
+    largest = kernels.largest(x)
+    finite = xp.isfinite(largest)
     if exponent is not None:
         like = xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x))
         power = xp.where(finite, like, math.nan)
-        q = xp.clip(xp.round(x * (2.0**bits / power)), -most, most)
+        q = kernels.rounded(x, 2.0**bits / power, bits, clip=True)
         return Grid(q, power * 2.0**-bits, xp.where(xp.all(q == 0.0), 0.0, power))
-    largest = xp.max(xp.abs(x))
     power = xp.where(finite, _power(kernels, largest, 1 - low, high, 1.0 - 2.0**-bits, strict=True), math.nan)
-    zero = finite & (largest < 2.0**-low)
-    q = xp.round(x * xp.where(zero, 0.0, 2.0**bits / power))
+    zero = largest < 2.0**-low
+    q = kernels.rounded(x, xp.where(zero, 0.0, 2.0**bits / power), bits)
     return Grid(q, power * 2.0**-bits, xp.where(zero, 0.0, power))
 
 

@@ -8,6 +8,7 @@ cannot be seen (specification, section 3.7).
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -53,12 +54,25 @@ class Kernels:
         """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
         return array_api_compat.device(x)
 
+    def largest(self, x: Array) -> Array:
+        """Return the largest magnitude, shape (): NaN or an infinity where an element is one."""
+        xp = self.xp
+        return xp.where(xp.all(xp.isfinite(x)), xp.max(xp.abs(x)), math.nan)
+
+    def rounded(self, x: Array, factor: Array, bits: int, clip: bool = False) -> Array:
+        """Return ``rint(x * factor)`` in a type for magnitudes below ``2**bits``, which they have or are clipped to.
+
+        All are NaN where the factor is.
+        """
+        q = self.xp.round(x * factor)
+        return self.xp.clip(q, 1.0 - 2.0**bits, 2.0**bits - 1.0) if clip else q
+
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
         """Return one rounding of ``unit * (left @ right)``.
 
         Parameters
         ----------
-        left, right : array, shapes (r, m) and (m, c), float32
+        left, right : array, shapes (r, m) and (m, c)
             Integers, or NaN.
         unit : array, shape (), float32
             A power of two.
@@ -129,7 +143,7 @@ class Kernels:
         ----------
         q : array, shape (n, n), float32
             Integers of 22 bits, or NaN.
-        left, right : array, shapes (n, m) and (m, n), float32
+        left, right : array, shapes (n, m) and (m, n)
             Integers of a pool, or NaN.
 
         Returns

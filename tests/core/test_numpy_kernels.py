@@ -23,7 +23,7 @@ class SmallBlocks(NumpyKernels):
     """Blocks and strips of a few elements, so that small plans have several."""
 
     block_elements = product_elements = 40
-    strip_share = 0.3
+    room_share = strip_share = 0.3
 
 
 class Counting(SmallBlocks):
@@ -100,7 +100,6 @@ def test_one_pass_over_cotangents_has_the_bits_of_the_oracle():
 def test_both_ways_have_the_bits_of_the_default_kernels(monkeypatch):
     """Sizes of 1, fixed scales and exponents, scales to 2**30, cotangents from 2**-130 to 2**100; tails everywhere."""
     monkeypatch.setattr(numpy_kernels, "_CHUNK", 7)
-    monkeypatch.setattr(numpy_kernels, "_SLICE", 5)
     small, whole = Counting(), NumpyKernels()
 
     @settings(max_examples=250, **RELAXED)
@@ -198,7 +197,7 @@ def test_products_take_float32_where_no_sum_of_the_present_integers_can_reach_2_
     left = np.full((3, terms), size, dtype=np.float32)
     right = left.T.copy()
     right[-1] -= 1.0
-    assert (numpy_kernels._exact_terms(left, right, 0) == terms) == exact
+    assert (numpy_kernels._sums_dtype(left, right, 0) is np.float32) == exact
     unit = np.float32(1.0)
     expected = (left.astype(np.int64) @ right.astype(np.int64)).astype(np.float32).reshape(-1)
     assert_same_bits(NumpyKernels().scaled_product(left, right, unit, 0, 1.0, 0, 9), expected)
