@@ -4,17 +4,16 @@ The way of the data, :mod:`smh.core.generate` walked backwards:
 
     weights -> canonical shape (view) -> wanted v (scale) -> virtual vector (layout) -> pool -> integers -> scales
 
-Every tensor is divided by its scale, and the pool then takes the least squares of all virtual weights alike. A single
-pool reaches the optimum of that: a matrix product by the theorem of Eckart and Young, a sum of Kronecker products by
-the same after the rearrangement of Van Loan and Pitsianis (1993), hash tables as a linear problem. Sums of pools are
-fitted part by part, each to what the others leave. What a single pool does stands in ``smh/models/fitters.py``.
+Every tensor is divided by its scale, and the pool then takes the least squares of all virtual weights alike
+(``smh/models/fit_pool.py``). Scales are fitted last, to the weights that the integers generate.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +23,15 @@ from rich.table import Table
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate
+from smh.core.grid import Grid
 from smh.core.plan import Plan
 from smh.core.pools import Pool, Sum
 from smh.core.pools.base import LeafPool
 from smh.core.scales import LEAST, LIMIT, modified
 from smh.core.tensors import TensorSpec
-from smh.errors import PlanError, SmhError, UnknownNameError, VariableError, near_names
-from smh.models.fit_pool import BLOCK, SMOOTH, dot, fit_pool
-from smh.models.fitters import FITTERS, KERNELS, Used, Variables, can_fit
+from smh.errors import PlanError, SmhError, VariableError
+from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Variables, fit_pool
+from smh.models.rounding import dot
 
 _WEIGHTS = 1 << 18  # weights that are generated at a time
 _FAR = 2.0**40  # virtual weights from here on leave the grids of pools no room
@@ -78,7 +78,7 @@ class FitReport:
 @np.errstate(all="ignore")
 def fit_variables(
     plan: Plan, values: Mapping[str, np.ndarray], *, progress: bool = False
-) -> tuple[dict[str, np.ndarray], FitReport]:
+) -> tuple[Variables, FitReport]:
     """Return variables whose weights are close to given ones: a warm start from a trained model.
 
     Parameters
@@ -86,17 +86,17 @@ def fit_variables(
     plan : Plan
         Any plan whose pool is a matmul, Kronecker or hash pool, or a sum of such.
     values : mapping of str to numpy.ndarray, any real dtype
-        The wanted weights, one array for every tensor of the plan, in its viewed shape. Each is asked for up to four
-        times and not kept, so a mapping may read them from a file.
+        The wanted weights of every tensor, in its viewed shape. Each is asked for twice and not kept, so a mapping may
+        read them from a file.
     progress : bool
         Show progress bars on stderr.
 
     Returns
     -------
     variables : dict of str to numpy.ndarray, float32
-        All variables of the plan, in its order.
+        All variables of the plan, in its order, on their grids.
     report : FitReport
-        The errors of the weights that they generate.
+        The errors of the weights that they generate, after modifiers.
 
     Raises
     ------
@@ -116,46 +116,30 @@ def fit_variables(
 
     Notes
     -----
-    Learnable scales become the root mean square of their tensor, and at last what fits best to the fitted pool; fixed
-    ones stay. Where cells of several tensors show one virtual weight (cyclic layout), it gets the value with the least
-    squared error of their weights; cells of the padding cannot be fitted. Virtual weights that nothing shows are filled
-    in so that the others come out better.
-
-    Modifiers are no part of the fit of the pool: scaled virtual weights are fitted to the target itself. The report is
-    about the weights after modifiers, so it shows where a target is out of their reach.
-
-    The returned variables are on their grids. Steps and integers are chosen for the error of the product: a few large
-    values may be clipped, and each integer makes up for the errors of those before it. One factor is held while the
-    other is fitted to its integers, in turns, and scales are fitted last, to the weights that the integers generate. If
-    all scales are learnable, virtual weights may come out up to twice as large or small as the scales suggest.
-
-    Up to a ratio of 0.5 it takes at most four times the memory of the weights in float32.
-
-    Terms of a matrix product that the target does not need get left variables of 0
-    and right ones like the initial ones, so that training can use them. A learnable scale of zeros becomes 0.
+    Scaled virtual weights are fitted to the target itself, without modifiers. One that several cells show (cyclic
+    layout) gets the value with the least squared error of their weights; cells of the padding cannot be fitted.
+    Learnable scales become what fits best to the pool, or 0 for a tensor of zeros. If all are learnable, virtual
+    weights may come out up to twice as large or small as usual. Terms of a matrix product that the target does not need
+    get left variables of 0 and right ones like the initial ones, so that training can use them. Up to a ratio of 0.5 it
+    takes at most four times the memory of the weights in float32.
 
     Examples
     --------
     >>> import numpy as np
     >>> from smh.core.plan import Plan
     >>> target = np.outer(np.arange(1, 9), np.arange(1, 9)) / 8.0
-    >>> plan = Plan.build({"fc": (8, 8)}, ratio=0.25)
-    >>> variables, report = fit_variables(plan, {"fc": target})
+    >>> variables, report = fit_variables(Plan.build({"fc": (8, 8)}, ratio=0.25), {"fc": target})
     >>> {name: x.shape for name, x in variables.items()}
     {'pool/left': (8, 1), 'pool/right': (1, 8), 'scale/fc': ()}
     >>> report.error < 0.02, report.error_unrounded < 1e-6
     (True, True)
     """
-    _check_scipy()
-    _check_pool(plan.pool)
-    _check_names(plan, values)
+    _check(plan, values)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
         scales, wanted, used = _wanted(plan, values, bars)
-        unrounded, pool = fit_pool(plan, wanted, used, _is_free(plan, scales), bars)
+        unrounded, variables = fit_pool(plan, wanted, used, _is_free(plan, scales), bars)
         del wanted, used
-        variables = pool | _fit_scales(KERNELS, plan, values, pool, scales, bars)
-        unrounded |= _fit_scales(SMOOTH, plan, values, unrounded, scales, bars)
-        report = _report(plan, values, variables, unrounded, bars)
+        report = _fit_scales(plan, values, scales, ((KERNELS, variables), (SMOOTH, unrounded)), bars)
     if report.error > _LOST:
         warnings.warn(
             f"the fitted weights are off by {report.error:.2f} of the given ones: most of the model is lost, and "
@@ -166,12 +150,18 @@ def fit_variables(
     return variables, report
 
 
-def _check_scipy() -> None:
+def _check(plan: Plan, values: Mapping[str, np.ndarray]) -> None:
+    """Raise unless SciPy is installed, the pool can be fitted, and there are values for the tensors of the plan."""
     try:
-        import scipy.linalg
-        import scipy.sparse.linalg  # noqa: F401
+        import scipy.linalg  # noqa: F401
     except ImportError as error:
         raise SmhError("fitting needs SciPy: pip install smh[fit]") from error
+    _check_pool(plan.pool)
+    plan.select(values)
+    for tensor in plan.tensors:
+        if tensor.name not in values:
+            what = f"the values of {tensor.name!r} are missing: the plan needs them, shape {tensor.viewed_shape}"
+            raise VariableError(what)
 
 
 def _check_pool(pool: Pool) -> None:
@@ -179,19 +169,9 @@ def _check_pool(pool: Pool) -> None:
     if isinstance(pool, Sum):
         for part in pool.parts:
             _check_pool(part)
-    elif not can_fit(pool):
+    elif type(pool) not in FITTERS:
         kinds = ", ".join(cls.kind for cls in FITTERS)
         raise PlanError(f"pools that can be fitted are {kinds}, and sums of these; got a {pool.kind}: {pool!r}")
-
-
-def _check_names(plan: Plan, values: Mapping[str, np.ndarray]) -> None:
-    known = {tensor.name: tensor for tensor in plan.tensors}
-    for name in values:
-        if name not in known:
-            raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
-    for name, tensor in known.items():
-        if name not in values:
-            raise VariableError(f"the values of {name!r} are missing: the plan needs them, shape {tensor.viewed_shape}")
 
 
 def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -211,44 +191,44 @@ def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.reshape(canonical, (-1,))
 
 
-def _wanted(plan: Plan, values: Mapping[str, np.ndarray], bars: Progress) -> tuple[dict[str, float], np.ndarray, Used]:
-    """Return the scale of every tensor, the wanted virtual weights, and which of them are wanted.
+def _wanted(
+    plan: Plan, values: Mapping[str, np.ndarray], bars: Progress
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Return the scale of every tensor, the wanted virtual weights, float32, and which of them are wanted.
 
-    Virtual weights are as many as the largest leaf has, float32.
+    Virtual weights are as many as the largest leaf has. One that several cells show is the mean of what they want,
+    weighted with the squares of their scales.
     """
     scales = {}
     room = max(leaf.pool.capacity for leaf in plan.pool.leaves(plan.seed))
+    wanted, used = np.zeros(room, dtype=np.float32), np.zeros(room, dtype=bool)
     shared = plan.layout == "cyclic" and plan.num_weights > plan.capacity
-    wanted: np.ndarray = np.zeros(room, dtype=np.float32)
-    squares: np.ndarray = np.zeros(plan.capacity if shared else 0, dtype=np.float32)
-    ranges = []
+    squares = np.zeros(room if shared else 0, dtype=np.float32)
     for tensor in bars.track(plan.tensors, description="reading tensors"):
         target = _target(tensor, values)
         scale = tensor.initial_scale
         if tensor.learn_scale:
             scale = math.sqrt(dot(target, target) / target.size)
             scale = float(np.float32(min(max(scale, LEAST), LIMIT / 2))) if scale else 0.0
+        scales[tensor.name] = scale
+        if not scale:
+            continue
         largest = max(float(np.max(target)), -float(np.min(target)))
-        if largest >= _FAR * scale > 0.0:
+        if largest >= _FAR * scale:
             raise VariableError(
                 f"the values of {tensor.name!r} must be below 2**40 times its scale {scale:.4g}; got magnitude "
                 f"{largest:.4g}: make a plan with learnable scales, or a larger one"
             )
-        scales[tensor.name] = scale
-        if not scale:
-            continue
         for cells, elements in _shown(plan, tensor):
-            ranges.append(cells)
+            used[cells] = True
             if shared:
-                for k in range(0, cells.stop - cells.start, BLOCK):
-                    block = target[elements][k : k + BLOCK]
-                    wanted[cells.start + k : cells.start + k + len(block)] += np.float32(scale) * block
+                wanted[cells] += np.float32(scale) * target[elements]
                 squares[cells] += np.float32(scale * scale)
             else:
                 np.divide(target[elements], np.float32(scale), out=wanted[cells])
     if shared:
-        np.divide(wanted[: plan.capacity], squares, out=wanted[: plan.capacity], where=squares > 0.0)
-    return scales, wanted, Used(ranges)
+        np.divide(wanted, squares, out=wanted, where=used)
+    return scales, wanted, used
 
 
 def _shown(plan: Plan, tensor: TensorSpec) -> Iterator[tuple[slice, slice]]:
@@ -272,75 +252,62 @@ def _is_free(plan: Plan, scales: Mapping[str, float]) -> bool:
 
 
 def _fit_scales(
-    kernels: NumpyKernels,
     plan: Plan,
     values: Mapping[str, np.ndarray],
-    pool: Variables,
     scales: Mapping[str, float],
+    fitted: tuple[tuple[NumpyKernels, Variables], ...],
     bars: Progress,
-) -> Variables:
-    """Return the learnable scales by variable, with the least squared error for the virtual weights that there are."""
-    learnable = [tensor for tensor in plan.tensors if tensor.learn_scale]
-    grids = generate.put_on_grids(kernels, plan, pool)
-    found = {}
-    task = bars.add_task("fitting scales", total=sum(tensor.size for tensor in learnable))
-    for tensor in learnable:
-        target, whole, energy, shared = _target(tensor, values), 0.0, 0.0, 0.0
-        for start, stop in _blocks(tensor):
-            v = np.asarray(generate.cells(kernels, plan, grids, tensor.offset + start, tensor.offset + stop))
-            whole += dot(v, v)
-            if "relu" in tensor.modifiers:
-                v = np.maximum(v, np.float32(0.0))
-            energy += dot(v, v)
-            shared += dot(v, target[start:stop])
-            bars.advance(task, stop - start)
-        scale = _best_scale(tensor, math.sqrt(whole / tensor.size), energy, shared, scales[tensor.name])
-        found[tensor.scale_variable] = np.asarray(scale * 2.0**tensor.kappa, dtype=np.float32)
-    return found
+) -> FitReport:
+    """Add the learnable scales to variables, rounded and not, and return the errors of the weights they generate."""
+    ways = [(kernels, variables, generate.put_on_grids(kernels, plan, variables)) for kernels, variables in fitted]
+    errors, norms, distances = {}, [], []
+    task = bars.add_task("fitting scales, measuring errors", total=2 * plan.num_weights)
+    for tensor in plan.tensors:
+        target, off = _target(tensor, values), []
+        for kernels, variables, grids in ways:
+            blocks = functools.partial(_blocks, kernels, plan, grids, tensor, target)
+            if tensor.learn_scale:
+                scale = _best_scale(tensor, blocks(), scales[tensor.name])
+                variables[tensor.scale_variable] = np.asarray(scale * 2.0**tensor.kappa, dtype=np.float32)
+            cleaned, square = generate.scale_of(kernels, tensor, variables), 0.0
+            for v, wanted in blocks():
+                w = modified(kernels, kernels.scale(v, cleaned), tensor.modifiers)
+                difference = np.asarray(w) - wanted.astype(np.float64)
+                square += float(difference @ difference)
+                bars.advance(task, v.size)
+            off.append(math.sqrt(square))
+        distances.append(off)
+        norms.append(math.sqrt(dot(target, target)))
+        errors[tensor.name] = off[0] / (norms[-1] or 1.0)
+    error, before = (math.hypot(*each) / (math.hypot(*norms) or 1.0) for each in zip(*distances, strict=True))
+    return FitReport(errors, error, before)
 
 
-def _blocks(tensor: TensorSpec) -> Iterator[tuple[int, int]]:
-    """Iterate over ranges of the elements of a tensor."""
+def _blocks(
+    kernels: NumpyKernels, plan: Plan, grids: Mapping[str, Grid], tensor: TensorSpec, target: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Iterate over the elements of a tensor: the virtual weights that they show, and what is wanted."""
     for start in range(0, tensor.size, _WEIGHTS):
-        yield start, min(start + _WEIGHTS, tensor.size)
+        wanted = target[start : start + _WEIGHTS]
+        first = tensor.offset + start
+        yield np.asarray(generate.cells(kernels, plan, grids, first, first + len(wanted))), wanted
 
 
-def _best_scale(tensor: TensorSpec, size: float, energy: float, shared: float, scale: float) -> float:
-    """Return the better of two scales for virtual weights v: the one given, and that of least squares.
+def _best_scale(tensor: TensorSpec, blocks: Iterable[tuple[np.ndarray, np.ndarray]], scale: float) -> float:
+    """Return the better of two scales for virtual weights: the one given, and that of least squares.
 
-    ``size`` is their root mean square, ``energy`` the square of v, after relu, and ``shared`` its product with the
-    target. Virtual weights of next to nothing tell no scale, and with a scale of 0 could not be trained: they keep
-    theirs.
+    Virtual weights of next to nothing tell no scale, and with a scale of 0 could not be trained: they keep theirs.
     """
-    if size < _FAINT:
+    energy = shared = 0.0
+    for v, wanted in blocks:
+        if "relu" in tensor.modifiers:
+            v = np.maximum(v, np.float32(0.0))
+        energy += dot(v, v)
+        shared += dot(v, wanted)
+    if energy < _FAINT**2 * tensor.size:
         return scale or tensor.initial_scale
-    least = float(np.float32(shared / energy)) if energy else scale
+    least = float(np.float32(shared / energy))
     least = 0.0 if abs(least) < LEAST else math.copysign(min(abs(least), LIMIT / 2), least)
     if "relu" in tensor.modifiers and least <= 0.0:
         return scale
     return min(scale, least, key=lambda s: s * s * energy - 2.0 * s * shared)
-
-
-def _report(
-    plan: Plan, values: Mapping[str, np.ndarray], variables: Variables, unrounded: Variables, bars: Progress
-) -> FitReport:
-    """Return the errors of the weights that are generated, block by block."""
-    errors, off, before, whole = {}, 0.0, 0.0, 0.0
-    ways = [
-        (kernels, generate.put_on_grids(kernels, plan, given), given)
-        for kernels, given in ((KERNELS, variables), (SMOOTH, unrounded))
-    ]
-    task = bars.add_task("measuring errors", total=plan.num_weights)
-    for tensor in plan.tensors:
-        target, squares = _target(tensor, values), [0.0, 0.0]
-        for start, stop in _blocks(tensor):
-            for k, (kernels, grids, given) in enumerate(ways):
-                v = generate.cells(kernels, plan, grids, tensor.offset + start, tensor.offset + stop)
-                w = kernels.scale(v, generate.scale_of(kernels, tensor, given))
-                distance = np.asarray(modified(kernels, w, tensor.modifiers)) - target[start:stop].astype(np.float64)
-                squares[k] += float(distance @ distance)
-            bars.advance(task, stop - start)
-        norm, distances = math.sqrt(dot(target, target)), [math.sqrt(square) for square in squares]
-        errors[tensor.name] = distances[0] / norm if norm else distances[0]
-        off, before, whole = math.hypot(off, distances[0]), math.hypot(before, distances[1]), math.hypot(whole, norm)
-    return FitReport(errors, off / (whole or 1.0), before / (whole or 1.0))

@@ -1,93 +1,286 @@
-"""How the leaves of a pool are fitted together, each to what the others leave."""
+"""Fitting a pool: variables whose virtual weights are close to given ones, unrounded and rounded to integers.
+
+A single pool reaches the optimum before rounding. The parts of a sum are fitted in turns, each to what the others
+leave. Which virtual weights count is an array of booleans; the others are free, and are overwritten.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core.grid import grid
+from smh.core.initial import standard
 from smh.core.plan import Plan
+from smh.core.pools import Hash, Kronecker, Matmul, Pool
 from smh.core.pools.base import Leaf
-from smh.models.fitters import ROUNDS, STALL, Used, Variables, fit_leaf
+from smh.models.patience import Tick, interruptible, largest_eigenvectors, track
+from smh.models.rounding import BLOCK, ROWS, Steps, distance, dot, round_factors
 
+KERNELS = NumpyKernels()
 SMOOTH = NumpyKernels(smooth=True)
-BLOCK = 1 << 16  # elements that are held in float64 at a time
+_ROUNDS = 8  # of filling in unused virtual weights, and of refitting the parts of a sum, at most
+_STALL = 1e-3  # what one more round must take off the error, relatively
+_SPARE = 2.0**-19  # singular values this small, relative to the largest, are rounding errors
+_EIGH = 10.0  # about how many times as long as the Gram matrix the eigenvectors take
+_FEW = 1 << 16  # entries of a table that is fitted in float64
+_STEPS = 400  # of conjugate gradients, at most
+
+Variables = dict[str, np.ndarray]
+_Fitted = tuple[list[np.ndarray], list[np.ndarray]]
+"""The arrays of a leaf, float32: without gain, and rounded; no rounded ones where the others will do."""
 
 
-def fit_pool(plan: Plan, rest: np.ndarray, used: Used, free: bool, bars: Progress) -> tuple[Variables, Variables]:
-    """Return pool variables for the wanted virtual weights, unrounded and rounded to integers.
+def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, bars: Progress) -> list[Variables]:
+    """Return pool variables for the wanted virtual weights, unrounded, and rounded to integers.
 
     Leaf by leaf, each is fitted to what the others leave, first without integers, then with them. ``rest`` is
-    overwritten: it holds the wanted virtual weights less those of all leaves, and 0 where nothing is wanted.
+    overwritten: it holds the wanted virtual weights less those of all leaves, and 0 where none is wanted.
     """
-    leaves = list(plan.pool.leaves(plan.seed))
+    leaves, task = list(plan.pool.leaves(plan.seed)), bars.add_task("fitting the pool", total=1.0)
+
+    def fit(number: int, integers: bool) -> list[Variables]:
+        def tick(what: str, share: float) -> None:
+            title = f"fitting the pool, part {number + 1} of {len(leaves)}: {what}"
+            bars.update(task, description=title, completed=share)
+
+        pool, here = leaves[number].pool, slice(leaves[number].pool.capacity)
+        return fit_leaf(leaves[number], rest[here], used[here], Steps(pool, free) if integers else None, tick)
+
     if len(leaves) == 1:
-        return _fit_part(leaves, 0, rest, used, free, True, bars)
-    parts: list[Variables] = []
-    found: list[list[Variables]] = []
+        return fit(0, integers=True)
+    variables: Variables = {}
+    found = []
     for integers in (False, True):
-        best, least = parts, math.inf
-        for _ in range(ROUNDS):
-            parts = list(parts)
-            for p, leaf in enumerate(leaves):
-                here = rest[: leaf.pool.capacity]
-                if p < len(parts):
-                    _add(leaf, parts[p], here, 1.0)
-                parts[p : p + 1] = [_fit_part(leaves, p, here, used, free, integers, bars)[integers]]
-                _add(leaf, parts[p], here, -1.0)
-                _clear(rest, used)
-            error = math.sqrt(dot(rest, rest))
-            stalled = error >= (1.0 - STALL) * least
+        best, least = variables, math.inf
+        for turn in range(_ROUNDS):
+            for number, leaf in enumerate(leaves):
+                if integers or turn:
+                    _add(leaf, variables, 1.0, rest)
+                variables = variables | fit(number, integers)[integers]
+                _add(leaf, variables, -1.0, rest)
+                rest[~used] = 0.0
+            error, before = math.sqrt(dot(rest, rest)), least
             if error < least:
-                best, least = parts, error
-            if stalled:
+                best, least = variables, error
+            if error >= (1.0 - _STALL) * before:
                 break
         found.append(best)
-    unrounded, rounded = ({name: x for part in each for name, x in part.items()} for each in found)
-    return unrounded, rounded
+    return found
 
 
-def _fit_part(
-    leaves: list[Leaf], number: int, wanted: np.ndarray, used: Used, free: bool, integers: bool, bars: Progress
-) -> tuple[Variables, Variables]:
-    """Return the variables of a leaf by their names in the plan, unrounded and, if wanted, rounded to integers."""
-    leaf = leaves[number]
-    task = bars.add_task(f"fitting the pool, part {number + 1} of {len(leaves)}", total=1.0)
-    found = fit_leaf(leaf, wanted, used, free, integers, functools.partial(_tick, bars, task))
-    bars.update(task, completed=1.0)
-    unrounded, rounded = ({f"pool/{leaf.path}{name}": x for name, x in each.items()} for each in found)
-    return unrounded, rounded
-
-
-def _tick(bars: Progress, task: TaskID, what: str, share: float) -> None:
-    description = bars.tasks[task].description.partition(":")[0]
-    bars.update(task, description=f"{description}: {what}", completed=min(share, 1.0))
-
-
-def _add(leaf: Leaf, part: Variables, x: np.ndarray, factor: float) -> None:
+def _add(leaf: Leaf, variables: Variables, factor: float, out: np.ndarray) -> None:
     """Add the virtual weights of a leaf, times a factor."""
-    pool = leaf.pool
-    grids = {
-        name: grid(SMOOTH, part[f"pool/{leaf.path}{name}"], pool.grid_bits, 30, 30) for name in pool.local_shapes()
-    }
-    for start in range(0, len(x), BLOCK):
-        stop = min(start + BLOCK, len(x))
-        x[start:stop] += np.float32(factor) * np.asarray(pool.virtual_weights(SMOOTH, grids, start, stop, leaf.seed))
+    grids = {name: grid(SMOOTH, variables[f"pool/{leaf.path}{name}"], 0, 0, 0) for name in leaf.pool.local_shapes()}
+    for start in range(0, leaf.pool.capacity, BLOCK):
+        stop = min(start + BLOCK, leaf.pool.capacity)
+        v = leaf.pool.virtual_weights(SMOOTH, grids, start, stop, leaf.seed)
+        out[start:stop] += np.float32(factor) * np.asarray(v)
 
 
-def _clear(x: np.ndarray, used: Used) -> None:
-    """Set what does not count to 0."""
-    for start in range(0, len(x), BLOCK):
-        counts = used.mask(start, min(start + BLOCK, len(x)))
-        if counts is not None:
-            x[start : start + BLOCK][~counts] = 0.0
+def fit_leaf(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | None, tick: Tick) -> list[Variables]:
+    """Return the variables of a leaf, float32, unrounded and on their grids; with integers only if there are steps.
+
+    ``wanted`` holds a first guess where ``used`` is false, and is overwritten there.
+    """
+    pool, shapes = leaf.pool, leaf.pool.local_shapes()
+    plain, rounded = FITTERS[type(pool)](leaf, wanted, used, steps, tick)
+    for x in plain:
+        x *= np.float32(2.0 ** -(pool.gain or 0))
+    on_grids = (grid(KERNELS, x, pool.grid_bits, 30, 30, pool.exponent(k)) for k, x in enumerate(rounded or plain))
+    rounded = [one.integers * one.unit + np.float32(0.0) for one in on_grids]  # -0 becomes +0
+    return [
+        {
+            f"pool/{leaf.path}{name}": np.ascontiguousarray(x).reshape(shapes[name])
+            for name, x in zip(shapes, each, strict=True)
+        }
+        for each in (plain, rounded)
+    ]
 
 
-def dot(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the inner product of two vectors, added in float64."""
-    blocks = range(0, x.size, BLOCK)
-    return sum(float(x[k : k + BLOCK].astype(np.float64) @ y[k : k + BLOCK]) for k in blocks)
+def _fit_hash(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | None, tick: Tick) -> _Fitted:
+    """Fit the table of least squares; with one hash function its entries are the means of buckets."""
+    pool: Any = leaf.pool
+    size, length, count = pool.hashes * pool.size, BLOCK // pool.hashes, np.count_nonzero(used)
+    exact = pool.hashes == 1 or size <= _FEW
+    keep = 1 < pool.hashes and (exact or 5 * pool.hashes * count + 16 * size <= 10 * count)
+    starts = [k for k in range(0, len(wanted), length) if used[k : k + length].any()]
+
+    @functools.lru_cache(maxsize=None if keep else 0)
+    def terms(start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the index and the sign of every term of some virtual weights."""
+        i = start + np.flatnonzero(used[start : start + length])
+        (columns,) = pool.indices(KERNELS, i, leaf.seed).values()
+        return columns.astype(np.int32), pool.signs(KERNELS, i, leaf.seed).astype(np.int8)
+
+    def product(table: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the Gram matrix of the table times a vector, and the square that it makes with the vector."""
+        image, square = np.zeros_like(table), 0.0
+        for columns, signs in map(terms, starts):
+            x = np.einsum("kh,kh->k", table[columns], signs, dtype=np.float64)
+            square += float(x @ x)
+            np.add.at(image, columns, (signs * x[:, None]).astype(table.dtype))
+        return image, square
+
+    total, energy = np.zeros(size, dtype=np.float64 if exact else np.float32), 0.0
+    counts = np.zeros(size if pool.hashes == 1 else 0, dtype=np.int32)
+    for start in track(tick, "hash indices", starts):
+        x, (columns, signs) = wanted[start : start + length][used[start : start + length]], terms(start)
+        energy += dot(x, x)
+        np.add.at(total, columns, (signs * x[:, None]).astype(total.dtype))
+        if pool.hashes == 1:
+            np.add.at(counts, columns, 1)
+    if pool.hashes == 1:
+        table = np.divide(total, counts, out=total, where=counts > 0).astype(np.float32)
+    else:
+        table = _conjugate_gradients(product, total, (1e-13 if exact else 1e-9) * energy, tick).astype(np.float32)
+    del total, counts
+    if steps is None:
+        return [table], []
+    step = steps.best(table[None], np.ones(1), 1.0)
+    return [table], steps.variables([steps.round(table / np.float32(step))], [step])
+
+
+def _conjugate_gradients(
+    product: Callable[[np.ndarray], tuple[np.ndarray, float]], gradient: np.ndarray, least: float, tick: Tick
+) -> np.ndarray:
+    """Return the solution of least norm of normal equations, whose right side is given and overwritten.
+
+    The last step is the first that takes less than ``least`` off the squared error.
+    """
+    table, direction = np.zeros_like(gradient), gradient.copy()
+    square, share, first = float(gradient @ gradient), 0.0, 0.0
+    for _ in range(_STEPS):
+        tick("least squares", share)
+        image, curvature = product(direction)
+        gained = square * square / curvature if curvature > 0.0 else 0.0
+        if gained <= least:
+            break
+        first = first or gained
+        share = max(share, 1.0 - math.log(gained / least) / math.log(first / least))
+        step = gradient.dtype.type(square / curvature)
+        image *= step
+        gradient -= image
+        table += np.multiply(direction, step, out=image)
+        square, before = float(gradient @ gradient), square
+        direction *= gradient.dtype.type(square / before)
+        direction += gradient
+    return table
+
+
+def _fit_factors(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | None, tick: Tick) -> _Fitted:
+    """Fit left and right factors: the nearest matrix of rank m (Eckart and Young; equation 4 of the paper).
+
+    With virtual weight (i1, i2, j1, j2) in row (i1, j1) and column (i2, j2) of a matrix, a Kronecker product is a term
+    of rank 1 (Van Loan and Pitsianis). Terms that the matrix does not need become 0 on the left, and like initial ones
+    on the right, as large as the others, whose grid they share.
+    """
+    pool: Any = leaf.pool
+    n, terms = pool.side, pool.terms
+    matrix, mask = wanted.reshape(n, n), used.reshape(n, n)
+    _rearrange(pool, wanted, used)
+    left, right = _low_rank(matrix, mask, min(n, terms), tick)
+    spare = standard(leaf.seed, 1, len(left) * n, terms * n, "normal").reshape(-1, n)
+    spare *= math.sqrt(dot(right.reshape(-1), right.reshape(-1)) / right.size) if len(right) else pool.sigma(leaf.tau)
+
+    def with_spare(factors: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
+        return [np.vstack(pair, dtype=np.float32) for pair in zip(factors, (np.zeros_like(rows), rows), strict=True)]
+
+    rounded = []
+    if len(left):
+        _mix(left)
+        _mix(right)
+        if steps is not None:
+            q, chosen = round_factors(matrix, mask, left, right, steps, tick)
+            rounded = steps.variables(with_spare(q, steps.round(spare / chosen[1])), chosen)
+    plain = with_spare([left, right], spare)
+    if isinstance(pool, Matmul):
+        plain[0], rounded[:1] = plain[0].T, [x.T for x in rounded[:1]]
+    _rearrange(pool, wanted, used)
+    return plain, rounded
+
+
+FITTERS: dict[type[Pool], Callable[..., _Fitted]] = {Matmul: _fit_factors, Kronecker: _fit_factors, Hash: _fit_hash}
+
+
+def _rearrange(pool: Pool, *arrays: np.ndarray) -> None:
+    """Swap rows of one factor and columns of the other in the order of a Kronecker pool, in place: there and back."""
+    if isinstance(pool, Kronecker):
+        for x in arrays:
+            for block in x.reshape([math.isqrt(pool.side)] * 4):
+                block[...] = block.transpose(1, 0, 2).copy()
+
+
+def _low_rank(matrix: np.ndarray, used: np.ndarray, rank: int, tick: Tick) -> tuple[np.ndarray, np.ndarray]:
+    """Return left and right, (terms, n), whose ``left.T @ right`` is close to a matrix where it is used.
+
+    Each round takes the present product for the elements that are not used, and the nearest matrix to that; the error
+    of the others cannot grow.
+    """
+    least, left, right = math.inf, matrix[:0], matrix[:0]
+    for number in range(_ROUNDS):
+        del left, right
+        left, right, norm = _nearest(matrix, rank, tick, f", round {number + 1}" if number else "")
+        error, before = distance(matrix, used, left, right), least
+        least = error
+        # Elements that are not used cost no more than their share of the whole.
+        negligible = (1.0 - float(used.mean())) * norm**2 <= _STALL * error**2
+        if error >= (1.0 - _STALL) * before or rank == len(matrix) or negligible:
+            break
+    return left, right
+
+
+def _nearest(matrix: np.ndarray, rank: int, tick: Tick, suffix: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return left and right, (terms, n), of the nearest matrix of a rank, equally large, and the norm of the matrix.
+
+    Right singular vectors are the eigenvectors of ``matrix.T @ matrix``, and left ones follow by projection: a fraction
+    of the cost of a whole decomposition, for a distance above the least by 1e-8 of the matrix, which float32 hides.
+    There are fewer terms if the matrix does not need more.
+    """
+    from scipy.linalg.blas import dsyrk
+
+    n, began = len(matrix), time.monotonic()
+    gram = np.zeros((n, n), order="F")
+    for row in track(tick, f"products of columns{suffix}", range(0, n, ROWS)):
+        block = matrix[row : row + ROWS].astype(np.float64)
+        gram = dsyrk(1.0, block.T, beta=1.0, c=gram, overwrite_c=True)  # its upper triangle
+        del block
+    norm, middle = math.sqrt(float(np.trace(gram))), time.monotonic()
+
+    def waiting() -> None:
+        share = (time.monotonic() - middle) / (_EIGH * (middle - began))
+        tick(f"eigenvectors{suffix}", share if share < 0.9 else 1.0 - 0.09 / share)
+
+    basis = interruptible(functools.partial(largest_eigenvectors, gram, rank), waiting)
+    del gram
+    right = np.ascontiguousarray(basis, dtype=np.float32)
+    del basis
+    left = np.empty_like(right)
+    for row in track(tick, f"projecting{suffix}", range(0, n, ROWS)):
+        left[:, row : row + ROWS] = right @ matrix[row : row + ROWS].T
+    singular = np.sqrt(np.einsum("kn,kn->k", left, left, dtype=np.float64))
+    needed = singular > _SPARE * singular.max()
+    root = np.sqrt(singular[needed]).astype(np.float32)[:, None]
+    return left[needed] / root, right[needed] * root, norm
+
+
+def _mix(x: np.ndarray) -> None:
+    """Turn the terms of a factor into one another, in place, so that all are about equally large.
+
+    They share one grid. The same turn of the other factor leaves the product as it is.
+    """
+    from scipy.fft import dct
+
+    signs = np.where(np.random.default_rng(0).integers(0, 2, (2, len(x), 1)), np.float32(1.0), np.float32(-1.0))
+    for c in range(0, x.shape[1], ROWS):
+        block = x[:, c : c + ROWS]
+        for some in signs:
+            block = dct(block * some, axis=0, norm="ortho")
+        x[:, c : c + ROWS] = block

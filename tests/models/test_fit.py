@@ -22,10 +22,9 @@ from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate, layout, pools
 from smh.core.pools.base import named
 from smh.models import patience, rounding
-from smh.models.eigenvectors import largest_eigenvectors
 from smh.models.fit import FitReport, fit_variables
-from smh.models.fitters import Used, fit_leaf
-from smh.models.patience import interruptible
+from smh.models.fit_pool import fit_leaf
+from smh.models.patience import interruptible, largest_eigenvectors
 
 pytestmark = pytest.mark.filterwarnings("ignore:the fitted weights are off:UserWarning")
 
@@ -618,7 +617,9 @@ def test_integers_make_up_for_the_errors_of_those_before():
     for k in reversed(range(terms)):
         errors = x[k + 1 :] / 0.4 - expected[k + 1 :]
         expected[k] = np.clip(np.rint(x[k] / 0.4 + root[k, k + 1 :] @ errors / root[k, k]), -top, top)
-    found = rounding._nearest_plane(x, root, 0.4, top, lambda share: None)
+    steps = rounding.Steps(pools.Matmul(n=n, m=terms, bits=4, gain=0), free=True)
+    assert steps.top == top
+    found = rounding._nearest_plane(x, root, 0.4, steps, range(0, n, rounding._COLUMNS))
     assert np.mean(found != expected) < 1e-3  # ties may fall either way
     rounded = np.clip(np.rint(x / 0.4), -top, top)
     assert np.linalg.norm(root @ (found * 0.4 - x)) < 0.9 * np.linalg.norm(root @ (rounded * 0.4 - x))
@@ -657,7 +658,7 @@ def test_every_phase_tells_how_far_it_is(request_):
     def tick(what, share):
         told.setdefault(what, []).append(share)
 
-    fit_leaf(leaf, wanted, Used([slice(0, 375_000)]), False, True, tick)
+    fit_leaf(leaf, wanted, np.arange(leaf.pool.capacity) < 375_000, rounding.Steps(leaf.pool, False), tick)
     for what, shares in told.items():
         assert shares == sorted(shares), what
         assert 0.0 <= shares[0] <= shares[-1] <= 1.0, what
