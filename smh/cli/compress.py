@@ -22,6 +22,7 @@ from smh.core.patterns import compile_pattern
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, OPTIMIZERS
 from smh.core.rules import RULES
+from smh.core.selection import why_not
 from smh.core.views import MAX_AXES
 from smh.errors import PlanError, SmhError, near_names
 from smh.files.atomic import replacing
@@ -323,7 +324,7 @@ def _axes(convention: str, shape: tuple[int, ...]) -> str | None:
 def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Return the names of the tensors to be generated."""
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
-    chosen = {name for name, tensor in free.items() if len(tensor.shape) >= 2}
+    chosen = {name for name, tensor in free.items() if not why_not(name, tensor.shape)}
     if include:
         chosen = _matching("--include", include, tensors) & free.keys()
     chosen -= _matching("--exclude", exclude, tensors)

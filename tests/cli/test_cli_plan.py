@@ -198,6 +198,12 @@ def test_plan_of_chosen_tensors(files, options, hashed):
     assert set(found["kept"]) == set(DENSE) - hashed
 
 
+def test_a_bias_of_two_axes_is_kept_also_where_others_are_excluded():
+    words = ["a.weight=30x40", "a.bias=30x4", "b.weight=30x40"]
+    for options in ([], ["--exclude", "b.*"]):
+        assert "a.bias" in as_json("plan", *words, "--ratio", "0.2", *options)["kept"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
