@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from smh.backends.jax import derivatives
-from smh.backends.jax.compiler import check_compiler
 from smh.backends.jax.derivatives import KERNELS, Arrays
 from smh.backends.jax.modes import modes
-from smh.backends.protocol import EAGER, Backend, Function, Mode
-from smh.core import generate
+from smh.backends.protocol import Backend, Function, Mode
+from smh.core.inputs import check_cotangents, check_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError
@@ -34,10 +33,11 @@ class JaxBackend(Backend):
 
     def asarray(self, x: Any, device: Any = None) -> jax.Array:
         """Return ``x`` as an array of its own, by default where JAX places arrays."""
-        place = self._place(device)
+        if device is not None and not isinstance(device, (jax.Device, jax.sharding.Sharding)):
+            device = self._named(device)
         with jax.enable_x64(True):
             own = jnp.array(x, copy=True) if isinstance(x, jax.Array) else np.array(x, order="C")
-            return jax.device_put(own, place)
+            return jax.device_put(own, device)
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """Return the values of ``x`` on the host."""
@@ -48,29 +48,31 @@ class JaxBackend(Backend):
     ) -> dict[str, Array]:
         """Return weights, through which gradients flow to the variables."""
         chosen = tuple(tensor.name for tensor in plan.select(names))
-        flat = _flat(plan, variables)
-        weights = _weights(self.mode, plan, chosen)(flat) if chosen else ()
-        return dict(zip(chosen, weights, strict=True))
+        _check(plan, variables)
+        weights = _functions(self.mode, plan, chosen)[0](dict(variables)) if chosen else {}
+        return {name: weights[name] for name in chosen}
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return what ``jax.vjp`` gives for the weights that have cotangents."""
-        flat = _flat(plan, variables)
-        generate.check_cotangents(KERNELS, plan, cotangents)
-        if cotangents:
-            gradients = _gradients(self.mode, plan, tuple(cotangents))(flat, tuple(cotangents.values()))
-        else:
-            gradients = derivatives.without_cotangents(plan, flat)
-        return dict(zip(plan.variable_shapes, gradients, strict=True))
+        _check(plan, variables)
+        check_cotangents(KERNELS, plan, cotangents)
+        gradients = _functions(self.mode, plan, tuple(cotangents))[1](dict(variables), dict(cotangents))
+        return {name: gradients[name] for name in plan.variable_shapes}
 
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index, on JAX's default device."""
+        indices = self.mode.around(functools.partial(derivatives.indices, plan, stop - start))
         with jax.enable_x64(True):
-            found = self.mode.around(functools.partial(derivatives.indices, plan, stop - start))(jnp.int64(start))
-        return dict(found)
+            return dict(indices(jnp.int64(start)))
 
     def devices(self) -> list[str]:
         """Return the devices of the default platform, and those of the host."""
-        return list(dict.fromkeys(map(_device_name, _local_devices())))
+        default, found = jax.config.jax_default_device, jax.local_devices()
+        if isinstance(default, jax.Device):
+            found.insert(0, default)
+        with suppress(RuntimeError):  # where JAX was told to start without the host
+            found += jax.local_devices(backend="cpu")
+        return list(dict.fromkeys(f"{x.platform}:{jax.local_devices(backend=x.platform).index(x)}" for x in found))
 
     def on_kernels(self, fn: Function, *args: Any) -> Any:
         """Return ``fn(kernels, *args)``, in 64 bits."""
@@ -79,12 +81,10 @@ class JaxBackend(Backend):
 
     def modes(self) -> tuple[Mode, ...]:
         """Return transformations, settings and placements."""
-        return (dataclasses.replace(EAGER, slowness=12), *modes())  # every call is a compiled program
+        return modes()
 
-    def _place(self, device: Any) -> Any:
-        """Return what JAX takes as a device."""
-        if device is None or isinstance(device, (jax.Device, jax.sharding.Sharding)):
-            return device
+    def _named(self, device: Any) -> Any:
+        """Return the device of JAX that a name such as ``"cpu:1"`` means."""
         platform, _, number = str(device).partition(":")
         try:
             devices = jax.local_devices(backend=platform) if platform else []
@@ -94,47 +94,44 @@ class JaxBackend(Backend):
 
 
 @functools.lru_cache(maxsize=256)
-def _weights(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
-    """Return the function from all variables to the named weights."""
-    return mode.around(mode.within(functools.partial(derivatives.build, plan, names)))
-
-
-@functools.lru_cache(maxsize=256)
-def _gradients(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
-    """Return the function from all variables, and cotangents of the named weights, to all gradients."""
-    inner = mode.within(functools.partial(derivatives.build, plan, names))
+def _functions(mode: Mode, plan: Plan, names: tuple[str, ...]) -> tuple[Function, Function]:
+    """Return the functions from all variables to the named weights, and from these cotangents too to all gradients."""
+    build = mode.within(functools.partial(derivatives.build, plan, names))
 
     def gradients(variables: Arrays, cotangents: Arrays) -> Any:
-        weights, pull = jax.vjp(inner, variables)
-        (result,) = pull(tuple(map(derivatives.as_cotangent, cotangents, weights)))
-        return result
+        if not names:
+            return derivatives.without_cotangents(plan, variables)
+        weights, pull = jax.vjp(build, variables)
+        return pull({name: derivatives.as_cotangent(g, weights[name]) for name, g in cotangents.items()})[0]
 
-    return mode.around(jax.jit(gradients))  # the compiler sees that the weights themselves are not needed
-
-
-def _local_devices() -> list[jax.Device]:
-    """Return the default device if one is set, those of the default platform, and those of the host."""
-    try:
-        host = jax.local_devices(backend="cpu")
-    except RuntimeError:  # JAX was told to start without
-        host = []
-    default = jax.config.jax_default_device
-    return [*([default] if isinstance(default, jax.Device) else []), *jax.local_devices(), *host]
+    return mode.around(build), mode.around(jax.jit(gradients))  # which sees that the weights themselves are not needed
 
 
-def _device_name(device: jax.Device) -> str:
-    """Return the platform and the device's place in it."""
-    return f"{device.platform}:{jax.local_devices(backend=device.platform).index(device)}"
-
-
-def _flat(plan: Plan, variables: Mapping[str, Array]) -> Arrays:
-    """Return the variables in the plan's order, or say what does not fit."""
-    check_compiler()
+def _check(plan: Plan, variables: Mapping[str, Array]) -> None:
+    """Raise unless the variables are those of the plan, and programs compute what they say."""
+    _check_compiler()
     for name, x in variables.items():
         if not isinstance(x, jax.Array):
             raise VariableError(f"variable {name!r} must be a jax.Array, float32; got {type(x).__name__}")
-    generate.check_variables(KERNELS, plan, variables)
-    return tuple(variables[name] for name in plan.variable_shapes)
+    check_variables(KERNELS, plan, variables)
+
+
+@functools.cache
+def _check_compiler() -> None:
+    """Raise :class:`~smh.BackendError` where XLA reorders sums of floating-point numbers, which a flag lets it do.
+
+    Compiled programs on the CPU would not have the bits of the specification. A compiled sum tells, once per process.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    with jax.enable_x64(True), jax.disable_jit(False), jax.transfer_guard("allow"), jax.ensure_compile_time_eval():
+        left = float(jax.jit(lambda x: (x[0] + x[1]) - x[0])(np.asarray([1.0, 2.0**-60])))
+    if left != 0.0:
+        raise BackendError(
+            "XLA reorders sums here, (1 + 2**-60) - 1 gave "
+            f"{left:.3g} instead of 0, so weights and gradients would differ from those elsewhere: leave the flag "
+            "--xla_cpu_enable_fast_math=true out of the environment variable XLA_FLAGS"
+        )
 
 
 backend = JaxBackend()

@@ -1,14 +1,15 @@
 """The core as differentiable functions of JAX: first derivatives exact, second ones smooth (section 7).
 
-Arrays of a plan are tuples here, in the plan's order. The core needs float64 and int64, which are switched on around it
-and nowhere else: the user's own setting stays as it is. JAX must then not look into the core with 64 bits off, or it
-would batch and differentiate in 32: so every function brings its derivative, and is closed to batching.
+The core needs float64 and int64, which are switched on around it and nowhere else: the user's own setting stays as it
+is. JAX must then not look into the core with 64 bits off, or it would batch and differentiate in 32: so every function
+brings its derivative, and is closed to batching.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,33 +23,36 @@ from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 
-KERNELS = JaxKernels()
-_SMOOTH = JaxKernels(smooth=True)
-Arrays = tuple[Array, ...]
+KERNELS = JaxKernels(jnp)
+_SMOOTH = JaxKernels(jnp, smooth=True)
+Arrays = dict[str, Array]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
+def build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
     """Return the named weights, as one compiled program."""
-    weights: Arrays = _materialize(plan, names, tuple(map(gathered, variables)))
-    return weights
+    return _materialize(plan, names, jax.tree.map(_gathered, variables))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def without_cotangents(plan: Plan, variables: Arrays) -> Arrays:
+def without_cotangents(plan: Plan, variables: Arrays) -> Any:
     """Return the gradients where no weight has a cotangent: zeros times variables that need not be finite."""
-    gradients: Arrays = _closed(functools.partial(_core_vjp, plan, ()))(tuple(map(gathered, variables)), ())
-    return gradients
+    return _closed(functools.partial(generate.vjp, KERNELS, plan))(jax.tree.map(_gathered, variables), {})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def indices(plan: Plan, count: int, start: Array) -> dict[str, Array]:
+def indices(plan: Plan, count: int, start: Array) -> Arrays:
     """Return the hash index of ``count`` virtual weights, int64."""
     with jax.enable_x64(True):
         return generate.indices(KERNELS, plan, start + jnp.arange(count, dtype=jnp.int64))
 
 
-def gathered(x: Array) -> Array:
+def as_cotangent(x: Array, weight: Array) -> Array:
+    """Return a cotangent placed as its weight is: whole, and in ``jax.shard_map`` varying with the same devices."""
+    # The compiler takes the choice away; until then it gives both the same type.
+    return jnp.where(jnp.ones_like(weight, dtype=bool), _gathered(x), weight)
+
+
+def _gathered(x: Array) -> Array:
     """Return an array whole on every device, where its type says how it is spread: the core works on whole ones."""
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
@@ -56,72 +60,58 @@ def gathered(x: Array) -> Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def as_cotangent(x: Array, weight: Array) -> Array:
-    """Return a cotangent placed as its weight is: whole, and in ``jax.shard_map`` varying with the same devices."""
-    # The compiler takes the choice away; until then it gives both the same type.
-    return jnp.where(jnp.ones_like(weight, dtype=bool), gathered(x), weight)
+def with_pullback(build: Function, pullback: Callable[[Plan, Arrays, Arrays], Arrays]) -> Any:
+    """Return ``build(plan, names, variables)`` with gradients ``pullback(plan, variables, cotangents)``.
+
+    Outputs that were not used have no cotangent.
+    """
+    run = jax.custom_vjp(build, nondiff_argnums=(0, 1))
+
+    def keep(plan: Plan, names: tuple[str, ...], variables: Any) -> tuple[Arrays, Arrays]:
+        values = {name: x.value for name, x in variables.items()}
+        return run(plan, names, values), values
+
+    def pull(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Arrays) -> tuple[Arrays]:
+        return (pullback(plan, variables, {n: g for n, g in cotangents.items() if not isinstance(g, SymbolicZero)}),)
+
+    run.defvjp(keep, pull, symbolic_zeros=True)
+    return run
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _materialize(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
-    weights: Arrays = _closed(functools.partial(_core_weights, plan, names))(variables)
-    return weights
+def _build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
+    return _closed(lambda variables: generate.materialize(KERNELS, plan, variables, names))(variables)
 
 
-def _keep_variables(plan: Plan, names: tuple[str, ...], variables: Any) -> tuple[Arrays, Arrays]:
-    values = tuple(x.value for x in variables)
-    return _materialize(plan, names, values), values
+def _pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
+    def smooth(variables: Arrays, cotangents: Arrays) -> Arrays:
+        """Return the same without grids, at the values on the grid, where rounding has the derivative 1."""
+        rounded = generate.on_grid(KERNELS, plan, jax.lax.stop_gradient(variables))
+        on_grid = {name: x + jax.lax.stop_gradient(rounded[name] - x) for name, x in variables.items()}
+        return generate.vjp(_SMOOTH, plan, on_grid, cotangents)
+
+    return _differentiable(functools.partial(generate.vjp, KERNELS, plan), smooth)(variables, cotangents)
 
 
-def _pull(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Any) -> tuple[Arrays]:
-    """Return the gradients of all variables; an output that was not used has a symbolic zero."""
-    given = {name: g for name, g in zip(names, cotangents, strict=True) if not isinstance(g, SymbolicZero)}
-    exact = functools.partial(_core_vjp, plan, tuple(given))
-    smooth = functools.partial(_smooth_vjp, plan, tuple(given))
-    return (_differentiable(exact, smooth)(variables, tuple(given.values())),)
+_materialize = with_pullback(_build, _pullback)
 
 
-_materialize.defvjp(_keep_variables, _pull, symbolic_zeros=True)
-
-
-def _core_weights(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
-    weights = generate.materialize(KERNELS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names)
-    return tuple(weights.values())
-
-
-def _core_vjp(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Arrays) -> Arrays:
-    named = dict(zip(plan.variable_shapes, variables, strict=True))
-    return tuple(generate.vjp(KERNELS, plan, named, dict(zip(names, cotangents, strict=True))).values())
-
-
-def _smooth_vjp(plan: Plan, names: tuple[str, ...], variables: Arrays, cotangents: Arrays) -> Arrays:
-    """Return the same without grids, at the values on the grid, where rounding has the derivative 1."""
-    named = dict(zip(plan.variable_shapes, variables, strict=True))
-    rounded = generate.on_grid(KERNELS, plan, jax.lax.stop_gradient(named))
-    named = {name: x + jax.lax.stop_gradient(rounded[name] - x) for name, x in named.items()}
-    return tuple(generate.vjp(_SMOOTH, plan, named, dict(zip(names, cotangents, strict=True))).values())
-
-
-def _differentiable(fn: Function, smooth: Function) -> Function:
+def _differentiable(fn: Function, smooth: Function) -> Any:
     """Return ``fn`` with the derivatives of ``smooth``, of every order."""
     run = jax.custom_vjp(_closed(fn))
-
-    def keep(*args: Any) -> tuple[Any, Any]:
-        return run(*args), args
 
     def pullback(args: Any, cotangents: Any) -> Any:
         return jax.vjp(smooth, *args)[1](cotangents)
 
     # Made differentiable only when it is called: there is no highest order.
-    run.defvjp(keep, lambda args, cotangents: _differentiable(pullback, pullback)(args, cotangents))
-    return cast(Function, run)
+    run.defvjp(lambda *args: (run(*args), args), lambda *pulled: _differentiable(pullback, pullback)(*pulled))
+    return run
 
 
-def _closed(fn: Function) -> Function:
+def _closed(fn: Function) -> Any:
     """Return ``fn`` in 64 bits, and closed to batching: the elements of a batch run one after another."""
 
     def run(*args: Any) -> Any:
         with jax.enable_x64(True):
             return fn(*args)
 
-    return cast(Function, sequential_vmap(run))
+    return sequential_vmap(run)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import jax
-import jax.numpy as xp
 
 from smh.core.kernels import Array, Kernels
 
@@ -14,30 +15,26 @@ class JaxKernels(Kernels):
     Float32 products have integers of at most 8 bits as factors, which every unit holds that XLA chooses for them by
     default (TF32, bfloat16 with float32 sums). So the default is exact, and these products ask for it: by
     ``jax_default_matmul_precision`` a user can choose an algorithm that is not, such as ``"F16_F16_F16"``, and one such
-    as ``"F32_F32_F32"`` would make float32 products of float64 ones.
+    as ``"F32_F32_F32"`` would make float32 products of float64 ones. Smooth products have the precision that users set.
     """
-
-    def __init__(self, smooth: bool = False) -> None:
-        super().__init__(xp, smooth)
 
     def device(self, x: Array) -> None:
         """Return None: arrays are made where those are that they meet."""
         return None
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Multiply by XLA's own choice of units; smooth products are float32 ones, of the precision that users set."""
-        if self.smooth:
-            return super().product(left, right, unit, exact_terms)
-        with jax.default_matmul_precision("default"):
+        """Multiply by XLA's own choice of units."""
+        with self._precision():
             return super().product(left, right, unit, exact_terms)
 
     def factor_sums(self, q: Array, left: Array, right: Array) -> tuple[Array, Array]:
-        """Multiply in float64, whatever users set; smooth sums are as smooth products are."""
-        if self.smooth:
-            return super().factor_sums(q, left, right)
-        with jax.default_matmul_precision("default"):
+        """Multiply in float64, whatever users set."""
+        with self._precision():
             return super().factor_sums(q, left, right)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in whatever order: sums of such float64 integers are exact."""
         return jax.ops.segment_sum(x, segments, num_segments=size)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.smooth else jax.default_matmul_precision("default")

@@ -1,22 +1,26 @@
-"""Compressing pytrees of parameters: what is generated gets a name, all else is kept."""
+"""Compressing pytrees of parameters, and building their weights by residency."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from smh.backends.jax import flax_state, residency
 from smh.backends.jax.adapter import backend
-from smh.backends.jax.pytrees import Compressed, Structure, describe, flatten
+from smh.backends.jax.derivatives import Arrays, with_pullback
+from smh.backends.jax.pytrees import Compressed, Structure, describe, flatten, register_with_flax
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.adapter import ModelAdapter
 from smh.models.compression import Compression, ModelTensor
+
+_MOST_CACHED = 4
+_cache: dict[Any, tuple[tuple[weakref.ref[Any], ...], Arrays]] = {}
 
 
 class JaxModels(ModelAdapter):
@@ -30,7 +34,7 @@ class JaxModels(ModelAdapter):
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return all leaves that are arrays, once each."""
-        return tuple(describe(flatten(model)[1]))
+        return describe(flatten(model)[1])
 
     def values(self, model: Any, plan: Plan | None = None) -> dict[str, np.ndarray]:
         """Return the values of all float32 arrays."""
@@ -40,16 +44,21 @@ class JaxModels(ModelAdapter):
     def install(self, model: Any, compression: Compression) -> Compressed:
         """Return a pytree of what is kept, without variables."""
         treedef, named = flatten(model)
-        tensors = tuple(_untied(compression.tensors, compression.plan))
+        generated = {tensor.name for tensor in compression.plan.tensors}
+        tensors = tuple(_untied(compression.tensors, generated))
         owner = {name: tensor.name for tensor in tensors for name in (tensor.name, *tensor.aliases)}
-        structure = Structure(
-            compression=dataclasses.replace(compression, tensors=tensors),
-            treedef=treedef,
-            names=tuple(owner.get(name, name) for name in named),
-            constants=tuple((name, type(x), _hashable(name, x)) for name, x in named.items() if name not in owner),
-        )
-        flax_state.register(Compressed)
-        return Compressed(variables={}, kept=_kept(named, tensors, compression.plan), structure=structure)
+        constants = tuple((name, type(x), x) for name, x in named.items() if name not in owner)
+        for name, kind, x in constants:
+            try:
+                hash(x)
+            except TypeError as error:
+                what = f"the leaf {name!r} must be an array, or hashable, so that JAX can take it as static"
+                raise PlanError(f"{what}; got {kind.__name__}") from error
+        register_with_flax()
+        kept = {tensor.name: named[tensor.name] for tensor in tensors if tensor.name not in generated}
+        names = tuple(owner.get(name, name) for name in named)
+        compression = dataclasses.replace(compression, tensors=tensors)
+        return Compressed({}, kept, Structure(compression, treedef, names, constants))
 
     def variables(self, model: Compressed) -> dict[str, Array]:
         """Return the variables."""
@@ -57,12 +66,9 @@ class JaxModels(ModelAdapter):
 
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
         """Return all arrays that are not generated, random keys by their words."""
-        if isinstance(model, Compressed):
-            kept = model.kept
-        else:
-            named = flatten(model)[1]
-            kept = _kept(named, _untied(describe(named), plan), plan)
-        return {name: _words(x) if _is_key(x) else x for name, x in kept.items()}
+        if not isinstance(model, Compressed):
+            model = self.install(model, Compression(plan, self.tensors(model)))
+        return {name: _words(x) if _is_key(x) else x for name, x in model.kept.items()}
 
     def assign(
         self, model: Compressed, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
@@ -76,38 +82,25 @@ class JaxModels(ModelAdapter):
 
     def materialize(self, model: Compressed) -> Any:
         """Return the pytree that was compressed, with generated weights in their places."""
-        structure = model.structure
-        constants = {name: value for name, _, value in structure.constants}
-        found = {**constants, **model.kept, **residency.weights(structure.compression, model.variables)}
-        return jax.tree.unflatten(structure.treedef, [found[name] for name in structure.names])
+        plan, variables = model.plan, model.variables
+        if model.residency == "layer":
+            weights = _apart(plan, tuple(tensor.name for tensor in plan.tensors), variables)
+        else:
+            weights = (_cached if model.residency == "cached" else backend.materialize)(plan, variables)
+        return model.structure.restored({**model.kept, **weights})
 
 
 adapter = JaxModels()
 
 
-def _untied(tensors: Iterable[ModelTensor], plan: Plan) -> Iterator[ModelTensor]:
+def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[ModelTensor]:
     """Give each place of an array that is kept a tensor of its own: to JAX, such places are not tied."""
-    generated = {tensor.name for tensor in plan.tensors}
     for tensor in tensors:
         if tensor.name in generated:
             yield tensor
         else:
             for name in (tensor.name, *tensor.aliases):
                 yield dataclasses.replace(tensor, name=name, aliases=())
-
-
-def _kept(named: Mapping[str, Any], untied: Iterable[ModelTensor], plan: Plan) -> dict[str, Any]:
-    generated = {tensor.name for tensor in plan.tensors}
-    return {tensor.name: named[tensor.name] for tensor in untied if tensor.name not in generated}
-
-
-def _hashable(name: str, leaf: Any) -> Any:
-    try:
-        hash(leaf)
-    except TypeError as error:
-        what = f"the leaf {name!r} must be an array, or hashable, so that JAX can take it as static"
-        raise PlanError(f"{what}; got {type(leaf).__name__}") from error
-    return leaf
 
 
 def _is_key(x: Any) -> bool:
@@ -129,3 +122,32 @@ def _placed(x: np.ndarray, like: Any) -> Any:
     if _is_key(like):
         return jax.device_put(jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)), place)
     return backend.asarray(x.astype(like.dtype, copy=False), place)
+
+
+def _cached(plan: Plan, variables: Arrays) -> Arrays:
+    """Return the weights of the same arrays as before, which cannot have changed, or build them.
+
+    Nothing is kept longer than the arrays that it was built from, nor what was built by a transformation.
+    """
+    if any(isinstance(x, jax.core.Tracer) for x in variables.values()):
+        return backend.materialize(plan, variables)
+    key = plan, frozenset((name, id(x)) for name, x in variables.items())
+    _, weights = _cache.get(key, ((), {}))
+    if not weights or any(x.is_deleted() for x in (*variables.values(), *weights.values())):
+        weights = backend.materialize(plan, variables)
+        if not any(isinstance(x, jax.core.Tracer) for x in weights.values()):
+            # An array that dies takes the entry along before another one can get its id.
+            refs = tuple(weakref.ref(x, lambda _: _cache.pop(key, None)) for x in variables.values())
+            _cache.pop(key, None)
+            _cache[key] = refs, weights
+            for oldest in list(_cache)[:-_MOST_CACHED]:
+                _cache.pop(oldest, None)
+    return dict(weights)
+
+
+def _build_apart(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
+    """Return weights, each built by a call of its own; their gradients are built together."""
+    return {name: backend.materialize(plan, variables, [name])[name] for name in names}
+
+
+_apart = with_pullback(_build_apart, backend.vjp)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from smh.core.kernels import Array
+from smh.backends.jax.derivatives import Arrays
 from smh.core.plan import Plan
-from smh.errors import PlanError
+from smh.errors import CheckpointError, PlanError
 from smh.models.compression import Compression, ModelTensor, check_residency
-
-Arrays = dict[str, Array]
+from smh.models.fingerprint import check_fingerprint, fingerprint
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Structure:
         """Return a hash of what has a fast one: JAX asks for it at every call of a compiled function."""
         return hash((self.names, self.compression.residency))
 
+    def restored(self, arrays: Mapping[str, Any]) -> Any:
+        """Return the pytree that was compressed, with arrays by their names."""
+        found = {**{name: value for name, _, value in self.constants}, **arrays}
+        return jax.tree.unflatten(self.treedef, [found[name] for name in self.names])
+
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +46,7 @@ class Compressed:
     """Parameters of a model, compressed: a pytree of what is trained.
 
     Its leaves are the variables and the kept arrays, so optimisers, ``jax.jit``, ``jax.grad``, ``jax.lax.scan`` and
-    the rest of JAX take it as they take any parameters. :func:`smh.backends.jax.compress` makes one;
+    the rest of JAX take it as they take any parameters. :func:`smh.compress` makes one;
     ``dataclasses.replace(compressed, variables=...)`` is a copy with other variables.
 
     The paths of variables have the fingerprint of the plan in them, and so has what ``flax.serialization`` saves:
@@ -79,7 +85,7 @@ class Compressed:
 
     @property
     def residency(self) -> str:
-        """When they are built; see :func:`smh.backends.jax.compress`."""
+        """When they are built; see :func:`smh.compress`."""
         return self.structure.compression.residency
 
     def with_residency(self, residency: str) -> Compressed:
@@ -96,48 +102,38 @@ class Compressed:
 
 
 def flatten(params: Any) -> tuple[Any, dict[str, Any]]:
-    """Return what kind of pytree parameters are, and their leaves by name, in order."""
+    """Return what kind of pytree parameters are, and their leaves by name, in order.
+
+    A wrapper that holds nothing but a ``value``, such as Flax's, does not show in names.
+    """
     if any(isinstance(x, Compressed) for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Compressed))):
         raise PlanError(f"the parameters are compressed already: smh.materialize them first; got {params!r:.200}")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     crowds = Counter(path[:i] for path, _ in leaves for i in range(len(path)))
     named: dict[str, Any] = {}
     for path, leaf in leaves:
-        name = _name(path, crowds)
+        wrapped = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") and crowds[path[:-1]] == 1
+        name = join(path[:-1] if wrapped else path)
         if name in named:
-            where = jax.tree_util.keystr(path)
-            raise PlanError(f"two leaves of the parameters have the name {name!r}: rename a key; got one at {where}")
+            what = f"two leaves of the parameters have the name {name!r}: rename a key"
+            raise PlanError(f"{what}; got one at {jax.tree_util.keystr(path)}")
         named[name] = leaf
     return treedef, named
 
 
-def describe(named: Mapping[str, Any]) -> list[ModelTensor]:
+def describe(named: Mapping[str, Any]) -> tuple[ModelTensor, ...]:
     """Return all leaves that are arrays, once each."""
     places: dict[int, list[str]] = {}
     for name, leaf in named.items():
-        if _is_array(leaf):
+        if isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
             places.setdefault(id(leaf), []).append(name)
     tensors = []
     for first, *others in places.values():
         x = named[first]
-        why = "" if x.dtype == np.float32 else f"its type is {x.dtype}, not float32"
-        tensors.append(
-            ModelTensor(
-                name=first,
-                shape=tuple(x.shape),
-                nbytes=math.prod(x.shape) * x.dtype.itemsize,
-                aliases=tuple(others),
-                kept=why or ("" if math.prod(x.shape) else "it is empty"),
-            )
-        )
-    return tensors
-
-
-def _name(path: Sequence[Any], crowds: Mapping[Any, int]) -> str:
-    """Return the name of a leaf, without the ``value`` of a wrapper that holds nothing else, such as Flax's."""
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") and crowds[path[:-1]] == 1:
-        path = path[:-1]
-    return join(path)
+        size = math.prod(x.shape)
+        why = f"its type is {x.dtype}, not float32" if x.dtype != np.float32 else "" if size else "it is empty"
+        tensors.append(ModelTensor(first, tuple(x.shape), size * x.dtype.itemsize, aliases=tuple(others), kept=why))
+    return tuple(tensors)
 
 
 def join(path: Sequence[Any]) -> str:
@@ -145,5 +141,40 @@ def join(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "params"
 
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+def register_with_flax() -> None:
+    """Tell ``flax.serialization`` how to save compressed parameters, if whoever saves by it has imported it."""
+    if (flax := sys.modules.get("flax.serialization")) is not None:
+        flax.register_serialization_state(Compressed, _to_state, _from_state, override=True)
+
+
+def _to_state(compressed: Compressed) -> dict[str, Any]:
+    variables, kept = dict(compressed.variables), dict(compressed.kept)
+    return {"plan_fingerprint": fingerprint(compressed.plan), "variables": variables, "kept": kept}
+
+
+def _from_state(compressed: Compressed, state: Mapping[str, Any]) -> Compressed:
+    """Return compressed parameters with the arrays of a state dict, or raise :class:`~smh.CheckpointError`."""
+    if not isinstance(state, Mapping) or set(state) != {"plan_fingerprint", "variables", "kept"}:
+        what = "the state is not that of compressed parameters, which has plan_fingerprint, variables and kept"
+        given = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise CheckpointError(f"{what}; got {given}")
+    advice = "compress the parameters by the plan of that state, smh.compress(params, plan=...), and restore into these"
+    check_fingerprint(compressed.plan, np.asarray(state["plan_fingerprint"]).astype(np.uint8).tobytes(), advice)
+    return dataclasses.replace(
+        compressed,
+        variables=_like(compressed.variables, state["variables"], "variables"),
+        kept=_like(compressed.kept, state["kept"], "kept arrays"),
+    )
+
+
+def _like(arrays: Arrays, state: Mapping[str, Any], what: str) -> Arrays:
+    """Return the arrays of a state: NumPy's where these are, else those of JAX."""
+    if set(arrays) != set(state):
+        raise CheckpointError(f"the {what} of the parameters are {sorted(arrays)}; got {sorted(state)}")
+    found = {}
+    for name, like in arrays.items():
+        x = state[name]
+        if tuple(x.shape) != tuple(like.shape):
+            raise CheckpointError(f"{name!r} has the shape {tuple(x.shape)} in the state, {tuple(like.shape)} here")
+        found[name] = x if isinstance(x, jax.Array) or isinstance(like, np.ndarray) else jnp.asarray(x)
+    return found

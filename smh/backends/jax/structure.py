@@ -5,9 +5,11 @@ Flax and Equinox are not imported: who has such layers has imported them, and cl
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -18,17 +20,20 @@ from smh.backends.jax.pytrees import Compressed
 from smh.core.views import View
 from smh.porting.layers import Layer, Setting, Slot, Structure, tensor_layer
 
-_SPATIAL = {3: "w", 4: "h w", 5: "d h w"}
+_SPATIAL = {3: "w", 4: "h w", 5: "d h w"}  # by the rank of a kernel
 _NORMS = {"BatchNorm": "batch_norm", "LayerNorm": "layer_norm", "GroupNorm": "group_norm", "RMSNorm": "rms_norm"}
+_CELLS = {"GRUCell": "gru", "LSTMCell": "lstm", "OptimizedLSTMCell": "lstm"}
+_ATTENTION = {**dict.fromkeys(("query", "key", "value"), "i h d -> (h d) i"), "out": "h d o -> o (h d)"}
+_STATISTICS = ("scale", "bias", "mean", "var")
+_ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 _COLLECTIONS = ("params", "batch_stats")  # of flax.linen, around the names of layers
 
 
 def describe(params: Any) -> Structure:
     """Return the structure of parameters, compressed or not, or of a module of Flax NNX or Equinox."""
     reader = _Reader(params)
-    layers = list(reader.layers(reader.tree, ()))
-    alphabetical = frozenset(_without_collection(name) for name in reader.alphabetical)
-    return Structure(not reader.equinox, tuple(_joined(layers)), alphabetical)
+    layers = tuple(_joined(list(reader.layers(reader.tree))))
+    return Structure(not reader.equinox, layers, frozenset(map(_without_collection, reader.alphabetical)))
 
 
 @dataclass(frozen=True)
@@ -38,244 +43,166 @@ class _Leaf:
     name: str
     slot: Slot
     in_dict: bool
-    state: bool
 
 
-_Tensor = tuple[Any, Sequence[str], View | None]
-"""A tensor of a layer, the attributes that lead to it, and its view."""
+@dataclass(frozen=True)
+class _Known:
+    """What the class of a layer tells of it."""
+
+    kind: str
+    tensors: Mapping[str, tuple[str, str | View | None]]  # by role: the attributes that lead to one, and its view
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    problem: str = ""
 
 
 class _Reader:
-    """Goes through a pytree; names are those by which :func:`smh.backends.jax.compress` calls its leaves."""
+    """Goes through a pytree; names are those by which :func:`smh.compress` calls its leaves."""
 
     def __init__(self, params: Any) -> None:
         if isinstance(params, Compressed):
             self.tree, self.names = _restored(params)
         else:
-            self.tree = params
-            self.names = _first_names(pytrees.flatten(params)[1])
-        self.only = _is(params, "flax", "Module") and ("Param", "BatchStat")
+            self.tree, self.names = params, _first_names(params)
+        self.only = ("Param", "BatchStat") if _is(params, "flax", "Module") else ("Variable",)
         self.equinox = False
         self.alphabetical: set[str] = set()
 
-    def layers(self, x: Any, path: tuple[Any, ...], in_dict: bool = False) -> Iterator[Layer | _Leaf]:
+    def layers(self, x: Any, name: str | None = None, in_dict: bool = False) -> Iterator[Layer | _Leaf]:
         """Yield the layers and the other tensors below a node."""
-        if isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
-            yield from self._leaf(x, path, in_dict)
-        elif _is(x, "flax", "Variable"):
-            if not self.only or any(_is(x, "flax", kind) for kind in self.only):
-                yield from self._leaf(x, path, in_dict, state=_is(x, "flax", "RngState"))
-        elif (make := self._known(x)) is not None:
-            yield make(x, path)
+        if (variable := _is(x, "flax", "Variable")) or isinstance(x, _ARRAYS):
+            slot = self._slot(x, name)
+            if slot is not None and (not variable or any(_is(x, "flax", kind) for kind in self.only)):
+                yield _Leaf(name or "params", slot, in_dict)
+        elif (known := self._known(x)) is not None:
+            slots = {}
+            for role, (attributes, view) in known.tensors.items():
+                tensor = functools.reduce(lambda y, part: getattr(y, part, None), attributes.split("/"), x)
+                if (slot := self._slot(tensor, _below(name, attributes), View.make(view))) is not None:
+                    slots[role] = slot
+            if slots:
+                yield Layer(name or "params", known.kind, slots, known.settings, problem=known.problem)
         else:
             children = _children(x)
-            names = [pytrees.join((key,)) for key, _ in children]
+            names = [key for key, _ in children]
             if len(names) > 1 and names == sorted(names) and (isinstance(x, Mapping) or _is(x, "flax", "Module")):
-                self.alphabetical.add(pytrees.join(path) if path else "")
+                self.alphabetical.add(name or "")
             for key, child in children:
-                yield from self.layers(child, (*path, key), isinstance(x, Mapping))
+                yield from self.layers(child, _below(name, key), isinstance(x, Mapping))
 
-    def _leaf(self, x: Any, path: tuple[Any, ...], in_dict: bool, state: bool = False) -> Iterator[_Leaf]:
-        slot = self._slot(x, path)
-        if slot is not None:
-            yield _Leaf(pytrees.join(path), slot, in_dict, state or slot.dtype.startswith("uint"))
-
-    def _slot(self, x: Any, path: tuple[Any, ...], view: View | None = None) -> Slot | None:
-        """Return a tensor by its path, if it is one of the parameters."""
-        name = self.names.get(pytrees.join(path))
-        if name is None or x is None:
+    def _slot(self, x: Any, name: str | None, view: View | None = None) -> Slot | None:
+        """Return a tensor, if it is one of the parameters."""
+        first = self.names.get(name or "params")
+        if first is None or x is None:
             return None
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # files hold the words of a key
             x = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        return Slot(name, tuple(x.shape), view, dtype=str(x.dtype))
+        return Slot(first, tuple(x.shape), view, dtype=str(x.dtype))
 
-    def _known(self, x: Any) -> Any:
-        """Return what makes a layer of an object, if its class is known."""
+    def _known(self, x: Any) -> _Known | None:
+        """Return what the class of an object tells, or the nearest one that it is derived from."""
         for cls in type(x).__mro__:
-            makers = {"flax": _FLAX, "equinox": _EQUINOX}.get(cls.__module__.partition(".")[0], {})
-            if cls.__name__ in makers:
-                self.equinox = self.equinox or makers is _EQUINOX
-                maker = makers[cls.__name__]
-                return lambda x, path: maker(self, x, path)
+            package = cls.__module__.partition(".")[0]
+            tell = {"flax": _flax, "equinox": _equinox}.get(package)
+            if tell is not None and (known := tell(cls.__name__, x)) is not None:
+                self.equinox |= package == "equinox"
+                return known
         return None
 
-    def layer(
-        self,
-        kind: str,
-        path: tuple[Any, ...],
-        tensors: Mapping[str, _Tensor],
-        settings: Mapping[str, Setting] | None = None,
-        problem: str = "",
-    ) -> Layer:
-        """Return a layer, given its tensors by role."""
-        keys = {role: tuple(map(jax.tree_util.GetAttrKey, names)) for role, (_, names, _) in tensors.items()}
-        found = {role: self._slot(x, (*path, *keys[role]), view) for role, (x, _, view) in tensors.items()}
-        slots = {role: slot for role, slot in found.items() if slot is not None}
-        return Layer(pytrees.join(path), kind, slots, settings or {}, problem=problem)
+
+def _flax(cls: str, x: Any) -> _Known | None:
+    """Return what a class of Flax NNX tells of a layer: kernels have inputs before outputs, and are channels-last."""
+    if cls in ("Linear", "LinearGeneral"):
+        ins = " ".join(f"i{k}" for k in range(np.size(x.in_features)))
+        outs = " ".join(f"o{k}" for k in range(np.size(x.out_features)))
+        bias = f"{outs} -> ({outs})" if " " in outs else None
+        return _Known("dense", {"weight": ("kernel", f"{ins} {outs} -> ({outs}) ({ins})"), "bias": ("bias", bias)})
+    if cls in ("Conv", "ConvTranspose"):
+        sp = _SPATIAL[len(x.kernel.shape)]
+        kind, view = "conv", View(f"{sp} i o -> o i {sp}")
+        if cls == "ConvTranspose":
+            kind, pattern = "conv_transpose", f"{sp} i o -> i o {sp}"
+            view = View(f"{sp} o i -> i o {sp}") if x.transpose_kernel else _flipped(pattern, x.kernel.shape, 0)
+        return _Known(kind, {"weight": ("kernel", view), "bias": ("bias", None)})
+    if cls == "Embed":
+        return _Known("embedding", {"weight": ("embedding", None)})
+    if cls in _NORMS:
+        settings = {"epsilon": Setting("epsilon", float(x.epsilon))}
+        if hasattr(x, "momentum"):
+            settings["momentum"] = Setting("momentum", float(x.momentum), complement=True)
+        return _Known(_NORMS[cls], {role: (role, None) for role in _STATISTICS}, settings)
+    if cls in ("GRUCell", "OptimizedLSTMCell"):
+        bias_role, holder = ("bias_input", "dense_i") if cls == "GRUCell" else ("bias", "dense_h")
+        weights = {"weight_input": ("dense_i/kernel", "i o -> o i"), "weight_hidden": ("dense_h/kernel", "i o -> o i")}
+        return _Known(_CELLS[cls], {**weights, bias_role: (f"{holder}/bias", None)})
+    return None
 
 
-def _flax_linear(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    ins = [f"i{k}" for k in range(_count(x.in_features))]
-    outs = [f"o{k}" for k in range(_count(x.out_features))]
-    joined = " ".join(outs)
-    kernel = View(f"{' '.join(ins)} {joined} -> ({joined}) ({' '.join(ins)})")
-    bias = View(f"{joined} -> ({joined})") if len(outs) > 1 else None
-    return reader.layer("dense", path, {"weight": (x.kernel, ["kernel"], kernel), "bias": (x.bias, ["bias"], bias)})
-
-
-def _flax_conv(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    sp = _SPATIAL[len(x.kernel.shape)]
-    view = View(f"{sp} i o -> o i {sp}")
-    return reader.layer("conv", path, {"weight": (x.kernel, ["kernel"], view), "bias": (x.bias, ["bias"], None)})
-
-
-def _flax_conv_transpose(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    sp = _SPATIAL[len(x.kernel.shape)]
-    view = View(f"{sp} o i -> i o {sp}") if x.transpose_kernel else _flipped(f"{sp} i o -> i o {sp}", x.kernel.shape, 0)
-    tensors = {"weight": (x.kernel, ["kernel"], view), "bias": (x.bias, ["bias"], None)}
-    return reader.layer("conv_transpose", path, tensors)
-
-
-def _flax_embed(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    return reader.layer("embedding", path, {"weight": (x.embedding, ["embedding"], None)})
-
-
-def _flax_norm(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    tensors = {role: (getattr(x, role, None), [role], None) for role in ("scale", "bias", "mean", "var")}
-    settings = {"epsilon": Setting("epsilon", float(x.epsilon))}
-    if hasattr(x, "momentum"):
-        settings["momentum"] = Setting("momentum", float(x.momentum), complement=True)
-    return reader.layer(_norm(x), path, tensors, settings)
-
-
-def _flax_cell(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    kind = "gru" if _is(x, "flax", "GRUCell") else "lstm"
-    view = View("i o -> o i")
-    tensors: dict[str, _Tensor] = {
-        "weight_input": (x.dense_i.kernel, ["dense_i", "kernel"], view),
-        "weight_hidden": (x.dense_h.kernel, ["dense_h", "kernel"], view),
-    }
-    if kind == "gru":
-        tensors["bias_input"] = (x.dense_i.bias, ["dense_i", "bias"], None)
-    else:
-        tensors["bias"] = (x.dense_h.bias, ["dense_h", "bias"], None)
-    return reader.layer(kind, path, tensors)
-
-
-def _equinox_linear(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    return reader.layer("dense", path, {role: (getattr(x, role), [role], None) for role in ("weight", "bias")})
-
-
-def _equinox_conv(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    ones = " ".join("1" * x.num_spatial_dims)
-    bias = (x.bias, ["bias"], View(f"o {ones} -> o"))
-    return reader.layer("conv", path, {"weight": (x.weight, ["weight"], None), "bias": bias})
-
-
-def _equinox_conv_transpose(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    sp, ones = _SPATIAL[len(x.weight.shape)], " ".join("1" * x.num_spatial_dims)
-    view = _flipped(f"(g o) i {sp} -> (g i) o {sp}", x.weight.shape, 2, {"g": x.groups})
-    tensors = {"weight": (x.weight, ["weight"], view), "bias": (x.bias, ["bias"], View(f"o {ones} -> o"))}
-    return reader.layer("conv_transpose", path, tensors)
-
-
-def _equinox_embedding(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    return reader.layer("embedding", path, {"weight": (x.weight, ["weight"], None)})
-
-
-def _equinox_norm(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    tensors = {
-        "scale": (getattr(x, "weight", None), ["weight"], None),
-        "bias": (getattr(x, "bias", None), ["bias"], None),
-    }
-    return reader.layer(_norm(x), path, tensors, {"epsilon": Setting("eps", float(x.eps))})
-
-
-def _equinox_cell(reader: _Reader, x: Any, path: tuple[Any, ...]) -> Layer:
-    kind = "gru" if _is(x, "equinox", "GRUCell") else "lstm"
-    tensors: dict[str, _Tensor] = {
-        "weight_input": (x.weight_ih, ["weight_ih"], None),
-        "weight_hidden": (x.weight_hh, ["weight_hh"], None),
-        "bias": (x.bias, ["bias"], None),
-    }
-    problem = ""
-    if kind == "gru" and x.use_bias:
-        tensors["bias_n"] = (x.bias_n, ["bias_n"], None)
+def _equinox(cls: str, x: Any) -> _Known | None:
+    """Return what a class of Equinox tells of a layer: weights are those of PyTorch, biases may have axes of size 1."""
+    if cls in ("Linear", "Embedding"):
+        return _Known("dense" if cls == "Linear" else "embedding", {"weight": ("weight", None), "bias": ("bias", None)})
+    if cls in ("Conv", "ConvTranspose"):
+        kind, view, bias = "conv", None, f"o {' '.join('1' * x.num_spatial_dims)} -> o"
+        if cls == "ConvTranspose":
+            kind, sp = "conv_transpose", _SPATIAL[len(x.weight.shape)]
+            view = _flipped(f"(g o) i {sp} -> (g i) o {sp}", x.weight.shape, 2, {"g": x.groups})
+        return _Known(kind, {"weight": ("weight", view), "bias": ("bias", bias)})
+    if cls in ("LayerNorm", "GroupNorm", "RMSNorm"):
+        tensors = {"scale": ("weight", None), "bias": ("bias", None)}
+        return _Known(_NORMS[cls], tensors, {"epsilon": Setting("eps", float(x.eps))})
+    if cls in ("GRUCell", "LSTMCell"):
+        names = {"weight_input": "weight_ih", "weight_hidden": "weight_hh", "bias": "bias", "bias_n": "bias_n"}
         problem = "the two biases of an Equinox GRUCell are those of no other framework"
-    return reader.layer(kind, path, tensors, problem=problem)
-
-
-_FLAX = {
-    **dict.fromkeys(("Linear", "LinearGeneral"), _flax_linear),
-    "Conv": _flax_conv,
-    "ConvTranspose": _flax_conv_transpose,
-    "Embed": _flax_embed,
-    **dict.fromkeys(_NORMS, _flax_norm),
-    **dict.fromkeys(("GRUCell", "OptimizedLSTMCell"), _flax_cell),
-}
-_EQUINOX = {
-    "Linear": _equinox_linear,
-    "Conv": _equinox_conv,
-    "ConvTranspose": _equinox_conv_transpose,
-    "Embedding": _equinox_embedding,
-    **dict.fromkeys(("LayerNorm", "GroupNorm", "RMSNorm"), _equinox_norm),
-    **dict.fromkeys(("GRUCell", "LSTMCell"), _equinox_cell),
-}
+        tensors = {role: (name, None) for role, name in names.items()}
+        return _Known(_CELLS[cls], tensors, problem=problem if cls == "GRUCell" and x.use_bias else "")
+    return None
 
 
 def _joined(found: Sequence[Layer | _Leaf]) -> Iterator[Layer]:
     """Yield all layers in order; tensors in dictionaries that have the names of Flax become layers."""
-    groups: dict[str, dict[str, _Leaf]] = defaultdict(dict)
-    for leaf in found:
-        if isinstance(leaf, _Leaf) and leaf.in_dict:
-            owner, _, role = leaf.name.rpartition("/")
-            groups[_without_collection(owner)].setdefault(role, leaf)
-    attention = {name.rpartition("/")[0] for name in groups if name.rpartition("/")[2] == "query"}
+    groups: dict[str, dict[str, Slot]] = defaultdict(dict)
+    for item in found:
+        if isinstance(item, _Leaf) and item.in_dict:
+            owner, _, role = item.name.rpartition("/")
+            groups[_without_collection(owner)].setdefault(role, item.slot)
     made: set[str] = set()
     for item in found:
         if isinstance(item, Layer):
-            if item.slots:
-                yield item
+            yield item
         elif item.slot.name not in made:
             parent = _without_collection(item.name.rpartition("/")[0])
-            layer = _by_names(parent, groups[parent], attention) if item.in_dict else None
+            layer = _by_names(parent, groups) if item.in_dict else None
             if layer is None or item.slot.name not in {slot.name for slot in layer.slots.values()}:
-                kind = "state" if item.state else "tensor"
+                kind = "state" if item.slot.dtype.startswith("uint") else "tensor"  # such as random keys and counters
                 layer = tensor_layer(item.slot.name, item.slot.shape, item.slot.dtype, kind)
             made |= {slot.name for slot in layer.slots.values()}
             yield layer
 
 
-def _by_names(name: str, leaves: Mapping[str, _Leaf], attention: set[str]) -> Layer | None:
+def _by_names(name: str, groups: Mapping[str, Mapping[str, Slot]]) -> Layer | None:
     """Return the layer that the names of tensors in a dictionary of Flax tell."""
-
-    def slot(role: str, pattern: str = "") -> Slot:
-        known = leaves[role].slot
-        return Slot(known.name, known.shape, View(pattern) if pattern else None, dtype=known.dtype)
-
-    slots: dict[str, Slot] = {}
-    if "kernel" in leaves:
-        rank = len(leaves["kernel"].slot.shape)
+    slots = groups[name]
+    if "kernel" in slots:
+        rank = len(slots["kernel"].shape)
         parent, _, own = name.rpartition("/")
         if rank == 2:
             kind, pattern = "dense", "i o -> o i"
-        elif rank == 3 and parent in attention and own in ("query", "key", "value"):
-            kind, pattern = "dense", "i h d -> (h d) i"
-        elif rank == 3 and parent in attention and own == "out":
-            kind, pattern = "dense", "h d o -> o (h d)"
+        elif rank == 3 and _below(parent or None, "query") in groups and own in _ATTENTION:
+            kind, pattern = "dense", _ATTENTION[own]
         elif rank in _SPATIAL:
             kind, pattern = "conv", f"{_SPATIAL[rank]} i o -> o i {_SPATIAL[rank]}"
         else:
             return None
-        slots["weight"] = slot("kernel", pattern)
-        if "bias" in leaves:
-            slots["bias"] = slot("bias", "h d -> (h d)" if len(leaves["bias"].slot.shape) == 2 else "")
-        return Layer(name, kind, slots)
-    if "embedding" in leaves:
-        return Layer(name, "embedding", {"weight": slot("embedding")})
-    if "scale" in leaves or {"mean", "var"} <= set(leaves):
-        roles = [role for role in ("scale", "bias", "mean", "var") if role in leaves]
-        return Layer(name, "batch_norm" if "mean" in leaves else "norm", {role: slot(role) for role in roles})
+        made = {"weight": dataclasses.replace(slots["kernel"], view=View(pattern))}
+        if "bias" in slots:
+            view = View("h d -> (h d)") if len(slots["bias"].shape) == 2 else None
+            made["bias"] = dataclasses.replace(slots["bias"], view=view)
+        return Layer(name, kind, made)
+    if "embedding" in slots:
+        return Layer(name, "embedding", {"weight": slots["embedding"]})
+    if "scale" in slots or {"mean", "var"} <= set(slots):
+        kind = "batch_norm" if "mean" in slots else "norm"
+        return Layer(name, kind, {role: slots[role] for role in _STATISTICS if role in slots})
     return None
 
 
@@ -285,48 +212,39 @@ def _without_collection(name: str) -> str:
 
 
 def _restored(compressed: Compressed) -> tuple[Any, dict[str, str]]:
-    """Return the pytree that was compressed, with shapes in the place of arrays, and the names of its tensors."""
-    structure = compressed.structure
+    """Return the pytree that was compressed, with shapes in the place of weights, and the names of its tensors."""
     shapes = {tensor.name: jax.ShapeDtypeStruct(tensor.viewed_shape, "float32") for tensor in compressed.plan.tensors}
-    shapes |= {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in compressed.kept.items()}
-    found = {**{name: value for name, _, value in structure.constants}, **shapes}
-    tree = jax.tree.unflatten(structure.treedef, [found[name] for name in structure.names])
+    arrays = {**compressed.kept, **shapes}
+    tree = compressed.structure.restored(arrays)
     paths = pytrees.flatten(tree)[1]
-    return tree, {path: name for path, name in zip(paths, structure.names, strict=True) if name in shapes}
+    return tree, {path: name for path, name in zip(paths, compressed.structure.names, strict=True) if name in arrays}
 
 
-def _first_names(named: Mapping[str, Any]) -> dict[str, str]:
+def _first_names(params: Any) -> dict[str, str]:
     """Return for each array of plain parameters its first name; those of two and more axes may be tied."""
-    names = {}
-    for tensor in pytrees.describe(named):
-        for name in (tensor.name, *tensor.aliases):
-            names[name] = tensor.name if len(tensor.shape) >= 2 else name
-    return names
+    tensors = pytrees.describe(pytrees.flatten(params)[1])
+    return {name: x.name if len(x.shape) >= 2 else name for x in tensors for name in (x.name, *x.aliases)}
 
 
-def _children(x: Any) -> list[tuple[Any, Any]]:
-    """Return the children of a node of a pytree in the order in which it holds them."""
+def _children(x: Any) -> list[tuple[str, Any]]:
+    """Return the children of a node of a pytree, by name, in the order in which it holds them."""
     flat, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
-    children = [(path[0], child) for path, child in flat if path]
+    children = [(pytrees.join(path), child) for path, child in flat if path]
     held = list(x) if isinstance(x, Mapping) else list(vars(x)) if hasattr(x, "__dict__") else []
     places = {str(name): place for place, name in enumerate(held)}
-    return sorted(children, key=lambda child: places.get(jax.tree_util.keystr((child[0],), simple=True), 0))
+    return sorted(children, key=lambda child: places.get(child[0], 0))
+
+
+def _below(name: str | None, key: str) -> str:
+    return key if name is None else f"{name}/{key}"
 
 
 def _is(x: Any, package: str, name: str) -> bool:
     return any(cls.__name__ == name and cls.__module__.partition(".")[0] == package for cls in type(x).__mro__)
 
 
-def _norm(x: Any) -> str:
-    return next(_NORMS[cls.__name__] for cls in type(x).__mro__ if cls.__name__ in _NORMS)
-
-
-def _count(features: Any) -> int:
-    return len(features) if isinstance(features, (tuple, list)) else 1
-
-
-def _flipped(pattern: str, shape: Sequence[int], first: int, sizes: Mapping[str, int] | None = None) -> View | None:
+def _flipped(pattern: str, shape: Sequence[int], first: int, sizes: Mapping[str, int] | None = None) -> View:
     """Return a view that also turns the spatial axes round, of which the first is axis ``first``."""
     axes = _SPATIAL[len(shape)].split()
     order = {axis: tuple(reversed(range(shape[first + k]))) for k, axis in enumerate(axes) if shape[first + k] > 1}
-    return View.make((pattern, sizes or {}, order))
+    return View(pattern, tuple((sizes or {}).items()), tuple(sorted(order.items())))

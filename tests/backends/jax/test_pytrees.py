@@ -21,8 +21,7 @@ jax = pytest.importorskip("jax", reason="JAX is not installed")
 import jax.numpy as jnp  # noqa: E402
 
 from smh.backends import jax as smh_jax  # noqa: E402
-from smh.backends.jax import pytrees  # noqa: E402
-from smh.backends.jax import residency as building  # noqa: E402
+from smh.backends.jax import models, pytrees  # noqa: E402
 from smh.backends.numpy_kernels import NumpyKernels  # noqa: E402
 from smh.core import generate  # noqa: E402
 
@@ -367,7 +366,7 @@ def kernel_of(compressed):
 
 
 def test_cached_weights_live_as_long_as_their_variables():
-    building.cache.clear()
+    models._cache.clear()
     compressed = smh_jax.compress(mlp(), ratio=0.5, residency="cached")
     first = smh_jax.materialize(compressed)
     assert kernel_of(compressed) is first["fc1"]["kernel"]
@@ -379,26 +378,26 @@ def test_cached_weights_live_as_long_as_their_variables():
         compressed, variables={**moved.variables, "pool/left": compressed.variables["pool/left"]}
     )
     assert_same_bits(np.asarray(kernel_of(half)), numpy_weights(half)["fc1/kernel"])
-    assert len(building.cache) == 3
+    assert len(models._cache) == 3
     del moved, half
     gc.collect()
-    assert len(building.cache) == 1
+    assert len(models._cache) == 1
     many = [jax.tree.map(lambda x, i=i: x * i, compressed) for i in range(2, 9)]
     for one in many:
         kernel_of(one)
-    assert len(building.cache) == building.MOST_CACHED
+    assert len(models._cache) == models._MOST_CACHED
     del one, many, compressed
     gc.collect()
-    assert not building.cache
+    assert not models._cache
 
 
 def test_nothing_is_cached_by_a_transformation():
-    building.cache.clear()
+    models._cache.clear()
     compressed = smh_jax.compress(mlp(), ratio=0.5, residency="cached")
     jax.jit(smh_jax.materialize)(compressed)
     jax.jit(lambda x: kernel_of(compressed) * x)(1.0)
     jax.grad(lambda c: kernel_of(c).sum())(compressed)
-    assert not building.cache
+    assert not models._cache
     full = compressed.with_residency("full")
     assert kernel_of(full) is not kernel_of(full)
 
