@@ -76,31 +76,10 @@ class ModelApi(Generic[Model, Compressed]):
             forward pass. ``"cached"``: once, and again only after a variable changed, where no gradient is needed.
             ``"layer"``: each layer's just before it runs, and freed after it. The guide to residency tells what that
             means in each framework.
-        bits : int, optional
-            Bits of the integers that generate weights, 2 to 16, for pools that do not say; 8 by default.
-        optimizer : str, optional
-            ``"sgd"``, the default, or ``"adam"``, for Adam and its relatives: variables are stored so that its usual
-            learning rate fits.
-        pool : Pool or str, optional
-            ``"matmul"``, the default, ``"kronecker"``, ``"hash"``, or a specification from ``smh.pools``.
-        layout : str, optional
-            ``"basic"``, the default, ``"cyclic"`` or ``"padding"``.
-        scale : str, float or mapping, optional
-            ``"fan_in"``, the default, ``"fan_out"``, ``"he"``, ``"glorot"``, ``"match"`` (the standard deviation of the
-            model's weights) or a number; or one of these for each generated tensor.
-        learn_scale : bool, optional
-            Whether scales are trained, as by default.
-        modifiers : sequence of str or mapping, optional
-            ``"relu"`` and ``"sign"``, for all tensors or by name.
-        seed : int, optional
-            In ``[0, 2**32)``, 0 by default; decides hash functions and initial variables.
-        axes : mapping of str to str, optional
-            What axes of tensors mean, where framework, layer and rank do not tell; see :meth:`smh.Plan.build`.
-        views : mapping, optional
-            Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
-        include, exclude : str, iterable of str or callable, optional
-            Which tensors to generate: a regular expression, names, or a function of the name. By default trainable
-            float32 tensors of two or more axes, but biases. A :func:`report` says why others are kept.
+        bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, include, exclude : optional
+            As for :meth:`smh.Plan.build`, with the same defaults. The framework and its layers tell what axes mean, and
+            ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 tensors of two
+            or more axes are generated, but biases; a :func:`report` says why others are kept.
         allow_expansion : bool
             Whether to take a ratio of 1 or more, with which nothing gets smaller.
 

@@ -219,7 +219,8 @@ class Mapping:
                 raise PortError(f"{source.name!r} has the shape {first.shape} at first, and then {source.shape}")
             inner = first.sources
             try:
-                if source.part and first.join == "concat" and len(inner) == source.part[1]:
+                joined = first.join == "concat" and {x.viewed_shape for x in inner} == {source.part_shape}
+                if source.part and joined:
                     inner = (inner[source.part[0]],)
                 elif source.part:
                     if first.join or inner[0].part or inner[0].view:
@@ -229,7 +230,7 @@ class Mapping:
                     if source.view or entry.join:
                         raise PlanError("it is turned after joining")
                     join = first.join
-                sources += [Source(x.name, x.shape, compose(x.view, source.view, x.part_shape), x.part) for x in inner]
+                sources += [dataclasses.replace(x, view=compose(x.view, source.view, x.part_shape)) for x in inner]
             except PlanError as error:
                 raise PortError(f"no single mapping gives {target!r}: {error}. Port in two steps") from error
         return Entry(tuple(sources), join)

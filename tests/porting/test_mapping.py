@@ -98,6 +98,19 @@ def test_one_mapping_after_another(data, first):
     assert both is not None or not turned
 
 
+def test_parts_of_what_unequal_parts_were_joined_into_need_two_steps():
+    joined = Entry((Source("a", (1, 2)), Source("b", (3, 2))), "concat")
+    halves = {name: Entry((Source("ab", (4, 2), part=(k, 2)),)) for k, name in enumerate(("c", "d"))}
+    with pytest.raises(smh.PortError, match="Port in two steps"):
+        Mapping({"ab": joined}).then(Mapping(halves))
+
+
+def test_defaults_outlive_a_second_mapping():
+    first = Mapping({"b": Entry((Source("a", (2, 3), default=(0.5, "float32")),))})
+    both = first.then(Mapping({"c": Entry((Source("b", (2, 3), View("x y -> y x")),))}))
+    assert np.array_equal(both.apply({})["c"], np.full((3, 2), 0.5, dtype=np.float32))
+
+
 @given(mappings())
 def test_there_and_back_is_nothing(mapping):
     if all(entry.whole for entry in mapping.tensors.values()):

@@ -187,22 +187,9 @@ class LeafPool(LeafArithmetic, Pool):
 
 
 def named(pool: Pool | str) -> Pool:
-    """Return a pool request from its name, or a request as it is.
+    """Return a pool request from ``"matmul"``, ``"kronecker"`` or ``"hash"``, or a request as it is.
 
-    Parameters
-    ----------
-    pool : Pool or str
-        ``"matmul"``, ``"kronecker"`` or ``"hash"``, or an instance of a pool.
-
-    Raises
-    ------
-    PlanError
-        If there is no such pool.
-
-    Examples
-    --------
-    >>> named("matmul").kind
-    'matmul'
+    Raises :class:`~smh.PlanError` if there is no such pool.
     """
     if isinstance(pool, Pool):
         return pool
@@ -214,24 +201,10 @@ def named(pool: Pool | str) -> Pool:
 
 
 def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
-    """Read a sized pool from the JSON object of a plan.
+    """Read a sized pool from the JSON object of a plan; ``where`` is its place there, ``depth`` that among pools.
 
-    Parameters
-    ----------
-    data : object
-        What ``json`` gave.
-    where : str
-        The place in the plan, for messages.
-    depth : int
-        The number of sums and products around it.
+    Raises :class:`~smh.PlanError` for an unknown kind, a missing or unknown key, or a size out of bounds.
 
-    Raises
-    ------
-    PlanError
-        For an unknown kind, a missing or unknown key, or a size out of bounds.
-
-    Examples
-    --------
     >>> from_dict({"kind": "matmul", "n": 9, "m": 2, "bits": 8, "exponents": None, "gain": 1})
     Matmul(n=9, m=2, bits=8, exponents=None, gain=1)
     """
