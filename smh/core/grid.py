@@ -15,17 +15,14 @@ _POWERS = [2.0**e for e in range(_FIRST, 129)]
 
 
 class Grid(NamedTuple):
-    """An array on its grid.
-
-    All three are float32, and NaN where the array is poisoned.
-    """
+    """An array on its grid; all three are NaN where the array is poisoned."""
 
     integers: Array
-    """q."""
+    """q, float32, or any type that holds them and that the kernels take."""
     unit: Array
-    """u, a power of two, shape ()."""
+    """u, a power of two, float32, shape ()."""
     power: Array
-    """``2**e``, or 0 where every integer is 0, shape ()."""
+    """``2**e``, or 0 where every integer is 0, float32, shape ()."""
 
 
 def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: int | None = None) -> Grid:
