@@ -18,11 +18,6 @@ Function = Callable[..., Any]
 """From arrays, or dicts of arrays, of a backend to the same."""
 
 
-def as_it_is(fn: Function) -> Function:
-    """Return ``fn``."""
-    return fn
-
-
 @dataclass(frozen=True)
 class Mode:
     """A way in which people run a backend: eagerly, traced, compiled, transformed, in a context.
@@ -33,9 +28,9 @@ class Mode:
     name: str
     about: str
     """One line: what is done."""
-    around: Callable[[Function], Function] = as_it_is
+    around: Callable[[Function], Function] = lambda fn: fn
     """Wraps a whole call, as ``jax.jit`` or a context: from a function of arrays to one with the same results."""
-    within: Callable[[Function], Function] = as_it_is
+    within: Callable[[Function], Function] = lambda fn: fn
     """Wraps the building of weights *inside* of what is differentiated, as ``torch.compile`` or ``jax.checkpoint``."""
     slowness: int = 1
     """How many times fewer cases the conformance suite runs, for modes that compile every plan."""

@@ -39,8 +39,8 @@ def list_backends(installed: bool = False) -> list[str]:
     >>> "numpy" in list_backends()
     True
     """
-    there = (name for name in _entries() if name not in _BUILT_IN or importlib.util.find_spec(name) is not None)
-    return list(there if installed else _entries())
+    missing = {name for name in _BUILT_IN if installed and importlib.util.find_spec(name) is None}
+    return [name for name in _entries() if name not in missing]
 
 
 def get_backend(name: str | None = None) -> Backend:
@@ -67,8 +67,7 @@ def get_backend(name: str | None = None) -> Backend:
     """
     source = ""
     if name is None:
-        name = os.environ.get(VARIABLE) or DEFAULT
-        source = f" (from the environment variable {VARIABLE})" if VARIABLE in os.environ else ""
+        name, source = os.environ.get(VARIABLE) or DEFAULT, f" (from the environment variable {VARIABLE})"
     if name not in _loaded:
         entries = _entries()
         if not isinstance(name, str) or name not in entries:

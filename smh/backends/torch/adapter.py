@@ -46,8 +46,7 @@ class TorchBackend(Backend):
             return np.asarray(x)
         host = x.detach().cpu()
         if host.dtype != torch.bfloat16:
-            values: np.ndarray = host.numpy()
-            return values
+            return np.asarray(host.numpy())
         try:
             import ml_dtypes
         except ImportError as error:
@@ -60,7 +59,7 @@ class TorchBackend(Backend):
         """Return weights, through which gradients flow to the variables."""
         chosen = tuple(tensor.name for tensor in plan.select(names))
         flat = _flat(plan, variables)
-        weights = self.mode.around(self._build(plan, chosen))(*flat) if chosen else ()
+        weights = self.mode.around(_builder(self.mode, plan, chosen))(*flat) if chosen else ()
         return dict(zip(chosen, weights, strict=True))
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
@@ -72,7 +71,7 @@ class TorchBackend(Backend):
             return generate.vjp(KERNELS, plan, variables, {})
         names = tuple(cotangents)
         # Outside of modes, which may do anything around it, no weight has to be built to be differentiated.
-        build = functools.partial(Promise.apply, plan, names) if self.mode is EAGER else _within(self.mode, plan, names)
+        build = _builder(self.mode, plan, names, eager=Promise)
 
         def gradients(*flat: Array) -> Any:
             with torch.inference_mode(False), torch.enable_grad():
@@ -94,11 +93,10 @@ class TorchBackend(Backend):
         """Return contexts, transforms and compilers."""
         return (EAGER, *MODES)
 
-    def _build(self, plan: Plan, names: tuple[str, ...]) -> Function:
-        """Return the function from all variables to the named weights."""
-        if self.mode is EAGER:  # nothing to keep; and a compiler that traces this cannot use a cache
-            return functools.partial(Materialize.apply, plan, names)
-        return _within(self.mode, plan, names)
+
+def _builder(mode: Mode, plan: Plan, names: tuple[str, ...], eager: Any = Materialize) -> Function:
+    """Return the function from all variables to weights; eagerly not from a cache, which a compiler could not trace."""
+    return functools.partial(eager.apply, plan, names) if mode is EAGER else _within(mode, plan, names)
 
 
 @functools.lru_cache(maxsize=64)

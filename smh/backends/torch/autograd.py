@@ -6,7 +6,7 @@ functions take one flat sequence of tensors, which is what autograd, ``torch.fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,25 +21,39 @@ KERNELS = TorchKernels()
 _SMOOTH = TorchKernels(smooth=True)
 
 
-class Materialize(torch.autograd.Function):
+class _OfPlan(torch.autograd.Function):
+    """A function of ``(plan, names, *tensors)``."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        """Keep the tensors."""
+        ctx.plan, ctx.names, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+        """Run the elements of a batch one after another: the bits of an element cannot depend on the others."""
+        plan, names, *batches = args
+        tensors = list(zip(batches, in_dims[2:], strict=True))
+        rows = [
+            cls.apply(plan, names, *(x if dim is None else x.select(dim, i) for x, dim in tensors))
+            for i in range(info.batch_size)
+        ]
+        results = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+        return results, (0,) * len(results)
+
+
+class Materialize(_OfPlan):
     """From ``(plan, names, *variables)`` to the weights of those names."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
-        plan, names, *variables = _arguments(args)
-        with _no_autocast(variables[0]):
-            weights = generate.materialize(
-                KERNELS, plan, dict(zip(plan.variable_shapes, variables, strict=True)), names
-            )
-        return tuple(weights.values())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        """Keep the variables."""
-        ctx.plan, ctx.names, *variables = inputs
-        ctx.save_for_backward(*variables)
-        ctx.set_materialize_grads(False)
+        plan, names, *tensors = _arguments(args)
+        variables = dict(zip(plan.variable_shapes, tensors, strict=True))
+        with _no_autocast(tensors[0]):
+            return tuple(generate.materialize(KERNELS, plan, variables, names).values())
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
@@ -48,11 +62,6 @@ class Materialize(torch.autograd.Function):
         if not given:
             return (None,) * (2 + len(ctx.saved_tensors))
         return None, None, *Vjp.apply(ctx.plan, tuple(given), *ctx.saved_tensors, *given.values())
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
-        """Run the elements of a batch one after another."""
-        return _one_by_one(Materialize.apply, info.batch_size, in_dims, args)
 
 
 class Promise(Materialize):
@@ -71,7 +80,7 @@ class Promise(Materialize):
 
 
 class Redeem(torch.autograd.Function):
-    """From a placeholder and its weight, built without autograd, to the weight."""
+    """From a placeholder and its weight, built without autograd, to the weight, whose gradient the placeholder gets."""
 
     @staticmethod
     def forward(promise: Array, weight: Array) -> Array:
@@ -88,7 +97,7 @@ class Redeem(torch.autograd.Function):
         return cotangent, None
 
 
-class Vjp(torch.autograd.Function):
+class Vjp(_OfPlan):
     """From ``(plan, names, *variables, *cotangents)`` to the gradients of all variables."""
 
     @staticmethod
@@ -100,24 +109,13 @@ class Vjp(torch.autograd.Function):
             return _vjp(KERNELS, plan, names, tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        """Keep variables and cotangents."""
-        ctx.plan, ctx.names, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Array) -> tuple[Any, ...]:
+    def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
         """Differentiate the smooth formulas, at the values on the grid; the result can be differentiated again."""
-        plan, names = ctx.plan, ctx.names
-        with torch.enable_grad(), _no_autocast(cotangents[0]):
-            tensors = _on_grid(plan, ctx.saved_tensors)
-            _, pull = torch.func.vjp(lambda *tensors: _vjp(_SMOOTH, plan, names, tensors), *tensors)
-            return None, None, *pull(tuple(cotangents))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
-        """Run the elements of a batch one after another."""
-        return _one_by_one(Vjp.apply, info.batch_size, in_dims, args)
+        plan, names, saved = ctx.plan, ctx.names, ctx.saved_tensors
+        given = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(saved, cotangents, strict=False))
+        with torch.enable_grad(), _no_autocast(saved[0]):
+            _, pull = torch.func.vjp(lambda *tensors: _vjp(_SMOOTH, plan, names, tensors), *_on_grid(plan, saved))
+            return None, None, *pull(given)
 
 
 def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
@@ -130,9 +128,10 @@ def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Seq
 
 def _on_grid(plan: Plan, tensors: Sequence[Array]) -> tuple[Array, ...]:
     """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
+    variables = dict(zip(plan.variable_shapes, tensors, strict=False))
     with torch.no_grad():
-        rounded = generate.on_grid(KERNELS, plan, dict(zip(plan.variable_shapes, tensors, strict=False)))
-    moved = [x + (rounded[name] - x).detach() for name, x in zip(plan.variable_shapes, tensors, strict=False)]
+        rounded = generate.on_grid(KERNELS, plan, variables)
+    moved = [x + (rounded[name] - x).detach() for name, x in variables.items()]
     return *moved, *tensors[len(moved) :]
 
 
@@ -169,17 +168,3 @@ def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
             "compile with torch.autograd instead, or leave the transform uncompiled"
         )
     return args[1:]
-
-
-def _one_by_one(
-    apply: Callable[..., tuple[Array, ...]], size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
-) -> tuple[tuple[Array, ...], tuple[int, ...]]:
-    """Stack the results of every element of a batch: the bits of an element cannot depend on the others."""
-    plan, names, *tensors = args
-    dims = in_dims[2:]
-    rows = [
-        apply(plan, names, *(x if dim is None else x.select(dim, i) for x, dim in zip(tensors, dims, strict=True)))
-        for i in range(size)
-    ]
-    results = tuple(torch.stack(column) for column in zip(*rows, strict=True))
-    return results, (0,) * len(results)

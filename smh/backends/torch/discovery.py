@@ -2,72 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from smh.backends.torch.store import Site
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import ModelTensor
 
-
-def parts_of(module: nn.Module, attribute: str) -> tuple[str, ...]:
-    """Return the names of the matrices that lie in one parameter, or nothing.
-
-    They are generated one by one, each with a scale of its own, as other frameworks hold them.
-    """
-    packed = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
-    return ("query", "key", "value") if packed else ()
+Site = tuple[nn.Module, str]
+"""A module and one of its attributes."""
 
 
-def discover(model: nn.Module, plan: Plan | None = None) -> tuple[tuple[ModelTensor, ...], dict[str, list[Site]]]:
-    """Return all parameters and buffers of a model, once each, and where parameters are read.
+@dataclass(frozen=True)
+class Found:
+    """A tensor of a model: a parameter, a buffer, or one of several matrices that lie in one parameter."""
 
-    Parameters that may be generated and hold several matrices (:func:`parts_of`) are listed by these, unless a plan
-    names the whole.
-    """
-    elsewhere = _held_elsewhere(model)
-    found: dict[int, tuple[torch.Tensor, list[str], list[Site], str]] = {}
+    tensor: ModelTensor
+    x: torch.Tensor  # its values
+    whole: str  # the name of the parameter or buffer
+    parts: tuple[str, ...]  # the names of all tensors in that, one below the other
+    sites: tuple[Site, ...]  # where modules hold it
+
+
+def held(model: nn.Module) -> Iterable[tuple[torch.Tensor, dict[str, Site]]]:
+    """Return all parameters and buffers of a model, once each, and where modules hold them, by name."""
+    found: dict[int, tuple[torch.Tensor, dict[str, Site]]] = {}
     for prefix, module in model.named_modules():
         for attribute, x in (*module._parameters.items(), *module._buffers.items()):
             if x is not None:
-                why = _why_kept(module, prefix, attribute, x) or elsewhere.get(id(x), "")
-                entry = found.setdefault(id(x), (x, [], [], why))
-                entry[1].append(f"{prefix}.{attribute}" if prefix else attribute)
-                entry[2].append((module, attribute))
-                found[id(x)] = (*entry[:3], entry[3] or why)
-    dtype = next((x.dtype for x, _, _, why in found.values() if not why and x.ndim >= 2), None)
-    tensors, sites = [], {}
-    for x, names, places, why in found.values():
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                found.setdefault(id(x), (x, {}))[1][name] = module, attribute
+    return found.values()
+
+
+def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
+    """Return all tensors of a plain model, by first name.
+
+    A parameter that may be generated and holds several matrices is listed by these, as other frameworks hold them and
+    with a scale for each, unless a plan names the whole.
+    """
+    elsewhere = _held_elsewhere(model)
+    listed = []
+    for x, places in held(model):
+        whys = (_why_kept(module, name, x) or elsewhere.get(id(x)) for name, (module, _) in places.items())
+        listed.append((x, places, next(filter(None, whys), "")))
+    dtype = next((x.dtype for x, _, why in listed if not why and x.ndim >= 2), None)
+    planned = {tensor.name for tensor in plan.tensors} if plan is not None else set()
+    found = {}
+    for x, places, why in listed:
         if not why and x.dtype != dtype:
             why = f"its type is {x.dtype}, that of the first one is {dtype}"
-        module, attribute = places[0]
-        parts = parts_of(module, attribute)
-        whole = why or plan is not None and names[0] in {tensor.name for tensor in plan.tensors}
-        count = 1 if whole or not parts else len(parts)
-        for suffix in [""] if count == 1 else [f".{part}" for part in parts]:
-            tensors.append(
-                ModelTensor(
-                    name=f"{names[0]}{suffix}",
-                    shape=(x.shape[0] // count, *x.shape[1:]) if x.ndim else (),
-                    nbytes=x.numel() * x.element_size() // count,
-                    axes=_axes(module, x.ndim),
-                    aliases=tuple(f"{name}{suffix}" for name in names[1:]),
-                    kept=why,
-                )
+        whole, *aliases = places
+        module, attribute = places[whole]
+        packed = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
+        suffixes = (".query", ".key", ".value") if packed and not why and whole not in planned else ("",)
+        parts = tuple(f"{whole}{suffix}" for suffix in suffixes)
+        pieces = [x] if len(parts) == 1 else x.detach().chunk(len(parts))
+        for name, suffix, piece in zip(parts, suffixes, pieces, strict=True):
+            tensor = ModelTensor(
+                name=name,
+                shape=tuple(piece.shape),
+                nbytes=piece.numel() * piece.element_size(),
+                axes=_axes(module, piece.ndim),
+                aliases=tuple(f"{alias}{suffix}" for alias in aliases),
+                kept=why,
             )
-            sites[f"{names[0]}{suffix}"] = places
-    return tuple(tensors), sites
+            found[name] = Found(tensor, piece, whole, parts, tuple(places.values()))
+    return found
 
 
-def _why_kept(module: nn.Module, prefix: str, attribute: str, x: torch.Tensor) -> str:
+def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
     """Return why a tensor cannot be generated, or nothing."""
+    *path, attribute = name.split(".")
     if is_lazy(x):
-        name = f"{prefix}.{attribute}"
         raise PlanError(f"the shape of {name!r} is not known yet: call the model once before you compress it")
     if not isinstance(x, nn.Parameter):
         return "it is a buffer"
@@ -75,7 +86,7 @@ def _why_kept(module: nn.Module, prefix: str, attribute: str, x: torch.Tensor) -
         return f"its type is {x.dtype}"
     if type(x) is not nn.Parameter or x.layout != torch.strided or x.is_meta:
         return f"it is no plain tensor but {type(x).__name__}, {x.layout}, on {x.device}"
-    if "parametrizations" in prefix.split("."):
+    if "parametrizations" in path:
         return "its layer is parametrised (torch.nn.utils.parametrize)"
     for hook in module._forward_pre_hooks.values():
         target = getattr(hook, "name", getattr(hook, "_tensor_name", None))
@@ -99,13 +110,11 @@ def _held_elsewhere(model: nn.Module) -> dict[int, str]:
         for attribute, value in module.__dict__.items():
             if attribute in ("_parameters", "_buffers", "_modules", "_flat_weights"):
                 continue
-            parts = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-            )
-            for part in parts:
-                if isinstance(part, nn.Parameter):
+            values = value.values() if isinstance(value, dict) else value
+            for x in values if isinstance(value, dict | list | tuple) else (value,):
+                if isinstance(x, nn.Parameter):
                     place = f"{name}.{attribute}" if name else attribute
-                    reasons[id(part)] = f"it is also held in {place!r}, outside of the registered parameters"
+                    reasons[id(x)] = f"it is also held in {place!r}, outside of the registered parameters"
     return reasons
 
 
@@ -115,23 +124,3 @@ def _axes(module: nn.Module, ndim: int) -> str | None:
         return None
     first = "i o" if isinstance(module, nn.modules.conv._ConvTransposeNd) else "o i"
     return " ".join([first, *("d", "h", "w")[5 - ndim :]])
-
-
-class Values(Mapping[str, np.ndarray]):
-    """Present values of parameters, read when they are asked for."""
-
-    def __init__(self, sites: Mapping[str, list[Site]]) -> None:
-        self._sites = sites
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        module, attribute = self._sites[name][0]
-        values: np.ndarray = module._parameters[attribute].detach().to("cpu", torch.float32).numpy()
-        part = name.rpartition(".")[2]
-        parts = parts_of(module, attribute)
-        return np.split(values, len(parts))[parts.index(part)] if part in parts else values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sites)
-
-    def __len__(self) -> int:
-        return len(self._sites)

@@ -11,17 +11,25 @@ from __future__ import annotations
 import copyreg
 import functools
 import pickle
+import re
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from smh.backends.torch import fingerprint
 from smh.errors import PlanError, VariableError
+from smh.models.fingerprint import check_fingerprint, fingerprint
 
 STORE, NAMES = "_smh_store", "_smh_names"
 """Where a module keeps the store of its model, and {attribute: tensor} of its generated weights."""
 ADVICE = "smh.materialize_(model) first turns generated weights into parameters, which can be changed"
+_BY_PLAN = (
+    "compress the model by the plan of that state, smh.compress(model, plan=...), or load a file of smh.save, which "
+    "brings its plan"
+)
+_OPERATORS = "add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift|matmul"
+_CHANGES = re.compile(rf"__(set|delete|setitem|i({_OPERATORS}))__|(?!__).*_")  # functions that change what they get
 
 
 class GeneratedWeight(torch.Tensor):
@@ -36,31 +44,14 @@ class GeneratedWeight(torch.Tensor):
         """Run the function on plain tensors, unless it would change a generated weight."""
         kwargs = kwargs or {}
         targets = (*args[:1], kwargs.get("out"))
-        if (_changes(func.__name__) or "out" in kwargs) and any(isinstance(x, cls) for x in targets):
+        if (_CHANGES.fullmatch(func.__name__) or "out" in kwargs) and any(isinstance(x, cls) for x in targets):
             raise VariableError(f"a generated weight cannot be changed in place, got {func.__name__}: {ADVICE}")
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-            if isinstance(result, torch.Tensor) and _shares(result, args[:1]):
-                return result.as_subclass(cls)
+            if isinstance(result, torch.Tensor) and isinstance(targets[0], cls):
+                views = result.untyped_storage().data_ptr() == targets[0].untyped_storage().data_ptr()
+                return result.as_subclass(cls) if views else result
         return result
-
-
-_IN_PLACE = {f"__i{op}__" for op in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()}
-
-
-def _changes(name: str) -> bool:
-    """Say whether a function of that name changes its first argument."""
-    if name.startswith("__"):
-        return name in ("__set__", "__delete__", "__setitem__", *_IN_PLACE)
-    return name.endswith("_")
-
-
-def _shares(result: torch.Tensor, args: Any) -> bool:
-    """Say whether a result is a view of a generated weight."""
-    return any(
-        isinstance(x, GeneratedWeight) and x.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
-        for x in args
-    )
 
 
 class _Generated:
@@ -91,10 +82,9 @@ class _Generated:
 
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter, unless it would stand in for a generated weight, as pruning's would."""
-        names = self.__dict__.get(NAMES, ())
-        own = self.__dict__[STORE].holds(self, name) if names else True  # as what shards parameters replaces them
-        for generated in () if own else names:
-            if name == generated or name.startswith(f"{generated}_"):
+        for generated in self.__dict__.get(NAMES, ()):
+            own = (self, name) in self.__dict__[STORE].slots.values()  # as what shards parameters replaces them
+            if not own and (name == generated or name.startswith(f"{generated}_")):
                 raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
         super().register_parameter(name, param)  # type: ignore[misc]
 
@@ -121,17 +111,31 @@ class _Root(_Generated):
 
     def get_extra_state(self) -> Any:
         """Return the fingerprint of the plan, and what the model's own class stores besides."""
-        own = super().get_extra_state() if _has_extra_state(plain_class(self)) else None  # type: ignore[misc]
-        return fingerprint.state_of(self.__dict__[STORE].plan, own)
+        own = super().get_extra_state() if _has_extra_state(self) else None  # type: ignore[misc]
+        plan = self.__dict__[STORE].compression.plan
+        named = torch.tensor(fingerprint(plan).tolist(), dtype=torch.uint8, device="cpu")
+        return named if own is None else {"plan": named, "own": own}
 
     def set_extra_state(self, state: Any) -> None:
         """Give the model's own class what it stored; the fingerprint has been compared before."""
-        if _has_extra_state(plain_class(self)):
-            super().set_extra_state(fingerprint.own_part(state))  # type: ignore[misc]
+        if _has_extra_state(self):
+            super().set_extra_state(state.get("own") if isinstance(state, dict) else None)  # type: ignore[misc]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        store = self.__dict__[STORE]
-        fingerprint.check_state(store.plan, state_dict, prefix, next(iter(store.slots.values()))[1])
+        store, key = self.__dict__[STORE], f"{prefix}_extra_state"
+        _, first = next(iter(store.slots.values()))
+        if key in state_dict:
+            state = state_dict[key]
+            x: Any = state.get("plan") if isinstance(state, dict) else state
+            named = isinstance(x, torch.Tensor) and x.dtype == torch.uint8 and x.shape == (32,)
+            check_fingerprint(store.compression.plan, bytes(x.tolist()) if named else None, _BY_PLAN)
+        elif f"{prefix}{first}" in state_dict:  # else there is nothing to name a plan for
+            warnings.warn(
+                f"the state_dict does not say by which plan it generates weights ({key!r} is missing): by another "
+                f"plan than this model's they would be others. If in doubt, {_BY_PLAN}",
+                UserWarning,
+                stacklevel=2,
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -140,7 +144,7 @@ class _Recurrent(_Generated):
 
     @property
     def _flat_weights(self) -> list[Any]:
-        if STORE not in self.__dict__ or not self.__dict__[STORE].ready:  # while a copy is put together
+        if not hasattr(self.__dict__.get(STORE), "root"):  # while a copy is put together
             return []
         return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
 
@@ -171,23 +175,22 @@ def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type
     if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
         members["__deepcopy__"] = _no_copy
     about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    made_of = {"_smh_made_of": (base, attributes, root)}
-    return type(base.__name__, (*(mixins or [_Generated]), base), {**about, **members, **made_of})
+    members["_smh_made_of"] = base, attributes, root
+    return type(base.__name__, (*(mixins or [_Generated]), base), {**about, **members})
 
 
 def _no_copy(module: Any, memo: Any) -> Any:
     raise PlanError(f"{type(module).__name__} has its own way of copying, which knows no generated weights: {ADVICE}")
 
 
-def plain_class(module: nn.Module) -> type:
+def plain_class(module: Any) -> Any:
     """Return the class that a module had before."""
-    base: type = type(module)._smh_made_of[0]
-    return base
+    return type(module)._smh_made_of[0]
 
 
-def _has_extra_state(base: Any) -> bool:
-    """Say whether a class of modules stores more than tensors by itself."""
-    return base.get_extra_state is not nn.Module.get_extra_state
+def _has_extra_state(module: Any) -> bool:
+    """Say whether a module's own class stores more than tensors."""
+    return plain_class(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def _revive(made_of: tuple[type, tuple[str, ...], bool], *args: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,9 @@ import torch
 from torch import nn
 
 from smh.backends.torch.adapter import backend
-from smh.backends.torch.discovery import Values, discover
-from smh.backends.torch.fingerprint import KEY, own_part
-from smh.backends.torch.generated import NAMES, STORE, plain_class
-from smh.backends.torch.install import find_store, install
-from smh.backends.torch.store import Store
+from smh.backends.torch.discovery import discover
+from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_class
+from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
 from smh.models.adapter import ModelAdapter
@@ -32,8 +31,7 @@ class TorchModels(ModelAdapter):
 
     def compression(self, model: Any) -> Compression | None:
         """Return how a model was compressed, also from within what wraps a whole model."""
-        store = find_store(model)
-        return None if store is None else store.compression
+        return getattr(find_store(model), "compression", None)
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return all parameters and buffers, once each."""
@@ -42,11 +40,12 @@ class TorchModels(ModelAdapter):
         compressed = [prefix or "it" for prefix, module in model.named_modules() if STORE in module.__dict__]
         if compressed:
             raise PlanError(f"the model is compressed already ({compressed[0]}): smh.materialize_(model) first")
-        return discover(model, plan)[0]
+        return tuple(found.tensor for found in discover(model, plan).values())
 
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
-        """Return present values, read when they are asked for."""
-        return Values(discover(model, plan)[1])
+        """Return present values, float32."""
+        free = (found for found in discover(model, plan).values() if not found.tensor.kept)
+        return {found.tensor.name: found.x.detach().to("cpu", torch.float32).numpy() for found in free}
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
@@ -58,7 +57,46 @@ class TorchModels(ModelAdapter):
 
     def install(self, model: nn.Module, compression: Compression) -> nn.Module:
         """Put parameters for variables, all zero, in the place of those that are generated."""
-        install(model, compression, discover(model, compression.plan)[1])
+        plan = compression.plan
+        found = discover(model, plan)
+        generated = {tensor.name: found[tensor.name] for tensor in plan.tensors}
+        for name, holder in generated.items():
+            if missing := [part for part in holder.parts if part not in generated]:
+                parts = f"{len(holder.parts)} matrices, all of which are generated or none"
+                has, lacks = name.rpartition(".")[2], ", ".join(map(repr, missing))
+                raise PlanError(f"{holder.whole!r} is one parameter of {parts}; the plan has {has!r} and lacks {lacks}")
+        slots = {f"pool/{name}": (model, re.sub("[/.]", "_", f"pool_{name}")) for name in plan.pool.variable_shapes()}
+        for tensor in plan.tensors:
+            holder = generated[tensor.name]
+            module, attribute = holder.sites[0]
+            part = tensor.name.removeprefix(holder.whole).replace(".", "_")
+            if tensor.learn_scale:
+                slots[tensor.scale_variable] = module, f"{attribute}{part}_scale"
+        for module, attribute in slots.values():
+            if hasattr(module, attribute):
+                what = f"{type(module).__name__} has an attribute {attribute!r}, which a variable needs"
+                raise PlanError(f"{what}: rename it, or exclude the tensor")
+        read: dict[nn.Module, dict[str, str]] = {model: {}}
+        for holder in generated.values():
+            for module, attribute in holder.sites:
+                read.setdefault(module, {})[attribute] = holder.whole
+        order = {module: tuple(module._parameters) for module in read}
+        weights = {holder.whole: holder.parts for holder in generated.values()}
+        store = Store(model, compression, slots, order, weights)
+        like = next(iter(generated.values())).x.detach()
+        for module, names in read.items():
+            for attribute in names:
+                del module._parameters[attribute]
+            module.__dict__.pop("_flat_weights", None)  # the list of parameters that a recurrent layer keeps
+        for name, (module, attribute) in slots.items():
+            shape = plan.variable_shapes[name] or (1,)  # libraries that shard parameters take none without axes
+            module.register_parameter(attribute, nn.Parameter(like.new_zeros(shape)))
+        for module, names in read.items():
+            module.__dict__[STORE] = store
+            if names:
+                module.__dict__[NAMES] = names
+            cls: Any = type(module)
+            module.__class__ = generated_class(cls, tuple(names), module is model)
         return model
 
     def variables(self, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -71,11 +109,11 @@ class TorchModels(ModelAdapter):
         if store is not None:
             named = store.root.state_dict(keep_vars=True)
             seen = {id(x) for x in store.parameters().values()}
-            if own_part(named[KEY]) is None:
-                del named[KEY]  # the fingerprint of the plan, which the file holds itself
+            if isinstance(named["_extra_state"], torch.Tensor):
+                del named["_extra_state"]  # the fingerprint of the plan, which the file holds itself
         else:
-            named, sites = model.state_dict(keep_vars=True), discover(model, plan)[1]
-            places = [sites[tensor.name][0] for tensor in plan.tensors]
+            named, found = model.state_dict(keep_vars=True), discover(model, plan)
+            places = [found[tensor.name].sites[0] for tensor in plan.tensors]
             seen = {id(module._parameters[attribute]) for module, attribute in places}
         stored = {}
         for name, x in named.items():
@@ -91,7 +129,7 @@ class TorchModels(ModelAdapter):
     ) -> nn.Module:
         """Copy values into the parameters and buffers of a model."""
         store = _store(model)
-        own = self.kept(model, store.plan) if kept else {}
+        own = self.kept(model, store.compression.plan) if kept else {}
         with torch.no_grad():
             for name, x in store.parameters().items():
                 x.copy_(backend.asarray(variables[name], "cpu").reshape(x.shape))
@@ -180,7 +218,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
     """
     store = _store(model)
     store.compression = dataclasses.replace(store.compression, residency=check_residency(residency))
-    store.forget()
+    store.cache = None
 
 
 def _store(model: Any) -> Store:

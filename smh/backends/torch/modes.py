@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, cast
 
@@ -12,20 +12,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from smh.backends.protocol import Function, Mode
-
-
-def _under(context: Callable[[], AbstractContextManager[Any]]) -> Callable[[Function], Function]:
-    """Return what wraps a function so that it runs in a new context each time."""
-
-    def wrap(fn: Function) -> Function:
-        @functools.wraps(fn)
-        def run(*args: Any) -> Any:
-            with context():
-                return fn(*args)
-
-        return run
-
-    return wrap
 
 
 @contextmanager
@@ -40,26 +26,22 @@ def _other_threads() -> Any:
 
 @contextmanager
 def _autocast() -> Any:
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cuda", dtype=torch.float16, enabled=_CUDA):
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autocast("cuda", dtype=torch.float16, enabled=torch.cuda.is_available()),
+    ):
         yield
 
 
-_CUDA = torch.cuda.is_available()
-
-
-def _precision(precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Return a context with a precision of float32 products: ``"high"`` is TF32, ``"medium"`` also bfloat16."""
-
-    @contextmanager
-    def context() -> Any:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(precision)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return context
+@contextmanager
+def _precision(precision: str) -> Any:
+    """Run with a precision of float32 products: ``"high"`` is TF32, ``"medium"`` also bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _vmap(fn: Function) -> Function:
@@ -70,10 +52,6 @@ def _vmap(fn: Function) -> Function:
         return tuple(x[0] for x in batch)
 
     return run
-
-
-def _checkpointed(fn: Function) -> Function:
-    return lambda *args: checkpoint(fn, *args, use_reentrant=False)
 
 
 def _compiled(compiler: str) -> Callable[[Function], Function]:
@@ -90,13 +68,13 @@ def _compiled(compiler: str) -> Callable[[Function], Function]:
 
 
 MODES = (
-    Mode("inference", "torch.inference_mode()", around=_under(torch.inference_mode)),
-    Mode("autocast", "torch.autocast in half precision", around=_under(_autocast)),
-    Mode("medium", "torch.set_float32_matmul_precision('medium')", around=_under(_precision("medium"))),
-    Mode("tf32", "torch.backends.cuda.matmul.allow_tf32 = True", around=_under(_precision("high"))),
-    Mode("threads", "torch.set_num_threads, one thread and two", around=_under(_other_threads)),
+    Mode("inference", "torch.inference_mode()", around=torch.inference_mode()),
+    Mode("autocast", "torch.autocast in half precision", around=_autocast()),
+    Mode("medium", "torch.set_float32_matmul_precision('medium')", around=_precision("medium")),
+    Mode("tf32", "torch.backends.cuda.matmul.allow_tf32 = True", around=_precision("high")),
+    Mode("threads", "torch.set_num_threads, one thread and two", around=_other_threads()),
     Mode("vmap", "torch.func.vmap", within=_vmap),
-    Mode("checkpoint", "torch.utils.checkpoint", within=_checkpointed),
+    Mode("checkpoint", "torch.utils.checkpoint", within=lambda fn: partial(checkpoint, fn, use_reentrant=False)),
     Mode(
         "traced",
         "torch.compile(fullgraph=True, dynamic=False, backend='aot_eager')",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,84 +13,49 @@ import torch
 from torch import nn
 
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
-from smh.backends.torch.generated import NAMES, GeneratedWeight
-from smh.core.plan import Plan
+from smh.backends.torch.discovery import Site
+from smh.backends.torch.generated import NAMES, STORE, GeneratedWeight
 from smh.models.compression import Compression
-
-Site = tuple[nn.Module, str]
-"""A module and one of its attributes."""
 
 
 @dataclass
 class Scope:
     """A forward pass under way, of the model or of one layer."""
 
-    weights: dict[str, torch.Tensor]
-    """What is built."""
-    lazy: bool = False
-    """Whether what is read and not there is built, and kept until the end."""
-    promises: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Placeholders for weights to come, whose gradients arrive together."""
-    hooks: AbstractContextManager[Any] | None = None
-    """How autograd keeps weights meanwhile, where not as usual."""
+    weights: dict[str, torch.Tensor]  # what is built
+    lazy: bool = False  # whether what is read and not there is built, and kept until the end
+    promises: Mapping[str, torch.Tensor] = field(default_factory=dict)  # for weights to come, if they get gradients
+    hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
 
 
+@dataclass(eq=False, repr=False)
 class Store:
-    """Builds the weights of a model.
+    """Builds the weights of a model."""
 
-    ``slots`` says where each variable is held, ``order`` which modules differ from what they were and what parameters
-    each had, ``packed`` which weights hold several tensors of the plan, one below the other.
-    """
-
-    ready = False  # while a copy is put together
-
-    def __init__(
-        self,
-        root: nn.Module,
-        compression: Compression,
-        slots: dict[str, Site],
-        order: dict[nn.Module, tuple[str, ...]],
-        packed: dict[str, tuple[str, ...]],
-    ) -> None:
-        self.root = root
-        self.compression = compression
-        self.slots = slots
-        self.order = order
-        self.packed = packed
-        self.ready = True
-        self._scopes: dict[int, list[Scope]] = {}
-        self._cache: tuple[tuple[Any, ...], dict[str, torch.Tensor]] | None = None
+    root: nn.Module
+    compression: Compression
+    slots: dict[str, Site]  # where the parameter of each variable is
+    order: dict[nn.Module, tuple[str, ...]]  # the modules that changed, and what parameters each had
+    weights: dict[str, tuple[str, ...]]  # what layers read, and the tensors of the plan in it, one below the other
+    scopes: dict[int, list[Scope]] = field(default_factory=dict)  # by thread
+    cache: tuple[tuple[Any, ...], dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: neither passes under way nor weights."""
-        return {**self.__dict__, "_scopes": {}, "_cache": None}
-
-    @property
-    def plan(self) -> Plan:
-        """What is generated."""
-        return self.compression.plan
-
-    @property
-    def residency(self) -> str:
-        """When weights are built."""
-        return self.compression.residency
+        return {**self.__dict__, "scopes": {}, "cache": None}
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters that hold the variables, by the names of variables."""
         return {name: module._parameters[attribute] for name, (module, attribute) in self.slots.items()}
 
-    def holds(self, module: nn.Module, attribute: str) -> bool:
-        """Say whether an attribute of a module is the parameter of a variable."""
-        return any(module is owner and attribute == name for owner, name in self.slots.values())
-
     def variables(self) -> dict[str, torch.Tensor]:
         """Return the variables, float32, as the plan shapes them: a scale is one number, and its parameter a vector."""
-        shapes = self.plan.variable_shapes
+        shapes = self.compression.plan.variable_shapes
         return {name: x.to(torch.float32).reshape(shapes[name]) for name, x in self.parameters().items()}
 
     def build(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights, in the type of the variables; autograd sees how they came about."""
-        chosen = self._names() if names is None else tuple(names)
+        chosen = tuple(self.weights if names is None else names)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed():
             with _kept_aside():
                 return self._built(chosen)
@@ -98,156 +64,127 @@ class Store:
         with torch.inference_mode(False), torch.no_grad():
             return {name: w.detach().requires_grad_(learns) for name, w in self._built(chosen).items()}
 
-    def _built(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        tensors = tuple(tensor for name in names for tensor in self._tensors(name))
-        weights = dict(zip(tensors, Materialize.apply(self.plan, tensors, *self.variables().values()), strict=True))
-        return {name: _joined([weights[x] for x in self._tensors(name)]).to(self._dtype()) for name in names}
-
-    def _tensors(self, name: str) -> tuple[str, ...]:
-        """Return the tensors of the plan that a weight consists of."""
-        return self.packed.get(name, (name,))
-
-    def _names(self) -> tuple[str, ...]:
-        """Return the names of all weights that layers read."""
-        parts = {part: name for name, parts in self.packed.items() for part in parts}
-        return tuple(dict.fromkeys(parts.get(tensor.name, tensor.name) for tensor in self.plan.tensors))
+    def _built(self, names: Iterable[str], promises: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+        """Return weights, whose gradients go to the variables, or to promises if there are any."""
+        tensors = tuple(tensor for name in names for tensor in self.weights[name])
+        with torch.no_grad() if promises else nullcontext():
+            built = Materialize.apply(self.compression.plan, tensors, *self.variables().values())
+        found = dict(zip(tensors, built, strict=True))
+        if promises:
+            found = {tensor: Redeem.apply(promises[tensor], x) for tensor, x in found.items()}
+        dtype = next(iter(self.parameters().values())).dtype
+        parts = {name: [found[tensor] for tensor in self.weights[name]] for name in names}
+        return {name: (x[0] if len(x) == 1 else torch.cat(x)).to(dtype) for name, x in parts.items()}
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
-        stack = self._scopes.get(_thread(), [])
+        stack = self.scopes.get(_thread(), [])
         for scope in reversed(stack):
             if name in scope.weights:
                 return scope.weights[name]
         if stack:
-            weight = self._redeemed(name, stack[-1].promises)
-            if stack[-1].lazy:
-                stack[-1].weights[name] = weight
-            return weight
+            scope = stack[-1]
+            built = self._built((name,), scope.promises) if scope.promises else self.build([name])
+            if scope.lazy:
+                scope.weights |= built
+            return built[name]
         if torch.compiler.is_compiling():
             return self.build([name])[name]
-        weights = self._cached() if self._may_cache() else self.build([name])
-        return weights[name].as_subclass(GeneratedWeight)
+        return self._current([name])[name].as_subclass(GeneratedWeight)
 
     def watches(self, module: nn.Module) -> bool:
         """Say whether a call of a module is a pass of its own."""
-        return module is self.root or self.residency == "layer"
+        return module is self.root or self.compression.residency == "layer"
 
     def enter(self, module: nn.Module) -> None:
         """Begin a forward pass of the model, or of one layer."""
-        stack = self._scopes.setdefault(_thread(), [])
-        if self.residency == "layer":
-            scope = Scope({}, lazy=NAMES in module.__dict__)
-            scope.promises = stack[-1].promises if stack else self._promises()
+        stack = self.scopes.setdefault(_thread(), [])
+        if self.compression.residency == "layer":
+            scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
             if scope.lazy and scope.promises:
-                scope.hooks = _Rebuilt(self, scope)
+                scope.hooks = _rebuilt(self, scope.weights)
                 scope.hooks.__enter__()
             stack.append(scope)
         elif stack:  # the model calls itself
             stack.append(stack[-1])
         else:
-            stack.append(Scope(self._cached() if self._may_cache() else self.build()))
+            stack.append(Scope(self._current()))
 
     def leave(self) -> None:
-        """End what began last; nothing is left of it, also where beginning it failed."""
-        stack = self._scopes.get(_thread())
+        """End what began last; nothing is left of it."""
+        stack = self.scopes.get(_thread())
         if stack:
             scope = stack.pop()
             if scope.hooks is not None:
                 scope.hooks.__exit__(None, None, None)
-                scope.weights.clear()  # the hooks outlive the pass, and hold the scope
+                scope.weights.clear()  # the hooks outlive the pass, and hold these
             if not stack:
-                del self._scopes[_thread()]
-
-    def forget(self) -> None:
-        """Free the weights that are kept."""
-        self._cache = None
-
-    def _dtype(self) -> torch.dtype:
-        return next(iter(self.parameters().values())).dtype
+                del self.scopes[_thread()]
 
     def _needs_grad(self) -> bool:
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters().values())
-
-    def _may_cache(self) -> bool:
-        return self.residency == "cached" and not torch.compiler.is_compiling() and not self._needs_grad()
 
     def _promises(self) -> dict[str, torch.Tensor]:
         """Return placeholders, where gradients are wanted and plain autograd records them."""
         if torch.compiler.is_compiling() or not self._needs_grad() or _transformed():
             return {}
-        names = tuple(tensor.name for tensor in self.plan.tensors)
+        plan = self.compression.plan
+        names = tuple(tensor.name for tensor in plan.tensors)
         with _kept_aside():
-            return dict(zip(names, Promise.apply(self.plan, names, *self.variables().values()), strict=True))
+            return dict(zip(names, Promise.apply(plan, names, *self.variables().values()), strict=True))
 
-    def _redeemed(self, name: str, promises: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return one weight, whose gradient goes to its promise if there is one."""
-        tensors = self._tensors(name)
-        if tensors[0] not in promises:
-            return self.build([name])[name]
-        with torch.no_grad():
-            weights = Materialize.apply(self.plan, tensors, *self.variables().values())
-        redeemed = [Redeem.apply(promises[x], weight) for x, weight in zip(tensors, weights, strict=True)]
-        return _joined(redeemed).to(self._dtype())
-
-    def _cached(self) -> dict[str, torch.Tensor]:
-        """Return all weights, built anew only if a variable is another one or was changed."""
+    def _current(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        """Return weights; where they may be cached all of them, built anew only if a variable is another or changed."""
         found = tuple(self.parameters().values())
-        if _transformed() or any(type(x) is not nn.Parameter or x.is_inference() for x in found):
-            return self.build()
+        cached = self.compression.residency == "cached" and not torch.compiler.is_compiling() and not _transformed()
+        if not cached or self._needs_grad() or any(type(x) is not nn.Parameter or x.is_inference() for x in found):
+            return self.build(names)
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         state = tuple((x, x._version, x.data_ptr()) for x in found)
-        kept = self._cache  # once: another thread may forget it, or keep what it built for other variables
+        kept = self.cache  # once: another thread may forget it, or keep what it built for other variables
         if kept is None or not all(map(_unchanged, kept[0], state)):
-            self._cache = kept = state, self.build()
+            self.cache = kept = state, self.build()
         return kept[1]
 
 
-@dataclass(frozen=True)
-class _Name:
-    """What autograd keeps in the place of a generated weight."""
+def find_store(model: Any) -> Store | None:
+    """Return the store of a compressed model, also from within what wraps a whole model, or None."""
+    if not isinstance(model, nn.Module):
+        return None
+    store: Store | None = model.__dict__.get(STORE)
+    if store is not None and store.root is model:
+        return store
+    match list(model.named_children()):
+        case [("module" | "_orig_mod", inner)]:
+            return find_store(inner)
+    return None
 
-    name: str
-    versions: list[int]
-    geometry: tuple[Any, ...]
 
+def _rebuilt(store: Store, weights: Mapping[str, torch.Tensor]) -> AbstractContextManager[Any]:
+    """Return a context in which autograd keeps no generated weight, but how the backward pass builds it again.
 
-class _Rebuilt:
-    """While a layer runs, autograd keeps no generated weight, only its name; the backward pass builds it again.
-
-    Other tensors are kept as the hooks around these say, such as those of checkpointing.
+    Other tensors are kept as the hooks around it say, such as those of checkpointing.
     """
+    around: Any = torch._C._autograd._top_saved_tensors_default_hooks(False) or (lambda x: x, lambda x: x)
 
-    def __init__(self, store: Store, scope: Scope) -> None:
-        self._store = store
-        self._scope = scope
-        outer: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
-        self._outer_pack: Any = outer[0] if outer else _same
-        self._outer_unpack: Any = outer[1] if outer else _same
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+    def versions() -> list[int]:
+        return [x._version for x in store.parameters().values()]
 
-    def __enter__(self) -> None:
-        self._hooks.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
-
-    def _pack(self, x: torch.Tensor) -> Any:
+    def pack(x: torch.Tensor) -> Any:
         place = x.untyped_storage().data_ptr()
-        for name, weight in self._scope.weights.items():
+        for name, weight in weights.items():
             if weight.untyped_storage().data_ptr() == place and x.dtype == weight.dtype:
-                return _Name(name, self._versions(), (x.size(), x.stride(), x.storage_offset()))
-        return self._outer_pack(x)
+                return functools.partial(build, name, versions(), x.size(), x.stride(), x.storage_offset())
+        return functools.partial(around[1], around[0](x))
 
-    def _unpack(self, kept: Any) -> torch.Tensor:
-        if not isinstance(kept, _Name):
-            return self._outer_unpack(kept)
-        if kept.versions != self._versions():
+    def build(name: str, before: list[int], *geometry: Any) -> torch.Tensor:
+        if before != versions():
             raise RuntimeError(_CHANGED)
         with torch.no_grad():
-            return self._store.build([kept.name])[kept.name].as_strided(*kept.geometry)
+            return store.build([name])[name].as_strided(*geometry)
 
-    def _versions(self) -> list[int]:
-        return [x._version for x in self._store.parameters().values()]
+    hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept())
+    return hooks
 
 
 _CHANGED = "a variable of the model was changed in place between the forward and the backward pass"
@@ -268,14 +205,6 @@ def _checked(kept: tuple[torch.Tensor, int]) -> torch.Tensor:
     x, version = kept
     if x._version != version:
         raise RuntimeError(_CHANGED)
-    return x
-
-
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _same(x: Any) -> Any:
     return x
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 import smh
 from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
+from conformance.cases import golden_cases
 from smh import pools
 from smh.core import generate
 from smh.core.kernels import Kernels
-from tests.core import cases, golden
+from tests.core import cases
 
 torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 
@@ -110,16 +111,15 @@ def test_drawn_plans_have_the_bits_of_the_oracle_in_every_mode(plan, seed, kind)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("vector", golden.stored(), ids=lambda vector: vector["plan"]["pool"]["kind"])
-def test_golden_vectors(vector, device):
-    plan = smh.Plan.from_dict(vector["plan"])
-    variables, cotangents = (tensors(golden.arrays(vector[key]), device) for key in ("variables", "cotangents"))
-    weights = smh_torch.materialize(plan, variables)
-    assert all(w.device.type == device for w in weights.values())
-    assert_all_same_bits(weights, golden.arrays(vector["weights"]))
-    gradients = golden.arrays(vector["gradients"])
-    assert_all_same_bits(smh_torch.vjp(plan, variables, cotangents), {name: gradients[name] for name in variables})
-    assert smh_torch.digest(plan, variables) == vector["digest"]
+def test_golden_vectors(device):
+    for case in golden_cases():
+        variables, cotangents = tensors(case.variables, device), tensors(case.cotangents, device)
+        weights = smh_torch.materialize(case.plan, variables)
+        assert all(w.device.type == device for w in weights.values())
+        assert_all_same_bits(weights, case.weights)
+        gradients = {name: case.gradients[name] for name in case.plan.variable_shapes}
+        assert_all_same_bits(smh_torch.vjp(case.plan, variables, cotangents), gradients)
+        assert smh_torch.digest(case.plan, variables) == case.digest
 
 
 def test_modes_change_what_they_say():
