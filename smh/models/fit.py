@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate
@@ -37,6 +37,8 @@ _WEIGHTS = 1 << 18  # weights that are generated at a time
 _FAR = 2.0**40  # virtual weights from here on leave the grids of pools no room
 _FAINT = 2.0**-20  # virtual weights are meant to have unit mean square; what is this small is rounding errors
 _LOST = 0.5  # an error from which on most of a model is lost
+
+Values = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,14 @@ class FitReport:
 
     def __rich__(self) -> Table:
         """Return a table of all tensors, with the paragraph below it."""
-        table = Table("tensor", caption=str(self), caption_justify="left")
-        table.add_column("relative error", justify="right")
+        table = Table("tensor", Column("relative error", justify="right"), caption=str(self), caption_justify="left")
         for name, error in self.errors.items():
             table.add_row(name, f"{error:.3g}")
         return table
 
 
 @np.errstate(all="ignore")
-def fit_variables(
-    plan: Plan, values: Mapping[str, np.ndarray], *, progress: bool = False
-) -> tuple[Variables, FitReport]:
+def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tuple[Variables, FitReport]:
     """Return variables whose weights are close to given ones: a warm start from a trained model.
 
     Parameters
@@ -86,8 +85,8 @@ def fit_variables(
     plan : Plan
         Any plan whose pool is a matmul, Kronecker or hash pool, or a sum of such.
     values : mapping of str to numpy.ndarray, any real dtype
-        The wanted weights of every tensor, in its viewed shape. Each is asked for twice and not kept, so a mapping may
-        read them from a file.
+        The wanted weights of every tensor, in its viewed shape. Each is asked for three times and not kept, so a
+        mapping may read them from a file.
     progress : bool
         Show progress bars on stderr.
 
@@ -139,24 +138,32 @@ def fit_variables(
         scales, wanted, used = _wanted(plan, values, bars)
         unrounded, variables = fit_pool(plan, wanted, used, _is_free(plan, scales), bars)
         del wanted, used
-        report = _fit_scales(plan, values, scales, ((KERNELS, variables), (SMOOTH, unrounded)), bars)
-    if report.error > _LOST:
+        errors, error = _fit_scales(KERNELS, plan, values, scales, variables, bars)
+        _, error_unrounded = _fit_scales(SMOOTH, plan, values, scales, unrounded, bars)
+    if error > _LOST:
         warnings.warn(
-            f"the fitted weights are off by {report.error:.2f} of the given ones: most of the model is lost, and "
+            f"the fitted weights are off by {error:.2f} of the given ones: most of the model is lost, and "
             "training must follow. A larger ratio, or leaving out what fits badly (exclude), keeps more",
             UserWarning,
             stacklevel=3,  # above np.errstate
         )
-    return variables, report
+    return variables, FitReport(errors, error, error_unrounded)
 
 
-def _check(plan: Plan, values: Mapping[str, np.ndarray]) -> None:
+def _check(plan: Plan, values: Values) -> None:
     """Raise unless SciPy is installed, the pool can be fitted, and there are values for the tensors of the plan."""
     try:
         import scipy.linalg  # noqa: F401
     except ImportError as error:
         raise SmhError("fitting needs SciPy: pip install smh[fit]") from error
-    _check_pool(plan.pool)
+    parts: list[Pool] = [plan.pool]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Sum):
+            parts += part.parts
+        elif type(part) not in FITTERS:
+            kinds = ", ".join(cls.kind for cls in FITTERS)
+            raise PlanError(f"pools that can be fitted are {kinds}, and sums of these; got a {part.kind}: {part!r}")
     plan.select(values)
     for tensor in plan.tensors:
         if tensor.name not in values:
@@ -164,17 +171,7 @@ def _check(plan: Plan, values: Mapping[str, np.ndarray]) -> None:
             raise VariableError(what)
 
 
-def _check_pool(pool: Pool) -> None:
-    """Raise unless every leaf can be fitted, and is added to the others."""
-    if isinstance(pool, Sum):
-        for part in pool.parts:
-            _check_pool(part)
-    elif type(pool) not in FITTERS:
-        kinds = ", ".join(cls.kind for cls in FITTERS)
-        raise PlanError(f"pools that can be fitted are {kinds}, and sums of these; got a {pool.kind}: {pool!r}")
-
-
-def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
+def _target(tensor: TensorSpec, values: Values) -> np.ndarray:
     """Return the wanted weights of a tensor in canonical order, shape (size,), float32, or raise VariableError."""
     what, x = f"the values of {tensor.name!r}", values[tensor.name]
     if not isinstance(x, (np.ndarray, np.generic)):
@@ -191,13 +188,10 @@ def _target(tensor: TensorSpec, values: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.reshape(canonical, (-1,))
 
 
-def _wanted(
-    plan: Plan, values: Mapping[str, np.ndarray], bars: Progress
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def _wanted(plan: Plan, values: Values, bars: Progress) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Return the scale of every tensor, the wanted virtual weights, float32, and which of them are wanted.
 
-    Virtual weights are as many as the largest leaf has. One that several cells show is the mean of what they want,
-    weighted with the squares of their scales.
+    They are as many as the largest leaf has. For one that several cells show, the squared error of weights decides.
     """
     scales = {}
     room = max(leaf.pool.capacity for leaf in plan.pool.leaves(plan.seed))
@@ -252,35 +246,28 @@ def _is_free(plan: Plan, scales: Mapping[str, float]) -> bool:
 
 
 def _fit_scales(
-    plan: Plan,
-    values: Mapping[str, np.ndarray],
-    scales: Mapping[str, float],
-    fitted: tuple[tuple[NumpyKernels, Variables], ...],
-    bars: Progress,
-) -> FitReport:
-    """Add the learnable scales to variables, rounded and not, and return the errors of the weights they generate."""
-    ways = [(kernels, variables, generate.put_on_grids(kernels, plan, variables)) for kernels, variables in fitted]
-    errors, norms, distances = {}, [], []
-    task = bars.add_task("fitting scales, measuring errors", total=2 * plan.num_weights)
+    kernels: NumpyKernels, plan: Plan, values: Values, scales: Mapping[str, float], variables: Variables, bars: Progress
+) -> tuple[dict[str, float], float]:
+    """Add the learnable scales to variables, and return the relative errors: of each tensor, and of all."""
+    grids = generate.put_on_grids(kernels, plan, variables)
+    errors, distances, norms = {}, [], []
+    task = bars.add_task("fitting scales, measuring errors", total=plan.num_weights)
     for tensor in plan.tensors:
-        target, off = _target(tensor, values), []
-        for kernels, variables, grids in ways:
-            blocks = functools.partial(_blocks, kernels, plan, grids, tensor, target)
-            if tensor.learn_scale:
-                scale = _best_scale(tensor, blocks(), scales[tensor.name])
-                variables[tensor.scale_variable] = np.asarray(scale * 2.0**tensor.kappa, dtype=np.float32)
-            cleaned, square = generate.scale_of(kernels, tensor, variables), 0.0
-            for v, wanted in blocks():
-                w = modified(kernels, kernels.scale(v, cleaned), tensor.modifiers)
-                difference = np.asarray(w) - wanted.astype(np.float64)
-                square += float(difference @ difference)
-                bars.advance(task, v.size)
-            off.append(math.sqrt(square))
-        distances.append(off)
+        target = _target(tensor, values)
+        blocks = functools.partial(_blocks, kernels, plan, grids, tensor, target)
+        if tensor.learn_scale:
+            scale = _best_scale(tensor, blocks(), scales[tensor.name])
+            variables[tensor.scale_variable] = np.asarray(scale * 2.0**tensor.kappa, dtype=np.float32)
+        cleaned, square = generate.scale_of(kernels, tensor, variables), 0.0
+        for v, wanted in blocks():
+            w = modified(kernels, kernels.scale(v, cleaned), tensor.modifiers)
+            difference = np.asarray(w) - wanted.astype(np.float64)
+            square += float(difference @ difference)
+            bars.advance(task, v.size)
+        distances.append(math.sqrt(square))
         norms.append(math.sqrt(dot(target, target)))
-        errors[tensor.name] = off[0] / (norms[-1] or 1.0)
-    error, before = (math.hypot(*each) / (math.hypot(*norms) or 1.0) for each in zip(*distances, strict=True))
-    return FitReport(errors, error, before)
+        errors[tensor.name] = distances[-1] / (norms[-1] or 1.0)
+    return errors, math.hypot(*distances) / (math.hypot(*norms) or 1.0)
 
 
 def _blocks(

@@ -41,8 +41,7 @@ _Fitted = tuple[list[np.ndarray], list[np.ndarray]]
 def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, bars: Progress) -> list[Variables]:
     """Return pool variables for the wanted virtual weights, unrounded, and rounded to integers.
 
-    Leaf by leaf, each is fitted to what the others leave, first without integers, then with them. ``rest`` is
-    overwritten: it holds the wanted virtual weights less those of all leaves, and 0 where none is wanted.
+    Leaf by leaf, each is fitted to the rest that the others leave, first without integers, then with them.
     """
     leaves, task = list(plan.pool.leaves(plan.seed)), bars.add_task("fitting the pool", total=1.0)
 
@@ -51,8 +50,7 @@ def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, bars: P
             title = f"fitting the pool, part {number + 1} of {len(leaves)}: {what}"
             bars.update(task, description=title, completed=share)
 
-        pool, here = leaves[number].pool, slice(leaves[number].pool.capacity)
-        return fit_leaf(leaves[number], rest[here], used[here], Steps(pool, free) if integers else None, tick)
+        return fit_leaf(leaves[number], rest, used, free, integers, tick)
 
     if len(leaves) == 1:
         return fit(0, integers=True)
@@ -85,22 +83,22 @@ def _add(leaf: Leaf, variables: Variables, factor: float, out: np.ndarray) -> No
         out[start:stop] += np.float32(factor) * np.asarray(v)
 
 
-def fit_leaf(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | None, tick: Tick) -> list[Variables]:
-    """Return the variables of a leaf, float32, unrounded and on their grids; with integers only if there are steps.
+def fit_leaf(
+    leaf: Leaf, wanted: np.ndarray, used: np.ndarray, free: bool, integers: bool, tick: Tick
+) -> list[Variables]:
+    """Return the variables of a leaf, float32: unrounded, and on their grids, as integers only if they are asked for.
 
-    ``wanted`` holds a first guess where ``used`` is false, and is overwritten there.
+    Where ``used`` is false, ``wanted`` holds a first guess and is overwritten. ``free`` is that of :class:`Steps`.
     """
-    pool, shapes = leaf.pool, leaf.pool.local_shapes()
-    plain, rounded = FITTERS[type(pool)](leaf, wanted, used, steps, tick)
+    pool, shapes, prefix = leaf.pool, leaf.pool.local_shapes(), f"pool/{leaf.path}"
+    steps, here = Steps(pool, free) if integers else None, slice(pool.capacity)
+    plain, rounded = FITTERS[type(pool)](leaf, wanted[here], used[here], steps, tick)
     for x in plain:
         x *= np.float32(2.0 ** -(pool.gain or 0))
     on_grids = (grid(KERNELS, x, pool.grid_bits, 30, 30, pool.exponent(k)) for k, x in enumerate(rounded or plain))
     rounded = [one.integers * one.unit + np.float32(0.0) for one in on_grids]  # -0 becomes +0
     return [
-        {
-            f"pool/{leaf.path}{name}": np.ascontiguousarray(x).reshape(shapes[name])
-            for name, x in zip(shapes, each, strict=True)
-        }
+        {prefix + name: np.ascontiguousarray(x).reshape(shapes[name]) for name, x in zip(shapes, each, strict=True)}
         for each in (plain, rounded)
     ]
 
@@ -176,11 +174,10 @@ def _conjugate_gradients(
 
 
 def _fit_factors(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | None, tick: Tick) -> _Fitted:
-    """Fit left and right factors: the nearest matrix of rank m (Eckart and Young; equation 4 of the paper).
+    """Fit the nearest matrix of some rank (Eckart and Young), which rearranged is a sum of Kronecker products.
 
-    With virtual weight (i1, i2, j1, j2) in row (i1, j1) and column (i2, j2) of a matrix, a Kronecker product is a term
-    of rank 1 (Van Loan and Pitsianis). Terms that the matrix does not need become 0 on the left, and like initial ones
-    on the right, as large as the others, whose grid they share.
+    Terms that it does not need become 0 on the left, and on the right like initial ones, but as large as the others,
+    whose grid they share.
     """
     pool: Any = leaf.pool
     n, terms = pool.side, pool.terms
@@ -211,7 +208,7 @@ FITTERS: dict[type[Pool], Callable[..., _Fitted]] = {Matmul: _fit_factors, Krone
 
 
 def _rearrange(pool: Pool, *arrays: np.ndarray) -> None:
-    """Swap rows of one factor and columns of the other in the order of a Kronecker pool, in place: there and back."""
+    """Swap the axes i2 and j1 of a Kronecker pool's virtual weights, in place and back (Van Loan and Pitsianis)."""
     if isinstance(pool, Kronecker):
         for x in arrays:
             for block in x.reshape([math.isqrt(pool.side)] * 4):
@@ -221,8 +218,7 @@ def _rearrange(pool: Pool, *arrays: np.ndarray) -> None:
 def _low_rank(matrix: np.ndarray, used: np.ndarray, rank: int, tick: Tick) -> tuple[np.ndarray, np.ndarray]:
     """Return left and right, (terms, n), whose ``left.T @ right`` is close to a matrix where it is used.
 
-    Each round takes the present product for the elements that are not used, and the nearest matrix to that; the error
-    of the others cannot grow.
+    Each round fills in the present product elsewhere, and finds the nearest matrix; the error cannot grow.
     """
     least, left, right = math.inf, matrix[:0], matrix[:0]
     for number in range(_ROUNDS):
@@ -238,11 +234,10 @@ def _low_rank(matrix: np.ndarray, used: np.ndarray, rank: int, tick: Tick) -> tu
 
 
 def _nearest(matrix: np.ndarray, rank: int, tick: Tick, suffix: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return left and right, (terms, n), of the nearest matrix of a rank, equally large, and the norm of the matrix.
+    """Return left and right, (terms, n), of the nearest matrix of at most a rank, equally large, and the matrix's norm.
 
-    Right singular vectors are the eigenvectors of ``matrix.T @ matrix``, and left ones follow by projection: a fraction
-    of the cost of a whole decomposition, for a distance above the least by 1e-8 of the matrix, which float32 hides.
-    There are fewer terms if the matrix does not need more.
+    Right singular vectors are the eigenvectors of ``matrix.T @ matrix``, and left ones follow by projection: at a
+    fraction of the cost of a whole decomposition, the distance is above the least by 1e-8 of the matrix.
     """
     from scipy.linalg.blas import dsyrk
 

@@ -658,7 +658,7 @@ def test_every_phase_tells_how_far_it_is(request_):
     def tick(what, share):
         told.setdefault(what, []).append(share)
 
-    fit_leaf(leaf, wanted, np.arange(leaf.pool.capacity) < 375_000, rounding.Steps(leaf.pool, False), tick)
+    fit_leaf(leaf, wanted, np.arange(leaf.pool.capacity) < 375_000, False, True, tick)
     for what, shares in told.items():
         assert shares == sorted(shares), what
         assert 0.0 <= shares[0] <= shares[-1] <= 1.0, what
