@@ -39,7 +39,7 @@ from smh.errors import (
     VariableError,
 )
 from smh.files.checkpoint import Checkpoint
-from smh.models.dispatch import adapter_of as _adapter_of
+from smh.models.adapter import adapter_of as _adapter_of
 from smh.porting import port
 
 __all__ = [

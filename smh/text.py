@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """What Python takes for characters, but UTF-8 cannot carry."""
@@ -27,3 +28,8 @@ def shortened(text: str, most: int) -> str:
         return text
     half = most // 2
     return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[len(text) - half :]}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first five of some names in quotes, and how many more there are."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

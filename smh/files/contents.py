@@ -11,7 +11,7 @@ import numpy as np
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate
-from smh.core.inputs import check_variables
+from smh.core.generate import check_variables
 from smh.core.tensors import TensorSpec
 from smh.errors import CheckpointError
 from smh.files.checkpoint import CARRIED, Checkpoint, read

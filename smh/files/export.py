@@ -21,7 +21,7 @@ import numpy as np
 from smh.backends.numpy import NumpyBackend
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.backends.protocol import Backend
-from smh.core.inputs import check_variables
+from smh.core.generate import check_variables
 from smh.core.plan import Plan
 from smh.core.tensors import TensorSpec
 from smh.errors import ExportError, LimitError, UnknownNameError, near_names

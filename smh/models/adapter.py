@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -11,6 +13,7 @@ import numpy as np
 from smh.backends.protocol import Backend
 from smh.core.kernels import Array
 from smh.core.plan import Plan
+from smh.errors import PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.models.compression import Compression, ModelTensor
 
@@ -66,3 +69,30 @@ class ModelAdapter(ABC):
     def renamed(self, checkpoint: Checkpoint, model: Any) -> Checkpoint:
         """Return a checkpoint with the names that a model has for the same tensors."""
         return checkpoint
+
+
+def adapter_of(model: Any) -> ModelAdapter:
+    """Return the adapter for models such as a given one, compressed or not.
+
+    No framework is imported for the question: whoever has a model has imported its framework. What is neither a
+    ``torch.nn.Module`` nor a ``keras.Model`` counts as a pytree, once JAX is imported.
+
+    Raises
+    ------
+    PlanError
+        If no framework that is imported has such models.
+    """
+    torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        name = "torch"
+    elif keras is not None and isinstance(model, keras.Layer):
+        name = "tensorflow"
+    elif "jax" in sys.modules:
+        name = "jax"
+    else:
+        raise PlanError(
+            "a model is a torch.nn.Module, a keras.Model or a pytree of JAX arrays; "
+            f"got {type(model).__name__}: for a pytree of other arrays, use smh.jax"
+        )
+    adapter: ModelAdapter = importlib.import_module(f"smh.backends.{name}.models").adapter
+    return adapter

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from smh.core.plan import Plan
@@ -19,6 +20,7 @@ from smh.core.selection import select, why_not
 from smh.core.tensors import TensorSpec
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.text import some
 
 RESIDENCIES = ("full", "cached", "layer")
 """When weights are built: once per forward pass, once until a variable changes, or layer by layer."""
@@ -210,7 +212,7 @@ def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
     known = {tensor.name: tensor for tensor in tensors}
     missing = [tensor.name for tensor in plan.tensors if tensor.name not in known]
     if missing:
-        raise PlanError(f"the plan generates tensors that the model does not have: {_some(missing)}")
+        raise PlanError(f"the plan generates tensors that the model does not have: {some(missing)}")
     for tensor in plan.tensors:
         found = known[tensor.name]
         if found.kept:
@@ -234,8 +236,8 @@ def check_loaded(checkpoint: Checkpoint, kept: Mapping[str, Any], plan: Plan | N
     unexpected = [name for name in checkpoint.dense if name not in kept and not name.startswith(CARRIED)]
     if missing or unexpected:
         raise CheckpointError(
-            f"the file does not fit the model; missing: {_some(missing) or 'none'}; "
-            f"unexpected: {_some(unexpected) or 'none'}"
+            f"the file does not fit the model; missing: {some(missing) or 'none'}; "
+            f"unexpected: {some(unexpected) or 'none'}"
         )
     for name, x in kept.items():
         found, shape = checkpoint.dense[name], tuple(x.shape)
@@ -244,6 +246,29 @@ def check_loaded(checkpoint: Checkpoint, kept: Mapping[str, Any], plan: Plan | N
         given, dtype = (str(y.dtype).rpartition(".")[2] for y in (found, x))
         if _kind(given) != _kind(dtype):
             raise CheckpointError(f"{name!r} has the type {given} in the file, {dtype} in the model")
+
+
+def fingerprint(plan: Plan) -> np.ndarray:
+    """Return the fingerprint of a plan, shape (32,), uint8, by which what a framework saves names the plan.
+
+    The same variables give other weights by another plan, also where all shapes agree: with another seed or gain.
+    """
+    return np.frombuffer(bytes.fromhex(plan.fingerprint), dtype=np.uint8)
+
+
+def check_fingerprint(plan: Plan, found: bytes | None, advice: str) -> None:
+    """Raise :class:`~smh.CheckpointError` unless a saved fingerprint, or None where there is none, is that of a plan.
+
+    ``advice`` says what to do instead, in the words of the framework.
+    """
+    if found is None:
+        raise CheckpointError(f"the saved state does not name the plan that generates its weights: {advice}")
+    if found.hex() != plan.fingerprint:
+        raise CheckpointError(
+            f"the saved state is of a model with another plan: its fingerprint is {found.hex()}, that of this model is "
+            f"{plan.fingerprint} ({plan.pool!r}, layout {plan.layout}, {len(plan.tensors)} tensors, seed {plan.seed}). "
+            f"Nothing was loaded: {advice}"
+        )
 
 
 def make_report(compression: Compression, scale_variables: Mapping[str, float]) -> Report:
@@ -306,7 +331,3 @@ def _summary(plan: Plan) -> str:
 def _kind(dtype: str) -> str:
     """Return ``float``, ``int``, ``uint``, ``bool`` and the like, without the bits."""
     return dtype.rstrip("0123456789").removeprefix("b" if dtype == "bfloat16" else "")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

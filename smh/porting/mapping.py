@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from smh.files.atomic import replacing
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.porting.entries import Entry, Shape, Source
 from smh.strict_json import MAX_HEADER, check_limits, parse
+from smh.text import some
 
 if TYPE_CHECKING:  # the library is imported faster without it
     from rich.table import Table
@@ -251,10 +251,10 @@ class Mapping:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Mapping:
+    def from_json(cls, text: str | bytes) -> Mapping:
         """Read a mapping from JSON; raises :class:`~smh.PortError` for what is none."""
         try:
-            check_limits(text.encode("utf-8", "surrogatepass"), "a mapping")
+            check_limits(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), "a mapping")
             data = parse(text, "a mapping")
         except CheckpointError as error:  # the words of a file
             raise PortError(f"a mapping must be JSON: {error}") from error.__cause__
@@ -291,13 +291,7 @@ class Mapping:
     def load(cls, path: str | os.PathLike[str]) -> Mapping:
         """Read a mapping from a JSON file; raises :class:`~smh.PortError` if it holds none."""
         with open(path, "rb") as file:
-            text = file.read(MAX_HEADER + 1)
-        if len(text) > MAX_HEADER:
-            raise PortError(f"a mapping has at most {MAX_HEADER} bytes; {os.fspath(path)!r} has more")
-        try:
-            return cls.from_json(text.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise PortError(f"a mapping must be JSON in UTF-8; {os.fspath(path)!r} is not: {error}") from error
+            return cls.from_json(file.read(MAX_HEADER + 1))
 
     def _told_settings(self) -> list[str]:
         """Return one line for each layer that has settings."""
@@ -325,17 +319,13 @@ def _compare(what: str, mapped: Shapes, given: Shapes, left_over: str, optional:
     """Raise unless a mapping and one of its models have the same tensors; ``optional`` ones may lack in the model."""
     unknown = [name for name in mapped if name not in given and name not in optional]
     if unknown:
-        raise PortError(f"{what} does not have {_some(unknown)}: {near_names(unknown[0], given)}")
+        raise PortError(f"{what} does not have {some(unknown)}: {near_names(unknown[0], given)}")
     missing = [name for name in given if name not in mapped and not name.startswith(CARRIED)]
     if missing:
-        raise PortError(f"tensors of {what} are {left_over}: {_some(missing)}")
+        raise PortError(f"tensors of {what} are {left_over}: {some(missing)}")
     for name, shape in mapped.items():
         if name in given and tuple(given[name]) != shape:
             raise PortError(f"{name!r} of {what} has the shape {tuple(given[name])}; the mapping says {shape}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def tensor_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:

@@ -11,8 +11,7 @@ import pytest
 import smh
 from smh.api import Api
 from smh.models import api as models_api
-from smh.models import dispatch
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, adapter_of
 from smh.models.api import ModelApi
 from smh.models.compression import Compression, ModelTensor
 
@@ -78,7 +77,7 @@ def stand_in(request, monkeypatch):
 
 
 def test_models_go_to_the_adapter_of_their_framework(stand_in, monkeypatch):
-    assert dispatch.adapter_of(Model()) is stand_in
+    assert adapter_of(Model()) is stand_in
 
 
 @pytest.fixture
@@ -219,10 +218,10 @@ def models():
 def test_a_model_goes_to_its_framework_and_back(name, tmp_path):
     plain = models()[name]()
     module, behind = backend_module(name)
-    assert dispatch.adapter_of(plain) is behind.models.adapter
+    assert adapter_of(plain) is behind.models.adapter
     first = smh.compress(plain, ratio=0.2, seed=3)
     second = module.compress(plain, ratio=0.2, seed=3)
-    assert dispatch.adapter_of(first) is behind.models.adapter
+    assert adapter_of(first) is behind.models.adapter
     assert type(first) is type(second)
     assert module.plan_of(first) == module.plan_of(second)
     path = tmp_path / "x.safetensors"
@@ -238,7 +237,7 @@ def test_a_model_goes_to_its_framework_and_back(name, tmp_path):
 def test_the_question_imports_no_framework():
     program = (
         "import sys, smh as smh\n"
-        "from smh.models.dispatch import adapter_of\n"
+        "from smh.models.adapter import adapter_of\n"
         "try:\n    adapter_of([1])\nexcept smh.PlanError:\n    pass\n"
         "print(sorted({'torch', 'jax', 'tensorflow', 'keras'} & set(sys.modules)))"
     )

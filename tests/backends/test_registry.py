@@ -40,7 +40,7 @@ print(sorted({"torch", "jax", "jaxlib", "tensorflow", "keras", "scipy"} & set(sy
         "import smh.cli",
         "import smh\nsmh.list_backends(), smh.list_backends(installed=True)",
         "import smh\nsmh.numpy.initialize(smh.Plan.build({'a': (4, 4)}, ratio=0.9))",
-        "import smh.models.dispatch, smh.models.compression, smh.porting",
+        "import smh.models.adapter, smh.models.compression, smh.porting",
         "import smh\ntry: smh.compress(3, 0.1)\nexcept smh.PlanError: pass",
     ],
 )

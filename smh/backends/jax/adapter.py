@@ -15,7 +15,7 @@ from smh.backends.jax import derivatives
 from smh.backends.jax.derivatives import KERNELS, Arrays
 from smh.backends.jax.modes import modes
 from smh.backends.protocol import Backend, Function, Mode
-from smh.core.inputs import check_cotangents, check_variables
+from smh.core.generate import check_cotangents, check_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError

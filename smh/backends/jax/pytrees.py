@@ -17,8 +17,7 @@ import numpy as np
 from smh.backends.jax.derivatives import Arrays
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
-from smh.models.compression import Compression, ModelTensor, check_residency
-from smh.models.fingerprint import check_fingerprint, fingerprint
+from smh.models.compression import Compression, ModelTensor, check_fingerprint, check_residency, fingerprint
 
 
 @dataclass(frozen=True)

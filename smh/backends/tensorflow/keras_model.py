@@ -26,8 +26,7 @@ from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, hel
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, VariableError
-from smh.models.compression import Compression, check_residency
-from smh.models.fingerprint import check_fingerprint, fingerprint
+from smh.models.compression import Compression, check_fingerprint, check_residency, fingerprint
 
 _FINGERPRINT = "fingerprint"
 _ADVICE = (

@@ -13,7 +13,7 @@ from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.torch.autograd import KERNELS, Materialize, Promise, check_float64
 from smh.backends.torch.modes import MODES
 from smh.core import generate
-from smh.core.inputs import check_cotangents, check_variables
+from smh.core.generate import check_cotangents, check_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError

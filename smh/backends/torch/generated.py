@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from smh.errors import PlanError, VariableError
-from smh.models.fingerprint import check_fingerprint, fingerprint
+from smh.models.compression import check_fingerprint, fingerprint
 
 STORE, NAMES = "_smh_store", "_smh_names"
 """Where a module keeps the store of its model, and {attribute: tensor} of its generated weights."""
