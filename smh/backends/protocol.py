@@ -32,13 +32,13 @@ class Mode:
     """Wraps a whole call, as ``jax.jit`` or a context: from a function of arrays to one with the same results."""
     within: Callable[[Function], Function] = lambda fn: fn
     """Wraps the building of weights *inside* of what is differentiated, as ``torch.compile`` or ``jax.checkpoint``."""
-    slowness: int = 1
-    """How many times fewer cases the conformance suite runs, for modes that compile every plan."""
+    slowness: int = 4
+    """How many times fewer cases the conformance suite runs than eagerly; more for modes that compile every plan."""
     missing: str = ""
     """Why the mode cannot run here, where it cannot."""
 
 
-EAGER = Mode("eager", "calls as they are")
+EAGER = Mode("eager", "calls as they are", slowness=1)
 
 
 class Backend(ABC):

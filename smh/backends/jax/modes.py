@@ -27,7 +27,7 @@ def modes() -> tuple[Mode, ...]:
         Mode("x64", "jax.enable_x64(True)", around=_under(jax.enable_x64, True)),
         Mode(
             "bfloat16",
-            'jax.default_matmuljax.default_matmul_precision("bfloat16")',
+            'jax.default_matmul_precision("bfloat16")',
             around=_under(jax.default_matmul_precision, "bfloat16"),
         ),
         Mode("vmap", "jax.vmap", within=_vmap),
@@ -35,7 +35,7 @@ def modes() -> tuple[Mode, ...]:
         Mode("remat", "jax.checkpoint", within=jax.checkpoint),
         Mode("sharded", "arrays spread over all devices", around=_sharded, missing=missing),
     )
-    return tuple(dataclasses.replace(mode, slowness=12) for mode in found)
+    return tuple(dataclasses.replace(mode, slowness=24) for mode in found)
 
 
 def _under(context: Callable[..., AbstractContextManager[Any]], *settings: Any) -> Callable[[Function], Function]:

@@ -159,13 +159,13 @@ _XLA = _traced(jit_compile=True)
 
 _MODES = (
     Mode("precision", "TF32 switched off, or on where it was off", around=_other_precision()),
-    Mode("function", "a whole call in tf.function", around=_traced(), slowness=4),
-    Mode("function-within", "weights built by a tf.function", within=_traced(), slowness=4),
-    Mode("xla", "a whole call in tf.function(jit_compile=True)", around=_XLA, slowness=20),
-    Mode("xla-within", "weights built by a tf.function(jit_compile=True)", within=_XLA, slowness=20),
+    Mode("function", "a whole call in tf.function", around=_traced(), slowness=8),
+    Mode("function-within", "weights built by a tf.function", within=_traced(), slowness=8),
+    Mode("xla", "a whole call in tf.function(jit_compile=True)", around=_XLA, slowness=40),
+    Mode("xla-within", "weights built by a tf.function(jit_compile=True)", within=_XLA, slowness=40),
     Mode("recompute", "tf.recompute_grad", within=tf.recompute_grad),
     Mode("variables", "variables are tf.Variable", around=_of_variables),
-    Mode("vectorized", "tf.vectorized_map of a whole call, in tf.function", around=_vectorized, slowness=4),
+    Mode("vectorized", "tf.vectorized_map of a whole call, in tf.function", around=_vectorized, slowness=8),
 )
 
 backend = TensorFlowBackend()

@@ -79,7 +79,7 @@ MODES = (
         "traced",
         "torch.compile(fullgraph=True, dynamic=False, backend='aot_eager')",
         within=_compiled("aot_eager"),
-        slowness=8,
+        slowness=16,
     ),
-    Mode("compile", "torch.compile(fullgraph=True, dynamic=False)", within=_compiled("inductor"), slowness=20),
+    Mode("compile", "torch.compile(fullgraph=True, dynamic=False)", within=_compiled("inductor"), slowness=40),
 )
