@@ -12,7 +12,7 @@ from rich.markup import escape
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from smh import __version__
-from smh.cli import compare, compress, conformance, convert, demo, info, inspect
+from smh.cli import compare, compress, conformance, convert, demo, look
 from smh.cli.output import FAILED, UNREAD, fail
 from smh.errors import SmhError
 
@@ -71,9 +71,9 @@ def _options(
 
 _PANELS = {
     "Compress": (compress.run_plan, compress.run_fit),
-    "Look and compare": (inspect.run_inspect, compare.run_digest, compare.run_verify, compare.run_diff),
+    "Look and compare": (look.run_inspect, compare.run_digest, compare.run_verify, compare.run_diff),
     "Convert": (convert.run_materialize, convert.run_port),
-    "This installation": (info.run_info, conformance.run_conformance, demo.run_demo),
+    "This installation": (look.run_info, conformance.run_conformance, demo.run_demo),
 }
 
 for _panel, _commands in _PANELS.items():

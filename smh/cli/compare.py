@@ -32,7 +32,6 @@ from smh.files.limits import check_file
 
 _SHOWN = 20  # tensors that differ, in text
 _SHOWN_LINES = 50  # lines of one kind that diff shows
-_Tensors = Mapping[str, np.ndarray]
 _Watch = Callable[[list[str], list[np.ndarray]], object]  # is given names and weights, in their canonical shapes
 
 
@@ -213,16 +212,19 @@ def run_diff(
     the steps from one number to the next. +0 and -0 differ in one bit and are 0 ulps apart. NaNs are equal if their
     bits are; among generated weights all count as one.
     """
-    pairs: dict[str, tuple[_Tensors, _Tensors, Container[str]]] = {}  # and the names of those whose NaNs count as one
-    parts: dict[str, Comparison] = {}
+    pairs: dict[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], Container[str]]] = {}
+    parts, stated, plan, digests, training = {}, [], [], [], []
     checkpoints = [is_checkpoint(path) for path in (first, second)]
     with progress() as bars, contextlib.ExitStack() as stack:
         if all(checkpoints):
             one, other = checkpoint.read(first), checkpoint.read(second)
             plan = plan_differences(one.plan, other.plan)
-            digests = [one.digest, other.digest]
-            training = [one.training, other.training]
+            digests, training = [one.digest, other.digest], [one.training, other.training]
+            stated = [f"plan: {line}" for line in plan]
+            if one.digest != other.digest:
+                stated.append(f"digest of the weights, as stated: {one.digest} against {other.digest}")
             if one.training != other.training:
+                stated.append(f"training values: only in the {'first' if one.training else 'second'}")
                 one, other = _on_grid(one), _on_grid(other)
             pairs = {"variables": (one.variables, other.variables, ()), "kept": (one.dense, other.dense, ())}
             if weights:
@@ -231,14 +233,13 @@ def run_diff(
                 generated = Weights(one)
                 pairs["weights"] = (generated, Weights(other), generated)
         else:
-            plan, digests, training = [], [], []
             a, b = (stack.enter_context(opened(path, max_bytes)) for path in (first, second))
             pairs["tensors"] = (a, b, {name for x in (a, b) if isinstance(x, ModelTensors) for name in x.weights})
-        for name, (x, y, any_nan) in pairs.items():
+        for name, (x, y, any_nan) in pairs.items():  # NaNs of these names count as one
             task = bars.add_task(name, total=len(x))
             parts[name] = compare_all(x, y, any_nan, functools.partial(bars.advance, task))
-    same = not plan and len(set(digests)) < 2 and len(set(training)) < 2 and all(part.same for part in parts.values())
-    result: dict[str, Any] = {
+    same = not stated and all(part.same for part in parts.values())
+    result = {
         "first": str(first),
         "second": str(second),
         "kinds": ["checkpoint" if kind else "plain" for kind in checkpoints],
@@ -248,7 +249,7 @@ def run_diff(
         "training": training,
         **{name: part.to_dict() for name, part in parts.items()},
     }
-    emit(result, as_json, _differing(result, parts), same)
+    emit(result, as_json, _differing(stated, parts, same), same)
 
 
 def _on_grid(found: Checkpoint) -> Checkpoint:
@@ -257,32 +258,24 @@ def _on_grid(found: Checkpoint) -> Checkpoint:
     return dataclasses.replace(found, variables=found.variables | values, training=False)
 
 
-def _differing(result: dict[str, Any], parts: dict[str, Comparison]) -> Iterator[RenderableType]:
-    digests, training = result["digests"], result["training"]
-    for line in result["plan"]:
-        yield marked(f"plan: {line}")
-    if len(set(digests)) > 1:
-        yield marked(f"digest of the weights, as stated: {digests[0]} against {digests[1]}")
-    if len(set(training)) > 1:
-        yield marked(f"training values: only in the {'first' if training[0] else 'second'}")
+def _differing(stated: list[str], parts: dict[str, Comparison], same: bool) -> Iterator[RenderableType]:
+    yield from map(marked, stated)
     for name, part in parts.items():
         lines = [f"{name}: {tensor!r} only in the first" for tensor in part.only_first]
         lines += [f"{name}: {tensor!r} only in the second" for tensor in part.only_second]
         lines += [f"{name}: {difference.name!r} differs: {difference}" for difference in part.differences]
         yield from first_lines(lines, _SHOWN_LINES, f"{name}: and")
     counts = ", ".join(f"{part.compared:,} {name} ({part.bits:,} bits)" for name, part in parts.items())
-    yield f"{'the same' if result['same'] else 'different'}; compared {counts}"
+    yield f"{'the same' if same else 'different'}; compared {counts}"
 
 
 def plan_differences(first: Plan, second: Plan) -> list[str]:
-    """Return what differs between two plans, one line for each field; nothing if they are equal.
-
-    >>> a, b = (Plan.build({"fc": (20, 5)}, ratio=0.4, seed=seed) for seed in (1, 2))
-    >>> plan_differences(a, b)
-    ['seed: 1 against 2']
-    """
+    """Return what differs between two plans, one line for each field; nothing if they are equal."""
     one, other = first.to_dict(), second.to_dict()
-    tensors, other_tensors = ({tensor["name"]: tensor for tensor in plan.pop("tensors")} for plan in (one, other))
+    # Offsets follow from the order and the shapes.
+    tensors, other_tensors = (
+        {tensor["name"]: {**tensor, "offset": 0} for tensor in plan.pop("tensors")} for plan in (one, other)
+    )
     lines = list(_fields("", one, other))
     lines += [f"tensor {name!r}: only in the first" for name in tensors if name not in other_tensors]
     lines += [f"tensor {name!r}: only in the second" for name in other_tensors if name not in tensors]
@@ -290,9 +283,7 @@ def plan_differences(first: Plan, second: Plan) -> list[str]:
     if shared != [name for name in other_tensors if name in tensors]:
         lines.append("tensors: in another order")
     for name in shared:
-        # Offsets follow from the order and the shapes.
-        own, other_own = ({**tensor, "offset": 0} for tensor in (tensors[name], other_tensors[name]))
-        lines += [f"tensor {name!r}, {line}" for line in _fields("", own, other_own)]
+        lines += [f"tensor {name!r}, {line}" for line in _fields("", tensors[name], other_tensors[name])]
     return lines
 
 

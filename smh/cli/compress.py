@@ -43,6 +43,7 @@ _RANKS = 5  # the most axes that have a meaning
 _LETTERS = [letter for letter in string.ascii_letters if letter not in "io"]
 _SHOWN = 20  # kept tensors, in text
 _FREE = ("path", "out", "plan_file", "force", "as_json")  # what goes with --plan
+_PLANNED = ("ratio", "size", "bits", "optimizer", "allow_expansion", "pool", "layout", "seed")  # for plan_for, as given
 
 Ratio = typer.Option(None, help="Pool variables per generated weight, an upper bound, as 0.1.")
 Size = typer.Option(
@@ -73,6 +74,7 @@ Convention = typer.Option(
 
 
 def run_plan(
+    context: typer.Context,
     shapes: list[str] = typer.Argument(
         ..., metavar="SHAPES", help="A file, .safetensors or .json ({name: [sizes]}), or words such as fc1=64x100."
     ),
@@ -98,23 +100,21 @@ def run_plan(
     Only the header of a safetensors file is read, unless the scale is match. Kept tensors count with their size in the
     file; shapes without dtypes count as float32.
     """
-    _check_amount(ratio, size)
+    _check_options(context)
     words = len(shapes) > 1 or ("=" in shapes[0] and not os.path.exists(shapes[0]))
     path = None if words else Path(shapes[0])
     if out is not None:
-        check_out(out, *([path] if path else []), force=force)
-    options = {"ratio": ratio, "size": size, "bits": bits, "optimizer": optimizer, "allow_expansion": allow_expansion}
-    options |= {"pool": pool, "layout": layout, "scale": scale, "learn_scale": not fixed_scales, "seed": seed}
+        check_out(out, path, force=force)
     if path is not None and path.suffix.lower() != ".json":
         with DenseFile(path) as file:
             tensors = _tensors_of(file, convention)
-            plan = _make_plan(tensors, options, include, exclude, file)
+            plan = _make_plan(tensors, context.params, file)
     else:
         sizes = _from_json(path) if path is not None else _from_words(shapes)
         tensors = [
             ModelTensor(name, shape, 4 * math.prod(shape), _axes(convention, shape)) for name, shape in sizes.items()
         ]
-        plan = _make_plan(tensors, options, include, exclude, None)
+        plan = _make_plan(tensors, context.params, None)
     if out is not None:
         with replacing(out) as temporary:
             Path(temporary).write_text(plan.to_json() + "\n", encoding="ascii")
@@ -154,17 +154,15 @@ def run_fit(
     """
     from smh.models.fit import fit_variables  # here, for it takes long to import
 
-    _check_options(context, ratio, size, plan_file)
-    check_out(out, path, *([plan_file] if plan_file else []), force=force)
-    options = {"ratio": ratio, "size": size, "bits": bits, "optimizer": optimizer, "allow_expansion": allow_expansion}
-    options |= {"pool": pool, "layout": layout, "scale": scale, "learn_scale": not fixed_scales, "seed": seed}
+    _check_options(context)
+    check_out(out, path, plan_file, force=force)
     with DenseFile(path) as file:
         tensors = _tensors_of(file, convention)
         if plan_file is not None:
             plan = _read_plan(plan_file)
             check_fit(tensors, plan)
         else:
-            plan = _make_plan(tensors, options, include, exclude, file)
+            plan = _make_plan(tensors, context.params, file)
         generated = {tensor.name: tensor.viewed_shape for tensor in plan.tensors}
         kept = [name for name in file if name not in generated]
         for name in kept:  # before any work is done
@@ -200,16 +198,20 @@ def run_fit(
     emit(result, as_json, [table, str(report), *doubtful, *_savings_lines(saved), *ends])
 
 
-def _check_options(context: typer.Context, ratio: float | None, size: str | None, plan_file: Path | None) -> None:
-    """Raise unless there is either a plan, or a ratio or size with its options."""
-    if plan_file is None:
-        _check_amount(ratio, size, also=", or --plan")
-        return
-    sources = {name: context.get_parameter_source(name) for name in context.params if name not in _FREE}
-    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-    if given:
-        what = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise typer.BadParameter(f"a plan decides everything: leave out {what}, or the plan", param_hint="--plan")
+def _check_options(context: typer.Context) -> None:
+    """Raise unless there is a plan and nothing that it decides, or else either a ratio or a size."""
+    values = context.params
+    if values.get("plan_file") is not None:
+        sources = {name: context.get_parameter_source(name) for name in values if name not in _FREE}
+        given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+        if given:
+            what = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise typer.BadParameter(f"a plan decides everything: leave out {what}, or the plan", param_hint="--plan")
+    elif (values["ratio"] is None) == (values["size"] is None):
+        what = "say how much to compress: give either --ratio, as 0.1, or --size, as '500 kB'"
+        also = ", or --plan" if "plan_file" in values else ""
+        got = "neither" if values["ratio"] is None else "both"
+        raise typer.BadParameter(f"{what}{also}; got {got}", param_hint="--ratio")
 
 
 def _read_plan(path: Path) -> Plan:
@@ -223,39 +225,28 @@ def _finite(error: float) -> float | None:
     return error if math.isfinite(error) else None
 
 
-def _check_amount(ratio: float | None, size: str | None, also: str = "") -> None:
-    """Raise unless there is either a ratio or a size."""
-    if (ratio is None) == (size is None):
-        what = "say how much to compress: give either --ratio, as 0.1, or --size, as '500 kB'"
-        raise typer.BadParameter(f"{what}{also}; got {'neither' if ratio is None else 'both'}", param_hint="--ratio")
-
-
-def _make_plan(
-    tensors: Sequence[ModelTensor],
-    options: Mapping[str, Any],
-    include: Sequence[str],
-    exclude: Sequence[str],
-    values: DenseFile | None,
-) -> Plan:
-    """Return the plan for the tensors of a model, by options of ``plan_for``; the scale may be a number in text."""
-    scale = options["scale"]
+def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values: DenseFile | None) -> Plan:
+    """Return the plan for the tensors of a model, by the options that a command was given."""
+    options = {name: given[name] for name in _PLANNED} | {"learn_scale": not given["fixed_scales"]}
+    scale = options["scale"] = given["scale"]
     if scale == "match":
         if values is None:
             raise PlanError("scale 'match' needs present values: give a safetensors file, not shapes, or another scale")
     elif scale not in RULES:
         try:
-            options = {**options, "scale": float(scale)}
+            options["scale"] = float(scale)
         except ValueError as error:
             raise PlanError(f"scale must be {', '.join(RULES)}, match or a number; got {scale!r}") from error
+    include, exclude = given["include"], given["exclude"]
     generated = _selected(tensors, include, exclude)
-    many = [tensor for tensor in tensors if tensor.name in generated and len(tensor.shape) > _RANKS]
-    if scale in RULES and many:
-        raise PlanError(
-            f"scale {scale!r} needs to know what the axes of {many[0].name!r} mean, and for {len(many[0].shape)} of "
-            "them there is no convention: exclude the tensor, or choose a number or match as the scale"
-        )
+    for tensor in tensors:
+        if scale in RULES and tensor.name in generated and len(tensor.shape) > _RANKS:
+            raise PlanError(
+                f"scale {scale!r} needs to know what the axes of {tensor.name!r} mean, and for {len(tensor.shape)} of "
+                "them there is no convention: exclude the tensor, or choose a number or match as the scale"
+            )
     if include or exclude:
-        options = {**options, "include": generated.__contains__}
+        options["include"] = generated.__contains__
     with progress() as bars, np.errstate(all="ignore"):  # an error tells of values that are not finite
         if values is None:
             return plan_for(tensors, **options)
@@ -323,11 +314,12 @@ def _axes(convention: str, shape: tuple[int, ...]) -> str | None:
 
 def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Return the names of the tensors to be generated."""
-    free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
-    chosen = {name for name, tensor in free.items() if not why_not(name, tensor.shape)}
+    names = [tensor.name for tensor in tensors]
+    free = {tensor.name: tensor.shape for tensor in tensors if not tensor.kept}
+    chosen = {name for name, shape in free.items() if not why_not(name, shape)}
     if include:
-        chosen = _matching("--include", include, tensors) & free.keys()
-    chosen -= _matching("--exclude", exclude, tensors)
+        chosen = _matching("--include", include, names) & free.keys()
+    chosen -= _matching("--exclude", exclude, names)
     if (include or exclude) and not chosen:
         kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]
         also = f"; not to be generated: {', '.join(kept[:3])}" if kept else ""
@@ -338,18 +330,17 @@ def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: S
     return chosen
 
 
-def _matching(option: str, patterns: Iterable[str], tensors: Sequence[ModelTensor]) -> set[str]:
+def _matching(option: str, patterns: Iterable[str], names: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         try:
-            compiled = compile_pattern(pattern, [tensor.name for tensor in tensors], option)
+            compiled = compile_pattern(pattern, names, option)
         except PlanError as error:
             raise typer.BadParameter(f"no regular expression that can be used: {error}", param_hint=option) from error
-        names = {tensor.name for tensor in tensors if compiled.fullmatch(tensor.name)}
-        if not names:
-            near = near_names(pattern, [tensor.name for tensor in tensors])
-            raise PlanError(f"{option} {pattern!r} matches no whole name: {near}")
-        found |= names
+        matches = set(filter(compiled.fullmatch, names))
+        if not matches:
+            raise PlanError(f"{option} {pattern!r} matches no whole name: {near_names(pattern, names)}")
+        found |= matches
     return found
 
 

@@ -55,12 +55,12 @@ def run_conformance(
     asked = [part for name in mode for part in ("--mode", name)]
     asked += ["--seed", str(seed)] if seed >= 0 else []
     reports = _check_all(suite, chosen, options, asked, jobs)
-    failures = [failure for name in chosen for failure in reports[name]["failures"]]
+    failures = [failure for report in reports.values() for failure in report["failures"]]
     result = {
         "passed": not failures,
-        "seeds": {name: reports[name]["seed"] for name in chosen},
-        "plans": {name: reports[name]["plans"] for name in chosen},
-        "rows": [row for name in chosen for row in reports[name]["rows"]],
+        "seeds": {name: report["seed"] for name, report in reports.items()},
+        "plans": {name: report["plans"] for name, report in reports.items()},
+        "rows": [row for report in reports.values() for row in report["rows"]],
         "failures": failures,
         "missing": [] if backend else [name for name in list_backends() if name not in chosen],
     }

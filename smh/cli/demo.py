@@ -1,12 +1,12 @@
 """``smh demo``: a classifier of handwritten digits, trained dense and from a pool a tenth the size of its weights.
 
-Everything runs in NumPy. Both networks have the same shapes, loss, optimiser and batches; the compressed one only adds
-``smh.materialize`` before the forward pass and ``smh.vjp`` after the backward pass. Both are written to files, and read
-back before their accuracy is measured.
+Both run in NumPy, with the same shapes, loss, optimiser and batches; the compressed one only adds ``smh.materialize``
+before the forward pass and ``smh.vjp`` after the backward pass. Accuracy is measured after saving and loading.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import typer
 from rich.console import RenderableType
+from rich.progress import Progress
 from rich.table import Table
 from safetensors.numpy import save_file
 
@@ -51,30 +52,26 @@ def run_demo(
     as_json: bool = AsJson,
 ) -> None:
     """Train a digit classifier twice, dense and from a pool; save and load both, and compare accuracy and bytes."""
-    train, test = _digits()
+    (images, labels), test = _digits()
     shapes = dict(zip(_LAYERS, ((64, hidden), (hidden, hidden), (hidden, 10)), strict=True))
     plan = smh.Plan.build(shapes, ratio=ratio, bits=bits, pool=pool, optimizer="adam", seed=seed)
     dense_out = out.with_name(f"{out.stem}-dense{out.suffix}")
     for path in (out, dense_out):
         check_out(path, force=force)
     rng = np.random.default_rng(seed)
-    dense = {
-        name: rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
-        for name, shape in shapes.items()
-    }
-    biases = {f"{name}.bias": np.zeros(shape[1], dtype=np.float32) for name, shape in shapes.items()}
-
+    dense, biases = {}, {}
+    for name, (fan_in, fan_out) in shapes.items():
+        dense[name] = rng.uniform(-1, 1, (fan_in, fan_out)).astype(np.float32) / np.float32(np.sqrt(fan_in))
+        biases[f"{name}.bias"] = np.zeros(fan_out, dtype=np.float32)
+    names = plan.variable_shapes
     with progress() as bars:
-        first, second = (bars.add_task(name, total=epochs) for name in ("dense", "from a pool"))
-        dense = _train(train, dense | biases, lambda x: x, lambda x, g: g, epochs, lambda: bars.advance(first))
-        names = plan.variable_shapes
-        trained = _train(
-            train,
+        train = functools.partial(_train, images, labels, epochs, bars)
+        dense = train("dense", dense | biases, lambda x: x, lambda x, g: g)
+        trained = train(
+            "from a pool",
             smh.initialize(plan) | biases,
             lambda x: smh.materialize(plan, _part(x, names)) | _part(x, biases),
             lambda x, g: smh.vjp(plan, _part(x, names), _part(g, shapes)) | _part(g, biases),
-            epochs,
-            lambda: bars.advance(second),
         )
     variables = _part(trained, names)
 
@@ -131,11 +128,11 @@ def _shown(plan: smh.Plan, pool: str, result: dict[str, Any]) -> Iterator[Render
     share = result["pool"]["bytes"] / result["dense"]["bytes"]
     yield f"The compressed file has {share:.1%} of the bytes. Both keep {result['biases']} biases in float32."
     yield f"digest {result['digest']}"
-    weights = f"{result['weights']:,} weights rebuilt from the file, {result['bits_different']:,} bits different"
-    if result["same"]:
-        yield f"verified: {weights}"
-    else:
-        yield marked(f"not verified, the weights changed on the way through the file: {weights}")
+    verified = "verified" if result["same"] else "not verified, the weights changed on the way through the file"
+    line = (
+        f"{verified}: {result['weights']:,} weights rebuilt from the file, {result['bits_different']:,} bits different"
+    )
+    yield marked(line, "" if result["same"] else "red")
 
 
 def _part(arrays: Arrays, names: Iterable[str]) -> Arrays:
@@ -143,20 +140,20 @@ def _part(arrays: Arrays, names: Iterable[str]) -> Arrays:
 
 
 def _train(
-    train: Labelled,
+    images: np.ndarray,
+    labels: np.ndarray,
+    epochs: int,
+    bars: Progress,
+    label: str,
     trained: Arrays,
     build: Callable[[Arrays], Arrays],
     pull: Callable[[Arrays, Arrays], Arrays],
-    epochs: int,
-    advance: Callable[[], object],
 ) -> Arrays:
     """Train variables by Adam with a linear decay; ``build`` makes weights and biases of them, ``pull`` goes back."""
-    images, labels = train
-    mean = {name: np.zeros_like(x) for name, x in trained.items()}
-    square = {name: np.zeros_like(x) for name, x in trained.items()}
+    moments = {name: (np.zeros_like(x), np.zeros_like(x)) for name, x in trained.items()}
     rng = np.random.default_rng(1)
     step, steps = 0, epochs * -(-len(labels) // _BATCH)
-    for _ in range(epochs):
+    for _ in bars.track(range(epochs), description=label):
         order = rng.permutation(len(labels))
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
@@ -165,10 +162,10 @@ def _train(
             step += 1
             rate = np.float32(decayed * np.sqrt(1 - 0.999**step) / (1 - 0.9**step))
             for name, gradient in gradients.items():
-                mean[name] += np.float32(0.1) * (gradient - mean[name])
-                square[name] += np.float32(0.001) * (gradient * gradient - square[name])
-                trained[name] = trained[name] - rate * mean[name] / (np.sqrt(square[name]) + np.float32(1e-8))
-        advance()
+                mean, square = moments[name]
+                mean += np.float32(0.1) * (gradient - mean)
+                square += np.float32(0.001) * (gradient * gradient - square)
+                trained[name] = trained[name] - rate * mean / (np.sqrt(square) + np.float32(1e-8))
     return trained
 
 

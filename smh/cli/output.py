@@ -24,8 +24,6 @@ from smh.errors import PlanError, SmhError
 from smh.files.dense import Tensors
 from smh.text import printable
 
-_WIDTH = 140
-
 # Exit codes, besides 2 for wrong usage and 130 for an interruption, as in a shell.
 DIFFERENT = 1  # done; what was compared differs, or a check failed
 FAILED = 3  # not done: a file or an option cannot be used, or the system refused; nothing was written
@@ -79,10 +77,10 @@ class _Console(Console):
 
 
 def text_console(file: IO[str] | None = None) -> Console:
-    """Return a console that leaves numbers and brackets alone; what is no terminal takes whole tables."""
+    """Return a console that leaves numbers and brackets alone; what is no terminal takes tables of 140 columns."""
     console = _Console(file=file, highlight=False, markup=False, soft_wrap=False, emoji=False)
     if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)
+        console.width = max(console.width, 140)
     return console
 
 
@@ -122,11 +120,8 @@ def progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def check_out(out: Path, *inputs: Path, force: bool) -> None:
-    """Raise SmhError or OSError unless a file may be written there, which must not replace an input.
-
-    Commands call this before they do any work.
-    """
+def check_out(out: Path, *inputs: Path | None, force: bool) -> None:
+    """Raise SmhError or OSError, before any work is done, unless a file may be written there that is no input."""
     if not out.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(out.parent))
     if out.is_dir():
@@ -135,7 +130,7 @@ def check_out(out: Path, *inputs: Path, force: bool) -> None:
         return
     if not out.is_file():
         raise SmhError(f"only a file can be replaced: choose another path, got {str(out)!r}")
-    if any(path.exists() and out.samefile(path) for path in inputs):
+    if any(path and path.exists() and out.samefile(path) for path in inputs):
         raise SmhError(f"the result would replace the input: choose another path, got {str(out)!r}")
     if not force:
         raise SmhError(f"the file exists: choose another path, or replace it by --force; got {str(out)!r}")

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 import smh
 import smh.cli as smh_cli
-from smh.cli import app, conformance, info, main
+from smh.cli import app, conformance, look, main
 from smh.errors import BackendError, ConformanceError
 from tests.cli.common import SMH, assert_fails, call, invoke
 
@@ -353,8 +353,8 @@ def test_info_of_backends_that_fail(monkeypatch):
         return smh.get_backend(name)
 
     known = ["numpy", "torch", "broken", "absent"]
-    monkeypatch.setattr(info, "list_backends", lambda installed=False: known[:3] if installed else known)
-    monkeypatch.setattr(info, "get_backend", get_backend)
+    monkeypatch.setattr(look, "list_backends", lambda installed=False: known[:3] if installed else known)
+    monkeypatch.setattr(look, "get_backend", get_backend)
     monkeypatch.setenv("SMH_BACKEND", "nmpy")
     result = invoke("info", "--json")
     assert result.exit_code == 0
