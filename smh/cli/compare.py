@@ -90,8 +90,7 @@ def run_verify(
     if mapping is not None and against is None:
         raise typer.BadParameter("a mapping belongs to two files: name the other one by --against", param_hint="--map")
     known = list_backends()  # in this order: torch has to be imported before tensorflow
-    chosen = sorted(dict.fromkeys(backend), key=lambda name: known.index(name) if name in known else len(known))
-    chosen = chosen or list_backends(installed=True)
+    chosen = sorted(set(backend), key=[*known, *backend].index) or list_backends(installed=True)
     found = checkpoint.read(path)
     check_file(found, max_bytes)
     turned = porting.Mapping.load(mapping) if mapping is not None else None
@@ -146,10 +145,9 @@ def _against(
         other: ModelTensors | StoredTensors | Lazy = tensors
         if mapping is not None:
             mapping.check(source=tensors.shapes)
-            entries = {name: entry for name, entry in mapping.tensors.items() if not name.startswith(CARRIED)}
-            other = Lazy(
-                {name: entry.shape for name, entry in entries.items()}, lambda name: entries[name].read(tensors)
-            )
+            entries = mapping.tensors
+            shapes = {name: entry.shape for name, entry in entries.items() if not name.startswith(CARRIED)}
+            other = Lazy(shapes, lambda name: entries[name].read(tensors))
         task = bars.add_task(path.name, total=len(own))
         compared = compare_all(own, other, own.weights, lambda: bars.advance(task))
     return {
@@ -273,17 +271,15 @@ def plan_differences(first: Plan, second: Plan) -> list[str]:
     """Return what differs between two plans, one line for each field; nothing if they are equal."""
     one, other = first.to_dict(), second.to_dict()
     # Offsets follow from the order and the shapes.
-    tensors, other_tensors = (
-        {tensor["name"]: {**tensor, "offset": 0} for tensor in plan.pop("tensors")} for plan in (one, other)
-    )
+    tensors, others = ({x["name"]: x | {"offset": 0} for x in plan.pop("tensors")} for plan in (one, other))
     lines = list(_fields("", one, other))
-    lines += [f"tensor {name!r}: only in the first" for name in tensors if name not in other_tensors]
-    lines += [f"tensor {name!r}: only in the second" for name in other_tensors if name not in tensors]
-    shared = [name for name in tensors if name in other_tensors]
-    if shared != [name for name in other_tensors if name in tensors]:
+    lines += [f"tensor {name!r}: only in the first" for name in tensors if name not in others]
+    lines += [f"tensor {name!r}: only in the second" for name in others if name not in tensors]
+    shared = [name for name in tensors if name in others]
+    if shared != [name for name in others if name in tensors]:
         lines.append("tensors: in another order")
     for name in shared:
-        lines += [f"tensor {name!r}, {line}" for line in _fields("", tensors[name], other_tensors[name])]
+        lines += [f"tensor {name!r}, {line}" for line in _fields("", tensors[name], others[name])]
     return lines
 
 

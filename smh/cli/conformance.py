@@ -55,12 +55,12 @@ def run_conformance(
     asked = [part for name in mode for part in ("--mode", name)]
     asked += ["--seed", str(seed)] if seed >= 0 else []
     reports = _check_all(suite, chosen, options, asked, jobs)
-    failures = [failure for report in reports.values() for failure in report["failures"]]
+    failures = [failure for name in chosen for failure in reports[name]["failures"]]
     result = {
         "passed": not failures,
         "seeds": {name: report["seed"] for name, report in reports.items()},
         "plans": {name: report["plans"] for name, report in reports.items()},
-        "rows": [row for report in reports.values() for row in report["rows"]],
+        "rows": [row for name in chosen for row in reports[name]["rows"]],
         "failures": failures,
         "missing": [] if backend else [name for name in list_backends() if name not in chosen],
     }
@@ -68,10 +68,7 @@ def run_conformance(
 
 
 def _suite() -> Path:
-    """Return the folder of the suite, or say what is missing.
-
-    A wheel has it inside the library. A checkout, also one that is installed as editable, has it beside the library.
-    """
+    """Return the folder of the suite, which a wheel has inside the library, and a checkout beside it."""
     package = Path(str(smh.__file__)).parent
     folders = [package / "conformance", package.parent / _BESIDE]
     found = [folder for folder in folders if (folder / "laws.py").is_file()]
@@ -84,16 +81,16 @@ def _suite() -> Path:
 
 
 def _check_all(suite: Path, backends: list[str], options: list[str], asked: list[str], jobs: int) -> dict[str, Any]:
-    """Ask every backend for its modes, then check each mode in processes of its own; return a report for each backend.
+    """Return a report for each backend, which is asked for its modes; each is then checked in processes of its own.
 
-    Compilers keep every program for as long as their process lives, so that all modes in one would take its memory.
-    What does not depend on drawn plans is checked by the first process of a mode.
+    Compilers keep their programs until a process ends: all modes in one would take its memory. What does not depend on
+    drawn plans is checked by the first process of a mode.
     """
     with progress() as bars, ThreadPoolExecutor(jobs) as pool:
         try:
             bar = {name: bars.add_task(f"{name}: which modes it has", total=None) for name in backends}
-            asking = {name: pool.submit(_check, suite, name, [*options, *asked, "--collect-only"]) for name in backends}
-            reports = {name: future.result() for name, future in asking.items()}
+            asking = pool.map(lambda name: _check(suite, name, [*options, *asked, "--collect-only"]), backends)
+            reports = dict(zip(backends, asking, strict=True))
             checking = {}
             for name, report in reports.items():
                 rows = [row for row in report["rows"] if not row["skipped"]]
@@ -127,11 +124,11 @@ def _check(suite: Path, name: str, options: list[str]) -> Any:
         done = subprocess.run(command, env=_ENVIRONMENT | os.environ, capture_output=True, text=True, check=False)
         if done.returncode in (0, 1):  # passed or failed
             return json.loads(report.read_text(encoding="utf-8"))
-    words = _last_words(done.stdout + done.stderr)
+    what = f"the suite did not run for {name!r}"
     if done.returncode < 0:
-        what = f"was stopped by {signal.Signals(-done.returncode).name}, as when memory runs out; --jobs 1 needs less"
-        raise ConformanceError(f"the suite for {name!r} {what}: {words}")
-    raise ConformanceError(f"the suite did not run for {name!r}: {words}")
+        stopped = f"was stopped by {signal.Signals(-done.returncode).name}, as when memory runs out"
+        what = f"the suite for {name!r} {stopped}; --jobs 1 needs less"
+    raise ConformanceError(f"{what}: {_last_words(done.stdout + done.stderr)}")
 
 
 def _last_words(output: str) -> str:

@@ -1,0 +1,199 @@
+"""``smh info``: this installation and its backends; ``smh inspect``: what a file holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+
+from smh._version import __version__
+from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
+from smh.cli.output import AsJson, emit, number, progress
+from smh.core.versions import VERSION
+from smh.files import checkpoint
+from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.files.dense import DenseFile, is_checkpoint
+from smh.files.header import DTYPES
+from smh.files.integers import pack, pool_arrays
+from smh.text import printable, shortened
+
+_PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")
+_BLOCK = 1 << 20  # elements that are squared at a time
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_FLOAT32 = 4  # bytes of a weight
+_MOST = 200  # characters of a name, in text
+_TITLES = {
+    "variable": "Variables",
+    "training": "Training values of the pool",
+    "kept": "Kept as they are",
+    "carried": "Carried along, of no model",
+}
+
+
+def run_info(as_json: bool = AsJson) -> None:
+    """Show versions, and which backends there are, on which devices.
+
+    Every installed framework is imported for that, which takes some seconds. A framework that cannot be imported is
+    reported in its line of the table.
+    """
+    installed = list_backends(installed=True)
+    rows = []
+    with progress() as bars:
+        task = bars.add_task("backends", total=len(installed))
+        for name in list_backends():
+            bars.update(task, description=name)
+            rows.append(_backend(name, name in installed))
+            bars.advance(task, name in installed)
+    result = {
+        "smh": __version__,
+        "specification": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _installed_version(name) for name in _PACKAGES},
+        "default": os.environ.get(VARIABLE) or DEFAULT,
+        "backends": rows,
+    }
+    emit(result, as_json, _shown_installation(result))
+
+
+def _backend(name: str, installed: bool) -> dict[str, Any]:
+    """Return what there is to know of a backend, importing its framework if that is installed."""
+    row: dict[str, Any] = {"name": name, "installed": installed, "version": None, "devices": [], "error": None}
+    if installed:
+        try:
+            row["devices"] = get_backend(name).devices()
+        except Exception as error:  # frameworks fail in ways of their own: drivers, libraries, versions of one another
+            row["error"] = " ".join(str(error).split()) or type(error).__name__
+        brought = [
+            found.dist.version for found in importlib.metadata.entry_points(group=GROUP, name=name) if found.dist
+        ]
+        framework = getattr(sys.modules.get(name), "__version__", None)
+        row["version"] = brought[0] if brought else framework or _installed_version(name)
+    return row
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _shown_installation(result: dict[str, Any]) -> Iterator[RenderableType]:
+    unknown = result["default"] not in [row["name"] for row in result["backends"]]
+    note = f" (there is none of this name: change {VARIABLE})" if unknown else ""
+    lines = {name: result[name] for name in ("smh", "specification", "python")} | result["packages"]
+    lines |= {"platform": result["platform"], "default backend": printable(result["default"]) + note}
+    for name, value in lines.items():
+        yield f"{name:<17} {value or 'not installed'}"
+    yield ""
+    table = Table("backend", "version", "devices", title="Backends")
+    for row in result["backends"]:
+        devices = row["error"] or ", ".join(row["devices"])
+        if not row["installed"]:
+            devices = f"not installed: pip install 'smh[{row['name']}]'"
+        table.add_row(row["name"], row["version"] or "", printable(devices), style="red" if row["error"] else None)
+    yield table
+
+
+def run_inspect(
+    path: Path = typer.Argument(..., metavar="FILE", help="A checkpoint, or a plain safetensors file."),
+    as_json: bool = AsJson,
+) -> None:
+    """Show what a file holds.
+
+    Of a checkpoint: its plan, variables with the bits and exponents of their integers, whether it has training values,
+    kept tensors, sizes, and the digest that it states. No weights are rebuilt: digest and verify compare the digest.
+    Of a plain safetensors file: its tensors.
+    """
+    result: dict[str, Any] = {"file": str(path)}
+    if not is_checkpoint(path):
+        with DenseFile(path) as file:
+            tensors = [_entry(name, "plain", file.dtypes[name], file.shapes[name], file.sizes[name]) for name in file]
+        size, numbers = path.stat().st_size, sum(entry["numbers"] for entry in tensors)
+        result |= {"kind": "plain", "bytes": size, "tensors": tensors}
+        line = f"{len(tensors):,} tensors, {numbers:,} numbers, {size:,} bytes"
+        emit(result, as_json, [_table("Plain safetensors file", tensors), line])
+        return
+    found = checkpoint.read(path)
+    tensors = list(_tensors(found))
+    kept = sum(entry["bytes"] for entry in tensors if entry["kind"] == "kept")
+    result |= {
+        "kind": "checkpoint",
+        "bytes": path.stat().st_size,
+        "dense_bytes": _FLOAT32 * found.plan.num_weights + kept,
+        "digest": found.digest,
+        "weights": found.plan.num_weights,
+        "variables": found.plan.num_variables,
+        "ratio": found.plan.ratio,
+        "training": found.training,
+        "plan": found.plan.to_dict(),
+        "tensors": tensors,
+    }
+    share = result["bytes"] / result["dense_bytes"]
+    groups = {title: [entry for entry in tensors if entry["kind"] == kind] for kind, title in _TITLES.items()}
+    shown: list[RenderableType] = [
+        str(found.plan),
+        "",
+        *(_table(title, entries) for title, entries in groups.items() if entries),
+        f"training values: {'stored' if found.training else 'not stored'}",
+        f"{result['bytes']:,} bytes, {share:.1%} of {result['dense_bytes']:,} for the plain tensors",
+        f"digest {found.digest} (as stated, not rebuilt)",
+    ]
+    emit(result, as_json, shown)
+
+
+def _tensors(found: Checkpoint) -> Iterator[dict[str, Any]]:
+    """Iterate over what the file of a checkpoint holds: integers of the pool, float32 arrays, other tensors."""
+    integers, exponents = pack(found.plan, found.variables)
+    for name, bits, shape, _ in pool_arrays(found.plan):
+        stored = integers[name]
+        entry = _entry(name, "variable", _CODES[stored.dtype.name], shape, stored.nbytes)
+        exponent = exponents[name.removeprefix("pool/")]
+        yield {**entry, "bits": bits, "exponent": exponent, "rms": _rms(found.variables[name])}
+    for name, x in found.variables.items():
+        if name not in integers:
+            yield {**_entry(name, "variable", "F32", x.shape, x.nbytes), "rms": _rms(x)}
+        elif found.training:
+            yield _entry(f"training/{name}", "training", "F32", x.shape, x.nbytes)
+    for name, x in found.dense.items():
+        kind = "carried" if name.startswith(CARRIED) else "kept"
+        yield _entry(name, kind, _CODES[x.dtype.name], x.shape, x.nbytes)
+
+
+def _entry(name: str, kind: str, dtype: str, shape: tuple[int, ...], size: int) -> dict[str, Any]:
+    numbers = math.prod(shape)
+    return {"name": name, "kind": kind, "dtype": dtype, "shape": list(shape), "numbers": numbers, "bytes": size}
+
+
+def _rms(x: np.ndarray) -> float | None:
+    """Return the root mean square of a variable, or None if not all of it is finite."""
+    flat = x.reshape(-1)
+    blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+    total = sum(float(np.sum(np.square(block, dtype=np.float64))) for block in blocks)
+    return math.sqrt(total / flat.size) if math.isfinite(total) else None
+
+
+def _table(title: str, entries: list[dict[str, Any]]) -> Table:
+    with_rms = any("rms" in entry for entry in entries)
+    numbers = ["shape", "numbers", "bytes"] + ["bits", "exponent", "rms"] * with_rms
+    table = Table("name", "dtype", *map(number, numbers), title=title)
+    for entry in entries:
+        name, shape = shortened(printable(entry["name"]), _MOST), "x".join(map(str, entry["shape"]))
+        row = [name, entry["dtype"], shape or "scalar", f"{entry['numbers']:,}", f"{entry['bytes']:,}"]
+        if with_rms:
+            exponent = entry.get("exponent", "")
+            row += [str(entry.get("bits", "")), "all 0" if exponent is None else str(exponent)]
+            row.append("not finite" if entry["rms"] is None else f"{entry['rms']:.4g}")
+        table.add_row(*row)
+    return table
