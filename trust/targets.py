@@ -7,8 +7,8 @@ where the documented exception came for a reason that nobody foresaw, anything e
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
-import json
 import math
 import os
 import tempfile
@@ -21,8 +21,7 @@ import numpy as np
 
 import smh
 from smh.backends import numpy as smh_numpy
-from smh.cli import inspect
-from smh.cli.output import text_console
+from smh.cli import look
 from smh.files import checkpoint
 from smh.files.dense import DenseFile, is_checkpoint
 from smh.files.header import MAX_AXES
@@ -140,13 +139,12 @@ def _build(plan: smh.Plan, variables: dict[str, np.ndarray]) -> None:
 
 
 def _show(path: str) -> None:
-    """Print what ``smh inspect`` prints, and see that no control character reaches a terminal."""
-    result, show = inspect.look(Path(path))
-    json.dumps(result, allow_nan=False)
-    text = io.StringIO()
-    show(text_console(text))
-    bad = {character for character in text.getvalue() if not (character.isprintable() or character == "\n")}
-    _require(not bad, f"printed {bad!r}")
+    """Run ``smh inspect`` both ways, and see that no control character reaches a terminal."""
+    for as_json in (True, False):
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            look.run_inspect(Path(path), as_json)
+        bad = {character for character in text.getvalue() if not (character.isprintable() or character == "\n")}
+        _require(not bad, f"printed {bad!r}")
 
 
 def _require(condition: bool, what: str) -> None:

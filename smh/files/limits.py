@@ -22,20 +22,11 @@ GROWTH = 1024  # bytes that a file may ask for with each byte that it stores
 
 
 def default(found: Checkpoint) -> int:
-    """Return the limit for what a file asks to be built, where a user gives none.
+    """Return the limit in bytes for what a file asks to be built, where a user gives none.
 
     It is 1 GiB, or 1,024 times what the file stores, whichever is more: 268 million weights from a file of any size,
-    and as many as a plan can have for a file of 8-bit integers at a ratio of 1/256.
-
-    Parameters
-    ----------
-    found : Checkpoint
-        What the file stores; of its arrays only shapes and dtypes are looked at.
-
-    Returns
-    -------
-    int
-        The limit in bytes.
+    and as many as a plan can have for a file of 8-bit integers at a ratio of 1/256. Of the arrays of the checkpoint
+    only shapes and dtypes are looked at.
 
     Examples
     --------

@@ -50,22 +50,9 @@ vjp = _api.vjp
 
 @with_signature_of(_api.compress)
 def compress_(*args: Any, **options: Any) -> nn.Module:
-    """Do what :func:`smh.compress` does with the model itself, and return it. If it fails, the model has not changed.
+    """Do what :func:`smh.compress` does, with the same arguments, with the model itself, and return it.
 
-    Parameters
-    ----------
-    *args, **options
-        As for :func:`smh.compress`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model, compressed, with fresh variables.
-
-    Raises
-    ------
-    PlanError
-        As :func:`smh.compress`.
+    If it fails, the model has not changed.
 
     Examples
     --------

@@ -51,19 +51,8 @@ class Pool(PoolArithmetic):
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
         """Return the hash index: which elements of which variables virtual weights read.
 
-        Parameters
-        ----------
-        kernels : Kernels
-            The namespace of ``i``.
-        i : array, shape (k,), int64
-            Virtual weights, in ``[0, capacity)``.
-        seed : int
-            The pool's seed.
-
-        Returns
-        -------
-        dict of str to array, shape (k, terms), int64
-            For each variable the flat (row-major) indices into it, in the order of the terms.
+        ``i`` are virtual weights in ``[0, capacity)``, shape (k,), int64; ``seed`` is the pool's. For each variable
+        the result has flat (row-major) indices into it, shape (k, terms), int64, in the order of the terms.
         """
 
     @abstractmethod
