@@ -44,16 +44,12 @@ def list_backends(installed: bool = False) -> list[str]:
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """Return a backend; nothing but the one asked for is imported.
+    """Return a :class:`~smh.backends.protocol.Backend`; nothing but the one asked for is imported.
 
     Parameters
     ----------
     name : str, optional
         One of :func:`list_backends`. By default the environment variable ``SMH_BACKEND``, or ``"numpy"``.
-
-    Returns
-    -------
-    Backend
 
     Raises
     ------

@@ -94,18 +94,7 @@ class Kernels:
     ) -> Array:
         """Return the elements ``start`` to ``stop``, counted row by row, of :meth:`scale` of :meth:`product`.
 
-        Parameters
-        ----------
-        left, right, unit, exact_terms
-            As for :meth:`product`.
-        scale : array, shape (), float32, or float
-            As for :meth:`scale`.
-        start, stop : int
-            A range that is not empty.
-
-        Returns
-        -------
-        array, shape (stop - start,), float32
+        The result has the shape (stop - start,), float32; the range is not empty.
         """
         columns = right.shape[1]
         first = start // columns
@@ -123,16 +112,8 @@ class Kernels:
     def dot(self, g: Array, v: Array, inverse: Array) -> Array:
         """Return the sum of ``rint(g * v * inverse)``: an integer that float64 holds, whatever the order.
 
-        Parameters
-        ----------
-        g, v : array, shape (k,), float64
-            float32 values, so that their products are exact.
-        inverse : array, shape (), float64
-            A power of two.
-
-        Returns
-        -------
-        array, shape (), float64
+        All are float64: ``g`` and ``v``, shape (k,), are float32 values, so that their products are exact, ``inverse``,
+        shape (), is a power of two.
         """
         return self.xp.sum(self.xp.round(g * v * inverse))
 
@@ -167,21 +148,9 @@ class Kernels:
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add the elements of ``x`` that share a segment number.
 
-        The values are integers whose absolute sum is at most 2**53, so every order gives the same float64. This default
-        sorts by segment and subtracts running sums, which are integers below the same bound.
-
-        Parameters
-        ----------
-        x : array, shape (k,), float64
-            Integers, or NaN in every element.
-        segments : array, shape (k,), int64
-            Segment numbers in ``[0, size)``.
-        size : int
-            How many segments.
-
-        Returns
-        -------
-        array, shape (size,), float64
+        The values, shape (k,), float64, are integers whose absolute sum is at most 2**53, so every order gives the same
+        result, shape (size,), float64; or all are NaN. Segment numbers, int64, are in ``[0, size)``. This default sorts
+        by segment and subtracts running sums, which are integers below the same bound.
         """
         xp = self.xp
         order = xp.argsort(segments)
