@@ -82,11 +82,13 @@ def golden_cases() -> tuple[Case, ...]:
 
 @lru_cache
 def golden_plans(every: int = 1) -> tuple[Case, ...]:
-    """Return the cases of every n-th plan of the golden vectors, all cases of a plan together."""
+    """Return the cases of every n-th plan of the golden vectors, and of one plan at least for each kind of pool."""
     of_plans: dict[Plan, list[Case]] = {}
     for case in golden_cases():
         of_plans.setdefault(case.plan, []).append(case)
-    return tuple(case for found in list(of_plans.values())[::every] for case in found)
+    plans = list(of_plans)
+    chosen = {plan.pool.kind: plan for plan in reversed(plans)}.values()
+    return tuple(case for k, plan in enumerate(plans) if not k % every or plan in chosen for case in of_plans[plan])
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conformance.bits import Tally
-from conformance.cases import cotangents_for, floats, variables_for
+from conformance.cases import KINDS, cotangents_for, floats, variables_for
 from conformance.subject import Subject
 from smh.core import generate, hashing, pools
 from smh.core.kernels import Kernels
@@ -26,7 +26,7 @@ def kernels(s: Subject, tally: Tally) -> None:
     if s.backend.kernels is None:
         return
     rng = np.random.default_rng(2)
-    for calls in (_products, _scales, _sums, _factor_sums, _segments, _words, _fused):
+    for calls in (_grids, _products, _scales, _sums, _factor_sums, _segments, _words, _fused):
         for what, fn, arrays in calls(rng):
             with np.errstate(all="ignore"):
                 expected = fn(_DEFAULT, *arrays)
@@ -52,6 +52,31 @@ def _integers(rng: np.random.Generator, bits: int, shape: tuple[int, ...], style
 
 _STYLES = ("random", "largest", "zeros", "nan")
 _SHAPES = ((1, 1, 1), (5, 3, 7), (4, 300, 6), (3, 1030, 2))
+
+
+def _grids(rng: np.random.Generator) -> Iterator[Call]:
+    """Yield magnitudes, of which a non-finite one only has to be that, and roundings in whatever type, without -0."""
+
+    def largest(k: Kernels, x: Any) -> Any:
+        found = k.largest(x)
+        return k.xp.where(k.xp.isfinite(found), found, np.nan)
+
+    for kind in KINDS:
+        for shape in ((1,), (3, 50), (2, 40_000)):
+            x = floats(rng, shape, kind)
+            yield f"largest ({kind}, {shape})", largest, (x,)
+            top = float(np.max(np.abs(x)))
+            for bits in (1, 7, 8, 15, 22):
+                for clip in (False, True):
+                    exponent = bits + 3 * clip - np.frexp(top)[1] if np.isfinite(top) else 0
+                    factor = 2.0 ** min(126, max(-126, exponent)) if np.isfinite(top) else np.nan
+
+                    def rounded(k: Kernels, x: Any, factor: Any, bits: int = bits, clip: bool = clip) -> Any:
+                        return k.xp.astype(k.rounded(x, factor, bits, clip), k.xp.float32) + 0.0
+
+                    x_here = x if clip else x * np.float32(0.75)  # so that no magnitude rounds to 2**bits
+                    arrays = x_here, np.asarray(factor, dtype=np.float32)
+                    yield f"rounded ({kind}, {shape}, {bits} bits, clip={clip})", rounded, arrays
 
 
 def _products(rng: np.random.Generator) -> Iterator[Call]:

@@ -32,7 +32,7 @@ class Api(ModelApi[Model, Compressed]):
     get_backend : callable
         Returns the backend of arrays; called at each use, so that nothing is imported before it is needed.
     adapter_of : callable, optional
-        Returns the adapter for a model; by default there are no models.
+        Returns the adapter for a model; without it, models are refused.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class Api(ModelApi[Model, Compressed]):
             With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
         max_bytes : int, optional
             With a plan that came from elsewhere: the most bytes of weights to build; see
-            :func:`smh.files.limits.default`. By default there is no limit; :func:`load` has one for the plan of a file.
+            :func:`smh.files.limits.default`. There is none by default; :func:`load` limits what a file may ask for.
 
         Returns
         -------
         dict of str to array, float32, or plain model
-            Of a plan, weights in their viewed shapes, which overlap nowhere. Of a model, one of its own kind as it was
-            before, with the generated weights: in PyTorch and Keras a copy with parameters, in JAX the pytree, through
+            For a plan, the weights in their viewed shapes; no two share memory. For a model, a plain model of the same
+            kind with the generated weights: in PyTorch and Keras a copy with parameters, in JAX the pytree, through
             which gradients flow.
 
         Raises

@@ -120,7 +120,7 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tupl
     Learnable scales become what fits best to the pool, or 0 for a tensor of zeros. If all are learnable, virtual
     weights may come out up to twice as large or small as usual. Terms of a matrix product that the target does not need
     get left variables of 0 and right ones like the initial ones, so that training can use them. Up to a ratio of 0.5 it
-    takes at most four times the memory of the weights in float32.
+    takes at most four times the memory of the weights in float32, five times with several hash functions or parts.
 
     Examples
     --------

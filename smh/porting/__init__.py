@@ -6,8 +6,8 @@ checkpoint.
 """
 
 from smh.porting.entries import Entry, Source
-from smh.porting.mapping import Mapping, tensor_shapes
-from smh.porting.matching import Ambiguity, Match, doubts, match
+from smh.porting.mapping import Mapping, doubts, tensor_shapes
+from smh.porting.matching import Ambiguity, Match, match
 from smh.porting.port import port
 
 __all__ = ["Ambiguity", "Entry", "Mapping", "Match", "Source", "doubts", "match", "port", "tensor_shapes"]

@@ -19,6 +19,7 @@ from smh.errors import CheckpointError, PlanError, PortError, near_names
 from smh.files.atomic import replacing
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.porting.entries import Entry, Shape, Source
+from smh.porting.layers import words
 from smh.strict_json import MAX_HEADER, check_limits, parse
 from smh.text import some
 
@@ -332,3 +333,33 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
     """Return the shapes of all tensors that a checkpoint gives to a model, and of those that it carries along."""
     generated = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
     return generated | {name: tuple(x.shape) for name, x in checkpoint.dense.items()}
+
+
+def doubts(mapping: Mapping) -> list[str]:
+    """Return what in a mapping looks like an exchange: names that would fit better the other way round.
+
+    Examples
+    --------
+    >>> shapes = {"up.weight": (4, 4), "down.weight": (4, 4)}
+    >>> doubts(Mapping.build({"up/kernel": "down.weight", "down/kernel": "up.weight"}, shapes))
+    ["'up/kernel' comes from 'down.weight', though there is 'up.weight' of the same shape"]
+    """
+    groups: dict[Any, list[tuple[str, str]]] = defaultdict(list)
+    for target, entry in mapping.tensors.items():
+        if entry.whole:
+            source = entry.sources[0]
+            groups[source.shape, source.view].append((target, source.name))
+    found = []
+    for pairs in groups.values():
+        sources = {_layer_words(name): name for _, name in pairs}
+        exchanged: set[str] = set()
+        for target, name in pairs:
+            better = sources.get(_layer_words(target))
+            if better and _layer_words(target) != _layer_words(name) and better not in exchanged:
+                found.append(f"{target!r} comes from {name!r}, though there is {better!r} of the same shape")
+                exchanged.add(name)
+    return found
+
+
+def _layer_words(tensor: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    return words(tensor.replace(".", "/").rpartition("/")[0])

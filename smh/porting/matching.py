@@ -16,7 +16,7 @@ from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
 from smh.porting.entries import Entry, Shape, Source
-from smh.porting.layers import CONVOLUTIONS, DEFAULTS, Layer, Slot, Structure, same_words, words
+from smh.porting.layers import CONVOLUTIONS, DEFAULTS, Layer, Slot, Structure, same_words
 from smh.porting.mapping import Mapping
 
 if TYPE_CHECKING:  # the library is imported faster without it
@@ -161,36 +161,6 @@ def describe(model: Any) -> Structure:
     if not structure.layers:
         raise PortError(f"there are no tensors in what should be a model; got {type(model).__name__}")
     return structure
-
-
-def doubts(mapping: Mapping) -> list[str]:
-    """Return what in a mapping looks like an exchange: names that would fit better the other way round.
-
-    Examples
-    --------
-    >>> shapes = {"up.weight": (4, 4), "down.weight": (4, 4)}
-    >>> doubts(Mapping.build({"up/kernel": "down.weight", "down/kernel": "up.weight"}, shapes))
-    ["'up/kernel' comes from 'down.weight', though there is 'up.weight' of the same shape"]
-    """
-    groups: dict[Any, list[tuple[str, str]]] = defaultdict(list)
-    for target, entry in mapping.tensors.items():
-        if entry.whole:
-            source = entry.sources[0]
-            groups[source.shape, source.view].append((target, source.name))
-    found = []
-    for pairs in groups.values():
-        sources = {_layer_words(name): name for _, name in pairs}
-        exchanged: set[str] = set()
-        for target, name in pairs:
-            better = sources.get(_layer_words(target))
-            if better and _layer_words(target) != _layer_words(name) and better not in exchanged:
-                found.append(f"{target!r} comes from {name!r}, though there is {better!r} of the same shape")
-                exchanged.add(name)
-    return found
-
-
-def _layer_words(tensor: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    return words(tensor.replace(".", "/").rpartition("/")[0])
 
 
 @dataclass

@@ -193,6 +193,8 @@ def test_signatures_are_the_same_everywhere(name):
     module, _ = backend_module(name)
     for function in ("compress", "fit", "digest", "save", "load", "materialize", "report"):
         assert inspect.signature(getattr(module, function)) == inspect.signature(getattr(smh, function)), function
+    if name == "torch":
+        assert inspect.signature(module.compress_) == inspect.signature(smh.compress)
 
 
 def models():

@@ -110,7 +110,11 @@ def test_what_a_file_stores_raises_its_own_limit():
     variables = {name: np.broadcast_to(np.float32(0), shape) for name, shape in plan.variable_shapes.items()}
     found = smh.Checkpoint(plan, variables, {}, "0" * 64)
     stored = plan.file_bytes
-    assert 4 * 30_000**2 > limits.FLOOR
+    needed = 4 * 30_000**2
+    limits.check_plan(plan, needed)
+    with pytest.raises(smh.LimitError, match="limit is 3,599,999,999"):
+        limits.check_plan(plan, needed - 1)
+    assert needed > limits.FLOOR
     assert limits.default(found) == limits.GROWTH * stored
     limits.check_file(found)
     with pytest.raises(smh.LimitError, match=r"3,600,000,000 bytes .* limit is 1,073,741,824"):

@@ -201,6 +201,30 @@ class KernelOneUnitOff(NumpyBackend):
         return fn(_OneUnitOff(), *args)
 
 
+class _Truncating(NumpyKernels):
+    def rounded(self, x, factor, bits, clip=False):
+        return super().rounded(np.trunc(x * factor) / factor, factor, bits, clip)
+
+
+class KernelThatTruncates(NumpyBackend):
+    """Integers are cut off, in a kernel that this backend itself does not need."""
+
+    def on_kernels(self, fn, *args):
+        return fn(_Truncating(), *args)
+
+
+class _FirstHalf(NumpyKernels):
+    def largest(self, x):
+        return super().largest(x.reshape(-1)[: max(1, x.size // 2)])
+
+
+class KernelOfHalfAnArray(NumpyBackend):
+    """The largest magnitude is that of half an array, in a kernel that this backend itself does not need."""
+
+    def on_kernels(self, fn, *args):
+        return fn(_FirstHalf(), *args)
+
+
 class _Float32Sums(Kernels):
     def product(self, left, right, unit, exact_terms):
         return (left @ right) * unit
@@ -289,6 +313,8 @@ BROKEN = {
     GradientsByDirection: {"linearity"},
     WeightsByDirection: {"powers"},
     KernelOneUnitOff: {"kernels"},
+    KernelThatTruncates: {"kernels", "on_grid"},
+    KernelOfHalfAnArray: {"kernels", "on_grid"},
     Float32SumsOfManyTerms: {"precision"},
     TensorsSorted: {"names"},
     OrderOfVectorsForgotten: {"views"},

@@ -94,7 +94,7 @@ adapter = JaxModels()
 
 
 def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[ModelTensor]:
-    """Give each place of an array that is kept a tensor of its own: to JAX, such places are not tied."""
+    """List a kept array once for each place that holds it: JAX does not tie such places."""
     for tensor in tensors:
         if tensor.name in generated:
             yield tensor
