@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,15 +95,17 @@ def _products(rng: np.random.Generator) -> Iterator[Call]:
             size = rows * columns
             start = int(rng.integers(0, size))
             stop = int(rng.integers(start + 1, size + 1))
-            for first, last in ((0, size), (start, stop)):
+            for ends in ([0, size], sorted({0, start, (start + stop) // 2, stop, size})):
+                ranges = list(itertools.pairwise(ends))[-3:]
 
-                def scaled(
-                    k: Kernels, *arrays: Any, exact_terms: int = exact_terms, first: int = first, last: int = last
-                ) -> Any:
-                    return k.scaled_product(*arrays[:3], exact_terms, arrays[3], first, last)
+                def scaled(k: Kernels, *arrays: Any, exact_terms: int = exact_terms, ranges: Any = ranges) -> Any:
+                    parts = [(scale, *ends) for scale, ends in zip(arrays[3:], ranges, strict=True)]
+                    return [
+                        w for some in (parts, parts[::2]) for w in k.scaled_products(*arrays[:3], exact_terms, some)
+                    ]
 
-                scale = np.float32(rng.choice([0.0, 1.0, -0.3, 2.0**-30, -(2.0**29), np.nan])) * np.ones((), "f4")
-                yield f"scaled_product {what} of {first} to {last}", scaled, (left, right, unit, scale)
+                scales = rng.choice([0.0, 1.0, -0.3, 2.0**-30, -(2.0**29), np.nan], len(ranges)).astype(np.float32)
+                yield f"scaled_products {what} of {ranges}", scaled, (left, right, unit, *map(np.asarray, scales))
 
 
 def _scales(rng: np.random.Generator) -> Iterator[Call]:

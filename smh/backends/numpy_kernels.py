@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from smh.core.grid import Grid, ceil_log2, floor, round7
+from smh.backends.pulled import Pulled
+from smh.core.grid import Grid, round7
 from smh.core.kernels import Array, Kernels
 
-if TYPE_CHECKING:
-    from smh.core.generate import Part
-
 _CHUNK = 1 << 16  # elements that stay in the cache through several passes
-_FEW = 5  # elements of a tensor below which the floor of cotangents shows in a scale gradient (section 13.7)
-_MAGIC = 1.5 * 2.0**52  # added to a float64 number it leaves the nearest integer in the last bits
 
 _UNROLLED = 8  # rows or columns that BLAS computes at a time; others take longer
 
@@ -61,33 +58,55 @@ class NumpyKernels(Kernels):
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
         """Fill the result block by block."""
         shape = left.shape[0], right.shape[1]
-        return self.scaled_product(left, right, unit, exact_terms, 1.0, 0, math.prod(shape)).reshape(shape)
+        (found,) = self.scaled_products(left, right, unit, exact_terms, [(1.0, 0, math.prod(shape))])
+        return found.reshape(shape)
 
-    def scaled_product(
-        self, left: Array, right: Array, unit: Array, exact_terms: int, scale: Array | float, start: int, stop: int
+    def scaled_products(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
+    ) -> list[Array]:
+        """Compute parts that follow one another in one array, of which they are views."""
+        columns, found = right.shape[1], []
+        breaks = [k for k in range(1, len(parts)) if parts[k][1] != parts[k - 1][2]]
+        for first, last in itertools.pairwise([0, *breaks, len(parts)]):
+            start, stop = parts[first][1], parts[last - 1][2]
+            row, end = start // columns, -(-stop // columns)
+            some = right[:, start - row * columns : stop - row * columns] if end - row == 1 else right
+            origin = start if end - row == 1 else row * columns
+            here = [(scale, begin - origin, end - origin) for scale, begin, end in parts[first:last]]
+            w = self._scaled(left[row:end], some, np.float32(unit), exact_terms, here).reshape(-1)
+            found += [
+                w[begin:end] if len(here) > 1 or end - begin > 0.97 * w.size else w[begin:end].copy()
+                for _, begin, end in here
+            ]
+        return found
+
+    def _scaled(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> Array:
-        """Fill whole rows block by block, or a part of one; a unit and a scale are one factor where that is exact."""
-        columns = right.shape[1]
-        first, last = start // columns, -(-stop // columns)
-        left, start, stop = left[first:last], start - first * columns, stop - first * columns
-        if last - first == 1:
-            right, start, stop = right[:, start:stop], 0, stop - start
-        scale, unit = np.float32(scale), np.float32(unit)
-        factors = [scale * unit] if 2.0**-126 <= abs(scale * unit) < math.inf else [unit, scale]
+        """Return a product with each part scaled; a unit and a scale are one factor where that is exact."""
+        out = np.empty((left.shape[0], right.shape[1]), dtype=np.float32)
+        areas = []
+        for scale, start, stop in parts:
+            factor = np.float32(scale) * unit
+            factors = [factor] if 2.0**-126 <= abs(factor) < math.inf else [unit, np.float32(scale)]
+            areas += [(factors, *area) for area in _areas(start, stop, right.shape[1])]
+        ends = [rows.stop for _, rows, _ in areas]
         dtype = np.float32 if self.smooth else _sums_dtype(left, right, exact_terms)
-        out = np.empty((last - first, right.shape[1]), dtype=np.float32)
-        for block in self._products(left, right, dtype, out):
-            rows = max(1, _CHUNK // block.shape[1])
-            for row in range(0, len(block), rows):
-                part = block[row : row + rows]
-                for factor in factors:
-                    np.multiply(part, factor, out=part)
-                np.add(part, np.float32(0.0), out=part)  # -0 becomes +0
-        w = out.reshape(-1)[start:stop]
-        return w if w.size > 0.97 * out.size else w.copy()
+        for row, column, block in self._products(left, right, dtype, out):
+            for factors, rows, columns in areas[bisect.bisect_right(ends, row) :]:
+                if rows.start >= row + len(block):
+                    break
+                some = block[_within(rows, row), _within(columns, column)]
+                step = max(1, _CHUNK // max(1, some.shape[1]))
+                for k in range(0, some.shape[0], step):
+                    part = some[k : k + step]
+                    for factor in factors:
+                        np.multiply(part, factor, out=part)
+                    np.add(part, np.float32(0.0), out=part)  # -0 becomes +0
+        return out
 
-    def _products(self, left: Array, right: Array, dtype: type, out: Array) -> Iterator[Array]:
-        """Fill ``out`` with a product of integers, rounded once, and yield its blocks.
+    def _products(self, left: Array, right: Array, dtype: type, out: Array) -> Iterator[tuple[int, int, Array]]:
+        """Fill ``out`` with a product of integers, rounded once, and yield its blocks, each with its place.
 
         Copies of the integers, in the type for sums, lie in the rows of ``out`` that are not filled yet; for the last
         rows, as many columns at a time are copied as there is room for.
@@ -113,7 +132,7 @@ class NumpyKernels(Kernels):
                     block, factor = out[row : min(row + step, stop), c : c + width], of_left[: stop - row]
                     factor[...] = left[row : row + len(block)]
                     np.matmul(factor, some, out=block, casting="same_kind")
-                    yield block
+                    yield row, c, block
             done = stop
 
     def matmul_gradients(
@@ -123,24 +142,24 @@ class NumpyKernels(Kernels):
 
         Returns None, for the plain way, where a value is not finite or a cotangent or scale is out of the ordinary.
         """
-        pulled = None if self.smooth else _Pulled.of(left, right, gain, parts)
+        pulled = None if self.smooth else Pulled.of(self, left, right, gain, parts, _CHUNK)
         if pulled is None:
             return None
         if pulled.wants_dots:
             self._dots(pulled, left.integers, right.integers, exact_terms)
         return *self._factors(pulled, left.integers, right.integers), pulled.of_scales()
 
-    def _dots(self, pulled: _Pulled, left: Array, right: Array, exact_terms: int) -> None:
+    def _dots(self, pulled: Pulled, left: Array, right: Array, exact_terms: int) -> None:
         """Add up the scale gradients."""
         side, dtype = len(left), _sums_dtype(left, right, exact_terms)
         step, whole = max(1, self.product_elements // side), right.astype(dtype)
-        room, terms = np.empty((min(step, side), side), dtype=np.float32), np.empty(_CHUNK)
+        room = np.empty((min(step, side), side), dtype=np.float32)
         for row in range(0, -(-pulled.stop // side), step):
             rows = left[row : row + step].astype(dtype)
             sums = np.matmul(rows, whole, out=room[: len(rows)], casting="same_kind")
-            pulled.add_dots(sums.reshape(-1), row * side, terms)
+            pulled.add_dots(sums.reshape(-1), row * side)
 
-    def _factors(self, pulled: _Pulled, left: Array, right: Array) -> tuple[Array, Array]:
+    def _factors(self, pulled: Pulled, left: Array, right: Array) -> tuple[Array, Array]:
         """Return the gradients of both factors, of as many terms at a time as there is room for."""
         side, terms = left.shape
         of_left = np.empty((side, terms), dtype=np.float32)
@@ -198,105 +217,19 @@ class NumpyKernels(Kernels):
         return total
 
 
-class _Pulled:
-    """The cotangents of all tensors, and what has been added of their scale gradients."""
+def _areas(start: int, stop: int, columns: int) -> Iterator[tuple[range, range]]:
+    """Cut a range of elements, counted row by row, into at most three areas: their rows, and columns."""
+    while start < stop:
+        row, column = divmod(start, columns)
+        rows = max(1, (stop - start) // columns) if column == 0 else 1
+        width = min(columns - column, stop - start)
+        yield range(row, row + rows), range(column, column + width)
+        start += rows * width
 
-    @classmethod
-    def of(cls, left: Grid, right: Grid, gain: float, parts: Sequence[Part]) -> _Pulled | None:
-        """Return None where there is something out of the ordinary."""
-        units = float(left.unit), float(right.unit)
-        if not all(map(math.isfinite, units)):
-            return None
-        given, top = [], np.float32(0.0)
-        for tensor, scale, g in parts:
-            if g is None:
-                continue
-            largest = _largest(g)
-            if not (largest < 2.0**90 and abs(scale) <= 2.0**28):  # NaN is neither
-                return None
-            top = max(top, np.float32(abs(scale)) * largest)
-            given.append((tensor, np.float32(scale), g, float(largest)))
-        if not 2.0**-70 <= top < 2.0**90:
-            return None
-        fraction, exponent = math.frexp(top)
-        exponent += fraction > 1.0 - 2.0**-22
-        return cls(left, right, gain, list(parts), given, exponent) if exponent <= 90 else None
 
-    def __init__(
-        self, left: Grid, right: Grid, gain: float, parts: list[Part], given: list[Any], exponent: int
-    ) -> None:
-        left_unit, right_unit, unit = float(left.unit), float(right.unit), math.ldexp(1.0, exponent - 22)
-        self.left_unit, self.right_unit = unit * right_unit * gain, unit * left_unit * gain
-        self._inverse = np.float32(1.0 / unit)
-        bound = float(left.power) * float(right.power) * gain * 2.0 ** ceil_log2(left.integers.shape[1])
-        self._parts, self._given = parts, given
-        self._starts = [tensor.offset for tensor, _, _, _ in given]
-        self._totals = [0] * len(given)
-        self._units: list[float] = []  # of scale gradients; 0 where there is nothing to add
-        for tensor, _, _, largest in given:
-            wanted = tensor.learn_scale and largest >= 2.0**-70
-            self._units.append(
-                bound * math.ldexp(1.0, math.frexp(largest)[1] - 53 + ceil_log2(tensor.size)) if wanted else 0.0
-            )
-        self._virtual = left_unit * right_unit * gain
-        self.wants_dots = any(self._units)
-        self.stop = given[-1][0].stop
-
-    def on_grid(self, q: Array, start: int) -> None:
-        """Write the cotangents of a range of cells, on their grid, float32.
-
-        A scale and the unit are one factor: a power of two changes no rounding of what is not next to nothing, which
-        the grid makes 0.
-        """
-        done = 0
-        for k, cells, g in self._pieces(start, start + q.size):
-            q[done : cells.start] = 0.0
-            factor, done = self._given[k][1] * self._inverse, cells.stop
-            for at in range(0, g.size, _CHUNK):
-                to = q[cells][at : at + _CHUNK]
-                np.multiply(g[at : at + _CHUNK], factor, out=to)
-                np.rint(to, out=to)
-        q[done:] = 0.0
-
-    def add_dots(self, sums: Array, start: int, room: Array) -> None:
-        """Add to the scale gradients what a range of cells has of them, whose integers are given.
-
-        The sum of rounded products is one of 64-bit integers (section 13.7), but for tensors of few elements.
-        """
-        for k, cells, g in self._pieces(start, start + sums.size):
-            unit = self._units[k] / self._virtual
-            if not unit:
-                continue
-            few = self._given[k][0].size < _FEW
-            g, v, magic = floor(_DEFAULT, g) if few else g, sums[cells], np.float64(_MAGIC * unit)
-            for at in range(0, g.size, _CHUNK):
-                part = g[at : at + _CHUNK]
-                terms = np.multiply(part, v[at : at + _CHUNK], out=room[: part.size], dtype=np.float64)
-                if few:
-                    self._totals[k] += int(np.sum(np.rint(terms / unit)))
-                else:
-                    np.add(terms, magic, out=terms)
-                    total = int(np.sum(terms.view(np.int64))) - part.size * int(magic.view(np.int64))
-                    self._totals[k] += (total + 2**63) % 2**64 - 2**63  # as the sum wraps around
-
-    def of_scales(self) -> list[Array]:
-        """Return the gradients of all scale variables."""
-        totals = {
-            given[0].name: total * unit
-            for given, total, unit in zip(self._given, self._totals, self._units, strict=True)
-        }
-        found = (totals.get(tensor.name, 0.0) * 2.0**-tensor.kappa for tensor, _, _ in self._parts)
-        return [np.asarray(round7(_DEFAULT, np.float64(x))) for x in found]
-
-    def _pieces(self, start: int, stop: int) -> Any:
-        """Iterate over the tensors that a range of cells meets: number, cells in the range, cotangents."""
-        for k in range(max(0, bisect.bisect_right(self._starts, start) - 1), len(self._given)):
-            tensor, _, g, _ = self._given[k]
-            if tensor.offset >= stop:
-                break
-            first, last = max(start, tensor.offset), min(stop, tensor.stop)
-            if first < last:
-                yield k, slice(first - start, last - start), g[first - tensor.offset : last - tensor.offset]
+def _within(some: range, first: int) -> slice:
+    """Return where the numbers of a range are in a block that begins with one."""
+    return slice(max(0, some.start - first), max(0, some.stop - first))
 
 
 def _largest(x: Array) -> Array:

@@ -6,7 +6,7 @@ variables -> integers (grid) -> virtual weights (pool) -> cells (layout) -> scal
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from smh.core import layout, scales
@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
     tensor: TensorSpec
     scale: Array | float
-    g: Array | None
+    g: Array | None = None
 
 
 def materialize(
@@ -35,10 +35,9 @@ def materialize(
     """
     chosen = plan.select(names)
     check_variables(kernels, plan, variables)
-    grids = put_on_grids(kernels, plan, variables)
+    parts = [Part(tensor, scale_of(kernels, tensor, variables)) for tensor in chosen]
     weights = {}
-    for tensor in chosen:
-        w = weights_of(kernels, plan, grids, tensor, scale_of(kernels, tensor, variables))
+    for tensor, w in zip(chosen, weights_of(kernels, plan, put_on_grids(kernels, plan, variables), parts), strict=True):
         w = kernels.xp.reshape(w, tensor.shape)
         weights[tensor.name] = tensor.view.apply(kernels.xp, w) if tensor.view else w
     return weights
@@ -84,18 +83,20 @@ def scale_of(kernels: Kernels, tensor: TensorSpec, variables: Mapping[str, Array
     return scales.cleaned(kernels, variables[tensor.scale_variable], tensor.kappa)
 
 
-def weights_of(
-    kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], tensor: TensorSpec, scale: Array | float
-) -> Array:
-    """Return the weights of a tensor in canonical order, shape (size,), before the view."""
-    pool, start, stop = plan.pool, tensor.offset, tensor.stop
-    if isinstance(pool, Matmul) and stop <= pool.capacity:
+def weights_of(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: Sequence[Part]) -> list[Array]:
+    """Return the weights of tensors in canonical order, shapes (size,), before the view."""
+    pool = plan.pool
+    if isinstance(pool, Matmul) and all(tensor.stop <= pool.capacity for tensor, _, _ in parts):
         left, right = grids["left"], grids["right"]
-        unit = pool.unit(kernels, left, right)
-        w = kernels.scaled_product(left.integers, right.integers, unit, pool.exact_terms, scale, start, stop)
+        places = [(scale, tensor.offset, tensor.stop) for tensor, scale, _ in parts]
+        found = kernels.scaled_products(
+            left.integers, right.integers, pool.unit(kernels, left, right), pool.exact_terms, places
+        )
     else:
-        w = kernels.scale(cells(kernels, plan, grids, start, stop), scale)
-    return scales.modified(kernels, w, tensor.modifiers)
+        found = [
+            kernels.scale(cells(kernels, plan, grids, tensor.offset, tensor.stop), scale) for tensor, scale, _ in parts
+        ]
+    return [scales.modified(kernels, w, part.tensor.modifiers) for w, part in zip(found, parts, strict=True)]
 
 
 def cells(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], start: int, stop: int) -> Array:

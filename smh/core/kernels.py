@@ -89,18 +89,21 @@ class Kernels:
             return xp.astype(sums, xp.float32) * unit
         return xp.matmul(left, right) * unit
 
-    def scaled_product(
-        self, left: Array, right: Array, unit: Array, exact_terms: int, scale: Array | float, start: int, stop: int
-    ) -> Array:
-        """Return the elements ``start`` to ``stop``, counted row by row, of :meth:`scale` of :meth:`product`.
+    def scaled_products(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
+    ) -> list[Array]:
+        """Return :meth:`scale` of parts of :meth:`product`.
 
-        The result has the shape (stop - start,), float32; the range is not empty.
+        A part is a scale, and the range of its elements, counted row by row: ``(scale, start, stop)``. Results have the
+        shapes (stop - start,), float32. No part is empty, and none overlap.
         """
-        columns = right.shape[1]
-        first = start // columns
-        rows = self.product(left[first : -(-stop // columns), :], right, unit, exact_terms)
-        v = self.xp.reshape(rows, (-1,))[start - first * columns : stop - first * columns]
-        return self.scale(v, scale)
+        columns, found = right.shape[1], []
+        for scale, start, stop in parts:
+            first = start // columns
+            rows = self.product(left[first : -(-stop // columns), :], right, unit, exact_terms)
+            v = self.xp.reshape(rows, (-1,))[start - first * columns : stop - first * columns]
+            found.append(self.scale(v, scale))
+        return found
 
     def scale(self, v: Array, scale: Array | float) -> Array:
         """Return ``float32(scale * v)``, +0 in the place of -0 (specification, section 3.4)."""

@@ -57,7 +57,8 @@ class Weights(Tensors):
     def _build(self, tensor: TensorSpec, part: TensorSpec) -> np.ndarray:
         """Return the weights of a part of a tensor, in canonical order, shape (size,)."""
         scale = generate.scale_of(_KERNELS, tensor, self._variables)
-        return np.asarray(generate.weights_of(_KERNELS, self._plan, self._grids, part, scale))
+        (found,) = generate.weights_of(_KERNELS, self._plan, self._grids, [generate.Part(part, scale)])
+        return np.asarray(found)
 
 
 class ModelTensors(Tensors):

@@ -1,6 +1,7 @@
 """NumPy's kernels change no bit: each against the default, and the core on them against the oracle."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -164,11 +165,15 @@ def test_scaled_products(rows, columns, terms, bits, unit, scale, seed, special)
     stop = int(rng.integers(start + 1, rows * columns + 1))
     exact_terms = 2 ** (24 - 2 * bits) if bits <= 8 else 0
     unit = min(unit, 100 - 2 * bits)  # no plan has larger ones: gain 20, exponents 30
-    arguments = (left, right, np.float32(2.0**unit), exact_terms, np.float32(scale), start, stop)
+    cuts = sorted({start, stop, *rng.integers(start, stop, 3).tolist()})
+    parts = [(np.float32(scale) * (-1) ** k, *ends) for k, ends in enumerate(itertools.pairwise(cuts))]
+    parts = [part for part in parts if rng.random() < 0.8] or parts
+    arguments = (left, right, np.float32(2.0**unit), exact_terms, parts)
     with np.errstate(all="ignore"):
-        expected = DEFAULT.scaled_product(*arguments)
+        expected = DEFAULT.scaled_products(*arguments)
         for kernels in (NumpyKernels(), SmallBlocks()):
-            assert_same_bits(kernels.scaled_product(*arguments), expected)
+            for found, wanted in zip(kernels.scaled_products(*arguments), expected, strict=True):
+                assert_same_bits(found, wanted)
 
 
 @settings(max_examples=60, **RELAXED)
@@ -200,4 +205,4 @@ def test_products_take_float32_where_no_sum_of_the_present_integers_can_reach_2_
     assert (numpy_kernels._sums_dtype(left, right, 0) is np.float32) == exact
     unit = np.float32(1.0)
     expected = (left.astype(np.int64) @ right.astype(np.int64)).astype(np.float32).reshape(-1)
-    assert_same_bits(NumpyKernels().scaled_product(left, right, unit, 0, 1.0, 0, 9), expected)
+    assert_same_bits(NumpyKernels().scaled_products(left, right, unit, 0, [(1.0, 0, 9)])[0], expected)

@@ -190,8 +190,8 @@ class ThreadsThatShow(NumpyBackend):
 
 
 class _OneUnitOff(NumpyKernels):
-    def scaled_product(self, *args):
-        return upwards(super().scaled_product(*args))
+    def scaled_products(self, *args):
+        return [upwards(w) for w in super().scaled_products(*args)]
 
 
 class KernelOneUnitOff(NumpyBackend):
@@ -284,8 +284,8 @@ class HalfAwayFromZero(NumpyBackend):
 
 
 class _Bfloat16Products(NumpyKernels):
-    def scaled_product(self, left, right, *args):
-        return super().scaled_product(_bfloat16(left), _bfloat16(right), *args)
+    def scaled_products(self, left, right, *args):
+        return super().scaled_products(_bfloat16(left), _bfloat16(right), *args)
 
 
 def _bfloat16(x):

@@ -1,12 +1,16 @@
-"""PyTorch's kernels: hash words in int64, and sums by segment."""
+"""PyTorch's kernels: hash words in int64, sums by segment, and matmul pools in blocks that stay in the cache."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
 import torch
 
+from smh.backends.pulled import Pulled
+from smh.core.grid import Grid, round7
 from smh.core.kernels import Array, Kernels
 
 
@@ -16,7 +20,12 @@ class TorchKernels(Kernels):
     Float32 products have integers of at most 9 bits as factors, which every unit holds that PyTorch may choose for them
     (TF32, bfloat16 with float32 sums). So no setting of the precision of products changes a bit. Autocast makes float16
     and bfloat16 of results too, and is off while these run.
+
+    Blocks are written in place. The compiler fuses the default kernels by itself, and gets these.
     """
+
+    tile_elements = 1 << 19
+    """The most virtual weights that are computed at a time on a CPU."""
 
     def __init__(self, smooth: bool = False) -> None:
         super().__init__(xp, smooth)
@@ -30,6 +39,126 @@ class TorchKernels(Kernels):
         """Return the device of a tensor."""
         return x.device
 
+    def largest(self, x: Array) -> Array:
+        """Go over a tensor once."""
+        if not self._in_place(x):
+            return super().largest(x)
+        least, most = torch.aminmax(x)
+        return torch.maximum(least.abs(), most.abs())
+
+    def scaled_products(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
+    ) -> list[Array]:
+        """Compute what several parts show of a row once, and scale a block while it is in the cache."""
+        if not self._in_place(left):
+            return super().scaled_products(left, right, unit, exact_terms, parts)
+        columns = right.shape[1]
+        unit, *scales = torch.stack(
+            [torch.as_tensor(x, device=unit.device) for x in (unit, *(s for s, _, _ in parts))]
+        ).tolist()
+        found = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
+        dtype, zero = self._sums_dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
+        for rows, some in _bands(parts, columns):
+            for cell, sums in self._rows(left, right, dtype, rows):
+                for k in some:
+                    _, start, stop = parts[k]
+                    a, b = max(start, cell), min(stop, cell + len(sums))
+                    if a < b:
+                        v, factor = sums[a - cell : b - cell], unit * scales[k]
+                        if not 2.0**-126 <= abs(factor) < math.inf:
+                            v, factor = v * unit, scales[k]
+                        torch.add(zero, v, alpha=factor, out=found[k][a - start : b - start])  # -0 becomes +0
+        return found
+
+    def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
+        """Take float32 also where only the integers at hand allow it."""
+        if self._in_place(left) and self._sums_dtype(left, right, exact_terms) == torch.float32:
+            exact_terms = left.shape[1]
+        return super().product(left, right, unit, exact_terms)
+
+    def matmul_gradients(
+        self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
+    ) -> tuple[Array, Array, list[Array]] | None:
+        """Go over cotangents once, by blocks of rows."""
+        if not self._in_place(left.integers):
+            return None
+        pulled = Pulled.of(self, left, right, gain, parts, self._chunk(left.integers))
+        if pulled is None:
+            return None
+        side, terms = left.integers.shape
+        wide_left, wide_right = left.integers.double(), right.integers.double()
+        of_left, total = torch.zeros_like(left.integers), torch.zeros_like(wide_right)
+        rows = slice(0, -(-pulled.stop // side))
+        dtype = self._sums_dtype(left.integers, right.integers, exact_terms)
+        step = self._step(left.integers, side)
+        room = left.integers.new_empty((min(step, rows.stop), side), dtype=torch.float64)
+        blocks: Any = (
+            self._rows(left.integers, right.integers, dtype, rows)
+            if pulled.wants_dots
+            else ((row * side, None) for row in range(0, rows.stop, step))
+        )
+        for cell, sums in blocks:
+            here = slice(cell // side, min(cell // side + step, rows.stop))
+            q = room[: here.stop - here.start]
+            if sums is not None:
+                pulled.add_dots(sums, cell)
+            pulled.on_grid(q.view(-1), cell)
+            of_left[here] = round7(self, torch.mm(q, wide_right.T) * pulled.left_unit)
+            total.addmm_(wide_left[here].T, q)
+        return of_left, round7(self, total.mul_(pulled.right_unit)), pulled.of_scales()
+
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in whatever order: sums of such float64 integers are exact."""
         return torch.zeros((size,), dtype=x.dtype, device=x.device).scatter_add(0, segments, x)
+
+    def _rows(self, left: Array, right: Array, dtype: torch.dtype, rows: slice) -> Iterator[tuple[int, Array]]:
+        """Iterate over blocks of a product of integers: the first cell, and the sums, flat, float32."""
+        columns = right.shape[1]
+        step = self._step(left, columns)
+        left, right = left.to(dtype), right.to(dtype)
+        room = left.new_empty((min(step, rows.stop - rows.start), columns))
+        for row in range(rows.start, rows.stop, step):
+            some = left[row : min(row + step, rows.stop)]
+            yield row * columns, torch.mm(some, right, out=room[: len(some)]).view(-1).to(torch.float32)
+
+    def _step(self, x: Array, columns: int) -> int:
+        """Return how many rows are computed at a time."""
+        return max(1, (self.tile_elements if x.device.type == "cpu" else 1 << 24) // columns)
+
+    def _chunk(self, x: Array) -> int:
+        """Return how many elements stay in the cache through several passes."""
+        return (1 << 16) * torch.get_num_threads() if x.device.type == "cpu" else 1 << 24
+
+    def _in_place(self, x: Array) -> bool:
+        """Say whether a tensor can be computed with in place, and its values be looked at."""
+        return not (
+            self.smooth
+            or torch.compiler.is_compiling()
+            or type(x) not in (torch.Tensor, torch.nn.Parameter)
+            or torch._C._functorch.is_functorch_wrapped_tensor(x)
+            or x.device.type not in ("cpu", "cuda")
+            or (x.requires_grad and torch.is_grad_enabled())
+            or (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+        )
+
+    def _sums_dtype(self, left: Array, right: Array, exact_terms: int) -> torch.dtype:
+        """Return float32 if it holds all sums, of the integers at hand if not of as many of any, else float64."""
+        if left.shape[1] <= exact_terms:
+            return torch.float32
+        if not exact_terms:  # units for float32 products need not hold the integers
+            return torch.float64
+        most = left.abs().sum(dim=1, dtype=torch.float64).max() * self.largest(right)
+        return torch.float32 if most < 2.0**24 else torch.float64
+
+
+def _bands(parts: Sequence[tuple[Array | float, int, int]], columns: int) -> Iterator[tuple[slice, list[int]]]:
+    """Iterate over rows without gaps that hold parts, each with the numbers of these."""
+    rows, some = slice(0, 0), list[int]()
+    for k in sorted(range(len(parts)), key=lambda k: parts[k][1]):
+        first, stop = parts[k][1] // columns, -(-parts[k][2] // columns)
+        if some and first > rows.stop:
+            yield rows, some
+            some = []
+        rows = slice(rows.start if some else first, stop)
+        some.append(k)
+    yield rows, some
