@@ -12,17 +12,20 @@
 # PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="-n 0 -k exact" what pytest gets.
 
 PYTHON ?= python3
-# Two processes, so each gets one thread below.
-PYTEST_ARGS ?= -n 2
+# Two processes, so each gets one thread below; each begins with its half of the tests, so that one of them makes what
+# neighbours share, as compiled programs, and takes tests of the other when it is done.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# $(call environment,FOLDER,WHAT): a fresh virtual environment with WHAT installed.
+# $(call environment,FOLDER,WHAT): a fresh virtual environment with WHAT installed. What pip compiles on one processor
+# is compiled on all; a few files of packages are templates, which no compiler takes.
 define environment
 	@echo "==> $(1): a fresh environment with $(2)"
 	rm -rf $(1)
 	$(PYTHON) -m venv $(1)
-	$(1)/bin/python $(PIP_INSTALL) $(2)
+	$(1)/bin/python $(PIP_INSTALL) --no-compile $(2)
+	$(1)/bin/python -m compileall -q -j 0 $(1)/lib >/dev/null || true
 endef
 
 .PHONY: demo test check lint docs experiments trust fuzz faults soak numerics orders packages conformance deep clean

@@ -34,6 +34,7 @@ _ENVIRONMENT = {
 _BESIDE = "conformance"  # the folder of the suite in a checkout, beside the library
 _COUNTS = ("passed", "failed", "xfailed", "checks", "bits", "different")
 _ROUND = 12  # plans that a process draws: with more, what compilers keep of them would not fit
+_TOGETHER = 2  # modes that share a process, and the import of a framework, where so few plans are drawn
 
 
 def run_conformance(
@@ -43,7 +44,7 @@ def run_conformance(
     deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes; takes hours."),
     plans: int = typer.Option(0, help="How many plans to draw, each with seven cases; default: as deep as said."),
     seed: int = typer.Option(-1, help="Seed of the drawn plans; default: 0, or a new one with --deep."),
-    jobs: int = typer.Option(2, min=1, help="How many modes are checked at a time, each in its own process."),
+    jobs: int = typer.Option(2, min=1, help="How many processes check modes at a time."),
     as_json: bool = AsJson,
 ) -> None:
     """Check that backends give the specified bits, in all their modes."""
@@ -81,7 +82,7 @@ def _suite() -> Path:
 
 
 def _check_all(suite: Path, backends: list[str], options: list[str], asked: list[str], jobs: int) -> dict[str, Any]:
-    """Return a report for each backend, which is asked for its modes; each is then checked in processes of its own.
+    """Return a report for each backend, which is asked for its modes; a few are then checked in each process.
 
     Compilers keep their programs until a process ends: all modes in one would take its memory. What does not depend on
     drawn plans is checked by the first process of a mode.
@@ -95,20 +96,23 @@ def _check_all(suite: Path, backends: list[str], options: list[str], asked: list
             for name, report in reports.items():
                 rows = [row for row in report["rows"] if not row["skipped"]]
                 rounds = range(0, report["plans"], _ROUND)
+                size = _TOGETHER if len(rounds) == 1 else 1
+                groups = [rows[k : k + size] for k in range(0, len(rows), size)]
                 bars.update(bar[name], description=f"{name}: every law in every mode", total=len(rows) * len(rounds))
-                for row, drawn in itertools.product(rows, rounds):
-                    chosen = [*options, "--mode", row["mode"], "--seed", str(report["seed"] + drawn)]
+                for group, drawn in itertools.product(groups, rounds):
+                    chosen = [*options, *(part for row in group for part in ("--mode", row["mode"]))]
+                    chosen += ["--seed", str(report["seed"] + drawn)]
                     chosen += ["--plans", str(min(_ROUND, report["plans"] - drawn))]
                     chosen += ["-k", "test_drawn_plans"] if drawn else []
-                    checking[pool.submit(_check, suite, name, chosen)] = name, row
+                    checking[pool.submit(_check, suite, name, chosen)] = name, group
             for future in as_completed(checking):
-                name, row = checking[future]
+                name, group = checking[future]
                 found = future.result()
-                (more,) = found["rows"]
-                row |= {key: row[key] + more[key] for key in _COUNTS}
+                for row, more in zip(group, found["rows"], strict=True):
+                    row |= {key: row[key] + more[key] for key in _COUNTS}
                 reports[name]["failures"] += found["failures"]
                 failed = f": {len(reports[name]['failures'])} failed" if reports[name]["failures"] else ""
-                bars.update(bar[name], advance=1, description=f"{name}{failed}")
+                bars.update(bar[name], advance=len(group), description=f"{name}{failed}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

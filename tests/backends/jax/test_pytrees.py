@@ -120,8 +120,11 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("residency", RESIDENCIES)
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize(
+    ("name", "residency"),
+    [("dict", residency) for residency in RESIDENCIES]
+    + [(name, RESIDENCIES[i % 3]) for i, name in enumerate(TREES) if name != "dict"],
+)
 def test_pytrees_keep_their_kind(name, residency):
     params, names = TREES[name]
     compressed = smh_jax.compress(params, ratio=0.9, residency=residency)
@@ -238,8 +241,10 @@ def test_constants_are_told_apart_by_type():
         smh_jax.compress(tree({1}), ratio=0.9)
 
 
-@pytest.mark.parametrize("residency", RESIDENCIES)
-@pytest.mark.parametrize("pool", ["matmul", smh.pools.Sum(smh.pools.Hash(), smh.pools.Kronecker())])
+@pytest.mark.parametrize(
+    ("pool", "residency"),
+    [("matmul", "full"), ("matmul", "cached"), (smh.pools.Sum(smh.pools.Hash(), smh.pools.Kronecker()), "layer")],
+)
 def test_two_steps_have_the_bits_of_numpy(residency, pool):
     """Gradients of variables are what vjp gives for the gradients of weights, by either backend."""
     x, y = data()
@@ -303,7 +308,7 @@ def test_donation():
     assert_all_same_bits({name: again[name] for name in ("fc1/kernel", "fc2/kernel")}, numpy_weights(after))
 
 
-@pytest.mark.parametrize("residency", RESIDENCIES)
+@pytest.mark.parametrize("residency", ["cached", "layer"])  # without either, they are those of plans: see test_jax.py
 def test_other_transformations(residency):
     compressed = smh_jax.compress(mlp(), ratio=0.5, residency=residency)
     cotangents = {"fc1/kernel": normal(6, 12, 20), "fc2/kernel": normal(7, 20, 3)}
@@ -317,7 +322,6 @@ def test_other_transformations(residency):
     batch = jax.tree.map(lambda g: jnp.stack([g, 2 * g]), cotangents)
     found = {
         "eager": gradient(compressed, cotangents),
-        "jit": jax.jit(gradient)(compressed, cotangents),
         "checkpoint": jax.jit(jax.grad(jax.checkpoint(linear)))(compressed, cotangents),
         "vmap": jax.tree.map(lambda g: g[0], jax.vmap(gradient, (None, 0))(compressed, batch)),
         "scan": jax.tree.map(lambda g: g[0], jax.lax.scan(lambda c, g: (c, gradient(c, g)), compressed, batch)[1]),
@@ -333,7 +337,7 @@ def test_other_transformations(residency):
     assert shapes["fc1"]["kernel"].shape == (12, 20)
 
 
-@pytest.mark.parametrize("residency", RESIDENCIES)
+@pytest.mark.parametrize("residency", ["cached", "layer"])
 def test_a_scale_whose_weights_are_unused_has_no_gradient_even_where_these_are_infinite(residency):
     compressed = smh_jax.compress(mlp(), ratio=0.5, residency=residency)
     left = compressed.variables["pool/left"].at[0, 0].set(np.inf)  # fc1 reads it, fc2 does not
@@ -346,17 +350,15 @@ def test_a_scale_whose_weights_are_unused_has_no_gradient_even_where_these_are_i
     assert not any(g.any() for g in unused.values())
 
 
-def test_residencies_have_the_same_bits():
+def test_residencies_can_be_changed():
     compressed = smh_jax.compress(mlp(), ratio=0.5)
-    x, y = data()
-    weights, gradients = numpy_weights(compressed), jax.grad(loss)(compressed, x, y).variables
+    weights = numpy_weights(compressed)
     for residency in RESIDENCIES:
         other = compressed.with_residency(residency)
         assert (other.residency, compressed.residency) == (residency, "full")
         assert smh_jax.report(other).residency == residency
         found = by_name(smh_jax.materialize(other))
         assert_all_same_bits({name: found[name] for name in weights}, weights)
-        assert_all_same_bits(jax.grad(loss)(other, x, y).variables, gradients)
     with pytest.raises(smh.PlanError, match="residency must be one of 'full', 'cached', 'layer'; got 'lazy'"):
         compressed.with_residency("lazy")
 

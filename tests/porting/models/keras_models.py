@@ -181,7 +181,7 @@ def train(model, images, labels, steps):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.PiecewiseConstantDecay([STILL_FROM], [RATE, 0.0]))
     optimizer.build(model.trainable_variables)  # else the step is traced twice
-    model.compile(optimizer, loss)
+    model.compile(optimizer, loss, jit_compile=False)  # XLA takes longer to compile a step than all steps run
     x, y = (np.concatenate(parts) for parts in zip(*batches(images, labels, steps), strict=True))
     model.fit(_inputs(model, x), y, batch_size=BATCH, shuffle=False, verbose=0)
     return model
