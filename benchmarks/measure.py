@@ -89,13 +89,18 @@ def rounds_of(network: str, rounds: int) -> int:
 
 def peak_in_fresh_process(function: str, *arguments: Any) -> int | None:
     """Return what ``MODULE.FUNCTION(*arguments)`` of this package returns in a process of its own; None off Linux."""
-    if not Path("/proc/self/clear_refs").exists():
+    if not on_linux():
         return None
     # Memory that is freed goes back at once, so that what is resident is what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return int(done.stdout.splitlines()[-1])
+
+
+def on_linux() -> bool:
+    """Say whether the system tells the peak of memory and can forget it."""
+    return Path("/proc/self/clear_refs").exists()
 
 
 def memory_row(peak: int | None, floor: int | None, **what: Any) -> list[Row]:

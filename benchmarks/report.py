@@ -32,7 +32,8 @@ class Result(NamedTuple):
 
     @property
     def backend(self) -> str:
-        return f"{NAMES[self.run['backend']]}, {self.row['mode']}"
+        name = NAMES[self.run["backend"]]
+        return name if self.run["backend"] == "numpy" else f"{name} ({self.row['mode']})"
 
     @property
     def network(self) -> str:
@@ -114,7 +115,7 @@ def misses(results: Iterable[Result]) -> list[str]:
         by = f"{most:.0f} %" if f"{most:.0f}" == f"{least:.0f}" else f"{least:.0f} to {most:.0f} %"
         what = ", ".join(dict.fromkeys(r.row["what"] for r in found))
         where = ", ".join(dict.fromkeys(r.backend for r in found))
-        lines.append(f"- {what} ({where}), missed by {by}. {note}")
+        lines.append(f"- {what}: {where}, missed by {by}. {note}")
     return ["\n".join(lines)] if lines else []
 
 
