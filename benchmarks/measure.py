@@ -156,12 +156,12 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the library, with a plus if it was changed since."""
+    """Return the commit that changed the library last, with a plus if it was changed since."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("rev-parse", "--short=7", "HEAD") + ("+" if git("status", "--porcelain", "smh") else "")
+    return git("log", "-1", "--format=%h", "--", "smh") + ("+" if git("status", "--porcelain", "smh") else "")
 
 
 def _cpu(field: str) -> str:

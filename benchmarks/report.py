@@ -104,16 +104,15 @@ def section(results: Sequence[Result], heads: list[str], keys: list[Callable[[Re
 
 
 def misses(results: Iterable[Result]) -> list[str]:
-    """Return what is to be said of missed targets: a line for each note, and one for what has none."""
-    by_note: dict[str, list[Result]] = {}
+    """Return what is to be said of missed targets: by how much, and the note on it."""
+    groups: dict[tuple[str, str], list[Result]] = {}
     for r in results:
         if r.missed:
-            by_note.setdefault(r.note or "Not explained yet.", []).append(r)
+            groups.setdefault((r.row["what"], r.note or "Not explained yet."), []).append(r)
     lines = []
-    for note, found in by_note.items():
+    for (what, note), found in groups.items():
         most, least = max(r.missed for r in found), min(r.missed for r in found)
         by = f"{most:.0f} %" if f"{most:.0f}" == f"{least:.0f}" else f"{least:.0f} to {most:.0f} %"
-        what = ", ".join(dict.fromkeys(r.row["what"] for r in found))
         where = ", ".join(dict.fromkeys(r.backend for r in found))
         lines.append(f"- {what}: {where}, missed by {by}. {note}")
     return ["\n".join(lines)] if lines else []
@@ -123,13 +122,11 @@ def conditions(results: Iterable[Result]) -> str:
     """Return where and when results were measured."""
     lines: dict[str, list[str]] = {}
     for run in {id(r.run): r.run for r in results}.values():
-        units = "with int8 units" if run["int8"] else "without int8 units"
-        threads = f"{run['threads']} thread{'' if run['threads'] == 1 else 's'}"
-        features = ", ".join(run["features"])
-        where = f"{run['processor']} ({features}; {units}), {threads}, commit {run['commit']}, {run['date']}"
+        units = f"{', '.join(run['features'])}; {'with' if run['int8'] else 'without'} int8 units"
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if name != "python")
+        where = f"{run['processor']} ({units}), threads: {run['threads']}, commit {run['commit']}, {run['date']}"
         lines.setdefault(where, []).append(f"{versions} ({run['rounds']} rounds)")
-    return "Measured on " + "; ".join(f"{where}: {', '.join(runs)}" for where, runs in lines.items()) + "."
+    return "Measured on " + "; on ".join(f"{where}: {', '.join(runs)}" for where, runs in lines.items()) + "."
 
 
 def plot_kernels(results: Sequence[Result], path: Path) -> None:
@@ -138,7 +135,7 @@ def plot_kernels(results: Sequence[Result], path: Path) -> None:
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, kind in zip(drawing.subplots(1, max(1, len(kinds)), squeeze=False)[0], kinds or ["build"], strict=True):
         of = [r for r in results if r.row["what"] == kind]
-        _bars(axes, of, lambda r: r.backend, lambda r: f"ratio {r.row['ratio']:g}")
+        _bars(axes, of, lambda r: r.backend, lambda r: f"ratio {r.row['ratio']:g}", "lower bound")
         axes.axhline(FLOORS[kind], color="0.3", linestyle=":")
         axes.set(title=f"{kind}, ResNet-34", ylabel="over raw float32 products")
     _save(drawing, path)
@@ -149,16 +146,22 @@ def plot_step(results: Sequence[Result], path: Path) -> None:
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     axes = drawing.subplots()
     timed = [r for r in results if r.row["what"] != "memory"]
-    _bars(axes, timed, lambda r: f"{r.network}\n{r.backend}", lambda r: f"{r.row['what']}, ratio {r.row['ratio']:g}")
+    _bars(
+        axes,
+        timed,
+        lambda r: f"{r.network}\n{r.backend}",
+        lambda r: f"{r.row['what']}, ratio {r.row['ratio']:g}",
+        "plain",
+    )
     axes.axhline(1, color="0.3", linestyle=":")
     axes.set(title="training step, batch 32", ylabel="over the plain model")
     _save(drawing, path)
 
 
 def _bars(
-    axes: Axes, results: Sequence[Result], group: Callable[[Result], str], series: Callable[[Result], str]
+    axes: Axes, results: Sequence[Result], group: Callable[[Result], str], series: Callable[[Result], str], dots: str
 ) -> None:
-    """Draw groups of bars, with quartiles as whiskers and targets as short lines."""
+    """Draw groups of bars, with quartiles as whiskers and targets as short lines; the legend names a dotted line."""
     groups = list(dict.fromkeys(group(r) for r in results))
     labels = sorted({series(r) for r in results})
     width = 0.8 / max(1, len(labels))
@@ -174,7 +177,7 @@ def _bars(
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     if labels:
-        axes.legend(fontsize="x-small", title="line: target; dots: lower bound", title_fontsize="x-small")
+        axes.legend(fontsize="x-small", title=f"line: target; dots: {dots}", title_fontsize="x-small")
 
 
 def _save(drawing: Figure, path: Path) -> None:
