@@ -135,10 +135,10 @@ def plot_kernels(results: Sequence[Result], path: Path) -> None:
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, kind in zip(drawing.subplots(1, max(1, len(kinds)), squeeze=False)[0], kinds or ["build"], strict=True):
         of = [r for r in results if r.row["what"] == kind]
-        _bars(axes, of, lambda r: r.backend, lambda r: f"ratio {r.row['ratio']:g}", "lower bound")
+        _bars(axes, of, lambda r: r.backend, lambda r: f"ratio {r.row['ratio']:g}")
         axes.axhline(FLOORS[kind], color="0.3", linestyle=":")
         axes.set(title=f"{kind}, ResNet-34", ylabel="over raw float32 products")
-    _save(drawing, path)
+    _save(drawing, path, "lower bound")
 
 
 def plot_step(results: Sequence[Result], path: Path) -> None:
@@ -151,17 +151,16 @@ def plot_step(results: Sequence[Result], path: Path) -> None:
         timed,
         lambda r: f"{r.network}\n{r.backend}",
         lambda r: f"{r.row['what']}, ratio {r.row['ratio']:g}",
-        "plain",
     )
     axes.axhline(1, color="0.3", linestyle=":")
     axes.set(title="training step, batch 32", ylabel="over the plain model")
-    _save(drawing, path)
+    _save(drawing, path, "plain model")
 
 
 def _bars(
-    axes: Axes, results: Sequence[Result], group: Callable[[Result], str], series: Callable[[Result], str], dots: str
+    axes: Axes, results: Sequence[Result], group: Callable[[Result], str], series: Callable[[Result], str]
 ) -> None:
-    """Draw groups of bars, with quartiles as whiskers and targets as short lines; the legend names a dotted line."""
+    """Draw groups of bars, with quartiles as whiskers and targets as short lines."""
     groups = list(dict.fromkeys(group(r) for r in results))
     labels = sorted({series(r) for r in results})
     width = 0.8 / max(1, len(labels))
@@ -173,13 +172,16 @@ def _bars(
         axes.bar(x, y, 0.9 * width, yerr=spread, label=label, capsize=2, color=f"C{number}")
         aims = [(place, r.target) for place, r in zip(x, of, strict=True) if r.target is not None]
         axes.hlines([aim for _, aim in aims], [p - width / 2 for p, _ in aims], [p + width / 2 for p, _ in aims], "k")
-    axes.set_xticks(range(len(groups)), groups, fontsize="x-small")
+    axes.set_xticks(range(len(groups)), [name.replace(" (", "\n(") for name in groups], fontsize="x-small")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def _save(drawing: Figure, path: Path, dots: str) -> None:
+    """Save a drawing as SVG, below it a legend of its bars, targets and the dotted line."""
+    handles, labels = drawing.axes[0].get_legend_handles_labels()
     if labels:
-        axes.legend(fontsize="x-small", title=f"line: target; dots: {dots}", title_fontsize="x-small")
-
-
-def _save(drawing: Figure, path: Path) -> None:
+        title = f"line: target; dots: {dots}"
+        drawing.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small", title=title)
     with mpl.rc_context({"svg.hashsalt": "smh"}):
         drawing.savefig(path, format="svg", metadata={"Date": None})

@@ -29,9 +29,9 @@ def values(rows):
     return {(row["network"], row["ratio"], row["mode"], row["what"]): row["value"] for row in rows}
 
 
-def recorded(folder, backend, command="kernels", int8=False, **results):
+def recorded(folder, backend, command="kernels", int8=False, ratio=0.1, **results):
     rows = [
-        {"network": "resnet34", "ratio": 0.1, "mode": "fast", "what": what.replace("_", " "), "value": value}
+        {"network": "resnet34", "ratio": ratio, "mode": "fast", "what": what.replace("_", " "), "value": value}
         | {"low": value - 0.1, "high": value + 0.3}
         for what, value in results.items()
     ]
@@ -175,6 +175,24 @@ def test_a_page_and_plots_without_results(tmp_path):
     assert page.count("Nothing is recorded yet.") == 3
     assert "@@" not in page
     assert len(list((tmp_path / "assets").glob("performance-*.svg"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "int8", "what", "ratio", "target"),
+    [
+        ("numpy", True, "build", 0.02, 1.4),
+        ("tensorflow", False, "build", 0.5, 1.3),
+        ("tensorflow", False, "memory of build", 0.02, 1.2),
+        ("torch", True, "exact gradients", 0.1, 1.5),
+        ("torch", False, "exact gradients", 0.1, 2.6),
+        ("jax", True, "exact gradients", 0.02, 3.6),
+        ("jax", False, "fast gradients", 0.02, 1.5),
+    ],
+)
+def test_special_targets_come_before_general_ones(tmp_path, backend, int8, what, ratio, target):
+    recorded(tmp_path, backend, int8=int8, ratio=ratio, **{what: 1.0})
+    texts = tomllib.loads((report.HERE / "targets.toml").read_text(encoding="utf-8"))
+    assert [r.target for r in report.read(tmp_path, texts)["kernels"]] == [target]
 
 
 def test_every_target_is_that_of_a_result():
