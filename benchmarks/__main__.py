@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> Iterator[measure.Row]:
     if options.command == "kernels":
         from benchmarks import kernels
 
-        return kernels.measure(options.backend, names, ratios, rounds)
+        return kernels.measure(options.backend, names, ratios, rounds, options.modes)
     if options.backend != "torch":
         from benchmarks import keras_models
 
@@ -76,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, default=1, help="0 for as many as each framework takes")
         ratios = {"kernels": [0.02, 0.1, 0.5], "step": [0.1, 0.02], "inference": [0.1]}
         command.add_argument("--ratios", type=float, nargs="+", default=ratios[name])
+        if name == "kernels":
+            command.add_argument("--modes", nargs="+", help="such as eager; all of the backend by default")
         shapes = ["resnet34", "efficientnet_b0", "square2300", "square4612"] if name == "kernels" else None
         what = {"kernels": "resnet34, efficientnet_b0 or squareN"}.get(name, 'networks, such as "resnet34 32x32"')
         command.add_argument("--shapes", nargs="+", default=shapes, help=what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,25 +42,27 @@ class Work(NamedTuple):
         return self.variables["pool/left"], self.variables["pool/right"]
 
 
-def measure(backend: str, names: Iterable[str], ratios: Iterable[float], rounds: int) -> Iterator[Row]:
-    """Iterate over the results of a backend."""
+def measure(
+    backend: str, names: Iterable[str], ratios: Iterable[float], rounds: int, modes: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Iterate over the results of a backend, in all its modes or only some."""
     for name in names:
         for ratio in ratios:
-            found = by_turns(CASES[backend](Work.of(name, ratio)), rounds)
+            cases = CASES[backend](Work.of(name, ratio)).items()
+            found = by_turns({case: x for case, x in cases if not modes or case.partition(":")[0] in modes}, rounds)
             for case, times in found.items():
                 mode, _, what = case.partition(": ")
                 if what in FLOORS:
                     floor = found[f"{mode}: {FLOORS[what]}"]
                     yield over(times, floor, network=name, ratio=ratio, mode=mode, what=what)
-            peak = peak_in_fresh_process("kernels.peak_of_build", backend, name, ratio)
+            peak = peak_in_fresh_process("kernels.peak_of_build", backend, name, ratio, mode)
             weights = 4 * sum(tensor.size for tensor in Plan.build(shapes_of(name), ratio=ratio).tensors)
             yield from memory_row(peak, weights, network=name, ratio=ratio, mode=mode, what="memory of build")
 
 
-def peak_of_build(backend: str, name: str, ratio: float) -> int:
-    """Return the peak of memory of building, beyond the framework and the arguments: the last mode, once compiled."""
-    cases = CASES[backend](Work.of(name, ratio))
-    return peak_beyond(None, [prepare for case, prepare in cases.items() if case.endswith(": build")][-1]())
+def peak_of_build(backend: str, name: str, ratio: float, mode: str) -> int:
+    """Return the peak of memory of building in a mode, once compiled, beyond the framework and the arguments."""
+    return peak_beyond(None, CASES[backend](Work.of(name, ratio))[f"{mode}: build"]())
 
 
 def numpy_cases(work: Work) -> dict[str, Case]:
