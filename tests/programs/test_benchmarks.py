@@ -98,7 +98,7 @@ def test_kernels(backend, tmp_path, monkeypatch):
     modes = {mode for _, _, mode, _ in rows}
     assert {"build", "exact gradients"} <= {what for *_, what in rows}
     assert modes == {"numpy": {"eager"}, "torch": {"eager", "compile"}, "jax": {"jit"}}.get(backend, {"function"})
-    assert all(value > 0 for value in rows.values())
+    assert all(value > 0 for (*_, what), value in rows.items() if what != "memory of build")
     if measure.on_linux():
         assert ("square40", 0.2, found["rows"][-1]["mode"], "memory of build") in rows
 
