@@ -7,6 +7,7 @@
 #              hour of it for each backend (each alone: make fuzz, faults, soak, numerics, orders, packages, conformance,
 #              deep), then a page of what came of it
 # make experiments   accuracy on real data: what is missing of the results (hours), then the report; see experiments/
+# make bench   the official benchmarks on this machine, one thread (hours), then docs/performance.md; see benchmarks/
 # make clean   remove what the targets above created
 #
 # PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="-n 0 -k exact" what pytest gets.
@@ -28,7 +29,7 @@ define environment
 	$(1)/bin/python -m compileall -q -j 0 $(1)/lib >/dev/null || true
 endef
 
-.PHONY: demo test check lint docs experiments trust fuzz faults soak numerics orders packages conformance deep clean
+.PHONY: demo test check lint docs experiments bench trust fuzz faults soak numerics orders packages conformance deep clean
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
@@ -67,6 +68,16 @@ experiments: .venv-experiments/made
 	$(call environment,.venv-experiments,--editable ".[experiments]")
 	touch $@
 
+bench: .venv-bench/made
+	for backend in numpy torch jax tensorflow; do .venv-bench/bin/python -m benchmarks kernels --backend $$backend || exit 1; done
+	for backend in torch jax tensorflow; do .venv-bench/bin/python -m benchmarks step --backend $$backend || exit 1; done
+	.venv-bench/bin/python -m benchmarks inference
+	.venv-bench/bin/python -m benchmarks report
+
+.venv-bench/made: pyproject.toml constraints.txt
+	$(call environment,.venv-bench,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")
+	touch $@
+
 trust: fuzz faults soak numerics orders packages conformance deep
 	.venv-trust/bin/python -m trust demo
 	.venv-trust/bin/python -m trust report --output docs/results/trust.md --readme README.md
@@ -79,7 +90,7 @@ fuzz faults soak numerics orders packages conformance deep: .venv-trust/made
 	touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-check .venv-dev .venv-experiments .venv-trust site build dist
+	rm -rf .venv-demo .venv-test .venv-check .venv-dev .venv-experiments .venv-bench .venv-trust site build dist
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

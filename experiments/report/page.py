@@ -63,7 +63,7 @@ least or the greatest that was tried.
 """
 
 _SECONDS = """Seconds of training, one thread, median. The machines on which it ran were not all equally fast, so small
-differences mean nothing; [what a step costs](../costs.md) is measured side by side there.
+differences mean nothing; [Performance](../performance.md) has steps that were measured side by side.
 """
 
 

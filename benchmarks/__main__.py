@@ -1,0 +1,88 @@
+"""The command line: ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import measure
+
+STEP = {
+    "torch": ["resnet34 32x32", "resnet34 224x224", "efficientnet_b0 224x224", "cnn 28x28", "mlp 28x28"],
+    "jax": ["resnet34 32x32", "mlp 28x28"],
+    "tensorflow": ["resnet34 32x32", "mlp 28x28"],
+}
+INFERENCE = ["resnet34 32x32", "resnet34 224x224", "language model"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and record, or write the page."""
+    options = parser().parse_args(arguments)
+    if options.command == "report":
+        from benchmarks import report  # matplotlib is not needed to measure
+
+        report.write(options.results, options.output)
+        return
+    if options.threads:
+        measure.limit_threads(options.threads)
+    rows: list[measure.Row] = []
+    path = None
+    for row in run(options):
+        spread = f"  ({row['low']:.2f} to {row['high']:.2f}, {row['seconds']:.4f} s)" if "low" in row else ""
+        print(*(row[name] for name in ("network", "ratio", "mode", "what")), f"{row['value']:.2f}{spread}", flush=True)
+        rows.append(row)  # recorded one by one: a run that is stopped leaves what it has
+        path = measure.record(options.command, options.backend, options.rounds, rows, options.results)
+    print("recorded in", path)
+
+
+def run(options: argparse.Namespace) -> Iterator[measure.Row]:
+    """Iterate over the results of a command. Frameworks are imported now, with their threads limited."""
+    names, ratios, rounds = options.shapes, options.ratios, options.rounds
+    if options.command == "kernels":
+        from benchmarks import kernels
+
+        return kernels.measure(options.backend, names, ratios, rounds, options.modes)
+    if options.backend != "torch":
+        from benchmarks import keras_models
+
+        return keras_models.measure_step(options.backend, names or STEP[options.backend], ratios, rounds)
+    from benchmarks import torch_models
+
+    if options.command == "step":
+        return torch_models.measure_step(names or STEP["torch"], ratios, rounds)
+    return torch_models.measure_inference(names or INFERENCE, ratios[0], rounds)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = found.add_subparsers(dest="command", required=True)
+    abouts = {
+        "kernels": "build and gradients of all weights, over raw float32 products of their shapes",
+        "step": "a training step over that of the plain model, batch 32",
+        "inference": "a forward pass, and generate(), over those of the plain model, PyTorch",
+        "report": "write docs/performance.md and its plots from what is recorded",
+    }
+    every = {name: commands.add_parser(name, help=about, description=about) for name, about in abouts.items()}
+    for name, command in every.items():
+        command.add_argument("--results", type=Path, default=measure.RESULTS, help="the folder of results")
+        if name == "report":
+            command.add_argument("--output", type=Path, default=measure.ROOT / "docs", help="the folder of the page")
+            continue
+        backends = {"kernels": ["numpy", "torch", "jax", "tensorflow"], "step": list(STEP), "inference": ["torch"]}
+        command.add_argument("--backend", choices=backends[name], default="torch")
+        command.add_argument("--rounds", type=int, default=7)
+        command.add_argument("--threads", type=int, default=1, help="0 for as many as each framework takes")
+        ratios = {"kernels": [0.02, 0.1, 0.5], "step": [0.1, 0.02], "inference": [0.1]}
+        command.add_argument("--ratios", type=float, nargs="+", default=ratios[name])
+        if name == "kernels":
+            command.add_argument("--modes", nargs="+", help="such as eager; all of the backend by default")
+        shapes = ["resnet34", "efficientnet_b0", "square2300", "square4612"] if name == "kernels" else None
+        what = {"kernels": "resnet34, efficientnet_b0 or squareN"}.get(name, 'networks, such as "resnet34 32x32"')
+        command.add_argument("--shapes", nargs="+", default=shapes, help=what)
+    return found
+
+
+if __name__ == "__main__":
+    main()

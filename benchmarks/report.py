@@ -1,0 +1,187 @@
+"""The page of performance: tables with targets and what misses them, and two plots, from recorded results."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.measure import Row
+
+HERE = Path(__file__).parent
+NAMES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
+NETWORKS = {"resnet34": "ResNet-34", "efficientnet_b0": "EfficientNet-B0", "cnn": "CNN", "mlp": "MLP", "x": " x "}
+KERNELS_NETWORK = "resnet34"
+FLOORS = {"build": 1.0, "exact gradients": 2.5, "fast gradients": 1.0}
+
+
+class Result(NamedTuple):
+    """A row, where it comes from, and what is aimed at."""
+
+    run: dict[str, Any]
+    row: Row
+    target: float | None
+    note: str | None
+
+    @property
+    def backend(self) -> str:
+        name = NAMES[self.run["backend"]]
+        return name if self.run["backend"] == "numpy" else f"{name} ({self.row['mode']})"
+
+    @property
+    def network(self) -> str:
+        name = str(self.row["network"])
+        for code, text in NETWORKS.items():
+            name = name.replace(code, text)
+        return name
+
+    @property
+    def missed(self) -> float:
+        """By how many percent, 0 if the target is met or there is none."""
+        return 0.0 if self.target is None else max(0.0, 100 * (round(self.row["value"], 2) / self.target - 1))
+
+    @property
+    def cell(self) -> str:
+        spread = f" ± {(self.row['high'] - self.row['low']) / 2:.2f}" if "low" in self.row else ""
+        value = f"{self.row['value']:.2f}"
+        aim = "" if self.target is None else f" ({self.target:g})"
+        return (f"**{value}**" if self.missed else value) + spread + aim
+
+
+def write(results: Path, output: Path, texts: Path = HERE) -> None:
+    """Write ``performance.md`` and its plots from a folder of results."""
+    found = read(results, tomllib.loads((texts / "targets.toml").read_text(encoding="utf-8")))
+    by_network = [lambda r: r.network, lambda r: r.backend, lambda r: f"{r.row['ratio']:g}"]
+    kernels = [r for r in found["kernels"] if r.row["network"] == KERNELS_NETWORK]
+    page = (HERE / "page.md").read_text(encoding="utf-8")
+    page = page.replace("@@step@@", section(found["step"], ["network", "backend", "ratio"], by_network))
+    page = page.replace("@@inference@@", section(found["inference"], ["network"], by_network[:1]))
+    page = page.replace("@@kernels@@", section(kernels, ["backend", "ratio"], by_network[1:]))
+    (output / "assets").mkdir(parents=True, exist_ok=True)
+    (output / "performance.md").write_text(page, encoding="utf-8")
+    plot_kernels(kernels, output / "assets" / "performance-kernels.svg")
+    plot_step(found["step"], output / "assets" / "performance-step.svg")
+
+
+def read(folder: Path, texts: dict[str, dict[str, Any]]) -> dict[str, list[Result]]:
+    """Return all recorded results, by command."""
+    found: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": []}
+    for backend in NAMES:
+        for command, results in found.items():
+            path = folder / f"{command}-{backend}.json"
+            if path.exists():
+                run = json.loads(path.read_text(encoding="utf-8"))
+                results += [_result(run, row, texts) for row in run["rows"]]
+    return found
+
+
+def _result(run: dict[str, Any], row: Row, texts: dict[str, dict[str, Any]]) -> Result:
+    backend = run["backend"] + ("-int8" if run["int8"] and run["backend"] == "torch" else "")
+    name = f"{run['command']} {backend} {row['network']} {row['what']} {row['ratio']:g}"
+    fits = {kind: next((x for p, x in texts[kind].items() if fnmatchcase(name, p)), None) for kind in texts}
+    return Result(run, row, fits["targets"], fits["notes"])
+
+
+def section(results: Sequence[Result], heads: list[str], keys: list[Callable[[Result], str]]) -> str:
+    """Return the table of some results, a column for each thing measured, with what is missed and the conditions."""
+    if not results:
+        return "Nothing is recorded yet."
+    columns = list(dict.fromkeys(r.row["what"] for r in results))
+    columns.sort(key=lambda what: what.startswith("memory"))
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for r in results:
+        cells.setdefault(tuple(key(r) for key in keys), {})[r.row["what"]] = r.cell
+    rows = [[*key, *(row.get(what, "–") for what in columns)] for key, row in cells.items()]
+    lines = [[*heads, *columns], ["---"] * (len(heads) + len(columns)), *rows]
+    return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in lines), *misses(results), conditions(results)])
+
+
+def misses(results: Iterable[Result]) -> list[str]:
+    """Return what is to be said of missed targets: by how much, and the note on it."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for r in results:
+        if r.missed:
+            groups.setdefault((r.row["what"], r.note or "Not explained yet."), []).append(r)
+    lines = []
+    for (what, note), found in groups.items():
+        most, least = max(r.missed for r in found), min(r.missed for r in found)
+        by = f"{most:.0f} %" if f"{most:.0f}" == f"{least:.0f}" else f"{least:.0f} to {most:.0f} %"
+        where = ", ".join(dict.fromkeys(r.backend for r in found))
+        lines.append(f"- {what}: {where}, missed by {by}. {note}")
+    return ["\n".join(lines)] if lines else []
+
+
+def conditions(results: Iterable[Result]) -> str:
+    """Return where and when results were measured."""
+    lines: dict[str, list[str]] = {}
+    for run in {id(r.run): r.run for r in results}.values():
+        units = f"{', '.join(run['features'])}; {'with' if run['int8'] else 'without'} int8 units"
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if name != "python")
+        where = f"{run['processor']} ({units}), threads: {run['threads']}, commit {run['commit']}, {run['date']}"
+        lines.setdefault(where, []).append(f"{versions} ({run['rounds']} rounds)")
+    return "Measured on " + "; on ".join(f"{where}: {', '.join(runs)}" for where, runs in lines.items()) + "."
+
+
+def plot_kernels(results: Sequence[Result], path: Path) -> None:
+    """Draw build and gradients over their raw products, a panel for each, bars by ratio."""
+    kinds = [kind for kind in FLOORS if any(r.row["what"] == kind for r in results)]
+    drawing = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, kind in zip(drawing.subplots(1, max(1, len(kinds)), squeeze=False)[0], kinds or ["build"], strict=True):
+        of = [r for r in results if r.row["what"] == kind]
+        _bars(axes, of, lambda r: r.backend, lambda r: f"ratio {r.row['ratio']:g}")
+        axes.axhline(FLOORS[kind], color="0.3", linestyle=":")
+        axes.set(title=f"{kind}, ResNet-34", ylabel="over raw float32 products")
+    _save(drawing, path, "lower bound")
+
+
+def plot_step(results: Sequence[Result], path: Path) -> None:
+    """Draw training steps over those of the plain model."""
+    drawing = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = drawing.subplots()
+    timed = [r for r in results if r.row["what"] != "memory"]
+    _bars(
+        axes,
+        timed,
+        lambda r: f"{r.network}\n{r.backend}",
+        lambda r: f"{r.row['what']}, ratio {r.row['ratio']:g}",
+    )
+    axes.axhline(1, color="0.3", linestyle=":")
+    axes.set(title="training step, batch 32", ylabel="over the plain model")
+    _save(drawing, path, "plain model")
+
+
+def _bars(
+    axes: Axes, results: Sequence[Result], group: Callable[[Result], str], series: Callable[[Result], str]
+) -> None:
+    """Draw groups of bars, with quartiles as whiskers and targets as short lines."""
+    groups = list(dict.fromkeys(group(r) for r in results))
+    labels = sorted({series(r) for r in results})
+    width = 0.8 / max(1, len(labels))
+    for number, label in enumerate(labels):
+        of = [r for r in results if series(r) == label]
+        x = [groups.index(group(r)) + (number - (len(labels) - 1) / 2) * width for r in of]
+        y = [r.row["value"] for r in of]
+        spread = [[max(0.0, r.row["value"] - r.row["low"]) for r in of], [r.row["high"] - r.row["value"] for r in of]]
+        axes.bar(x, y, 0.9 * width, yerr=spread, label=label, capsize=2, color=f"C{number}")
+        aims = [(place, r.target) for place, r in zip(x, of, strict=True) if r.target is not None]
+        axes.hlines([aim for _, aim in aims], [p - width / 2 for p, _ in aims], [p + width / 2 for p, _ in aims], "k")
+    axes.set_xticks(range(len(groups)), [name.replace(" (", "\n(") for name in groups], fontsize="x-small")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _save(drawing: Figure, path: Path, dots: str) -> None:
+    """Save a drawing as SVG, below it a legend of its bars, targets and the dotted line."""
+    handles, labels = drawing.axes[0].get_legend_handles_labels()
+    if labels:
+        title = f"line: target; dots: {dots}"
+        drawing.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small", title=title)
+    with mpl.rc_context({"svg.hashsalt": "smh"}):
+        drawing.savefig(path, format="svg", metadata={"Date": None})
