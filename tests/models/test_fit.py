@@ -632,19 +632,29 @@ def test_most_of_a_model_lost_is_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("shape", "ratio", "pool"),
-    [((1414, 1414), 0.5, "matmul"), ((1414, 1400), 0.2, "kronecker"), ((1414, 1414), 0.2, "hash")],
+    ("shape", "pool"),
+    [
+        ((1200, 1200), "matmul"),
+        ((1200, 1100), "kronecker"),
+        ((1200, 1200), "hash"),
+        ((1200, 1200), pools.Hash(hashes=2)),
+        ((1200, 1200), pools.Hash(hashes=4)),
+        ((1200, 1100), pools.Sum("matmul", "hash")),
+        ((1200, 1200), pools.Sum("matmul", "kronecker", pools.Hash(hashes=2))),
+        ((1200, 1200), pools.Sum(*["hash"] * 6)),
+    ],
+    ids=str,
 )
-def test_memory_stays_within_four_times_the_weights(shape, ratio, pool):
-    """Whether all virtual weights are used or not."""
-    plan = smh.Plan.build({"a": shape}, ratio=ratio, pool=pool)
+def test_memory_stays_within_four_times_the_weights(shape, pool):
+    """Whether all virtual weights are used or not, whatever the number of hash functions and parts."""
+    plan = smh.Plan.build({"a": shape}, ratio=0.5, pool=pool)
     values = {"a": normal(0, *shape).astype(np.float32)}
     fit_variables(smh.Plan.build({"a": (4, 4)}, ratio=1), {"a": normal(0, 4, 4)})  # imports
     tracemalloc.start()
     fit_variables(plan, values)
-    peak = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1] / values["a"].nbytes
     tracemalloc.stop()
-    assert peak <= 4 * values["a"].nbytes
+    assert peak <= 4.0, f"{peak:.2f} times the weights"
 
 
 @pytest.mark.parametrize("request_", ["matmul", "kronecker", pools.Hash(hashes=2)])
@@ -668,7 +678,10 @@ def test_every_phase_tells_how_far_it_is(request_):
 
 
 def test_an_interrupt_ends_a_fit():
-    """The signal comes from outside: a timer of the process itself would wait for the global lock, too."""
+    """The signal comes from outside: a timer of the process itself would wait for the global lock, too.
+
+    The thread in LAPACK still runs while the process ends, and OpenBLAS may say on stdout that it was closed meanwhile.
+    """
     code = """
 import numpy as np
 import smh
@@ -687,7 +700,7 @@ except KeyboardInterrupt:
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=120)
-    assert rest.splitlines()[-1] == "interrupted"
+    assert "interrupted" in rest.splitlines()
     assert process.returncode in (0, -signal.SIGINT)  # the latter if it was busy importing
 
 
