@@ -21,7 +21,7 @@ from conformance.bits import assert_same_bits
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate, layout, pools
 from smh.core.pools.base import named
-from smh.models import patience, rounding
+from smh.models import fit_pool, patience, rounding
 from smh.models.fit import FitReport, fit_variables
 from smh.models.fit_pool import fit_leaf
 from smh.models.patience import interruptible, largest_eigenvectors
@@ -643,10 +643,12 @@ def test_most_of_a_model_lost_is_a_warning():
         ((1200, 1200), pools.Sum("matmul", "kronecker", pools.Hash(hashes=2))),
         ((1200, 1200), pools.Sum(*["hash"] * 6)),
     ],
-    ids=str,
+    ids=["matmul", "kronecker", "hash", "2 hashes", "4 hashes", "2 parts", "3 parts", "6 parts"],
 )
-def test_memory_stays_within_four_times_the_weights(shape, pool):
+def test_memory_stays_within_four_times_the_weights(shape, pool, monkeypatch):
     """Whether all virtual weights are used or not, whatever the number of hash functions and parts."""
+    monkeypatch.setattr(fit_pool, "_ROUNDS", 2)  # more would take no more
+    monkeypatch.setattr(fit_pool, "_STEPS", 4)
     plan = smh.Plan.build({"a": shape}, ratio=0.5, pool=pool)
     values = {"a": normal(0, *shape).astype(np.float32)}
     fit_variables(smh.Plan.build({"a": (4, 4)}, ratio=1), {"a": normal(0, 4, 4)})  # imports
