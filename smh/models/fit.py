@@ -23,22 +23,22 @@ from rich.table import Column, Table
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate
-from smh.core.grid import Grid
 from smh.core.plan import Plan
 from smh.core.pools import Pool, Sum
 from smh.core.pools.base import LeafPool
 from smh.core.scales import LEAST, LIMIT, modified
 from smh.core.tensors import TensorSpec
 from smh.errors import PlanError, SmhError, VariableError
-from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Variables, fit_pool
+from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Grids, fit_pool
 from smh.models.rounding import dot
 
-_WEIGHTS = 1 << 18  # weights that are generated at a time
+_WEIGHTS = 1 << 18  # weights that are generated at a time, fewer with several parts
 _FAR = 2.0**40  # virtual weights from here on leave the grids of pools no room
 _FAINT = 2.0**-20  # virtual weights are meant to have unit mean square; what is this small is rounding errors
 _LOST = 0.5  # an error from which on most of a model is lost
 
 Values = Mapping[str, np.ndarray]
+Variables = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tupl
     Learnable scales become what fits best to the pool, or 0 for a tensor of zeros. If all are learnable, virtual
     weights may come out up to twice as large or small as usual. Terms of a matrix product that the target does not need
     get left variables of 0 and right ones like the initial ones, so that training can use them. Up to a ratio of 0.5 it
-    takes at most four times the memory of the weights in float32 with a matmul, Kronecker or single hash pool; 4.3
-    times were measured with several hash functions, 5.2 times with a sum of three pools.
+    takes at most four times the memory of the virtual weights in float32, from a million of them on.
 
     Examples
     --------
@@ -137,10 +136,13 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tupl
     _check(plan, values)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
         scales, wanted, used = _wanted(plan, values, bars)
-        unrounded, variables = fit_pool(plan, wanted, used, _is_free(plan, scales), bars)
+        fitted = fit_pool(plan, wanted, used, _is_free(plan, scales), bars)
         del wanted, used
-        errors, error = _fit_scales(KERNELS, plan, values, scales, variables, bars)
-        _, error_unrounded = _fit_scales(SMOOTH, plan, values, scales, unrounded, bars)
+        *_, error_unrounded = _fit_scales(SMOOTH, plan, values, scales, next(fitted), bars)
+        grids = next(fitted)
+        del fitted  # and the wanted virtual weights with it
+        variables, errors, error = _fit_scales(KERNELS, plan, values, scales, grids, bars)
+    pool = {f"pool/{name}": one.integers * one.unit + np.float32(0.0) for name, one in grids.items()}  # -0 becomes +0
     if error > _LOST:
         warnings.warn(
             f"the fitted weights are off by {error:.2f} of the given ones: most of the model is lost, and "
@@ -148,7 +150,7 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tupl
             UserWarning,
             stacklevel=3,  # above np.errstate
         )
-    return variables, FitReport(errors, error, error_unrounded)
+    return pool | variables, FitReport(errors, error, error_unrounded)
 
 
 def _check(plan: Plan, values: Values) -> None:
@@ -194,8 +196,7 @@ def _wanted(plan: Plan, values: Values, bars: Progress) -> tuple[dict[str, float
 
     They are as many as the largest leaf has. For one that several cells show, the squared error of weights decides.
     """
-    scales = {}
-    room = max(leaf.pool.capacity for leaf in plan.pool.leaves(plan.seed))
+    scales, room = {}, max(leaf.pool.capacity for leaf in plan.pool.leaves(plan.seed))
     wanted, used = np.zeros(room, dtype=np.float32), np.zeros(room, dtype=bool)
     shared = plan.layout == "cyclic" and plan.num_weights > plan.capacity
     squares = np.zeros(room if shared else 0, dtype=np.float32)
@@ -247,11 +248,10 @@ def _is_free(plan: Plan, scales: Mapping[str, float]) -> bool:
 
 
 def _fit_scales(
-    kernels: NumpyKernels, plan: Plan, values: Values, scales: Mapping[str, float], variables: Variables, bars: Progress
-) -> tuple[dict[str, float], float]:
-    """Add the learnable scales to variables, and return the relative errors: of each tensor, and of all."""
-    grids = generate.put_on_grids(kernels, plan, variables)
-    errors, distances, norms = {}, [], []
+    kernels: NumpyKernels, plan: Plan, values: Values, scales: Mapping[str, float], grids: Grids, bars: Progress
+) -> tuple[Variables, dict[str, float], float]:
+    """Return the variables of learnable scales, and the relative errors: of each tensor, and of all."""
+    variables, errors, distances, norms = {}, {}, [], []
     task = bars.add_task("fitting scales, measuring errors", total=plan.num_weights)
     for tensor in plan.tensors:
         target = _target(tensor, values)
@@ -268,15 +268,16 @@ def _fit_scales(
         distances.append(math.sqrt(square))
         norms.append(math.sqrt(dot(target, target)))
         errors[tensor.name] = distances[-1] / (norms[-1] or 1.0)
-    return errors, math.hypot(*distances) / (math.hypot(*norms) or 1.0)
+    return variables, errors, math.hypot(*distances) / (math.hypot(*norms) or 1.0)
 
 
 def _blocks(
-    kernels: NumpyKernels, plan: Plan, grids: Mapping[str, Grid], tensor: TensorSpec, target: np.ndarray
+    kernels: NumpyKernels, plan: Plan, grids: Grids, tensor: TensorSpec, target: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Iterate over the elements of a tensor: the virtual weights that they show, and what is wanted."""
-    for start in range(0, tensor.size, _WEIGHTS):
-        wanted = target[start : start + _WEIGHTS]
+    step = _WEIGHTS // sum(1 for _ in plan.pool.leaves(plan.seed))
+    for start in range(0, tensor.size, step):
+        wanted = target[start : start + step]
         first = tensor.offset + start
         yield np.asarray(generate.cells(kernels, plan, grids, first, first + len(wanted))), wanted
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
 from smh.backends.numpy_kernels import NumpyKernels
-from smh.core.grid import grid
+from smh.core.grid import Grid, grid
 from smh.core.initial import standard
 from smh.core.plan import Plan
 from smh.core.pools import Hash, Kronecker, Matmul, Pool
@@ -33,19 +33,19 @@ _EIGH = 10.0  # about how many times as long as the Gram matrix the eigenvectors
 _FEW = 1 << 16  # entries of a table that is fitted in float64
 _STEPS = 400  # of conjugate gradients, at most
 
-Variables = dict[str, np.ndarray]
+Grids = dict[str, Grid]
 _Fitted = tuple[list[np.ndarray], list[np.ndarray]]
 """The arrays of a leaf, float32: without gain, and rounded; no rounded ones where the others will do."""
 
 
-def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, bars: Progress) -> list[Variables]:
-    """Return pool variables for the wanted virtual weights, unrounded, and rounded to integers.
+def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, bars: Progress) -> Iterator[Grids]:
+    """Yield the arrays of a pool for the wanted virtual weights, which are overwritten: unrounded, then rounded.
 
     Leaf by leaf, each is fitted to the rest that the others leave, first without integers, then with them.
     """
     leaves, task = list(plan.pool.leaves(plan.seed)), bars.add_task("fitting the pool", total=1.0)
 
-    def fit(number: int, integers: bool) -> list[Variables]:
+    def fit(number: int, integers: bool) -> list[Grids]:
         def tick(what: str, share: float) -> None:
             title = f"fitting the pool, part {number + 1} of {len(leaves)}: {what}"
             bars.update(task, description=title, completed=share)
@@ -53,70 +53,70 @@ def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, bars: P
         return fit_leaf(leaves[number], rest, used, free, integers, tick)
 
     if len(leaves) == 1:
-        return fit(0, integers=True)
-    variables: Variables = {}
-    found = []
+        both = fit(0, integers=True)
+        del rest, used
+        return (yield from both)
+    parts: list[Grids] = [{} for _ in leaves]
     for integers in (False, True):
-        best, least = variables, math.inf
+        best, least = parts, math.inf
         for turn in range(_ROUNDS):
             for number, leaf in enumerate(leaves):
                 if integers or turn:
-                    _add(leaf, variables, 1.0, rest)
-                variables = variables | fit(number, integers)[integers]
-                _add(leaf, variables, -1.0, rest)
+                    _add(leaf, parts[number], 1.0, rest)
+                parts[number] = {}
+                parts[number] = fit(number, integers)[integers]
+                _add(leaf, parts[number], -1.0, rest)
                 rest[~used] = 0.0
             error, before = math.sqrt(dot(rest, rest)), least
-            if error < least:
-                best, least = variables, error
+            if integers and error < least:  # without integers no turn is worse than the one before
+                best = list(parts)
+            least = min(error, least)
             if error >= (1.0 - _STALL) * before:
                 break
-        found.append(best)
-    return found
+        yield {name: one for part in best for name, one in part.items()}
 
 
-def _add(leaf: Leaf, variables: Variables, factor: float, out: np.ndarray) -> None:
+def _add(leaf: Leaf, grids: Grids, factor: float, out: np.ndarray) -> None:
     """Add the virtual weights of a leaf, times a factor."""
-    grids = {name: grid(SMOOTH, variables[f"pool/{leaf.path}{name}"], 0, 0, 0) for name in leaf.pool.local_shapes()}
     for start in range(0, leaf.pool.capacity, BLOCK):
         stop = min(start + BLOCK, leaf.pool.capacity)
-        v = leaf.pool.virtual_weights(SMOOTH, grids, start, stop, leaf.seed)
+        v = leaf.pool.virtual_weights(SMOOTH, grids, start, stop, leaf.seed, leaf.path)
         out[start:stop] += np.float32(factor) * np.asarray(v)
 
 
-def fit_leaf(
-    leaf: Leaf, wanted: np.ndarray, used: np.ndarray, free: bool, integers: bool, tick: Tick
-) -> list[Variables]:
-    """Return the variables of a leaf, float32: unrounded, and on their grids, as integers only if they are asked for.
+def fit_leaf(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, free: bool, integers: bool, tick: Tick) -> list[Grids]:
+    """Return the arrays of a leaf: unrounded, and on their grids, as integers only if they are asked for.
 
     Where ``used`` is false, ``wanted`` holds a first guess and is overwritten. ``free`` is that of :class:`Steps`.
     """
-    pool, shapes, prefix = leaf.pool, leaf.pool.local_shapes(), f"pool/{leaf.path}"
+    pool, shapes = leaf.pool, leaf.pool.local_shapes()
     steps, here = Steps(pool, free) if integers else None, slice(pool.capacity)
     plain, rounded = FITTERS[type(pool)](leaf, wanted[here], used[here], steps, tick)
     for x in plain:
         x *= np.float32(2.0 ** -(pool.gain or 0))
-    on_grids = (grid(KERNELS, x, pool.grid_bits, 30, 30, pool.exponent(k)) for k, x in enumerate(rounded or plain))
-    rounded = [one.integers * one.unit + np.float32(0.0) for one in on_grids]  # -0 becomes +0
+    smooth = [grid(SMOOTH, np.ascontiguousarray(x), 0, 0, 0) for x in plain]
+    whole = [grid(KERNELS, x, pool.grid_bits, 30, 30, pool.exponent(k)) for k, x in enumerate(rounded or plain)]
     return [
-        {prefix + name: np.ascontiguousarray(x).reshape(shapes[name]) for name, x in zip(shapes, each, strict=True)}
-        for each in (plain, rounded)
+        {leaf.path + name: x._replace(integers=x.integers.reshape(shape)) for (name, shape), x in named}
+        for named in (zip(shapes.items(), found, strict=True) for found in (smooth, whole))
     ]
 
 
 def _fit_hash(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | None, tick: Tick) -> _Fitted:
     """Fit the table of least squares; with one hash function its entries are the means of buckets."""
     pool: Any = leaf.pool
-    size, length, count = pool.hashes * pool.size, BLOCK // pool.hashes, np.count_nonzero(used)
+    size, length = pool.hashes * pool.size, BLOCK // 4 // pool.hashes
     exact = pool.hashes == 1 or size <= _FEW
-    keep = 1 < pool.hashes and (exact or 5 * pool.hashes * count + 16 * size <= 10 * count)
     starts = [k for k in range(0, len(wanted), length) if used[k : k + length].any()]
 
-    @functools.lru_cache(maxsize=None if keep else 0)
     def terms(start: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the index and the sign of every term of some virtual weights."""
         i = start + np.flatnonzero(used[start : start + length])
-        (columns,) = pool.indices(KERNELS, i, leaf.seed).values()
-        return columns.astype(np.int32), pool.signs(KERNELS, i, leaf.seed).astype(np.int8)
+        return pool.indices(KERNELS, i, leaf.seed)["table"], pool.signs(KERNELS, i, leaf.seed).astype(np.int8)
+
+    def add(out: np.ndarray, columns: np.ndarray, signs: np.ndarray, x: np.ndarray) -> None:
+        """Add values to the entries of their terms; NumPy is fast if all are flat and of one type."""
+        np.add.at(out, columns.reshape(-1), (signs * x[:, None]).astype(out.dtype).reshape(-1))
 
     def product(table: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the Gram matrix of the table times a vector, and the square that it makes with the vector."""
@@ -124,7 +124,7 @@ def _fit_hash(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | N
         for columns, signs in map(terms, starts):
             x = np.einsum("kh,kh->k", table[columns], signs, dtype=np.float64)
             square += float(x @ x)
-            np.add.at(image, columns, (signs * x[:, None]).astype(table.dtype))
+            add(image, columns, signs, x)
         return image, square
 
     total, energy = np.zeros(size, dtype=np.float64 if exact else np.float32), 0.0
@@ -132,9 +132,9 @@ def _fit_hash(leaf: Leaf, wanted: np.ndarray, used: np.ndarray, steps: Steps | N
     for start in track(tick, "hash indices", starts):
         x, (columns, signs) = wanted[start : start + length][used[start : start + length]], terms(start)
         energy += dot(x, x)
-        np.add.at(total, columns, (signs * x[:, None]).astype(total.dtype))
+        add(total, columns, signs, x)
         if pool.hashes == 1:
-            np.add.at(counts, columns, 1)
+            np.add.at(counts, columns.reshape(-1), np.int32(1))
     if pool.hashes == 1:
         table = np.divide(total, counts, out=total, where=counts > 0).astype(np.float32)
     else:
@@ -164,9 +164,9 @@ def _conjugate_gradients(
         first = first or gained
         share = max(share, 1.0 - math.log(gained / least) / math.log(first / least))
         step = gradient.dtype.type(square / curvature)
-        image *= step
-        gradient -= image
+        gradient -= np.multiply(image, step, out=image)
         table += np.multiply(direction, step, out=image)
+        del image
         square, before = float(gradient @ gradient), square
         direction *= gradient.dtype.type(square / before)
         direction += gradient
@@ -220,12 +220,11 @@ def _low_rank(matrix: np.ndarray, used: np.ndarray, rank: int, tick: Tick) -> tu
 
     Each round fills in the present product elsewhere, and finds the nearest matrix; the error cannot grow.
     """
-    least, left, right = math.inf, matrix[:0], matrix[:0]
+    error, left, right = math.inf, matrix[:0], matrix[:0]
     for number in range(_ROUNDS):
         del left, right
         left, right, norm = _nearest(matrix, rank, tick, f", round {number + 1}" if number else "")
-        error, before = distance(matrix, used, left, right), least
-        least = error
+        error, before = distance(matrix, used, left, right), error
         # Elements that are not used cost no more than their share of the whole.
         negligible = (1.0 - float(used.mean())) * norm**2 <= _STALL * error**2
         if error >= (1.0 - _STALL) * before or rank == len(matrix) or negligible:
@@ -243,8 +242,8 @@ def _nearest(matrix: np.ndarray, rank: int, tick: Tick, suffix: str) -> tuple[np
 
     n, began = len(matrix), time.monotonic()
     gram = np.zeros((n, n), order="F")
-    for row in track(tick, f"products of columns{suffix}", range(0, n, ROWS)):
-        block = matrix[row : row + ROWS].astype(np.float64)
+    for row in track(tick, f"products of columns{suffix}", range(0, n, ROWS // 2)):
+        block = matrix[row : row + ROWS // 2].astype(np.float64)
         gram = dsyrk(1.0, block.T, beta=1.0, c=gram, overwrite_c=True)  # its upper triangle
         del block
     norm, middle = math.sqrt(float(np.trace(gram))), time.monotonic()

@@ -21,7 +21,7 @@ from conformance.bits import assert_same_bits
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate, layout, pools
 from smh.core.pools.base import named
-from smh.models import patience, rounding
+from smh.models import fit_pool, patience, rounding
 from smh.models.fit import FitReport, fit_variables
 from smh.models.fit_pool import fit_leaf
 from smh.models.patience import interruptible, largest_eigenvectors
@@ -632,19 +632,31 @@ def test_most_of_a_model_lost_is_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("shape", "ratio", "pool"),
-    [((1414, 1414), 0.5, "matmul"), ((1414, 1400), 0.2, "kronecker"), ((1414, 1414), 0.2, "hash")],
+    ("shape", "pool"),
+    [
+        ((1200, 1200), "matmul"),
+        ((1200, 1100), "kronecker"),
+        ((1200, 1200), "hash"),
+        ((1200, 1200), pools.Hash(hashes=2)),
+        ((1200, 1200), pools.Hash(hashes=4)),
+        ((1200, 1100), pools.Sum("matmul", "hash")),
+        ((1200, 1200), pools.Sum("matmul", "kronecker", pools.Hash(hashes=2))),
+        ((1200, 1200), pools.Sum(*["hash"] * 6)),
+    ],
+    ids=["matmul", "kronecker", "hash", "2 hashes", "4 hashes", "2 parts", "3 parts", "6 parts"],
 )
-def test_memory_stays_within_four_times_the_weights(shape, ratio, pool):
-    """Whether all virtual weights are used or not."""
-    plan = smh.Plan.build({"a": shape}, ratio=ratio, pool=pool)
+def test_memory_stays_within_four_times_the_weights(shape, pool, monkeypatch):
+    """Whether all virtual weights are used or not, whatever the number of hash functions and parts."""
+    monkeypatch.setattr(fit_pool, "_ROUNDS", 2)  # more would take no more
+    monkeypatch.setattr(fit_pool, "_STEPS", 4)
+    plan = smh.Plan.build({"a": shape}, ratio=0.5, pool=pool)
     values = {"a": normal(0, *shape).astype(np.float32)}
     fit_variables(smh.Plan.build({"a": (4, 4)}, ratio=1), {"a": normal(0, 4, 4)})  # imports
     tracemalloc.start()
     fit_variables(plan, values)
-    peak = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1] / values["a"].nbytes
     tracemalloc.stop()
-    assert peak <= 4 * values["a"].nbytes
+    assert peak <= 4.0, f"{peak:.2f} times the weights"
 
 
 @pytest.mark.parametrize("request_", ["matmul", "kronecker", pools.Hash(hashes=2)])
@@ -668,7 +680,10 @@ def test_every_phase_tells_how_far_it_is(request_):
 
 
 def test_an_interrupt_ends_a_fit():
-    """The signal comes from outside: a timer of the process itself would wait for the global lock, too."""
+    """The signal comes from outside: a timer of the process itself would wait for the global lock, too.
+
+    The thread in LAPACK still runs while the process ends, and OpenBLAS may say on stdout that it was closed meanwhile.
+    """
     code = """
 import numpy as np
 import smh
@@ -687,7 +702,7 @@ except KeyboardInterrupt:
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=120)
-    assert rest.splitlines()[-1] == "interrupted"
+    assert "interrupted" in rest.splitlines()
     assert process.returncode in (0, -signal.SIGINT)  # the latter if it was busy importing
 
 
