@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smh.core.grid import Grid, ceil_log2, floor, round7
-from smh.core.kernels import Array, Kernels
+from smh.core.grid import Grid, ceil_log2
+from smh.core.kernels import Array, Kernels, floor, round7
 
 if TYPE_CHECKING:
     from smh.core.generate import Part
@@ -228,7 +228,7 @@ class _Pulled:
         left_unit, right_unit, unit = float(left.unit), float(right.unit), math.ldexp(1.0, exponent - 22)
         self.left_unit, self.right_unit = unit * right_unit * gain, unit * left_unit * gain
         self._inverse = np.float32(1.0 / unit)
-        bound = float(left.power) * float(right.power) * gain * 2.0 ** ceil_log2(left.integers.shape[1])
+        bound = 2.0 ** float(left.exponent + right.exponent) * gain * 2.0 ** ceil_log2(left.integers.shape[1])
         self._parts, self._given = parts, given
         self._starts = [tensor.offset for tensor, _, _, _ in given]
         self._totals = [0] * len(given)

@@ -1,4 +1,4 @@
-"""The grid, and the roundings (specification, sections 2 and 3.1)."""
+"""The grid (specification, section 3.1)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from smh.core.kernels import Array, Kernels
 LEAST, LARGEST = -29, 30
 """Exponents of variables."""
 _FIRST = -100
-_POWERS = [2.0**e for e in range(_FIRST, 129)]
-"""Powers of two, wider than any grid or bound."""
+_POWERS = [*(2.0**e for e in range(_FIRST, 128)), math.inf]
+"""Powers of two, wider than any grid or bound; 2**128 is above every float32 number."""
 
 
 class Grid(NamedTuple):
@@ -21,8 +21,8 @@ class Grid(NamedTuple):
     """q, float32, or any type that holds them and that the kernels take."""
     unit: Array
     """u, a power of two, float32, shape ()."""
-    power: Array
-    """``2**e``, or 0 where every integer is 0, float32, shape ()."""
+    exponent: Array
+    """e, or minus infinity where every integer is 0, float32, shape ()."""
 
 
 def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: int | None = None) -> Grid:
@@ -55,50 +55,26 @@ def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: i
     largest = kernels.largest(x)
     finite = xp.isfinite(largest)
     if exponent is not None:
-        like = xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x))
-        power = xp.where(finite, like, math.nan)
+        like = xp.asarray(float(exponent), dtype=x.dtype, device=kernels.device(x))
+        e = xp.where(finite, like, math.nan)
+        power = xp.where(finite, xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x)), math.nan)
         q = kernels.rounded(x, 2.0**bits / power, bits, clip=True)
-        return Grid(q, power * 2.0**-bits, xp.where(xp.all(q == 0.0), 0.0, power))
-    power = xp.where(finite, _power(kernels, largest, 1 - low, high, 1.0 - 2.0**-bits, strict=True), math.nan)
+        return Grid(q, power * 2.0**-bits, xp.where(xp.all(q == 0.0), -math.inf, e))
+    e, power = _least(kernels, largest, 1 - low, high, 1.0 - 2.0**-bits, strict=True)
+    e, power = xp.where(finite, e, math.nan), xp.where(finite, power, math.nan)
     zero = largest < 2.0**-low
     q = kernels.rounded(x, xp.where(zero, 0.0, 2.0**bits / power), bits)
-    return Grid(q, power * 2.0**-bits, xp.where(zero, 0.0, power))
+    return Grid(q, power * 2.0**-bits, xp.where(zero, -math.inf, e))
 
 
-def power_above(kernels: Kernels, x: Array, low: int, high: int) -> Array:
-    """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, for a scalar with ``low < e <= high``."""
-    return _power(kernels, x, low + 1, high, 1.0, strict=False)
+def exponent_above(kernels: Kernels, x: Array, low: int, high: int) -> Array:
+    """Return e with ``2**(e-1) <= x < 2**e``, for a scalar with ``low < e <= high``."""
+    return _least(kernels, x, low + 1, high, 1.0, strict=False)[0]
 
 
-def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
-    """Return the least ``2**e >= x``, for a scalar of at most ``2**high``; 0 for 0."""
-    return kernels.xp.where(x == 0.0, 0.0, _power(kernels, x, low, high, 1.0, strict=True))
-
-
-def floor(kernels: Kernels, x: Array, k: int = -120) -> Array:
-    """Return +0 where ``|x| < 2**k``, else ``x``."""
-    if kernels.smooth:
-        return x
-    return kernels.xp.where(kernels.xp.abs(x) < 2.0**k, 0.0, x)
-
-
-def round7(kernels: Kernels, x: Array, k: int = -120) -> Array:
-    """Return ``float32(floor(x, k))`` of float64 values."""
-    return kernels.xp.astype(floor(kernels, x, k), kernels.xp.float32)
-
-
-def wide(kernels: Kernels, x: Array) -> Array:
-    """Return ``floor(x, -120)`` of float32 values in float64.
-
-    Cotangents need the floor (specification, section 7.1). All other values are 0 or larger; for them it stands between
-    two conversions, which a compiler might join and so drop a rounding.
-    """
-    return kernels.xp.astype(floor(kernels, x), kernels.xp.float64)
-
-
-def times(kernels: Kernels, a: Array, b: Array, k: int = -120) -> Array:
-    """Return ``float32(floor(a * b, k))`` of float32 values, compared before the rounding."""
-    return round7(kernels, wide(kernels, a) * wide(kernels, b), k)
+def exponent_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
+    """Return the least e with ``2**e >= x``, for a scalar of at most ``2**high``; minus infinity for 0."""
+    return kernels.xp.where(x == 0.0, -math.inf, _least(kernels, x, low, high, 1.0, strict=True)[0])
 
 
 def ceil_log2(k: int) -> int:
@@ -106,13 +82,13 @@ def ceil_log2(k: int) -> int:
     return (k - 1).bit_length()
 
 
-def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict: bool) -> Array:
-    """Return the least ``2**e``, e from ``low`` to ``high``, that x is not above; NaN if it is above all of them.
+def _least(kernels: Kernels, x: Array, low: int, high: int, share: float, strict: bool) -> tuple[Array, Array]:
+    """Return the least e, from ``low`` to ``high``, whose ``2**e`` x is not above, and ``2**e``; NaN if there is none.
 
     A power counts as ``share`` of it. With ``strict`` x may be equal to it.
     """
-    xp, device, powers = kernels.xp, kernels.device(x), _POWERS[low - _FIRST : high + 1 - _FIRST]
-    bounds = xp.asarray(powers, dtype=x.dtype, device=device) * share
-    count = xp.sum(xp.astype(x > bounds if strict else x >= bounds, xp.int64))
-    powers = xp.asarray([*powers, math.nan], dtype=x.dtype, device=device)
-    return xp.reshape(xp.take(powers, xp.reshape(count, (1,))), ())
+    xp, powers = kernels.xp, [*_POWERS[low - _FIRST : high + 1 - _FIRST], math.nan]
+    powers = xp.asarray(powers, dtype=x.dtype, device=kernels.device(x))
+    count = xp.sum(xp.astype(x > powers * share if strict else x >= powers * share, x.dtype))
+    power = xp.reshape(xp.take(powers, xp.reshape(xp.astype(count, xp.int32), (1,))), ())
+    return xp.where(xp.isnan(power), math.nan, count + low), power
