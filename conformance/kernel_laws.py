@@ -199,7 +199,9 @@ def _words(rng: np.random.Generator) -> Iterator[Call]:
     for key in (0, 1, 2**31, 2**32 - 1):
 
         def words(k: Kernels, i: Any, key: int = key) -> Any:
-            return k.xp.astype(hashing.words(k.xp, key, k.xp.astype(i, k.word_dtype)), k.xp.int64)
+            found = hashing.words(k.xp, key, k.xp.astype(i, k.word_dtype))
+            halves = k.xp.bitwise_right_shift(found, 16), k.xp.bitwise_and(found, 2**16 - 1)
+            return tuple(k.xp.astype(half, k.xp.float32) for half in halves)
 
         yield f"word_dtype (key {key})", words, (i,)
 

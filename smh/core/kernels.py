@@ -163,9 +163,10 @@ class Kernels:
 
     def rounded_sum(self, sums: Sums, *units: Array | float) -> Array:
         """Return ``round7`` of sums times powers of two: float32 arrays of shape (), at least one, and numbers."""
-        float64 = self.xp.float64
-        unit = math.prod(x if isinstance(x, float) else self.xp.astype(x, float64) for x in units)
-        return round7(self, self.xp.astype(sums, float64) * unit)
+        xp, unit = self.xp, 1.0
+        for x in units:
+            unit = unit * (x if isinstance(x, float) else xp.astype(x, xp.float64))
+        return round7(self, xp.astype(sums, xp.float64) * unit)
 
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]

@@ -7,7 +7,9 @@ bit. It must not flush the results of normal numbers, nor reassociate.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +109,7 @@ class NarrowKernels(Kernels):
     def rounded_sum(self, sums: Any, *units: Array | float) -> Array:
         """Add up the exponents of units."""
         if self.smooth:
-            return math.prod(units, start=sums)
+            return functools.reduce(operator.mul, units, sums)
         exponent, finite = 0, True
         for unit in units:
             if isinstance(unit, float):

@@ -15,6 +15,7 @@ from smh.core.kernels import Array
 
 float32 = tf.float32
 float64 = tf.float64
+int32 = tf.int32
 int64 = tf.int64
 uint32 = tf.uint32
 
@@ -22,6 +23,7 @@ abs = tf.abs
 all = tf.reduce_all
 astype = tf.cast  # to nearest even
 isfinite = tf.math.is_finite
+isnan = tf.math.is_nan
 matmul = tf.matmul
 matrix_transpose = tf.linalg.matrix_transpose
 max = tf.reduce_max  # may lose a NaN: the core looks for those itself
@@ -49,6 +51,7 @@ ones = _anywhere(tf.ones)
 zeros = _anywhere(tf.zeros)
 bitwise_and = _with_numbers(tf.bitwise.bitwise_and)
 bitwise_left_shift = _with_numbers(tf.bitwise.left_shift)
+bitwise_or = tf.bitwise.bitwise_or
 bitwise_right_shift = _with_numbers(tf.bitwise.right_shift)
 bitwise_xor = _with_numbers(tf.bitwise.bitwise_xor)
 

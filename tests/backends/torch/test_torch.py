@@ -392,17 +392,6 @@ def test_names_and_cotangents_that_do_not_fit_are_refused():
         smh_torch.vjp(plan, variables, {"b": torch.ones(1)})
 
 
-def test_a_device_without_float64_has_weights_but_no_gradients(monkeypatch):
-    case = Case(small())
-    monkeypatch.setattr("smh.backends.torch.autograd.device_type", lambda x: "mps")
-    assert_all_same_bits(smh_torch.materialize(case.plan, case.variables), case.weights)
-    with pytest.raises(smh.BackendError, match="gradients need float64.*'mps'"):
-        smh_torch.vjp(case.plan, case.variables, case.cotangents)
-    leaves = {name: x.clone().requires_grad_() for name, x in case.variables.items()}
-    with pytest.raises(smh.BackendError, match="gradients need float64.*'mps'"):
-        case.loss(leaves).backward()
-
-
 @NEEDS_CUDA
 def test_devices_are_kept():
     assert "cuda:0" in backend.devices()
