@@ -151,10 +151,14 @@ def _dots(rng: np.random.Generator) -> Iterator[Call]:
                     continue
                 for kappa in (0, 30):
 
-                    def dot(k: Kernels, g: Any, v: Any, exponent: Any, kappa: int = kappa) -> Any:
-                        return k.dot(g, v, exponent, kappa)
+                    def rounded_dot(k: Kernels, g: Any, v: Any, exponent: Any, kappa: int = kappa) -> Any:
+                        return k.rounded_dot(g, v, exponent, kappa)
 
-                    yield f"dot ({kind}, {size}, 2**{exponent}, {kappa})", dot, (g, v, np.asarray(exponent, "f4"))
+                    yield (
+                        f"rounded_dot ({kind}, {size}, 2**{exponent}, {kappa})",
+                        rounded_dot,
+                        (g, v, np.asarray(exponent, "f4")),
+                    )
 
 
 def _factor_sums(rng: np.random.Generator) -> Iterator[Call]:

@@ -30,7 +30,17 @@ def float64_allowed() -> bool:
 
 @contextmanager
 def without_float64() -> Iterator[None]:
-    """Let the core, in all threads, do without float64. What is compiled already stays as it is; so do all bits."""
+    """Let the core do without float64 for a while, in all threads: no bit changes.
+
+    It pays where float64 is slow, as on consumer GPUs. What is compiled already stays as it is. The environment
+    variable ``SMH_FLOAT64=0`` does the same for a whole process.
+
+    Examples
+    --------
+    >>> with without_float64():
+    ...     float64_allowed()
+    False
+    """
     global _allowed
     before, _allowed = _allowed, False
     try:

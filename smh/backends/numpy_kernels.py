@@ -228,7 +228,7 @@ class _Pulled:
         left_unit, right_unit, unit = float(left.unit), float(right.unit), math.ldexp(1.0, exponent - 22)
         self.left_unit, self.right_unit = unit * right_unit * gain, unit * left_unit * gain
         self._inverse = np.float32(1.0 / unit)
-        bound = 2.0 ** float(left.exponent + right.exponent) * gain * 2.0 ** ceil_log2(left.integers.shape[1])
+        bound = float(left.power) * float(right.power) * gain * 2.0 ** ceil_log2(left.integers.shape[1])
         self._parts, self._given = parts, given
         self._starts = [tensor.offset for tensor, _, _, _ in given]
         self._totals = [0] * len(given)

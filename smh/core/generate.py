@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from smh.core import layout, scales
-from smh.core.grid import Grid, exponent_bound, grid
+from smh.core.grid import Grid, exponent_of, grid, power_bound
 from smh.core.kernels import Array, Kernels
 from smh.core.plan import Plan
 from smh.core.pools import Matmul
@@ -141,7 +141,7 @@ def _bound(kernels: Kernels, plan: Plan, bound: Array | None, tensor: TensorSpec
     """Return E of a tensor (specification, section 4.6)."""
     xp = kernels.xp
     if bound is None:
-        return exponent_bound(kernels, xp.max(xp.abs(v)), -88, 128)
+        return exponent_of(kernels, power_bound(kernels, xp.max(xp.abs(v)), -88, 128))
     if plan.layout == "padding" and tensor.stop > plan.capacity:
         return xp.where(bound < layout.PADDING_EXPONENT, float(layout.PADDING_EXPONENT), bound)
     return bound

@@ -21,8 +21,8 @@ class Grid(NamedTuple):
     """q, float32, or any type that holds them and that the kernels take."""
     unit: Array
     """u, a power of two, float32, shape ()."""
-    exponent: Array
-    """e, or minus infinity where every integer is 0, float32, shape ()."""
+    power: Array
+    """``2**e``, or 0 where every integer is 0, float32, shape ()."""
 
 
 def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: int | None = None) -> Grid:
@@ -55,26 +55,32 @@ def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: i
     largest = kernels.largest(x)
     finite = xp.isfinite(largest)
     if exponent is not None:
-        like = xp.asarray(float(exponent), dtype=x.dtype, device=kernels.device(x))
-        e = xp.where(finite, like, math.nan)
-        power = xp.where(finite, xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x)), math.nan)
+        like = xp.asarray(2.0**exponent, dtype=x.dtype, device=kernels.device(x))
+        power = xp.where(finite, like, math.nan)
         q = kernels.rounded(x, 2.0**bits / power, bits, clip=True)
-        return Grid(q, power * 2.0**-bits, xp.where(xp.all(q == 0.0), -math.inf, e))
-    e, power = _least(kernels, largest, 1 - low, high, 1.0 - 2.0**-bits, strict=True)
-    e, power = xp.where(finite, e, math.nan), xp.where(finite, power, math.nan)
+        return Grid(q, power * 2.0**-bits, xp.where(xp.all(q == 0.0), 0.0, power))
+    power = xp.where(finite, _power(kernels, largest, 1 - low, high, 1.0 - 2.0**-bits, strict=True), math.nan)
     zero = largest < 2.0**-low
     q = kernels.rounded(x, xp.where(zero, 0.0, 2.0**bits / power), bits)
-    return Grid(q, power * 2.0**-bits, xp.where(zero, -math.inf, e))
+    return Grid(q, power * 2.0**-bits, xp.where(zero, 0.0, power))
 
 
-def exponent_above(kernels: Kernels, x: Array, low: int, high: int) -> Array:
-    """Return e with ``2**(e-1) <= x < 2**e``, for a scalar with ``low < e <= high``."""
-    return _least(kernels, x, low + 1, high, 1.0, strict=False)[0]
+def power_above(kernels: Kernels, x: Array, low: int, high: int) -> Array:
+    """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, for a scalar with ``low < e <= high``."""
+    return _power(kernels, x, low + 1, high, 1.0, strict=False)
 
 
-def exponent_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
-    """Return the least e with ``2**e >= x``, for a scalar of at most ``2**high``; minus infinity for 0."""
-    return kernels.xp.where(x == 0.0, -math.inf, _least(kernels, x, low, high, 1.0, strict=True)[0])
+def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
+    """Return the least ``2**e >= x``, for a scalar of at most ``2**high``; 0 for 0."""
+    return kernels.xp.where(x == 0.0, 0.0, _power(kernels, x, low, high, 1.0, strict=True))
+
+
+def exponent_of(kernels: Kernels, power: Array) -> Array:
+    """Return e of ``2**e``, -100 to 128, or minus infinity of 0: float32, as ``power`` is, shape ()."""
+    xp = kernels.xp
+    powers = xp.asarray(_POWERS, dtype=power.dtype, device=kernels.device(power))
+    count = xp.sum(xp.astype(power >= powers, power.dtype))
+    return xp.where(power == 0.0, -math.inf, count + (_FIRST - 1))
 
 
 def ceil_log2(k: int) -> int:
@@ -82,13 +88,13 @@ def ceil_log2(k: int) -> int:
     return (k - 1).bit_length()
 
 
-def _least(kernels: Kernels, x: Array, low: int, high: int, share: float, strict: bool) -> tuple[Array, Array]:
-    """Return the least e, from ``low`` to ``high``, whose ``2**e`` x is not above, and ``2**e``; NaN if there is none.
+def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict: bool) -> Array:
+    """Return the least ``2**e``, e from ``low`` to ``high``, that x is not above; NaN if it is above all of them.
 
     A power counts as ``share`` of it. With ``strict`` x may be equal to it.
     """
-    xp, powers = kernels.xp, [*_POWERS[low - _FIRST : high + 1 - _FIRST], math.nan]
-    powers = xp.asarray(powers, dtype=x.dtype, device=kernels.device(x))
-    count = xp.sum(xp.astype(x > powers * share if strict else x >= powers * share, x.dtype))
-    power = xp.reshape(xp.take(powers, xp.reshape(xp.astype(count, xp.int32), (1,))), ())
-    return xp.where(xp.isnan(power), math.nan, count + low), power
+    xp, device, powers = kernels.xp, kernels.device(x), _POWERS[low - _FIRST : high + 1 - _FIRST]
+    bounds = xp.asarray(powers, dtype=x.dtype, device=device) * share
+    count = xp.astype(xp.sum(xp.astype(x > bounds if strict else x >= bounds, x.dtype)), xp.int32)
+    powers = xp.asarray([*powers, math.nan], dtype=x.dtype, device=device)
+    return xp.reshape(xp.take(powers, xp.reshape(count, (1,))), ())

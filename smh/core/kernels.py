@@ -128,17 +128,23 @@ class Kernels:
         """Return ``float32(floor(x, k))`` of the ascending sum x of float32 arrays in float64."""
         return round7(self, add_up([wide(self, part) for part in parts]), k)
 
-    def dot(self, g: Array, v: Array, exponent: Array, kappa: int) -> Array:
+    def dot(self, g: Array, v: Array, inverse: Array) -> Array:
+        """Return the sum of ``rint(g * v * inverse)``: an integer that float64 holds, whatever the order.
+
+        All are float64: ``g`` and ``v``, shape (k,), are float32 values, so that their products are exact, ``inverse``,
+        shape (), is a power of two.
+        """
+        return self.xp.sum(self.xp.round(g * v * inverse))
+
+    def rounded_dot(self, g: Array, v: Array, exponent: Array, kappa: int) -> Array:
         """Return ``round7(2**(exponent - kappa) * sum(rint(g * v / 2**exponent)))``, shape ().
 
-        ``g`` and ``v`` have the shape (k,), ``exponent`` is a whole number from -210 to 240, all float32. Absolute
-        values of the integers add up to at most 2**53.
+        All are float32: ``g`` and ``v``, shape (k,), and ``exponent``, a whole number from -210 to 240.
         """
         xp = self.xp
         at = xp.reshape(xp.astype(exponent - _LEAST, xp.int32), (1,))
         unit = xp.reshape(xp.take(xp.asarray(_UNITS, device=self.device(g)), at), ())
-        total = xp.sum(xp.round(wide(self, g) * wide(self, v) * (1.0 / unit)))
-        return round7(self, total * (unit * 2.0**-kappa))
+        return round7(self, self.dot(wide(self, g), wide(self, v), 1.0 / unit) * (unit * 2.0**-kappa))
 
     def factor_sums(self, q: Array, left: Array, right: Array, exact_terms: int) -> tuple[Sums, Sums]:
         """Return ``q @ right.T`` and ``left.T @ q``, exactly.

@@ -86,7 +86,7 @@ class NarrowKernels(Kernels):
         special = add_up([xp.where(xp.isfinite(part), 0.0, part) for part in parts])
         return xp.where(xp.isfinite(special), found, special)
 
-    def dot(self, g: Array, v: Array, exponent: Array, kappa: int) -> Array:
+    def rounded_dot(self, g: Array, v: Array, exponent: Array, kappa: int) -> Array:
         """Multiply significands, and round and add the products, of 48 bits, as integers."""
         xp, exponent = self.xp, self.xp.astype(exponent, self.xp.int32)
         g, v = floor(self, g), floor(self, v)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from smh.core.grid import ceil_log2, exponent_above
+from smh.core.grid import ceil_log2, exponent_of, power_above
 from smh.core.kernels import Array, Kernels
 
 LEAST, LIMIT = 2.0**-30, 2.0**30
@@ -51,6 +51,7 @@ def gradient(kernels: Kernels, g: Array, v: Array, bound: Array, healthy: Array,
     largest = xp.max(xp.abs(g))
     sound = healthy & xp.all(xp.isfinite(g)) & xp.all(xp.isfinite(v)) & (largest < 2.0**90)
     zero = (largest < 2.0**-70) | (bound == -math.inf)
-    exponent = exponent_above(kernels, largest, -70, 90) + bound + float(ceil_log2(g.shape[0]) - 53)
-    total = kernels.dot(g, v, xp.where(sound, xp.where(zero, 0.0, exponent), 0.0), kappa)
+    e = exponent_of(kernels, power_above(kernels, largest, -70, 90))
+    exponent = e + bound + float(ceil_log2(g.shape[0]) - 53)
+    total = kernels.rounded_dot(g, v, xp.where(sound, xp.where(zero, 0.0, exponent), 0.0), kappa)
     return xp.where(sound, xp.where(zero, 0.0, total), math.nan)

@@ -47,7 +47,7 @@ def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Expon
                 f"variable {name!r} has no integers to store, for it is not finite or reaches 2**{LARGEST}: "
                 f"train with a lower learning rate; got a largest magnitude of {np.max(np.abs(variables[name]))}"
             )
-        exponents[name.removeprefix("pool/")] = int(one.exponent) if math.isfinite(one.exponent) else None
+        exponents[name.removeprefix("pool/")] = math.frexp(float(one.power))[1] - 1 if one.power else None
         q = np.asarray(one.integers).astype("<i2" if bits > _BYTE_BITS else "i1")
         arrays[name] = _nibbles(q) if bits <= _NIBBLE_BITS else q
     return arrays, exponents

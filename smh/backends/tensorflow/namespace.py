@@ -23,7 +23,6 @@ abs = tf.abs
 all = tf.reduce_all
 astype = tf.cast  # to nearest even
 isfinite = tf.math.is_finite
-isnan = tf.math.is_nan
 matmul = tf.matmul
 matrix_transpose = tf.linalg.matrix_transpose
 max = tf.reduce_max  # may lose a NaN: the core looks for those itself

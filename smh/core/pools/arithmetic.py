@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 from smh.core import hashing
-from smh.core.grid import Grid, ceil_log2, grid
+from smh.core.grid import Grid, ceil_log2, exponent_of, grid
 from smh.core.kernels import Array, Kernels, add_up
 
 COTANGENT_BITS = 22
@@ -95,8 +95,8 @@ class Factorized(LeafArithmetic):
 
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array:
         """Return e + e' + ceil(log2 M) + 2g."""
-        e = grids[f"{path}left"].exponent + grids[f"{path}right"].exponent
-        return e + float(ceil_log2(self.terms) + math.log2(self.factor))
+        left, right = (exponent_of(kernels, grids[path + name].power) for name in ("left", "right"))
+        return left + right + float(ceil_log2(self.terms) + math.log2(self.factor))
 
     def pull(self, kernels: Kernels, q: Grid, left: Grid, right: Grid) -> tuple[Array, Array]:
         """Return the gradients of both factors, given the cotangent of their product on its grid."""
@@ -206,7 +206,9 @@ class HashArithmetic(LeafArithmetic):
 
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array:
         """Return e + ceil(log2 hashes) + g."""
-        return grids[f"{path}table"].exponent + float(ceil_log2(self.hashes) + math.log2(self.factor))
+        return exponent_of(kernels, grids[f"{path}table"].power) + float(
+            ceil_log2(self.hashes) + math.log2(self.factor)
+        )
 
     def _range(self, kernels: Kernels, like: Array, start: int, stop: int) -> Array:
         return kernels.xp.arange(start, stop, dtype=kernels.word_dtype, device=kernels.device(like))

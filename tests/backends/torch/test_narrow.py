@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from conformance.bits import assert_same_bits
-from conformance.cases import golden_plans
+from conformance.cases import Case, cotangents_for, golden_plans, variables_for
 from conformance.own_laws import mixed
+from smh.core import pools
+from smh.core.plan import Plan
 
 torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 
@@ -72,7 +74,9 @@ def test_second_derivatives_need_none_either():
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_programs_without_float64_have_the_same_bits(monkeypatch):
     monkeypatch.setattr("smh.core.kernels.Kernels.dot", None)  # which works in float64
-    case = mixed()
+    pool = pools.Hash(size=9, capacity=20)
+    plan = Plan.build({"a": (3, 4), "b": (5, 3)}, ratio=10**9, pool=pool, layout="cyclic", include=lambda name: True)
+    case = Case("small", plan, variables_for(plan, 1, "normal"), cotangents_for(plan, 1, "wide"), 1)
     with without_float64():
         found = backend.in_mode("traced").vjp(case.plan, tensors(case.variables), tensors(case.cotangents))
     for name, x in case.gradients.items():
