@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from conformance.bits import assert_same_bits
-from conformance.cases import golden_plans
+from conformance.cases import Case, cotangents_for, golden_plans, variables_for
 from conformance.own_laws import mixed
 from smh.backends.float64 import without_float64
+from smh.core import pools
+from smh.core.plan import Plan
 
 tf = pytest.importorskip("tensorflow")
 
@@ -57,19 +59,34 @@ def test_the_check_above_can_fail():
     assert tf.float64 in types(first, mixed())
 
 
-@pytest.mark.parametrize("compiled", [None, False, True], ids=["eager", "graph", "XLA"])
-def test_golden_plans_have_their_bits(compiled):
-    for case in golden_plans(60 if compiled else 6):
+def assert_bits(run, case):
+    with without_float64():
+        results = run(tensors(case.variables), tensors(case.cotangents))
+    for found, expected in zip(results, (case.weights, case.gradients), strict=True):
+        for name, x in expected.items():
+            assert_same_bits(found[name].numpy(), np.asarray(x), f"{case.name}: {name}")
 
-        def call(variables, cotangents, case=case):
-            return backend.materialize(case.plan, variables), backend.vjp(case.plan, variables, cotangents)
 
-        run = call if compiled is None else tf.function(call, autograph=False, jit_compile=compiled)
-        with without_float64():
-            results = run(tensors(case.variables), tensors(case.cotangents))
-        for found, expected in zip(results, (case.weights, case.gradients), strict=True):
-            for name, x in expected.items():
-                assert_same_bits(found[name].numpy(), np.asarray(x), f"{case.name}: {name}")
+def results_of(plan):
+    return lambda variables, cotangents: (
+        backend.materialize(plan, variables),
+        backend.vjp(plan, variables, cotangents),
+    )
+
+
+def test_golden_plans_have_their_bits():
+    for case in golden_plans(6):
+        assert_bits(results_of(case.plan), case)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("pool", [pools.Matmul(n=6, m=600, bits=12), pools.Hash(size=9, capacity=20)], ids=repr)
+def test_graphs_have_the_same_bits(pool, xla):
+    layout = "cyclic" if pool.kind == "hash" else "basic"
+    plan = Plan.build({"a": (3, 4), "b": (5, 3)}, ratio=10**9, pool=pool, layout=layout, include=lambda name: True)
+    run = tf.function(results_of(plan), autograph=False, jit_compile=xla)
+    for seed, kind in enumerate(("normal", "wide", "special", "ties")):
+        assert_bits(run, Case(kind, plan, variables_for(plan, seed, kind), cotangents_for(plan, seed, kind), seed))
 
 
 def test_tpus_have_no_float64(monkeypatch):
