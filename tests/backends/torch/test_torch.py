@@ -27,7 +27,7 @@ from smh.backends.torch.kernels import TorchKernels  # noqa: E402
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
-QUICK = ("eager", "inference", "autocast", "medium", "tf32", "threads", "vmap", "checkpoint")
+QUICK = ("eager", "inference", "autocast", "medium", "tf32", "threads", "no-float64", "vmap", "checkpoint")
 """Modes that compile nothing."""
 
 
