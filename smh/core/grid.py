@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from smh.core.kernels import Array, Kernels
 
 LEAST, LARGEST = -29, 30
@@ -12,6 +14,7 @@ LEAST, LARGEST = -29, 30
 _FIRST = -100
 _POWERS = [*(2.0**e for e in range(_FIRST, 128)), math.inf]
 """Powers of two, wider than any grid or bound; 2**128 is above every float32 number."""
+_FLOAT32 = np.asarray(_POWERS, dtype=np.float32)
 
 
 class Grid(NamedTuple):
@@ -78,7 +81,7 @@ def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
 def exponent_of(kernels: Kernels, power: Array) -> Array:
     """Return e of ``2**e``, -100 to 128, or minus infinity of 0: float32, as ``power`` is, shape ()."""
     xp = kernels.xp
-    powers = xp.asarray(_POWERS, dtype=power.dtype, device=kernels.device(power))
+    powers = xp.asarray(_FLOAT32, device=kernels.device(power))
     count = xp.sum(xp.astype(power >= powers, power.dtype))
     return xp.where(power == 0.0, -math.inf, count + (_FIRST - 1))
 
