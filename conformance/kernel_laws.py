@@ -27,7 +27,7 @@ def kernels(s: Subject, tally: Tally) -> None:
     if s.backend.kernels is None:
         return
     rng = np.random.default_rng(2)
-    groups = [_grids, _products, _scales, _sums, _factor_sums, _segments, _words]
+    groups = [_grids, _products, _scales, _elementwise, _dots, _factor_sums, _segments, _words]
     if type(s.backend.kernels).matmul_gradients is not Kernels.matmul_gradients:
         groups.append(_fused)  # else it is the core that computes gradients, for which there is a law
     for calls in groups:
@@ -88,6 +88,7 @@ def _products(rng: np.random.Generator) -> Iterator[Call]:
         for (rows, terms, columns), style in zip(_SHAPES, np.roll(_STYLES, bits), strict=True):
             left, right = _integers(rng, bits, (rows, terms), style), _integers(rng, bits, (terms, columns), style)
             unit = np.float32(2.0 ** (rng.integers(-40, 40) - bits)) * np.ones((), dtype=np.float32)
+            unit = unit * np.float32(np.nan) if style == "nan" else unit  # as that of a poisoned array is
             exact_terms = 2 ** (24 - 2 * bits) if bits <= 8 else 0
             what = f"({style} integers of {bits} bits, {terms} terms)"
 
@@ -122,13 +123,48 @@ def _scales(rng: np.random.Generator) -> Iterator[Call]:
         yield f"scale ({scale}, a number)", lambda k, v, s=float(one): k.scale(v, s), (v,)
 
 
-def _sums(rng: np.random.Generator) -> Iterator[Call]:
-    for size in (1, 2, 1000):
-        g, v = (floats(rng, (size,), "normal").astype(np.float64) for _ in range(2))
-        for x, what in ((g, "random"), (np.where(rng.random(size) < 0.5, 0.5, -1.5), "ties")):
-            inverse = np.asarray(2.0**20 if what == "random" else 1.0)
-            values = v if what == "random" else np.ones(size)
-            yield f"dot ({what}, {size})", lambda k, *arrays: k.dot(*arrays), (x, values, inverse)
+def _elementwise(rng: np.random.Generator) -> Iterator[Call]:
+    """Products and sums that are rounded once, of all magnitudes; products next to the limit of a floor; ties."""
+    for kind in (*KINDS, "limit"):
+        for k in (-120, -88):
+            a, b, c = (floats(rng, (500,), "normal" if kind == "limit" else kind) for _ in range(3))
+            if kind == "limit":
+                steps = rng.integers(-2, 3, a.shape)
+                b = np.float32(2.0**k / a.astype(np.float64))
+                b = (b.view(np.int32) + steps.astype(np.int32)).view(np.float32)
+            elif kind == "normal":
+                a, b, c = (np.ldexp(x, rng.integers(-150, 127, x.shape)).astype(np.float32) for x in (a, b, c))
+            yield f"times ({kind}, 2**{k})", lambda kernels, a, b, k=k: kernels.times(a, b, k), (a, b)
+            for parts in ((a,), (a, b), (a, b, -a), (a, c, b, c, -b)):
+
+                def add(kernels: Kernels, *parts: Any, k: int = k) -> Any:
+                    return kernels.add(parts, k)
+
+                yield f"add ({kind}, {len(parts)} parts, 2**{k})", add, parts
+
+
+def _dots(rng: np.random.Generator) -> Iterator[Call]:
+    for size in (1, 2, 1000, 40_000):
+        for kind in ("normal", "wide", "ties"):
+            g, v = (floats(rng, (size,), kind) for _ in range(2))
+            if kind == "ties":
+                g, v = np.where(rng.random(size) < 0.5, 0.5, -1.5).astype(np.float32), np.ones_like(v)
+            power = int(rng.integers(-60, 80))
+            g = np.ldexp(g, power).astype(np.float32)
+            top = np.frexp(np.max(np.abs(g)))[1] + np.frexp(np.max(np.abs(v)))[1]
+            for exponent in (top - 53 + (size - 1).bit_length(), power):
+                if exponent < top - 53 + (size - 1).bit_length():
+                    continue
+                for kappa in (0, 30):
+
+                    def rounded_dot(k: Kernels, g: Any, v: Any, exponent: Any, kappa: int = kappa) -> Any:
+                        return k.rounded_dot(g, v, exponent, kappa)
+
+                    yield (
+                        f"rounded_dot ({kind}, {size}, 2**{exponent}, {kappa})",
+                        rounded_dot,
+                        (g, v, np.asarray(exponent, "f4")),
+                    )
 
 
 def _factor_sums(rng: np.random.Generator) -> Iterator[Call]:
@@ -136,30 +172,36 @@ def _factor_sums(rng: np.random.Generator) -> Iterator[Call]:
         for bits, style in ((1, "random"), (7, "largest"), (15, "largest"), (7, "nan"), (9, "random")):
             q = _integers(rng, 22, (n, n), "largest" if style == "largest" else "random")
             left, right = _integers(rng, bits, (n, m), style), _integers(rng, bits, (m, n), style)
-            yield f"factor_sums ({style}, {bits} bits, {n}x{m})", lambda k, *x: k.factor_sums(*x), (q, left, right)
+            exact_terms = 2 ** (24 - 2 * bits) if bits <= 8 else 0
+            for power in (-91, -20, 68):
+
+                def sums(k: Kernels, q: Any, left: Any, right: Any, *units: Any, exact: int = exact_terms) -> Any:
+                    of_left, of_right = k.factor_sums(q, left, right, exact)
+                    return k.rounded_sum(of_left, *units, 4.0), k.rounded_sum(of_right, *units, 1.0)
+
+                units = np.asarray(2.0**power, "f4"), np.asarray(np.nan if style == "nan" else 2.0**-40, "f4")
+                what = f"factor_sums ({style}, {bits} bits, {n}x{m}, 2**{power})"
+                yield what, sums, (q, left, right, *units)
 
 
 def _segments(rng: np.random.Generator) -> Iterator[Call]:
-    for count, size in ((1, 1), (200, 3), (50, 400)):
-        x = rng.integers(-(2**44), 2**44, count).astype(np.float64)
-        segments = rng.integers(0, size, count)
+    for count, size in ((1, 1), (200, 3), (50, 400), (30_000, 2)):
+        for style in ("random", "largest"):
+            x, segments = _integers(rng, 22, (count,), style), rng.integers(0, size, count)
 
-        def sums(k: Kernels, x: Any, segments: Any, size: int = size) -> Any:
-            return k.segment_sum(x, segments, size)
+            def sums(k: Kernels, x: Any, segments: Any, unit: Any, size: int = size) -> Any:
+                segments = k.xp.astype(segments, k.index_dtype)
+                found = k.sum_tiles(lambda i, j: k.bucket_sums(x[i:j], segments[i:j], size), 0, x.shape[0])
+                return k.rounded_sum(found, unit, 2.0)
 
-        yield f"segment_sum ({count} into {size})", sums, (x, segments)
+            yield f"bucket_sums ({style}, {count} into {size})", sums, (x, segments, np.asarray(2.0**-90, "f4"))
     whole = np.arange(1000, dtype=np.float32)
     for start, stop in ((0, 1000), (3, 4), (7, 999)):
 
         def tiles(k: Kernels, x: Any, start: int = start, stop: int = stop) -> Any:
             return k.tiles(lambda first, last: x[first:last] * 2.0, start, stop)
 
-        def sum_tiles(k: Kernels, x: Any, start: int = start, stop: int = stop) -> Any:
-            total = k.sum_tiles(lambda first, last: k.xp.sum(k.xp.astype(x[first:last], k.xp.float64)), start, stop)
-            return k.xp.reshape(k.xp.asarray(total, dtype=k.xp.float64), ())
-
         yield f"tiles ({start} to {stop})", tiles, (whole,)
-        yield f"sum_tiles ({start} to {stop})", sum_tiles, (whole,)
 
 
 def _words(rng: np.random.Generator) -> Iterator[Call]:
@@ -167,7 +209,9 @@ def _words(rng: np.random.Generator) -> Iterator[Call]:
     for key in (0, 1, 2**31, 2**32 - 1):
 
         def words(k: Kernels, i: Any, key: int = key) -> Any:
-            return k.xp.astype(hashing.words(k.xp, key, k.xp.astype(i, k.word_dtype)), k.xp.int64)
+            found = hashing.words(k.xp, key, k.xp.astype(i, k.word_dtype))
+            halves = k.xp.bitwise_right_shift(found, 16), k.xp.bitwise_and(found, 2**16 - 1)
+            return tuple(k.xp.astype(half, k.xp.float32) for half in halves)
 
         yield f"word_dtype (key {key})", words, (i,)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from smh.backends.pulled import Pulled
-from smh.core.grid import Grid, round7
-from smh.core.kernels import Array, Kernels
+from smh.core.grid import Grid
+from smh.core.kernels import Array, Kernels, round7
 
 _CHUNK = 1 << 16  # elements that stay in the cache through several passes
 

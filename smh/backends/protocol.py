@@ -36,6 +36,8 @@ class Mode:
     """How many times fewer cases the conformance suite runs than eagerly; more for modes that compile every plan."""
     missing: str = ""
     """Why the mode cannot run here, where it cannot."""
+    kernels: Kernels | None = None
+    """The kernels that the backend has in this mode, if they are others."""
 
 
 EAGER = Mode("eager", "calls as they are", slowness=1)
@@ -107,7 +109,7 @@ class Backend(ABC):
         """
         if self.kernels is None:
             raise BackendError(f"the {self.name} backend does not show its kernels: it has no attribute 'kernels'")
-        return fn(self.kernels, *args)
+        return fn(self.mode.kernels or self.kernels, *args)
 
     def modes(self) -> tuple[Mode, ...]:
         """Return the ways in which people run this backend, also those that cannot run here; eager comes first.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smh.core.grid import Grid, ceil_log2, floor, round7
-from smh.core.kernels import Array, Kernels
+from smh.core.grid import Grid, ceil_log2
+from smh.core.kernels import Array, Kernels, floor, round7
 
 if TYPE_CHECKING:
     from smh.core.generate import Part

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from smh.core import layout, scales
-from smh.core.grid import Grid, grid, power_bound, times
+from smh.core.grid import Grid, exponent_of, grid, power_bound
 from smh.core.kernels import Array, Kernels
 from smh.core.plan import Plan
 from smh.core.pools import Matmul
@@ -124,10 +124,10 @@ def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Pa
             v = cells(kernels, plan, grids, tensor.offset, tensor.stop)
             g = scales.masked(kernels, g, kernels.scale(v, scale), tensor.modifiers)
             if tensor.learn_scale:
-                power = _bound(kernels, plan, bound, tensor, v)
-                gradients[tensor.scale_variable] = scales.gradient(kernels, g, v, power, healthy, tensor.kappa)
+                e = _bound(kernels, plan, bound, tensor, v)
+                gradients[tensor.scale_variable] = scales.gradient(kernels, g, v, e, healthy, tensor.kappa)
         s = scale if tensor.learn_scale else xp.asarray(scale, dtype=xp.float32, device=kernels.device(like))
-        dv.append(times(kernels, s, g))
+        dv.append(kernels.times(s, g))
     joined = layout.cotangents(kernels, plan.layout, plan.capacity, dv[0] if len(dv) == 1 else xp.concat(dv))
     pulled = plan.pool.vjp(kernels, grids, joined, plan.seed)
     return gradients | {f"pool/{name}": x for name, x in pulled.items()}
@@ -139,12 +139,12 @@ def indices(kernels: Kernels, plan: Plan, i: Array) -> dict[str, Array]:
 
 
 def _bound(kernels: Kernels, plan: Plan, bound: Array | None, tensor: TensorSpec, v: Array) -> Array:
-    """Return 2**E of a tensor, float64 (specification, section 4.6)."""
+    """Return E of a tensor (specification, section 4.6)."""
     xp = kernels.xp
     if bound is None:
-        return power_bound(kernels, xp.astype(xp.max(xp.abs(v)), xp.float64), -88, 128)
+        return exponent_of(kernels, power_bound(kernels, xp.max(xp.abs(v)), -88, 128))
     if plan.layout == "padding" and tensor.stop > plan.capacity:
-        return xp.where(bound < layout.PADDING_POWER, layout.PADDING_POWER, bound)
+        return xp.where(bound < layout.PADDING_EXPONENT, float(layout.PADDING_EXPONENT), bound)
     return bound
 
 

@@ -1,17 +1,20 @@
-"""The grid, and the roundings (specification, sections 2 and 3.1)."""
+"""The grid (specification, section 3.1)."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from smh.core.kernels import Array, Kernels
 
 LEAST, LARGEST = -29, 30
 """Exponents of variables."""
 _FIRST = -100
-_POWERS = [2.0**e for e in range(_FIRST, 129)]
-"""Powers of two, wider than any grid or bound."""
+_POWERS = [*(2.0**e for e in range(_FIRST, 128)), math.inf]
+"""Powers of two, wider than any grid or bound; 2**128 is above every float32 number."""
+_FLOAT32 = np.asarray(_POWERS, dtype=np.float32)
 
 
 class Grid(NamedTuple):
@@ -75,30 +78,12 @@ def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
     return kernels.xp.where(x == 0.0, 0.0, _power(kernels, x, low, high, 1.0, strict=True))
 
 
-def floor(kernels: Kernels, x: Array, k: int = -120) -> Array:
-    """Return +0 where ``|x| < 2**k``, else ``x``."""
-    if kernels.smooth:
-        return x
-    return kernels.xp.where(kernels.xp.abs(x) < 2.0**k, 0.0, x)
-
-
-def round7(kernels: Kernels, x: Array, k: int = -120) -> Array:
-    """Return ``float32(floor(x, k))`` of float64 values."""
-    return kernels.xp.astype(floor(kernels, x, k), kernels.xp.float32)
-
-
-def wide(kernels: Kernels, x: Array) -> Array:
-    """Return ``floor(x, -120)`` of float32 values in float64.
-
-    Cotangents need the floor (specification, section 7.1). All other values are 0 or larger; for them it stands between
-    two conversions, which a compiler might join and so drop a rounding.
-    """
-    return kernels.xp.astype(floor(kernels, x), kernels.xp.float64)
-
-
-def times(kernels: Kernels, a: Array, b: Array, k: int = -120) -> Array:
-    """Return ``float32(floor(a * b, k))`` of float32 values, compared before the rounding."""
-    return round7(kernels, wide(kernels, a) * wide(kernels, b), k)
+def exponent_of(kernels: Kernels, power: Array) -> Array:
+    """Return e of ``2**e``, -100 to 128, or minus infinity of 0: float32, as ``power`` is, shape ()."""
+    xp = kernels.xp
+    powers = xp.asarray(_FLOAT32, device=kernels.device(power))
+    count = xp.sum(xp.astype(power >= powers, power.dtype))
+    return xp.where(power == 0.0, -math.inf, count + (_FIRST - 1))
 
 
 def ceil_log2(k: int) -> int:
@@ -113,6 +98,6 @@ def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict
     """
     xp, device, powers = kernels.xp, kernels.device(x), _POWERS[low - _FIRST : high + 1 - _FIRST]
     bounds = xp.asarray(powers, dtype=x.dtype, device=device) * share
-    count = xp.sum(xp.astype(x > bounds if strict else x >= bounds, xp.int64))
+    count = xp.astype(xp.sum(xp.astype(x > bounds if strict else x >= bounds, x.dtype)), xp.int32)
     powers = xp.asarray([*powers, math.nan], dtype=x.dtype, device=device)
     return xp.reshape(xp.take(powers, xp.reshape(count, (1,))), ())

@@ -43,12 +43,17 @@ def _xor_shift(xp: Any, h: Any, bits: int) -> Any:
 def _multiply(xp: Any, h: Any, constant: int) -> Any:
     """Return ``h * constant`` modulo 2**32."""
     if h.dtype == xp.uint32:
-        return h * constant
+        return h * _word(xp, h, constant)
     # In int64, without leaving its 63 bits: the upper half of the constant matters only through the
     # lower 16 bits of its product.
     low = h * (constant & 0xFFFF)
     high = xp.bitwise_left_shift(xp.bitwise_and(h * (constant >> 16), 0xFFFF), 16)
     return xp.bitwise_and(low + high, _MASK)
+
+
+def _word(xp: Any, h: Any, constant: int) -> Any:
+    """Return a word to go with ``h``: JAX would take the number for an int32."""
+    return xp.asarray(constant, dtype=h.dtype) if h.dtype == xp.uint32 else constant
 
 
 def fmix32_int(h: int) -> int:
@@ -81,7 +86,7 @@ def words(xp: Any, key: int, i: Any) -> Any:
     >>> bool(np.all(words(np, 7, np.arange(4)) == words(np, 7, np.arange(4, dtype=np.uint32))))
     True
     """
-    return fmix32(xp, xp.bitwise_xor(i, key))
+    return fmix32(xp, xp.bitwise_xor(i, _word(xp, i, key)))
 
 
 def buckets(xp: Any, seed: int, function: int, i: Any, size: int) -> Any:

@@ -14,12 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat
+import numpy as np
 
 if TYPE_CHECKING:
     from smh.core.grid import Grid
 
 Array = Any
 """An array of the backend's own type."""
+Sums = Any
+"""Integers of up to 53 bits and a sign: float64, or what else the kernels take for it."""
+_LEAST = -210
+_UNITS = np.ldexp(1.0, np.arange(_LEAST, 241))
+"""The units of scale gradients (specification, section 13.1)."""
 
 
 class Kernels:
@@ -49,6 +55,11 @@ class Kernels:
     def word_dtype(self) -> Any:
         """The type for hash words: uint32 where its arithmetic wraps, int64 where there is none."""
         return self.xp.uint32
+
+    @property
+    def index_dtype(self) -> Any:
+        """The type for indices into arrays."""
+        return self.xp.int64
 
     def device(self, x: Array) -> Any:
         """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
@@ -112,6 +123,14 @@ class Kernels:
             return w
         return self.xp.where(self.xp.abs(w) < 2.0**-120, 0.0, w)  # no other weight is that small
 
+    def times(self, a: Array, b: Array, k: int = -120) -> Array:
+        """Return ``float32(floor(a * b, k))`` of float32 values, compared before the rounding."""
+        return round7(self, wide(self, a) * wide(self, b), k)
+
+    def add(self, parts: Sequence[Array], k: int = -120) -> Array:
+        """Return ``float32(floor(x, k))`` of the ascending sum x of float32 arrays in float64."""
+        return round7(self, add_up([wide(self, part) for part in parts]), k)
+
     def dot(self, g: Array, v: Array, inverse: Array) -> Array:
         """Return the sum of ``rint(g * v * inverse)``: an integer that float64 holds, whatever the order.
 
@@ -120,7 +139,17 @@ class Kernels:
         """
         return self.xp.sum(self.xp.round(g * v * inverse))
 
-    def factor_sums(self, q: Array, left: Array, right: Array) -> tuple[Array, Array]:
+    def rounded_dot(self, g: Array, v: Array, exponent: Array, kappa: int) -> Array:
+        """Return ``round7(2**(exponent - kappa) * sum(rint(g * v / 2**exponent)))``, shape ().
+
+        All are float32: ``g`` and ``v``, shape (k,), and ``exponent``, a whole number from -210 to 240.
+        """
+        xp = self.xp
+        at = xp.reshape(xp.astype(exponent - _LEAST, xp.int32), (1,))
+        unit = xp.reshape(xp.take(xp.asarray(_UNITS, device=self.device(g)), at), ())
+        return round7(self, self.dot(wide(self, g), wide(self, v), 1.0 / unit) * (unit * 2.0**-kappa))
+
+    def factor_sums(self, q: Array, left: Array, right: Array, exact_terms: int) -> tuple[Sums, Sums]:
         """Return ``q @ right.T`` and ``left.T @ q``, exactly.
 
         Parameters
@@ -129,15 +158,24 @@ class Kernels:
             Integers of 22 bits, or NaN.
         left, right : array, shapes (n, m) and (m, n)
             Integers of a pool, or NaN.
+        exact_terms : int
+            As for :meth:`product`.
 
         Returns
         -------
-        tuple of arrays, shapes (n, m) and (m, n), float64, or float32 if smooth
+        tuple of sums, shapes (n, m) and (m, n), or float32 arrays if smooth
         """
         xp = self.xp
         if not self.smooth:
             q, left, right = (xp.astype(x, xp.float64) for x in (q, left, right))
         return xp.matmul(q, xp.matrix_transpose(right)), xp.matmul(xp.matrix_transpose(left), q)
+
+    def rounded_sum(self, sums: Sums, *units: Array | float) -> Array:
+        """Return ``round7`` of sums times powers of two: float32 arrays of shape (), at least one, and numbers."""
+        xp, unit = self.xp, 1.0
+        for x in units:
+            unit = unit * (x if isinstance(x, float) else xp.astype(x, xp.float64))
+        return round7(self, xp.astype(sums, xp.float64) * unit)
 
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
@@ -162,6 +200,10 @@ class Kernels:
         at = xp.take(running, xp.searchsorted(xp.take(segments, order), bounds, side="left"))
         return at[1:] - at[:-1]
 
+    def bucket_sums(self, x: Array, segments: Array, size: int) -> Sums:
+        """Return :meth:`segment_sum` of float32 integers of 22 bits, for sums that :meth:`rounded_sum` takes."""
+        return self.segment_sum(self.xp.astype(x, self.xp.float64), segments, size)
+
     def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
         """Return the concatenation of ``fn`` over ranges that make up ``start`` to ``stop``: by default a single one.
 
@@ -175,6 +217,27 @@ class Kernels:
         Law: equal to ``fn(start, stop)``.
         """
         return fn(start, stop)
+
+
+def floor(kernels: Kernels, x: Array, k: int = -120) -> Array:
+    """Return +0 where ``|x| < 2**k``, else ``x``."""
+    if kernels.smooth:
+        return x
+    return kernels.xp.where(kernels.xp.abs(x) < 2.0**k, 0.0, x)
+
+
+def round7(kernels: Kernels, x: Array, k: int = -120) -> Array:
+    """Return ``float32(floor(x, k))`` of float64 values."""
+    return kernels.xp.astype(floor(kernels, x, k), kernels.xp.float32)
+
+
+def wide(kernels: Kernels, x: Array) -> Array:
+    """Return ``floor(x, -120)`` of float32 values in float64.
+
+    Cotangents need the floor (specification, section 7.1). All other values are 0 or larger; for them it stands between
+    two conversions, which a compiler might join and so drop a rounding.
+    """
+    return kernels.xp.astype(floor(kernels, x), kernels.xp.float64)
 
 
 def add_up(parts: Sequence[Array]) -> Array:

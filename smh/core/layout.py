@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from smh.core.grid import round7, wide
-from smh.core.kernels import Array, Kernels, add_up
+from smh.core.kernels import Array, Kernels
 
 LAYOUTS = ("basic", "cyclic", "padding")
 PADDING = 0.01
 """What cells beyond the capacity show, in float32."""
-PADDING_POWER = 2.0**-6
-"""A power of two above it."""
+PADDING_EXPONENT = -6
+"""That of a power of two above it."""
 
 
 def cells(
@@ -43,4 +42,4 @@ def cotangents(kernels: Kernels, layout: str, capacity: int, dv: Array) -> Array
     if turns == 1:
         return dv
     rows = xp.reshape(dv, (turns, capacity))
-    return round7(kernels, add_up([wide(kernels, rows[turn, :]) for turn in range(turns)]))
+    return kernels.add([rows[turn, :] for turn in range(turns)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from smh.core.grid import ceil_log2, power_above, round7, wide
+from smh.core.grid import ceil_log2, exponent_of, power_above
 from smh.core.kernels import Array, Kernels
 
 LEAST, LIMIT = 2.0**-30, 2.0**30
@@ -42,16 +42,16 @@ def masked(kernels: Kernels, g: Array, w: Array, modifiers: Sequence[str]) -> Ar
 def gradient(kernels: Kernels, g: Array, v: Array, bound: Array, healthy: Array, kappa: int) -> Array:
     """Return the gradient of ``rho`` (specification, section 3.5).
 
-    ``g`` is the cotangent after modifiers, ``v`` what the cells of the tensor show, ``bound`` is ``2**E`` or 0 in
-    float64, and ``healthy`` says that no array of the pool is poisoned.
+    ``g`` is the cotangent after modifiers, ``v`` what the cells of the tensor show, ``bound`` is E, and
+    ``healthy`` says that no array of the pool is poisoned.
     """
     xp = kernels.xp
     if kernels.smooth:
         return xp.sum(g * v) * 2.0**-kappa
     largest = xp.max(xp.abs(g))
     sound = healthy & xp.all(xp.isfinite(g)) & xp.all(xp.isfinite(v)) & (largest < 2.0**90)
-    zero = (largest < 2.0**-70) | (bound == 0.0)
-    unit = power_above(kernels, xp.astype(largest, xp.float64), -70, 90) * bound * 2.0 ** (ceil_log2(g.shape[0]) - 53)
-    unit = xp.where(zero, 1.0, unit)
-    total = round7(kernels, kernels.dot(wide(kernels, g), wide(kernels, v), 1.0 / unit) * (unit * 2.0**-kappa))
+    zero = (largest < 2.0**-70) | (bound == -math.inf)
+    e = exponent_of(kernels, power_above(kernels, largest, -70, 90))
+    exponent = e + bound + float(ceil_log2(g.shape[0]) - 53)
+    total = kernels.rounded_dot(g, v, xp.where(sound, xp.where(zero, 0.0, exponent), 0.0), kappa)
     return xp.where(sound, xp.where(zero, 0.0, total), math.nan)

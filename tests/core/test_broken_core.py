@@ -7,7 +7,8 @@ import pytest
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate, grid, layout, scales
-from smh.core.kernels import Kernels
+from smh.core import kernels as primitives
+from smh.core.kernels import Kernels, add_up, floor
 from smh.core.plan import Plan
 from smh.core.pools import arithmetic
 from tests.core.cases import check, check_golden, values
@@ -28,7 +29,7 @@ def broken(monkeypatch, what):
     elif what == "float32 sums of wide integers":
         monkeypatch.setattr(kernels, "product", lambda a, b, unit, exact_terms: (a @ b) * unit)
     elif what == "float32 gradients":
-        monkeypatch.setattr(kernels, "factor_sums", lambda q, a, b: ((q @ b.T).astype("f8"), (a.T @ q).astype("f8")))
+        monkeypatch.setattr(kernels, "factor_sums", lambda q, a, b, _: (q @ b.T, a.T @ q))
     elif what == "scale gradient without rint":
         monkeypatch.setattr(kernels, "dot", lambda g, v, inverse: np.sum(g * v * inverse))
     elif what == "cotangents of 21 bits":
@@ -50,20 +51,17 @@ def broken(monkeypatch, what):
             scales, "gradient", lambda k, g, v, bound, healthy, kappa: original(k, g, v, bound, healthy, 0)
         )
     elif what == "a bound twice as large":
-        original = arithmetic.all_powers
-        monkeypatch.setattr(arithmetic, "all_powers", lambda k, grids, factor: original(k, grids, 2 * factor))
+        monkeypatch.setattr(arithmetic, "ceil_log2", lambda k: grid.ceil_log2(k) + 1)
     elif what == "padding in the bound forgotten":
-        monkeypatch.setattr(layout, "PADDING_POWER", 0.0)
+        monkeypatch.setattr(layout, "PADDING_EXPONENT", -1000)
     elif what == "padding in float64":
         monkeypatch.setattr(layout, "PADDING", 0.010000001)
-    elif what == "cyclic sums in float32":
-        monkeypatch.setattr(layout, "wide", lambda kernels, x: x)
+    elif what == "sums of cells and of pools in float32":
+        monkeypatch.setattr(kernels, "add", lambda parts, k=-120: floor(kernels, add_up(parts), k))
     elif what == "relu lets all cotangents pass":
         monkeypatch.setattr(scales, "masked", lambda k, g, w, modifiers: g)
     elif what == "products not floored":
-        monkeypatch.setattr(arithmetic, "times", lambda kernels, a, b, k=-120: (a * b).astype(np.float32))
-    elif what == "sums in float32":
-        monkeypatch.setattr(arithmetic, "wide", lambda kernels, x: x)
+        monkeypatch.setattr(kernels, "times", lambda a, b, k=-120: (a * b).astype(np.float32))
     elif what == "gain of gradients forgotten":
         original = arithmetic.Factorized.pull
 
@@ -78,7 +76,7 @@ def broken(monkeypatch, what):
     elif what == "other seeds of parts":
         monkeypatch.setattr(arithmetic.hashing, "PART_STREAM", 65537)
     elif what == "cotangents not floored":
-        monkeypatch.setattr(grid, "wide", lambda kernels, x: x.astype(np.float64))
+        monkeypatch.setattr(primitives, "wide", lambda kernels, x: x.astype(np.float64))
     else:
         raise AssertionError(what)
     return kernels
@@ -98,10 +96,9 @@ MISTAKES = [
     "kappa forgotten in gradients",
     "a bound twice as large",
     "padding in float64",
-    "cyclic sums in float32",
+    "sums of cells and of pools in float32",
     "relu lets all cotangents pass",
     "products not floored",
-    "sums in float32",
     "gain of gradients forgotten",
     "signs forgotten",
     "other seeds of parts",

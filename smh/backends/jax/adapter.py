@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from smh.backends.jax import derivatives
-from smh.backends.jax.derivatives import KERNELS, Arrays
+from smh.backends.jax.derivatives import Arrays
 from smh.backends.jax.modes import modes
+from smh.backends.jax.narrow import KERNELS
 from smh.backends.protocol import Backend, Function, Mode
 from smh.core.generate import check_cotangents, check_variables
 from smh.core.kernels import Array
@@ -75,9 +76,9 @@ class JaxBackend(Backend):
         return list(dict.fromkeys(f"{x.platform}:{jax.local_devices(backend=x.platform).index(x)}" for x in found))
 
     def on_kernels(self, fn: Function, *args: Any) -> Any:
-        """Return ``fn(kernels, *args)``, in 64 bits."""
-        with jax.enable_x64(True):
-            return fn(self.kernels, *args)
+        """Return ``fn(kernels, *args)``, in 64 bits, or without where the kernels are."""
+        with jax.enable_x64(self.mode.kernels is None):
+            return super().on_kernels(fn, *args)
 
     def modes(self) -> tuple[Mode, ...]:
         """Return transformations, settings and placements."""

@@ -1,8 +1,8 @@
 """The core as differentiable functions of JAX: first derivatives exact, second ones smooth (section 7).
 
-The core needs float64 and int64, which are switched on around it and nowhere else: the user's own setting stays as it
-is. JAX must then not look into the core with 64 bits off, or it would batch and differentiate in 32: so every function
-brings its derivative, and is closed to batching.
+The core needs float64 and int64, which are switched on around it and nowhere else, or switched off where it does
+without: the user's own setting stays as it is. JAX must then not look into the core under another setting, or it would
+batch and differentiate in other types: so every function brings its derivative, and is closed to batching.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
-from smh.backends.jax.kernels import JaxKernels
+from smh.backends.jax.narrow import KERNELS, has_float64, kernels
 from smh.backends.protocol import Function
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 
-KERNELS = JaxKernels(jnp)
-_SMOOTH = JaxKernels(jnp, smooth=True)
 Arrays = dict[str, Array]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
     """Return the named weights, as one compiled program."""
+    return _compiled(plan, names, has_float64(), variables)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(plan: Plan, names: tuple[str, ...], _: bool, variables: Arrays) -> Any:
     return _materialize(plan, names, jax.tree.map(_gathered, variables))
 
 
 def without_cotangents(plan: Plan, variables: Arrays) -> Any:
     """Return the gradients where no weight has a cotangent: zeros times variables that need not be finite."""
-    return _closed(functools.partial(generate.vjp, KERNELS, plan))(jax.tree.map(_gathered, variables), {})
+    return _closed(_vjp(plan))(jax.tree.map(_gathered, variables), {})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -79,20 +81,24 @@ def with_pullback(build: Function, pullback: Callable[[Plan, Arrays, Arrays], Ar
 
 
 def _build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
-    return _closed(lambda variables: generate.materialize(KERNELS, plan, variables, names))(variables)
+    return _closed(lambda variables: generate.materialize(kernels(), plan, variables, names))(variables)
 
 
 def _pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
     def smooth(variables: Arrays, cotangents: Arrays) -> Arrays:
         """Return the same without grids, at the values on the grid, where rounding has the derivative 1."""
-        rounded = generate.on_grid(KERNELS, plan, jax.lax.stop_gradient(variables))
+        rounded = generate.on_grid(kernels(), plan, jax.lax.stop_gradient(variables))
         on_grid = {name: x + jax.lax.stop_gradient(rounded[name] - x) for name, x in variables.items()}
-        return generate.vjp(_SMOOTH, plan, on_grid, cotangents)
+        return generate.vjp(kernels(smooth=True), plan, on_grid, cotangents)
 
-    return _differentiable(functools.partial(generate.vjp, KERNELS, plan), smooth)(variables, cotangents)
+    return _differentiable(_vjp(plan), smooth)(variables, cotangents)
 
 
 _materialize = with_pullback(_build, _pullback)
+
+
+def _vjp(plan: Plan) -> Function:
+    return lambda variables, cotangents: generate.vjp(kernels(), plan, variables, cotangents)
 
 
 def _differentiable(fn: Function, smooth: Function) -> Any:
@@ -108,10 +114,10 @@ def _differentiable(fn: Function, smooth: Function) -> Any:
 
 
 def _closed(fn: Function) -> Any:
-    """Return ``fn`` in 64 bits, and closed to batching: the elements of a batch run one after another."""
+    """Return ``fn`` in 64 bits or without, and closed to batching: elements of a batch run one after another."""
 
     def run(*args: Any) -> Any:
-        with jax.enable_x64(True):
+        with jax.enable_x64(has_float64()):
             return fn(*args)
 
     return sequential_vmap(run)

@@ -27,10 +27,10 @@ class JaxKernels(Kernels):
         with self._precision():
             return super().product(left, right, unit, exact_terms)
 
-    def factor_sums(self, q: Array, left: Array, right: Array) -> tuple[Array, Array]:
+    def factor_sums(self, q: Array, left: Array, right: Array, exact_terms: int) -> tuple[Array, Array]:
         """Multiply in float64, whatever users set."""
         with self._precision():
-            return super().factor_sums(q, left, right)
+            return super().factor_sums(q, left, right, exact_terms)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in whatever order: sums of such float64 integers are exact."""

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from smh.backends.float64 import no_float64
+from smh.backends.jax.narrow import NARROW
 from smh.backends.protocol import EAGER, Function, Mode
 
 
@@ -30,6 +32,7 @@ def modes() -> tuple[Mode, ...]:
             'jax.default_matmul_precision("bfloat16")',
             around=_under(jax.default_matmul_precision, "bfloat16"),
         ),
+        no_float64(NARROW),
         Mode("vmap", "jax.vmap", within=_vmap),
         Mode("scan", "jax.lax.scan", within=_scan),
         Mode("remat", "jax.checkpoint", within=jax.checkpoint),

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from smh.backends.float64 import no_float64
 from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.tensorflow import derivatives
-from smh.backends.tensorflow.derivatives import KERNELS, as_written
+from smh.backends.tensorflow.derivatives import as_written
+from smh.backends.tensorflow.narrow import KERNELS, NARROW
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
@@ -163,6 +165,7 @@ _MODES = (
     Mode("function-within", "weights built by a tf.function", within=_traced(), slowness=8),
     Mode("xla", "a whole call in tf.function(jit_compile=True)", around=_XLA, slowness=40),
     Mode("xla-within", "weights built by a tf.function(jit_compile=True)", within=_XLA, slowness=40),
+    no_float64(NARROW),
     Mode("recompute", "tf.recompute_grad", within=tf.recompute_grad),
     Mode("variables", "variables are tf.Variable", around=_of_variables),
     Mode("vectorized", "tf.vectorized_map of a whole call, in tf.function", around=_vectorized, slowness=8),

@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from smh.backends.tensorflow.kernels import TensorflowKernels
+from smh.backends.tensorflow.narrow import kernels
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
-KERNELS = TensorflowKernels()
-_SMOOTH = TensorflowKernels(smooth=True)
 _LOST = "smh: the exact gradient was lost on the way; take gradients inside of tf.vectorized_map, not around it"
 
 as_written: Callable[[F], F] = tf.autograph.experimental.do_not_convert
@@ -37,7 +36,7 @@ def build(plan: Plan, names: tuple[str, ...], *flat: Array) -> tuple[Array, ...]
 
         with _beside(variables[0]):
             named = dict(zip(plan.variable_shapes, _unseen(variables), strict=True))
-            return tuple(generate.materialize(KERNELS, plan, named, names).values()), pull
+            return tuple(generate.materialize(kernels(), plan, named, names).values()), pull
 
     return tuple(smh_materialize(*(tf.convert_to_tensor(x) for x in flat)))
 
@@ -51,11 +50,11 @@ def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array) -> tuple[Arra
             with _beside(tensors[0]), tf.GradientTape(watch_accessed_variables=False) as tape:
                 moved = _on_grid(plan, tensors)
                 tape.watch(moved)
-                results = _vjp(_SMOOTH, plan, names, moved)
+                results = _vjp(kernels(smooth=True), plan, names, moved)
             return tape.gradient(results, moved, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         with _beside(tensors[0]):
-            return _vjp(KERNELS, plan, names, _unseen(tensors)), pull
+            return _vjp(kernels(), plan, names, _unseen(tensors)), pull
 
     # Graphs may not know the shapes of what layers compute.
     shapes = [*plan.variable_shapes.values(), *(tensor.viewed_shape for tensor in plan.select(names))]
@@ -73,7 +72,7 @@ def _vjp(kernels: TensorflowKernels, plan: Plan, names: tuple[str, ...], tensors
 def _on_grid(plan: Plan, tensors: Sequence[Array]) -> list[Array]:
     """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
     shapes = plan.variable_shapes
-    rounded = generate.on_grid(KERNELS, plan, dict(zip(shapes, _unseen(tensors[: len(shapes)]), strict=True)))
+    rounded = generate.on_grid(kernels(), plan, dict(zip(shapes, _unseen(tensors[: len(shapes)]), strict=True)))
     moved = [x + tf.stop_gradient(rounded[name] - x) for name, x in zip(shapes, tensors, strict=False)]
     return [*moved, *map(tf.identity, tensors[len(shapes) :])]
 

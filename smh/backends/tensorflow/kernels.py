@@ -37,11 +37,6 @@ class TensorflowKernels(Kernels):
         """Return None: TensorFlow places what it makes."""
         return None
 
-    def factor_sums(self, q: Array, left: Array, right: Array) -> tuple[Array, Array]:
-        """Return both products in float64, also the smooth ones: TensorFlow multiplies no types with one another."""
-        of_left, of_right = super().factor_sums(q, left, right)
-        return tf.cast(of_left, tf.float64), tf.cast(of_right, tf.float64)
-
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in whatever order: sums of such float64 integers are exact."""
         return tf.math.unsorted_segment_sum(x, segments, size)

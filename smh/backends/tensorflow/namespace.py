@@ -15,6 +15,7 @@ from smh.core.kernels import Array
 
 float32 = tf.float32
 float64 = tf.float64
+int32 = tf.int32
 int64 = tf.int64
 uint32 = tf.uint32
 
@@ -49,6 +50,7 @@ ones = _anywhere(tf.ones)
 zeros = _anywhere(tf.zeros)
 bitwise_and = _with_numbers(tf.bitwise.bitwise_and)
 bitwise_left_shift = _with_numbers(tf.bitwise.left_shift)
+bitwise_or = tf.bitwise.bitwise_or
 bitwise_right_shift = _with_numbers(tf.bitwise.right_shift)
 bitwise_xor = _with_numbers(tf.bitwise.bitwise_xor)
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from smh.backends.protocol import EAGER, Backend, Function, Mode
-from smh.backends.torch.autograd import KERNELS, Materialize, Promise, check_float64
+from smh.backends.torch.autograd import Materialize, Promise
 from smh.backends.torch.modes import MODES
+from smh.backends.torch.narrow import KERNELS, kernels_for
 from smh.core import generate
 from smh.core.generate import check_cotangents, check_variables
 from smh.core.kernels import Array
@@ -66,9 +67,8 @@ class TorchBackend(Backend):
         """Return what ``torch.autograd.grad`` gives for the weights that have cotangents."""
         flat = _flat(plan, variables)
         check_cotangents(KERNELS, plan, cotangents)
-        check_float64(flat[0])
         if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
-            return generate.vjp(KERNELS, plan, variables, {})
+            return generate.vjp(kernels_for(flat[0]), plan, variables, {})
         names = tuple(cotangents)
         # Outside of modes, which may do anything around it, no weight has to be built to be differentiated.
         build = _builder(self.mode, plan, names, eager=Promise)

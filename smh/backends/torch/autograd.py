@@ -12,13 +12,11 @@ from typing import Any
 import torch
 
 from smh.backends.torch.kernels import TorchKernels
+from smh.backends.torch.narrow import kernels_for
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError
-
-KERNELS = TorchKernels()
-_SMOOTH = TorchKernels(smooth=True)
 
 
 class _OfPlan(torch.autograd.Function):
@@ -53,7 +51,7 @@ class Materialize(_OfPlan):
         plan, names, *tensors = _arguments(args)
         variables = dict(zip(plan.variable_shapes, tensors, strict=True))
         with _no_autocast(tensors[0]):
-            return tuple(generate.materialize(KERNELS, plan, variables, names).values())
+            return tuple(generate.materialize(kernels_for(tensors[0]), plan, variables, names).values())
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
@@ -104,9 +102,8 @@ class Vjp(_OfPlan):
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
         plan, names, *tensors = _arguments(args)
-        check_float64(tensors[0])
         with _no_autocast(tensors[0]):
-            return _vjp(KERNELS, plan, names, tensors)
+            return _vjp(kernels_for(tensors[0]), plan, names, tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
@@ -114,7 +111,8 @@ class Vjp(_OfPlan):
         plan, names, saved = ctx.plan, ctx.names, ctx.saved_tensors
         given = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(saved, cotangents, strict=False))
         with torch.enable_grad(), _no_autocast(saved[0]):
-            _, pull = torch.func.vjp(lambda *tensors: _vjp(_SMOOTH, plan, names, tensors), *_on_grid(plan, saved))
+            smooth = kernels_for(saved[0], smooth=True)
+            _, pull = torch.func.vjp(lambda *tensors: _vjp(smooth, plan, names, tensors), *_on_grid(plan, saved))
             return None, None, *pull(given)
 
 
@@ -130,23 +128,9 @@ def _on_grid(plan: Plan, tensors: Sequence[Array]) -> tuple[Array, ...]:
     """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
     variables = dict(zip(plan.variable_shapes, tensors, strict=False))
     with torch.no_grad():
-        rounded = generate.on_grid(KERNELS, plan, variables)
+        rounded = generate.on_grid(kernels_for(tensors[0]), plan, variables)
     moved = [x + (rounded[name] - x).detach() for name, x in variables.items()]
     return *moved, *tensors[len(moved) :]
-
-
-def check_float64(x: Array) -> None:
-    """Raise :class:`~smh.BackendError` where gradients cannot be computed, for lack of float64."""
-    if device_type(x) == "mps":
-        raise BackendError(
-            "gradients need float64, which the device 'mps' does not have: train on the CPU or a CUDA device. "
-            "Weights can be generated on 'mps'"
-        )
-
-
-def device_type(x: Array) -> str:
-    """Return the type of the device of a tensor."""
-    return str(x.device.type)
 
 
 def _no_autocast(x: Array) -> Any:

@@ -10,8 +10,8 @@ import array_api_compat.torch as xp
 import torch
 
 from smh.backends.pulled import Pulled
-from smh.core.grid import Grid, round7
-from smh.core.kernels import Array, Kernels
+from smh.core.grid import Grid
+from smh.core.kernels import Array, Kernels, round7
 
 
 class TorchKernels(Kernels):

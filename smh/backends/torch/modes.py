@@ -11,7 +11,9 @@ from typing import Any, cast
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from smh.backends.float64 import no_float64
 from smh.backends.protocol import Function, Mode
+from smh.backends.torch.narrow import NARROW
 
 
 @contextmanager
@@ -73,6 +75,7 @@ MODES = (
     Mode("medium", "torch.set_float32_matmul_precision('medium')", around=_precision("medium")),
     Mode("tf32", "torch.backends.cuda.matmul.allow_tf32 = True", around=_precision("high")),
     Mode("threads", "torch.set_num_threads, one thread and two", around=_other_threads()),
+    no_float64(NARROW),
     Mode("vmap", "torch.func.vmap", within=_vmap),
     Mode("checkpoint", "torch.utils.checkpoint", within=lambda fn: partial(checkpoint, fn, use_reentrant=False)),
     Mode(

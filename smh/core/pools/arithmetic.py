@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from smh.core import hashing
-from smh.core.grid import Grid, ceil_log2, grid, round7, times, wide
+from smh.core.grid import Grid, ceil_log2, exponent_of, grid
 from smh.core.kernels import Array, Kernels, add_up
 
 COTANGENT_BITS = 22
@@ -49,7 +49,7 @@ class PoolArithmetic(ABC):
 
     @abstractmethod
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array | None:
-        """Return ``2**E >= |v|``, float64, shape (), 0 for E of minus infinity; None where values decide it."""
+        """Return E with ``2**E >= |v|``, float32, shape (); None where values decide it."""
 
 
 class LeafArithmetic(PoolArithmetic):
@@ -94,18 +94,16 @@ class Factorized(LeafArithmetic):
         return left.unit * right.unit * self.factor
 
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array:
-        """Return 2**(e + e' + ceil(log2 M) + 2g)."""
-        factor = self.factor * 2.0 ** ceil_log2(self.terms)
-        return all_powers(kernels, [grids[f"{path}left"], grids[f"{path}right"]], factor)
+        """Return e + e' + ceil(log2 M) + 2g."""
+        left, right = (exponent_of(kernels, grids[path + name].power) for name in ("left", "right"))
+        return left + right + float(ceil_log2(self.terms) + math.log2(self.factor))
 
     def pull(self, kernels: Kernels, q: Grid, left: Grid, right: Grid) -> tuple[Array, Array]:
         """Return the gradients of both factors, given the cotangent of their product on its grid."""
-        xp = kernels.xp
-        sums = kernels.factor_sums(q.integers, left.integers, right.integers)
-        units = [xp.astype(x.unit, xp.float64) for x in (q, left, right)]
+        sums = kernels.factor_sums(q.integers, left.integers, right.integers, self.exact_terms)
         return (
-            round7(kernels, sums[0] * (units[0] * units[2] * self.factor)),
-            round7(kernels, sums[1] * (units[0] * units[1] * self.factor)),
+            kernels.rounded_sum(sums[0], q.unit, right.unit, self.factor),
+            kernels.rounded_sum(sums[1], q.unit, left.unit, self.factor),
         )
 
 
@@ -194,28 +192,29 @@ class HashArithmetic(LeafArithmetic):
         """Return round7(2**g u_Q sum of sigma Q) over the virtual weights that read an entry."""
         xp = kernels.xp
         q = grid(kernels, dv, COTANGENT_BITS, 70, 90)
-        unit = xp.astype(q.unit, xp.float64) * self.factor
 
         def row(m: int) -> Array:
             def sums(start: int, stop: int) -> Array:
                 i = self._range(kernels, dv, start, stop)
-                signed = xp.astype(q.integers[start:stop], xp.float64) * self._sign(kernels, i, m, seed, xp.float64)
-                return kernels.segment_sum(signed, self._buckets(kernels, i, m, seed), self.size or 1)
+                signed = q.integers[start:stop] * self._sign(kernels, i, m, seed, xp.float32)
+                return kernels.bucket_sums(signed, self._buckets(kernels, i, m, seed), self.size or 1)
 
             # The unit is NaN where Q is poisoned, and entries that nothing reads become NaN with it.
-            return round7(kernels, kernels.sum_tiles(sums, 0, dv.shape[0]) * unit)
+            return kernels.rounded_sum(kernels.sum_tiles(sums, 0, dv.shape[0]), q.unit, self.factor)
 
         return {f"{path}table": xp.stack([row(m) for m in range(self.hashes)])}
 
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array:
-        """Return 2**(e + ceil(log2 hashes) + g)."""
-        return all_powers(kernels, [grids[f"{path}table"]], self.factor * 2.0 ** ceil_log2(self.hashes))
+        """Return e + ceil(log2 hashes) + g."""
+        return exponent_of(kernels, grids[f"{path}table"].power) + float(
+            ceil_log2(self.hashes) + math.log2(self.factor)
+        )
 
     def _range(self, kernels: Kernels, like: Array, start: int, stop: int) -> Array:
         return kernels.xp.arange(start, stop, dtype=kernels.word_dtype, device=kernels.device(like))
 
     def _buckets(self, kernels: Kernels, i: Array, m: int, seed: int) -> Array:
-        return kernels.xp.astype(hashing.buckets(kernels.xp, seed, m, i, self.size or 1), kernels.xp.int64)
+        return kernels.xp.astype(hashing.buckets(kernels.xp, seed, m, i, self.size or 1), kernels.index_dtype)
 
     def _sign(self, kernels: Kernels, i: Array, m: int, seed: int, dtype: type) -> Array:
         if self.signed:
@@ -277,14 +276,14 @@ class SumArithmetic(Combination):
     """Virtual weights are the sums of the parts' virtual weights, added in float64 and rounded once."""
 
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array | None:
-        """Return the largest bound of the parts times 2**ceil(log2 k)."""
+        """Return the largest bound of the parts plus ceil(log2 k)."""
         bounds = [part.bound(kernels, grids, part_path) for part, _, part_path in self._placed(0, path)]
         if any(bound is None for bound in bounds):
             return None
-        return kernels.xp.max(kernels.xp.stack(bounds)) * 2.0 ** ceil_log2(len(bounds))
+        return kernels.xp.max(kernels.xp.stack(bounds)) + float(ceil_log2(len(bounds)))
 
     def _combined(self, kernels: Kernels, values: list[Array]) -> Array:
-        return round7(kernels, add_up([wide(kernels, v) for v in values]), _FLOOR)
+        return kernels.add(values, _FLOOR)
 
     def _cotangents(self, kernels: Kernels, dv: Array, values: Callable[[], list[Array]]) -> list[Array]:
         return [dv] * len(self.parts)
@@ -298,14 +297,9 @@ class ProductArithmetic(Combination):
         return None
 
     def _combined(self, kernels: Kernels, values: list[Array]) -> Array:
-        return functools.reduce(lambda a, b: times(kernels, a, b, _FLOOR), values)
+        return functools.reduce(lambda a, b: kernels.times(a, b, _FLOOR), values)
 
     def _cotangents(self, kernels: Kernels, dv: Array, values: Callable[[], list[Array]]) -> list[Array]:
         v = values()
         others = (v[:p] + v[p + 1 :] for p in range(len(v)))
-        return [functools.reduce(lambda a, b: times(kernels, a, b), rest, dv) for rest in others]
-
-
-def all_powers(kernels: Kernels, grids: Sequence[Grid], factor: float) -> Array:
-    """Return ``factor`` times the product of the powers of arrays, in float64: a bound of what they generate."""
-    return functools.reduce(lambda bound, one: bound * kernels.xp.astype(one.power, kernels.xp.float64), grids, factor)
+        return [functools.reduce(kernels.times, rest, dv) for rest in others]

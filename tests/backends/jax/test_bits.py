@@ -19,7 +19,7 @@ jax = pytest.importorskip("jax", reason="JAX is not installed")
 import jax.numpy as jnp  # noqa: E402
 
 from smh.backends import jax as smh_jax  # noqa: E402
-from smh.backends.jax import derivatives  # noqa: E402
+from smh.backends.jax import narrow  # noqa: E402
 
 SHAPES = {"a": (6, 7), "b": (5,), "c": (3, 3, 2, 4)}
 OPTIONS = {
@@ -118,7 +118,7 @@ def test_second_derivatives_are_those_at_the_values_on_the_grid():
     host = {name: rng.uniform(0.5, 1, shape).astype(np.float32) for name, shape in plan.variable_shapes.items()}
     variables = jax.tree.map(jnp.asarray, host)
     with jax.enable_x64(True):
-        grid = {k: np.asarray(x) for k, x in generate.on_grid(derivatives.KERNELS, plan, variables).items()}
+        grid = {k: np.asarray(x) for k, x in generate.on_grid(narrow.KERNELS, plan, variables).items()}
     twice = jax.jacrev(jax.grad(lambda v: (smh_jax.materialize(plan, v)["a"] ** 2).sum() / 2))(variables)
     factor = 2.0 ** (2 * plan.pool.gain)
     # Of half the squares of L R in one row of L: the sum of the squares of R, times the identity.

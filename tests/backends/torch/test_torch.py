@@ -27,7 +27,7 @@ from smh.backends.torch.kernels import TorchKernels  # noqa: E402
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
-QUICK = ("eager", "inference", "autocast", "medium", "tf32", "threads", "vmap", "checkpoint")
+QUICK = ("eager", "inference", "autocast", "medium", "tf32", "threads", "no-float64", "vmap", "checkpoint")
 """Modes that compile nothing."""
 
 
@@ -390,17 +390,6 @@ def test_names_and_cotangents_that_do_not_fit_are_refused():
         smh_torch.vjp(plan, variables, {"c": torch.ones(1)})
     with pytest.raises(smh.VariableError, match="must have shape"):
         smh_torch.vjp(plan, variables, {"b": torch.ones(1)})
-
-
-def test_a_device_without_float64_has_weights_but_no_gradients(monkeypatch):
-    case = Case(small())
-    monkeypatch.setattr("smh.backends.torch.autograd.device_type", lambda x: "mps")
-    assert_all_same_bits(smh_torch.materialize(case.plan, case.variables), case.weights)
-    with pytest.raises(smh.BackendError, match="gradients need float64.*'mps'"):
-        smh_torch.vjp(case.plan, case.variables, case.cotangents)
-    leaves = {name: x.clone().requires_grad_() for name, x in case.variables.items()}
-    with pytest.raises(smh.BackendError, match="gradients need float64.*'mps'"):
-        case.loss(leaves).backward()
 
 
 @NEEDS_CUDA

@@ -1,0 +1,40 @@
+"""JAX's kernels by platform: those without 64-bit types on TPUs and Metal, and where users say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from smh.backends.float64 import float64_allowed
+from smh.backends.jax.kernels import JaxKernels
+from smh.core.narrow import NarrowKernels
+
+_NONE = {"tpu", "metal"}
+"""Platforms without float64; TPUs compute something else under its name."""
+
+
+class NarrowJaxKernels(NarrowKernels, JaxKernels):
+    """Kernels for arrays of JAX with 64-bit types switched off."""
+
+    @property
+    def index_dtype(self) -> Any:
+        """int32."""
+        return jnp.int32
+
+
+KERNELS, NARROW = JaxKernels(jnp), NarrowJaxKernels(jnp)
+_SMOOTH, _NARROW_SMOOTH = JaxKernels(jnp, smooth=True), NarrowJaxKernels(jnp, smooth=True)
+
+
+def has_float64() -> bool:
+    """Say whether the core may use 64-bit types on the default platform."""
+    return float64_allowed() and jax.default_backend().lower() not in _NONE
+
+
+def kernels(smooth: bool = False) -> JaxKernels:
+    """Return the kernels for the default platform."""
+    if has_float64():
+        return _SMOOTH if smooth else KERNELS
+    return _NARROW_SMOOTH if smooth else NARROW
