@@ -57,7 +57,8 @@ class BlockKernels(Kernels):
 
         inverse = xp.where(q.power == 0.0, 0.0, 1.0 / q.unit)
         of_v = xp.astype(left_unit * right_unit * gain / unit, xp.float32)
-        of_left, of_right, dots = [], xp.zeros((terms, side), dtype=xp.float64), [[] for _ in given]
+        of_left, of_right = [], xp.zeros((terms, side), dtype=xp.float64)
+        dots: list[list[Array]] = [[] for _ in given]
         wide_right = xp.astype(right.integers, xp.float64)
         step = min(side, max(-(-self.block_elements // side), -(-side // self.most_blocks)))
         for first in range(0, -(-given[-1].tensor.stop // side), step):

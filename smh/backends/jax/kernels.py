@@ -33,6 +33,16 @@ class JaxKernels(BlockKernels):
         with self._precision():
             return super().product(left, right, unit, exact_terms)
 
+    def scaled_product(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, scale: Array | float, start: int, stop: int
+    ) -> Array:
+        """Hold the rows of one tensor at a time."""
+
+        def weights(unit: Array, left: Array, right: Array, scale: Array | float) -> Array:
+            return super(JaxKernels, self).scaled_product(left, right, unit, exact_terms, scale, start, stop)
+
+        return self.alone(weights, unit, left, right, scale)
+
     def largest(self, x: Array) -> Array:
         """Take the maximum alone, which JAX lets be NaN."""
         return jnp.max(jnp.abs(x))

@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from smh.backends.tensorflow import namespace as xp
 from smh.backends.block_kernels import BlockKernels
+from smh.backends.tensorflow import namespace as xp
 from smh.core.kernels import Array
 
 _MOST_TILES = 16  # so that graphs stay small
