@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from smh.core.kernels import Array, Kernels
+from smh.backends.block_kernels import BlockKernels
+from smh.core.grid import Grid
+from smh.core.kernels import Array
 
 
-class JaxKernels(Kernels):
+class JaxKernels(BlockKernels):
     """Kernels for arrays of JAX, inside of :func:`jax.enable_x64`.
 
     Float32 products have integers of at most 8 bits as factors, which every unit holds that XLA chooses for them by
@@ -26,6 +32,46 @@ class JaxKernels(Kernels):
         """Multiply by XLA's own choice of units."""
         with self._precision():
             return super().product(left, right, unit, exact_terms)
+
+    def scaled_products(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
+    ) -> list[Array]:
+        """Hold the rows of one tensor at a time."""
+        found = []
+        for scale, start, stop in parts:
+
+            def weights(
+                unit: Array, left: Array, right: Array, scale: Array | float, start: int = start, stop: int = stop
+            ) -> Array:
+                return super(JaxKernels, self).scaled_products(left, right, unit, exact_terms, [(scale, start, stop)])[
+                    0
+                ]
+
+            found.append(self.alone(weights, unit, left, right, scale))
+        return found
+
+    def largest(self, x: Array) -> Array:
+        """Take the maximum alone, which JAX lets be NaN."""
+        return jnp.max(jnp.abs(x))
+
+    def matmul_gradients(
+        self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
+    ) -> tuple[Array, Array, list[Array]] | None:
+        """Multiply by XLA's own choice of units."""
+        with self._precision():
+            return super().matmul_gradients(left, right, exact_terms, gain, parts)
+
+    def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
+        """Make a branch of it on the CPU, where XLA holds the temporaries of all that could run at the same time."""
+        if jax.default_backend() != "cpu":
+            return fn(*arrays)
+        shapes = jax.eval_shape(fn, *arrays)
+        never = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.cond(arrays[0] < 0.0, lambda *_: never(), fn, *arrays)
+
+    def transposed(self, x: Array) -> Array:
+        """Keep XLA from products of columns, which take longer."""
+        return jax.lax.optimization_barrier(x.T)
 
     def factor_sums(self, q: Array, left: Array, right: Array, exact_terms: int) -> tuple[Array, Array]:
         """Multiply in float64, whatever users set."""

@@ -9,13 +9,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from smh.backends.block_kernels import BlockKernels
 from smh.backends.tensorflow import namespace as xp
-from smh.core.kernels import Array, Kernels
+from smh.core.kernels import Array
 
 _MOST_TILES = 16  # so that graphs stay small
 
 
-class TensorflowKernels(Kernels):
+class TensorflowKernels(BlockKernels):
     """Kernels for tensors on any device, eagerly and in graphs.
 
     Float32 products have integers of at most 8 bits and a sign as factors, which TF32 and bfloat16 hold. So no setting
@@ -36,6 +37,13 @@ class TensorflowKernels(Kernels):
     def device(self, x: Array) -> None:
         """Return None: TensorFlow places what it makes."""
         return None
+
+    def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
+        """Wait for the sums of the call before, which are among the arrays."""
+        if tf.executing_eagerly():
+            return fn(*arrays)
+        with tf.control_dependencies(tf.nest.flatten(arrays)):
+            return fn(*arrays)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in whatever order: sums of such float64 integers are exact."""

@@ -1,6 +1,7 @@
 """The bits of the oracle: eager and compiled, in 32 and in 64 bits, at every precision of products."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -125,6 +126,20 @@ def test_second_derivatives_are_those_at_the_values_on_the_grid():
     expected = factor**2 * float((grid["pool/right"] ** 2).sum()) * np.eye(4)
     np.testing.assert_allclose(np.asarray(twice["pool/left"]["pool/left"]).reshape(4, 4), expected, rtol=1e-5)
     assert not np.allclose(host["pool/right"], grid["pool/right"])
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("pool", [pools.Matmul(m=40), pools.Matmul(m=1300), pools.Kronecker(t=5), pools.Hash(size=50)])
+def test_building_weights_of_8_bits_needs_no_float64(pool, x64):
+    """Not for more terms than float32 adds exactly, and not where 64 bits are on; gradients show that programs tell."""
+    plan = smh.Plan.build(SHAPES, **{**OPTIONS, "pool": pool})
+    variables, cotangents = jax.tree.map(jnp.asarray, values(plan, 1, "normal"))
+    with jax.enable_x64(x64):
+        forward = jax.jit(lambda v: smh_jax.materialize(plan, v)).lower(variables)
+        backward = jax.jit(lambda v, g: smh_jax.vjp(plan, v, g)).lower(variables, cotangents)
+    assert not re.search(r"tensor<\d\S*f64>", forward.as_text())  # numbers of Python are scalars until it is compiled
+    assert "f64" not in forward.compile().as_text()
+    assert "f64" in backward.as_text()
 
 
 FLAG = """

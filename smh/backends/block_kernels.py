@@ -1,0 +1,161 @@
+"""Kernels for frameworks that compile: long products in float32, and all gradients of a matmul pool block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from smh.core.grid import Grid, ceil_log2, grid
+from smh.core.kernels import Array, Kernels, add_up, floor, round7
+
+if TYPE_CHECKING:
+    from smh.core.generate import Part
+
+_FEW = 5  # elements of a tensor below which the floor of cotangents shows in a scale gradient (section 13.7)
+_POWERS = [2.0**e for e in range(-69, 91)]
+
+
+class BlockKernels(Kernels):
+    """Kernels whose shapes are static, and whose temporaries are small.
+
+    Fresh memory is what takes most of the time that products do not take.
+    """
+
+    block_elements = 1 << 20
+    """The fewest virtual weights of a matmul pool for gradients at a time, if there are so many."""
+    most_blocks = 16
+    """How many blocks of them there may be, so that programs stay small."""
+
+    def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
+        """Add float32 products of as many terms as are exact in int32, which holds 127 of them."""
+        xp, terms = self.xp, left.shape[1]
+        if self.smooth or not exact_terms < terms <= 127 * exact_terms:
+            return super().product(left, right, unit, exact_terms)
+        step = -(-terms // -(-terms // exact_terms))
+        sums = [xp.matmul(left[:, k : k + step], right[k : k + step, :]) for k in range(0, terms, step)]
+        total = xp.astype(add_up([xp.astype(x, xp.int32) for x in sums]), xp.float32)
+        return xp.where(xp.isfinite(sums[0]), total, sums[0]) * unit  # either no integer is NaN, or all are
+
+    def matmul_gradients(
+        self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Part]
+    ) -> tuple[Array, Array, list[Array]] | None:
+        """Go over rows of the pool once: the largest cotangents of tensors tell all units beforehand."""
+        xp, (side, terms) = self.xp, left.integers.shape
+        given = [part for part in parts if part.g is not None]
+        if self.smooth or not given:
+            return None
+        largest = xp.stack([self.largest(g) for _, _, g in given])
+        scale = xp.stack([s if t.learn_scale else xp.asarray(s, dtype=xp.float32) for t, s, _ in given])
+        q = grid(self, self.times(scale, largest), 22, 70, 90)  # whose unit is that of all cotangents
+        left_unit, right_unit, q_unit = (xp.astype(x.unit, xp.float64) for x in (left, right, q))
+
+        bound = xp.astype(left.power, xp.float64) * xp.astype(right.power, xp.float64) * gain * 2.0 ** ceil_log2(terms)
+        zero = (largest < 2.0**-70) | (bound == 0.0)
+        shares = xp.asarray([2.0 ** (ceil_log2(part.tensor.size) - 53) for part in given], dtype=xp.float64)
+        unit = xp.where(zero, 1.0, self._powers_above(largest) * bound * shares)
+
+        inverse = xp.where(q.power == 0.0, 0.0, 1.0 / q.unit)
+        of_v = xp.astype(left_unit * right_unit * gain / unit, xp.float32)
+        of_left, of_right = [], xp.zeros((terms, side), dtype=xp.float64)
+        dots: list[list[Array]] = [[] for _ in given]
+        wide_right = xp.astype(right.integers, xp.float64)
+        step = min(side, max(-(-self.block_elements // side), -(-side // self.most_blocks)))
+        for first in range(0, -(-given[-1].tensor.stop // side), step):
+            block = _Block(self, given, first, min(first + step, side), side, exact_terms)
+            arrays = inverse, scale, of_v, left.integers, right.integers, wide_right, of_right, block.cotangents
+            rows, of_right, here = self.alone(block.gradients, *arrays)
+            of_left.append(rows)
+            for (k, *_), dot in zip(block.pieces, here, strict=True):
+                dots[k].append(dot)
+        computed = sum(rows.shape[0] for rows in of_left)
+        if computed < side:
+            of_left.append(xp.zeros((side - computed, terms), dtype=xp.float64))
+
+        kappas = xp.asarray([2.0**-part.tensor.kappa for part in given], dtype=xp.float64)
+        of_scales = round7(self, xp.stack([add_up(some) for some in dots]) * (unit * kappas))
+        sound = xp.isfinite(left.unit + right.unit) & (largest < 2.0**90)
+        of_scales = xp.where(sound, xp.where(zero, 0.0, of_scales), math.nan)
+        named = {part.tensor.name: of_scales[k] for k, part in enumerate(given)}
+        nothing = xp.zeros((), dtype=xp.float32)
+        return (
+            round7(self, xp.concat(of_left) * (q_unit * right_unit * gain)),
+            round7(self, of_right * (q_unit * left_unit * gain)),
+            [named.get(part.tensor.name, nothing) for part in parts],
+        )
+
+    def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
+        """Return ``fn(*arrays)``, whose temporaries need not lie beside those of other calls.
+
+        The first array has one element, NaN or not below 0.
+        """
+        return fn(*arrays)
+
+    def transposed(self, x: Array) -> Array:
+        """Return a matrix transposed, in the order in which products read it fastest."""
+        return self.xp.matrix_transpose(x)
+
+    def dot_of_integers(self, g: Array, v: Array) -> Array:
+        """Return the sum of ``rint(g * v)`` of float32 values, float64, as :meth:`dot`."""
+        xp = self.xp
+        return xp.sum(xp.round(xp.astype(g, xp.float64) * xp.astype(v, xp.float64)))
+
+    def _powers_above(self, x: Array) -> Array:
+        """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, float64, for elements from 2**-70 to 2**90; else any."""
+        xp = self.xp
+        below = xp.reshape(x, (-1, 1)) >= xp.reshape(xp.asarray(_POWERS, dtype=xp.float32), (1, -1))
+        count = xp.sum(xp.astype(below, xp.int64), axis=1)
+        return xp.take(xp.asarray([*_POWERS, math.nan], dtype=xp.float64), count)
+
+
+class _Block:
+    """Some rows of a pool, and the pieces of tensors whose cells they are."""
+
+    def __init__(
+        self, kernels: BlockKernels, given: Sequence[Part], first: int, last: int, side: int, exact_terms: int
+    ) -> None:
+        self.kernels, self.rows, self.side, self.exact_terms = kernels, slice(first, last), side, exact_terms
+        self.start, self.stop = first * side, last * side
+        self.pieces = []
+        self.cotangents = []
+        for k, (tensor, _, g) in enumerate(given):
+            at, end = max(tensor.offset, self.start), min(tensor.stop, self.stop)
+            if at < end:
+                self.pieces.append((k, tensor, at, end))
+                self.cotangents.append(g)
+
+    def gradients(
+        self,
+        inverse: Array,
+        scale: Array,
+        of_v: Array,
+        left: Array,
+        right: Array,
+        wide_right: Array,
+        of_right: Array,
+        cotangents: list[Array],
+    ) -> tuple[Array, Array, list[Array]]:
+        """Return sums for rows of the left factor, for the right factor with those before, and for scales."""
+        kernels, xp = self.kernels, self.kernels.xp
+        pieces = [
+            (k, tensor, slice(at - self.start, end - self.start), g[at - tensor.offset : end - tensor.offset])
+            for (k, tensor, at, end), g in zip(self.pieces, cotangents, strict=True)
+        ]
+        rows, dots, joined, done = left[self.rows, :], [], [], 0
+        v = xp.reshape(kernels.product(rows, right, 1.0, self.exact_terms), (-1,))
+        for k, tensor, cells, g in pieces:
+            if tensor.learn_scale:
+                floored = floor(kernels, g) if tensor.size < _FEW else g
+                dots.append(kernels.dot_of_integers(floored, v[cells] * of_v[k]))
+            else:
+                dots.append(xp.zeros((), dtype=xp.float64))
+            if done < cells.start:
+                joined.append(xp.zeros((cells.start - done,), dtype=xp.float32))
+            # A scale and the unit are one factor: a power of two changes no rounding of what the grid does not make 0.
+            joined.append(xp.round(floor(kernels, g) * (scale[k] * inverse)))
+            done = cells.stop
+        if done < self.stop - self.start:
+            joined.append(xp.zeros((self.stop - self.start - done,), dtype=xp.float32))
+        q = xp.astype(xp.reshape(xp.concat(joined), (-1, self.side)), xp.float64)
+        of_left = xp.matmul(q, xp.matrix_transpose(wide_right))
+        return of_left, of_right + xp.matmul(kernels.transposed(xp.astype(rows, xp.float64)), q), dots
