@@ -1,4 +1,4 @@
-"""The core as differentiable functions of JAX: first derivatives exact, second ones smooth (section 7).
+"""The core as differentiable functions of JAX: first derivatives exact or fast, second ones smooth (section 7).
 
 The core needs float64 and int64, which are switched on around it and nowhere else: the user's own setting stays as it
 is. JAX must then not look into the core with 64 bits off, or it would batch and differentiate in 32: so every function
@@ -13,25 +13,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
 from smh.backends.jax.kernels import JaxKernels
 from smh.backends.protocol import Function
+from smh.backends.single import in_float32
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 
 KERNELS = JaxKernels(jnp)
 _SMOOTH = JaxKernels(jnp, smooth=True)
+_SINGLE = in_float32(JaxKernels(jnp, smooth=True))
 Arrays = dict[str, Array]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
-    """Return the named weights, as one compiled program."""
-    return _materialize(plan, names, jax.tree.map(_gathered, variables))
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("fast",))
+def build(plan: Plan, names: tuple[str, ...], variables: Arrays, *, fast: bool = False) -> Any:
+    """Return the named weights, as one compiled program, with exact or fast gradients."""
+    return (_materialize_fast if fast else _materialize)(plan, names, jax.tree.map(_gathered, variables))
 
 
 def without_cotangents(plan: Plan, variables: Arrays) -> Any:
@@ -83,16 +86,26 @@ def _build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
 
 
 def _pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
-    def smooth(variables: Arrays, cotangents: Arrays) -> Arrays:
-        """Return the same without grids, at the values on the grid, where rounding has the derivative 1."""
-        rounded = generate.on_grid(KERNELS, plan, jax.lax.stop_gradient(variables))
-        on_grid = {name: x + jax.lax.stop_gradient(rounded[name] - x) for name, x in variables.items()}
-        return generate.vjp(_SMOOTH, plan, on_grid, cotangents)
-
+    smooth = functools.partial(_smooth_vjp, _SMOOTH, plan)
     return _differentiable(functools.partial(generate.vjp, KERNELS, plan), smooth)(variables, cotangents)
 
 
+def fast_pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
+    """Return fast gradients, in float32."""
+    smooth = functools.partial(_smooth_vjp, _SINGLE, plan)
+    return _differentiable(smooth, smooth)(variables, cotangents)
+
+
+def _smooth_vjp(kernels: JaxKernels, plan: Plan, variables: Arrays, cotangents: Arrays) -> Arrays:
+    """Return gradients without grids, at the values on the grid, where rounding has the derivative 1."""
+    rounded = generate.on_grid(KERNELS, plan, jax.lax.stop_gradient(variables))
+    on_grid = {name: rounded[name] + (x - jax.lax.stop_gradient(x)) for name, x in variables.items()}
+    with np.errstate(over="ignore"):  # float32 has no 2**128, a bound that only exact gradients need
+        return generate.vjp(kernels, plan, on_grid, cotangents)
+
+
 _materialize = with_pullback(_build, _pullback)
+_materialize_fast = with_pullback(_build, fast_pullback)
 
 
 def _differentiable(fn: Function, smooth: Function) -> Any:

@@ -1,7 +1,8 @@
 """The core as differentiable functions of PyTorch (specification, section 7).
 
-First derivatives have the bits of the specification; second ones are those of the same formulas without rounding. All
-functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and the compiler follow.
+First derivatives have the bits of the specification, unless they are fast ones; second ones are those of the same
+formulas without rounding. All functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and
+the compiler follow.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from smh.backends.single import in_float32
 from smh.backends.torch.kernels import TorchKernels
 from smh.core import generate
 from smh.core.kernels import Array
@@ -18,26 +20,27 @@ from smh.core.plan import Plan
 from smh.errors import BackendError
 
 KERNELS = TorchKernels()
-_SMOOTH = TorchKernels(smooth=True)
+_SMOOTH = {False: TorchKernels(smooth=True), True: in_float32(TorchKernels(smooth=True))}
+"""For derivatives of exact gradients, and for fast ones."""
 
 
 class _OfPlan(torch.autograd.Function):
-    """A function of ``(plan, names, *tensors)``."""
+    """A function of ``(plan, names, fast, *tensors)``, ``fast`` being whether its gradients are fast ones."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
         """Keep the tensors."""
-        ctx.plan, ctx.names, *tensors = inputs
+        ctx.plan, ctx.names, ctx.fast, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
         """Run the elements of a batch one after another: the bits of an element cannot depend on the others."""
-        plan, names, *batches = args
-        tensors = list(zip(batches, in_dims[2:], strict=True))
+        plan, names, fast, *batches = args
+        tensors = list(zip(batches, in_dims[3:], strict=True))
         rows = [
-            cls.apply(plan, names, *(x if dim is None else x.select(dim, i) for x, dim in tensors))
+            cls.apply(plan, names, fast, *(x if dim is None else x.select(dim, i) for x, dim in tensors))
             for i in range(info.batch_size)
         ]
         results = tuple(torch.stack(column) for column in zip(*rows, strict=True))
@@ -45,14 +48,14 @@ class _OfPlan(torch.autograd.Function):
 
 
 class Materialize(_OfPlan):
-    """From ``(plan, names, *variables)`` to the weights of those names."""
+    """From ``(plan, names, fast, *variables)`` to the weights of those names."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
-        plan, names, *tensors = _arguments(args)
+        plan, names, _, *tensors = _arguments(args)
         variables = dict(zip(plan.variable_shapes, tensors, strict=True))
-        with _no_autocast(tensors[0]):
+        with no_autocast(tensors[0]):
             return tuple(generate.materialize(KERNELS, plan, variables, names).values())
 
     @staticmethod
@@ -60,12 +63,12 @@ class Materialize(_OfPlan):
         """Return the gradients of all variables; an output that was not used has no cotangent."""
         given = {name: g for name, g in zip(ctx.names, cotangents, strict=True) if g is not None}
         if not given:
-            return (None,) * (2 + len(ctx.saved_tensors))
-        return None, None, *Vjp.apply(ctx.plan, tuple(given), *ctx.saved_tensors, *given.values())
+            return (None,) * (3 + len(ctx.saved_tensors))
+        return None, None, None, *Vjp.apply(ctx.plan, tuple(given), ctx.fast, *ctx.saved_tensors, *given.values())
 
 
 class Promise(Materialize):
-    """From ``(plan, names, *variables)`` to placeholders for weights that are built later, one by one.
+    """From ``(plan, names, fast, *variables)`` to placeholders for weights that are built later, one by one.
 
     A placeholder has the shape of its weight and no memory. What the built weights get as gradients arrives here
     together, so that the variables get the same bits as from :class:`Materialize`.
@@ -74,7 +77,7 @@ class Promise(Materialize):
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run nothing."""
-        plan, names, *variables = _arguments(args)
+        plan, names, _, *variables = _arguments(args)
         zero = variables[0].new_zeros(())
         return tuple(zero.expand(tensor.viewed_shape) for tensor in plan.select(names))
 
@@ -98,14 +101,16 @@ class Redeem(torch.autograd.Function):
 
 
 class Vjp(_OfPlan):
-    """From ``(plan, names, *variables, *cotangents)`` to the gradients of all variables."""
+    """From ``(plan, names, fast, *variables, *cotangents)`` to the gradients of all variables."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
-        plan, names, *tensors = _arguments(args)
-        check_float64(tensors[0])
-        with _no_autocast(tensors[0]):
+        plan, names, fast, *tensors = _arguments(args)
+        with no_autocast(tensors[0]):
+            if fast:
+                return _vjp(_SMOOTH[fast], plan, names, _on_grid(plan, tensors))
+            check_float64(tensors[0])
             return _vjp(KERNELS, plan, names, tensors)
 
     @staticmethod
@@ -113,9 +118,10 @@ class Vjp(_OfPlan):
         """Differentiate the smooth formulas, at the values on the grid; the result can be differentiated again."""
         plan, names, saved = ctx.plan, ctx.names, ctx.saved_tensors
         given = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(saved, cotangents, strict=False))
-        with torch.enable_grad(), _no_autocast(saved[0]):
-            _, pull = torch.func.vjp(lambda *tensors: _vjp(_SMOOTH, plan, names, tensors), *_on_grid(plan, saved))
-            return None, None, *pull(given)
+        with torch.enable_grad(), no_autocast(saved[0]):
+            smooth = _SMOOTH[ctx.fast]
+            _, pull = torch.func.vjp(lambda *tensors: _vjp(smooth, plan, names, tensors), *_on_grid(plan, saved))
+            return None, None, None, *pull(given)
 
 
 def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
@@ -131,7 +137,7 @@ def _on_grid(plan: Plan, tensors: Sequence[Array]) -> tuple[Array, ...]:
     variables = dict(zip(plan.variable_shapes, tensors, strict=False))
     with torch.no_grad():
         rounded = generate.on_grid(KERNELS, plan, variables)
-    moved = [x + (rounded[name] - x).detach() for name, x in variables.items()]
+    moved = [rounded[name] + (x - x.detach()) for name, x in variables.items()]
     return *moved, *tensors[len(moved) :]
 
 
@@ -139,8 +145,8 @@ def check_float64(x: Array) -> None:
     """Raise :class:`~smh.BackendError` where gradients cannot be computed, for lack of float64."""
     if device_type(x) == "mps":
         raise BackendError(
-            "gradients need float64, which the device 'mps' does not have: train on the CPU or a CUDA device. "
-            "Weights can be generated on 'mps'"
+            "gradients need float64, which the device 'mps' does not have: train on the CPU or a CUDA device, or "
+            "with gradients='fast'. Weights can be generated on 'mps'"
         )
 
 
@@ -149,7 +155,7 @@ def device_type(x: Array) -> str:
     return str(x.device.type)
 
 
-def _no_autocast(x: Array) -> Any:
+def no_autocast(x: Array) -> Any:
     """Return a context in which float32 products stay float32."""
     return torch.autocast(x.device.type, enabled=False)
 
