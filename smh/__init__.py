@@ -57,6 +57,7 @@ __all__ = [
     "UnknownNameError",
     "VariableError",
     "__version__",
+    "built",
     "compress",
     "digest",
     "fit",
@@ -75,6 +76,7 @@ __all__ = [
 ]
 
 _api: _Api[_Any, _Any] = _Api(get_backend, _adapter_of)
+built = _api.built
 compress = _api.compress
 digest = _api.digest
 fit = _api.fit

@@ -35,9 +35,20 @@ def materialize(
     """
     chosen = plan.select(names)
     check_variables(kernels, plan, variables)
-    parts = [Part(tensor, scale_of(kernels, tensor, variables)) for tensor in chosen]
+    return build(kernels, plan, put_on_grids(kernels, plan, variables), variables, chosen)
+
+
+def build(
+    kernels: Kernels,
+    plan: Plan,
+    grids: Mapping[str, Grid],
+    variables: Mapping[str, Array],
+    tensors: Sequence[TensorSpec],
+) -> dict[str, Array]:
+    """Return the weights of tensors, given the pool on its grids; of the variables, only scales are read."""
+    parts = [Part(tensor, scale_of(kernels, tensor, variables)) for tensor in tensors]
     weights = {}
-    for tensor, w in zip(chosen, weights_of(kernels, plan, put_on_grids(kernels, plan, variables), parts), strict=True):
+    for tensor, w in zip(tensors, weights_of(kernels, plan, grids, parts), strict=True):
         w = kernels.xp.reshape(w, tensor.shape)
         weights[tensor.name] = tensor.view.apply(kernels.xp, w) if tensor.view else w
     return weights

@@ -6,6 +6,7 @@ import importlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,6 +66,10 @@ class ModelAdapter(ABC):
     @abstractmethod
     def materialize(self, model: Any) -> Any:
         """Return a plain model with the weights of a compressed one."""
+
+    @abstractmethod
+    def built(self, model: Any) -> AbstractContextManager[None]:
+        """Return a context in which the weights of a compressed model are built once."""
 
     def renamed(self, checkpoint: Checkpoint, model: Any) -> Checkpoint:
         """Return a checkpoint with the names that a model has for the same tensors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -12,7 +13,15 @@ from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
 from smh.models.adapter import ModelAdapter
-from smh.models.compression import Compression, Report, check_residency, make_report, not_compressed, plan_for
+from smh.models.compression import (
+    Compression,
+    Report,
+    check_gradients,
+    check_residency,
+    make_report,
+    not_compressed,
+    plan_for,
+)
 from smh.models.fit import FitReport, fit_variables
 
 Model = TypeVar("Model")
@@ -40,6 +49,7 @@ class ModelApi(Generic[Model, Compressed]):
         size: int | str | None = None,
         plan: Plan | None = None,
         residency: str = "full",
+        gradients: str = "exact",
         bits: int | None = None,
         optimizer: str | None = None,
         pool: Pool | str | None = None,
@@ -76,6 +86,10 @@ class ModelApi(Generic[Model, Compressed]):
             forward pass. ``"cached"``: once, and again only after a variable changed, where no gradient is needed.
             ``"layer"``: each layer's just before it runs, and freed after it. The guide to residency tells what that
             means in each framework.
+        gradients : str
+            How gradients are computed; weights have the same bits either way, and the choice is no part of the plan or
+            of files. ``"exact"``: with the bits of the specification, the same in every framework. ``"fast"``: by the
+            framework's own float32 products, without a promise of bits.
         bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, include, exclude : optional
             As for :meth:`smh.Plan.build`, with the same defaults. The framework and its layers tell what axes mean, and
             ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 tensors of two
@@ -113,6 +127,7 @@ class ModelApi(Generic[Model, Compressed]):
         """
         adapter = self._adapter_of(model)
         check_residency(residency)
+        check_gradients(gradients)
         tensors = adapter.tensors(model, plan)
         chosen = plan_for(
             tensors,
@@ -135,7 +150,8 @@ class ModelApi(Generic[Model, Compressed]):
             values=adapter.values(model) if plan is None and "match" in str(scale) else None,
         )
         asked = None if ratio is None else float(ratio)
-        compressed = adapter.install(adapter.copy(model), Compression(chosen, tensors, residency, asked))
+        compression = Compression(chosen, tensors, residency, asked, gradients)
+        compressed = adapter.install(adapter.copy(model), compression)
         made: Compressed = adapter.assign(compressed, initial_variables(chosen), {})
         return made
 
@@ -147,6 +163,7 @@ class ModelApi(Generic[Model, Compressed]):
         size: int | str | None = None,
         plan: Plan | None = None,
         residency: str = "full",
+        gradients: str = "exact",
         bits: int | None = None,
         optimizer: str | None = None,
         pool: Pool | str | None = None,
@@ -166,8 +183,8 @@ class ModelApi(Generic[Model, Compressed]):
 
         Parameters
         ----------
-        model, ratio, size, plan, residency, bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, \
-        views, include, exclude, allow_expansion
+        model, ratio, size, plan, residency, gradients, bits, optimizer, pool, layout, scale, learn_scale, modifiers, \
+        seed, axes, views, include, exclude, allow_expansion
             As for :func:`compress`.
         progress : bool
             Whether to show progress bars.
@@ -207,6 +224,7 @@ class ModelApi(Generic[Model, Compressed]):
             size=size,
             plan=plan,
             residency=residency,
+            gradients=gradients,
             bits=bits,
             optimizer=optimizer,
             pool=pool,
@@ -253,7 +271,7 @@ class ModelApi(Generic[Model, Compressed]):
         >>> import smh
         >>> print(smh.report(smh.compress(torch.nn.Linear(40, 30), ratio=0.1)))  # doctest: +NORMALIZE_WHITESPACE
         1,200 weights (1 tensor) are generated from 71 variables (pool ratio 0.05833, asked 0.1); 30 numbers (1 tensor)
-        are kept. A file takes 194 bytes instead of 4,920 (3.9%); residency 'full'.
+        are kept. A file takes 194 bytes instead of 4,920 (3.9%); residency 'full', gradients 'exact'.
         """
         compression, adapter = self._compression(model), self._adapter_of(model)
         variables = adapter.variables(model)
@@ -261,6 +279,43 @@ class ModelApi(Generic[Model, Compressed]):
             name: float(adapter.backend.to_numpy(x)) for name, x in variables.items() if name.startswith("scale/")
         }
         return make_report(compression, scales)
+
+    def built(self, model: Compressed) -> AbstractContextManager[None]:
+        """Build all weights once, for all that runs within this context, whatever the residency.
+
+        A call of the model is a forward pass, which builds weights once by itself. So are, in PyTorch, a call of one of
+        its modules and one of its public methods, such as ``generate``; in Keras a call of one of its layers. This
+        context joins several: calls of parts one after another, code that reads weights, many calls without gradients.
+
+        Within the context weights are right: they are built again after a variable changed, after a backward pass went
+        through them, or if gradients are wanted where they were not before. It counts in the thread that enters it.
+
+        Parameters
+        ----------
+        model : torch.nn.Module or smh.keras.Compressed
+            The compressed model. Compressed pytrees of JAX are refused: what :func:`materialize` returns is what it
+            builds once.
+
+        Returns
+        -------
+        context manager
+
+        Raises
+        ------
+        PlanError
+            If the model is not compressed, or a pytree.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import smh
+        >>> model = smh.compress(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20)), ratio=0.1)
+        >>> with smh.built(model):
+        ...     hidden = model[0](torch.ones(1, 40))
+        ...     y = model[1](hidden)  # of the same building
+        """
+        self._compression(model)
+        return self._adapter_of(model).built(model)
 
     def _compression(self, model: Any) -> Compression:
         compression = self._adapter_of(model).compression(model)

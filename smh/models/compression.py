@@ -24,6 +24,8 @@ from smh.text import some
 
 RESIDENCIES = ("full", "cached", "layer")
 """When weights are built: once per forward pass, once until a variable changes, or layer by layer."""
+GRADIENTS = ("exact", "fast")
+"""How gradients of variables are computed: with the bits of the specification, or by float32 products."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Compression:
     tensors: tuple[ModelTensor, ...]  # all of the model as it was before, in order
     residency: str = "full"
     ratio_asked: float | None = None
+    gradients: str = "exact"
+
+    @property
+    def fast(self) -> bool:
+        """Whether gradients are fast ones, without a promise of bits."""
+        return self.gradients == "fast"
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ class Report:
         Of all tensors of the model in a file, before, and with integers and scales in place of weights.
     residency : str
         When weights are built.
+    gradients : str
+        How gradients are computed.
     """
 
     tensors: tuple[TensorReport, ...]
@@ -108,6 +118,7 @@ class Report:
     bytes_before: int
     bytes_after: int
     residency: str
+    gradients: str
 
     def __str__(self) -> str:
         """Return a paragraph."""
@@ -117,7 +128,8 @@ class Report:
             f"{self.num_weights:,} weights ({_tensors(count)}) are generated from {self.num_variables:,} variables "
             f"(pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers ({_tensors(len(self.tensors) - count)}) "
             f"are kept. A file takes {self.bytes_after:,} bytes instead of {self.bytes_before:,} "
-            f"({self.bytes_after / self.bytes_before:.1%}); residency {self.residency!r}."
+            f"({self.bytes_after / self.bytes_before:.1%}); residency {self.residency!r}, "
+            f"gradients {self.gradients!r}."
         )
 
     def __rich__(self) -> Table:
@@ -139,9 +151,12 @@ class Report:
 
 def check_residency(residency: Any) -> str:
     """Return a residency, or raise :class:`~smh.PlanError` for what is none."""
-    if not isinstance(residency, str) or residency not in RESIDENCIES:
-        raise PlanError(f"residency must be one of {', '.join(map(repr, RESIDENCIES))}; got {residency!r}")
-    return residency
+    return _check_choice("residency", residency, RESIDENCIES)
+
+
+def check_gradients(gradients: Any) -> str:
+    """Return a kind of gradients, or raise :class:`~smh.PlanError` for what is none."""
+    return _check_choice("gradients", gradients, GRADIENTS)
 
 
 def not_compressed(model: Any) -> PlanError:
@@ -303,7 +318,14 @@ def make_report(compression: Compression, scale_variables: Mapping[str, float]) 
         bytes_before=sum(tensor.nbytes for tensor in compression.tensors),
         bytes_after=plan.file_bytes + sum(tensor.nbytes for tensor in kept),
         residency=compression.residency,
+        gradients=compression.gradients,
     )
+
+
+def _check_choice(what: str, value: Any, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise PlanError(f"{what} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+    return value
 
 
 def _scale(spec: TensorSpec, scale_variables: Mapping[str, float]) -> float:

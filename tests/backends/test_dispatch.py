@@ -1,5 +1,6 @@
 """The public functions of ``smh`` go to the framework of the model, and pass on everything that they are given."""
 
+import contextlib
 import inspect
 import subprocess
 import sys
@@ -61,6 +62,9 @@ class Adapter(ModelAdapter):
     def materialize(self, model):
         return "a plain model"
 
+    def built(self, model):
+        return contextlib.nullcontext()
+
 
 @pytest.fixture(params=list(FRAMEWORKS))
 def stand_in(request, monkeypatch):
@@ -84,7 +88,7 @@ def test_models_go_to_the_adapter_of_their_framework(stand_in, monkeypatch):
 def options():
     """Return a value of its own for each option of compress."""
     parameters = list(inspect.signature(smh.compress).parameters)
-    return {name: object() for name in parameters if name not in ("model", "ratio", "residency")}
+    return {name: object() for name in parameters if name not in ("model", "ratio", "residency", "gradients")}
 
 
 def test_compress_passes_every_option_on(options, monkeypatch):
@@ -93,9 +97,9 @@ def test_compress_passes_every_option_on(options, monkeypatch):
     plan = smh.Plan.build({"w": (30, 40)}, ratio=0.25)
     monkeypatch.setattr(models_api, "plan_for", lambda tensors, **given: asked.update(given) or plan)
     api = ModelApi(lambda model: Adapter())
-    made = api.compress(Model(), 0.25, residency="layer", **options)
+    made = api.compress(Model(), 0.25, residency="layer", gradients="fast", **options)
     assert asked == {**options, "ratio": 0.25, "values": None}
-    assert made == Compression(plan, Adapter.tensors_, "layer", 0.25)
+    assert made == Compression(plan, Adapter.tensors_, "layer", 0.25, "fast")
     api.compress(Model(), scale="match")
     assert list(asked["values"]) == ["w"]
 
@@ -110,8 +114,8 @@ def test_fit_passes_every_option_on(options):
 
     model = Model()
     with pytest.raises(Passed) as caught:
-        Api(lambda model: Adapter()).fit(model, 0.25, residency="layer", **options, progress=True)
-    assert caught.value.args == ((model, 0.25), {**options, "residency": "layer"})
+        Api(lambda model: Adapter()).fit(model, 0.25, residency="layer", gradients="fast", **options, progress=True)
+    assert caught.value.args == ((model, 0.25), {**options, "residency": "layer", "gradients": "fast"})
 
 
 def test_arguments_of_plans_do_not_go_with_models(tmp_path):

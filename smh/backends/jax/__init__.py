@@ -12,6 +12,7 @@ __all__ = [
     "Compressed",
     "Plan",
     "backend",
+    "built",
     "compress",
     "digest",
     "fit",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _api: Api[Any, Compressed] = Api(lambda: backend, lambda model: adapter)
+built = _api.built
 compress = _api.compress
 digest = _api.digest
 fit = _api.fit

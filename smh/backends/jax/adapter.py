@@ -45,12 +45,12 @@ class JaxBackend(Backend):
         return np.array(x)
 
     def materialize(
-        self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
+        self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None, *, fast: bool = False
     ) -> dict[str, Array]:
-        """Return weights, through which gradients flow to the variables."""
+        """Return weights, through which gradients, exact or fast, flow to the variables."""
         chosen = tuple(tensor.name for tensor in plan.select(names))
         _check(plan, variables)
-        weights = _functions(self.mode, plan, chosen)[0](dict(variables)) if chosen else {}
+        weights = _functions(self.mode, plan, chosen, fast)[0](dict(variables)) if chosen else {}
         return {name: weights[name] for name in chosen}
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
@@ -95,9 +95,9 @@ class JaxBackend(Backend):
 
 
 @functools.lru_cache(maxsize=256)
-def _functions(mode: Mode, plan: Plan, names: tuple[str, ...]) -> tuple[Function, Function]:
+def _functions(mode: Mode, plan: Plan, names: tuple[str, ...], fast: bool = False) -> tuple[Function, Function]:
     """Return the functions from all variables to the named weights, and from these cotangents too to all gradients."""
-    build = mode.within(functools.partial(derivatives.build, plan, names))
+    build = mode.within(functools.partial(derivatives.build, plan, names, fast=fast))
 
     def gradients(variables: Arrays, cotangents: Arrays) -> Any:
         if not names:

@@ -1,4 +1,4 @@
-"""The core as differentiable functions of JAX: first derivatives exact, second ones smooth (section 7).
+"""The core as differentiable functions of JAX: first derivatives exact or fast, second ones smooth (section 7).
 
 The core needs float64 and int64, which are switched on around it and nowhere else, or switched off where it does
 without: the user's own setting stays as it is. JAX must then not look into the core under another setting, or it would
@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
-from smh.backends.jax.narrow import KERNELS, has_float64, kernels
+from smh.backends.jax.kernels import JaxKernels
+from smh.backends.jax.narrow import KERNELS, SINGLE, has_float64, kernels
 from smh.backends.protocol import Function
 from smh.core import generate
 from smh.core.kernels import Array
@@ -26,19 +28,19 @@ from smh.core.plan import Plan
 Arrays = dict[str, Array]
 
 
-def build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
-    """Return the named weights, as one compiled program."""
-    return _compiled(plan, names, has_float64(), variables)
+def build(plan: Plan, names: tuple[str, ...], variables: Arrays, *, fast: bool = False) -> Any:
+    """Return the named weights, as one compiled program, with exact or fast gradients."""
+    return _compiled(plan, names, has_float64(), fast, variables)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(plan: Plan, names: tuple[str, ...], _: bool, variables: Arrays) -> Any:
-    return _materialize(plan, names, jax.tree.map(_gathered, variables))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _compiled(plan: Plan, names: tuple[str, ...], _: bool, fast: bool, variables: Arrays) -> Any:
+    return (_materialize_fast if fast else _materialize)(plan, names, jax.tree.map(_gathered, variables))
 
 
 def without_cotangents(plan: Plan, variables: Arrays) -> Any:
     """Return the gradients where no weight has a cotangent: zeros times variables that need not be finite."""
-    return _closed(_vjp(plan))(jax.tree.map(_gathered, variables), {})
+    return _closed(functools.partial(generate.vjp, kernels(), plan))(jax.tree.map(_gathered, variables), {})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -85,20 +87,26 @@ def _build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
 
 
 def _pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
-    def smooth(variables: Arrays, cotangents: Arrays) -> Arrays:
-        """Return the same without grids, at the values on the grid, where rounding has the derivative 1."""
-        rounded = generate.on_grid(kernels(), plan, jax.lax.stop_gradient(variables))
-        on_grid = {name: x + jax.lax.stop_gradient(rounded[name] - x) for name, x in variables.items()}
-        return generate.vjp(kernels(smooth=True), plan, on_grid, cotangents)
+    smooth = functools.partial(_smooth_vjp, kernels(smooth=True), plan)
+    return _differentiable(functools.partial(generate.vjp, kernels(), plan), smooth)(variables, cotangents)
 
-    return _differentiable(_vjp(plan), smooth)(variables, cotangents)
+
+def fast_pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
+    """Return fast gradients, in float32."""
+    smooth = functools.partial(_smooth_vjp, SINGLE, plan)
+    return _differentiable(smooth, smooth)(variables, cotangents)
+
+
+def _smooth_vjp(smooth: JaxKernels, plan: Plan, variables: Arrays, cotangents: Arrays) -> Arrays:
+    """Return gradients without grids, at the values on the grid, where rounding has the derivative 1."""
+    rounded = generate.on_grid(kernels(), plan, jax.lax.stop_gradient(variables))
+    on_grid = {name: rounded[name] + (x - jax.lax.stop_gradient(x)) for name, x in variables.items()}
+    with np.errstate(over="ignore"):  # float32 has no 2**128, a bound that only exact gradients need
+        return generate.vjp(smooth, plan, on_grid, cotangents)
 
 
 _materialize = with_pullback(_build, _pullback)
-
-
-def _vjp(plan: Plan) -> Function:
-    return lambda variables, cotangents: generate.vjp(kernels(), plan, variables, cotangents)
+_materialize_fast = with_pullback(_build, fast_pullback)
 
 
 def _differentiable(fn: Function, smooth: Function) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 
 from smh.backends.jax.adapter import backend
-from smh.backends.jax.derivatives import Arrays, with_pullback
+from smh.backends.jax.derivatives import Arrays, fast_pullback, with_pullback
 from smh.backends.jax.pytrees import Compressed, Structure, describe, flatten, register_with_flax
 from smh.core.kernels import Array
 from smh.core.plan import Plan
@@ -82,12 +83,20 @@ class JaxModels(ModelAdapter):
 
     def materialize(self, model: Compressed) -> Any:
         """Return the pytree that was compressed, with generated weights in their places."""
-        plan, variables = model.plan, model.variables
+        plan, variables, fast = model.plan, model.variables, model.structure.compression.fast
         if model.residency == "layer":
-            weights = _apart(plan, tuple(tensor.name for tensor in plan.tensors), variables)
+            apart = _apart_fast if fast else _apart
+            weights = apart(plan, tuple(tensor.name for tensor in plan.tensors), variables)
         else:
-            weights = (_cached if model.residency == "cached" else backend.materialize)(plan, variables)
+            weights = (_cached if model.residency == "cached" else backend.materialize)(plan, variables, fast=fast)
         return model.structure.restored({**model.kept, **weights})
+
+    def built(self, model: Compressed) -> AbstractContextManager[None]:
+        """Refuse: nobody can see when such a model is used."""
+        raise PlanError(
+            "smh.built is for models that build weights themselves; a compressed pytree builds them where you call "
+            f"smh.materialize(params): call it once, and use what it returns; got {model!r}"
+        )
 
 
 adapter = JaxModels()
@@ -124,17 +133,17 @@ def _placed(x: np.ndarray, like: Any) -> Any:
     return backend.asarray(x.astype(like.dtype, copy=False), place)
 
 
-def _cached(plan: Plan, variables: Arrays) -> Arrays:
+def _cached(plan: Plan, variables: Arrays, *, fast: bool) -> Arrays:
     """Return the weights of the same arrays as before, which cannot have changed, or build them.
 
     Nothing is kept longer than the arrays that it was built from, nor what was built by a transformation.
     """
     if any(isinstance(x, jax.core.Tracer) for x in variables.values()):
-        return backend.materialize(plan, variables)
+        return backend.materialize(plan, variables, fast=fast)
     key = plan, frozenset((name, id(x)) for name, x in variables.items())
     _, weights = _cache.get(key, ((), {}))
     if not weights or any(x.is_deleted() for x in (*variables.values(), *weights.values())):
-        weights = backend.materialize(plan, variables)
+        weights = backend.materialize(plan, variables, fast=fast)
         if not any(isinstance(x, jax.core.Tracer) for x in weights.values()):
             # An array that dies takes the entry along before another one can get its id.
             refs = tuple(weakref.ref(x, lambda _: _cache.pop(key, None)) for x in variables.values())
@@ -151,3 +160,4 @@ def _build_apart(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Array
 
 
 _apart = with_pullback(_build_apart, backend.vjp)
+_apart_fast = with_pullback(_build_apart, fast_pullback)

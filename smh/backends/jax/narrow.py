@@ -25,7 +25,7 @@ class NarrowJaxKernels(NarrowKernels, JaxKernels):
 
 
 KERNELS, NARROW = JaxKernels(jnp), NarrowJaxKernels(jnp)
-_SMOOTH, _NARROW_SMOOTH = JaxKernels(jnp, smooth=True), NarrowJaxKernels(jnp, smooth=True)
+_SMOOTH, SINGLE = JaxKernels(jnp, smooth=True), NarrowJaxKernels(jnp, smooth=True)
 
 
 def has_float64() -> bool:
@@ -37,4 +37,4 @@ def kernels(smooth: bool = False) -> JaxKernels:
     """Return the kernels for the default platform."""
     if has_float64():
         return _SMOOTH if smooth else KERNELS
-    return _NARROW_SMOOTH if smooth else NARROW
+    return SINGLE if smooth else NARROW

@@ -17,7 +17,14 @@ import numpy as np
 from smh.backends.jax.derivatives import Arrays
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
-from smh.models.compression import Compression, ModelTensor, check_fingerprint, check_residency, fingerprint
+from smh.models.compression import (
+    Compression,
+    ModelTensor,
+    check_fingerprint,
+    check_gradients,
+    check_residency,
+    fingerprint,
+)
 
 
 @dataclass(frozen=True)
@@ -89,14 +96,26 @@ class Compressed:
 
     def with_residency(self, residency: str) -> Compressed:
         """Return a copy whose weights are built at another time, ``"full"``, ``"cached"`` or ``"layer"``."""
-        compression = dataclasses.replace(self.structure.compression, residency=check_residency(residency))
+        return self._with(residency=check_residency(residency))
+
+    @property
+    def gradients(self) -> str:
+        """How gradients are computed; see :func:`smh.compress`."""
+        return self.structure.compression.gradients
+
+    def with_gradients(self, gradients: str) -> Compressed:
+        """Return a copy whose gradients are computed in another way, ``"exact"`` or ``"fast"``."""
+        return self._with(gradients=check_gradients(gradients))
+
+    def _with(self, **changes: Any) -> Compressed:
+        compression = dataclasses.replace(self.structure.compression, **changes)
         return dataclasses.replace(self, structure=dataclasses.replace(self.structure, compression=compression))
 
     def __repr__(self) -> str:
         plan = self.plan
         return (
             f"Compressed({plan.num_weights:,} weights from {plan.num_variables:,} variables, "
-            f"{len(self.kept)} kept arrays, residency {self.residency!r})"
+            f"{len(self.kept)} kept arrays, residency {self.residency!r}, gradients {self.gradients!r})"
         )
 
 

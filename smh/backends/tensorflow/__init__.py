@@ -13,6 +13,7 @@ __all__ = [
     "Compressed",
     "Plan",
     "backend",
+    "built",
     "compress",
     "digest",
     "fit",
@@ -34,6 +35,7 @@ class _KerasApi(Api[keras.Model, Compressed]):
 
 
 _api = _KerasApi(lambda: backend, lambda model: adapter)
+built = _api.built
 compress = _api.compress
 digest = _api.digest
 fit = _api.fit

@@ -1,6 +1,7 @@
 """The core as differentiable functions of TensorFlow (specification, section 7).
 
-First derivatives have the bits of the specification; second ones are those of the same formulas without rounding.
+First derivatives have the bits of the specification, unless they are fast ones; second ones are those of the same
+formulas without rounding.
 Tapes must not see the operations of the core, only the functions here: the gradients of rounding are not those of the
 specification, and what a tape sees it keeps. So the core gets tensors through which no gradient flows.
 """
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from smh.backends.tensorflow.kernels import TensorflowKernels
-from smh.backends.tensorflow.narrow import kernels
+from smh.backends.tensorflow.narrow import SINGLE, kernels
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
@@ -26,13 +27,13 @@ as_written: Callable[[F], F] = tf.autograph.experimental.do_not_convert
 """Makes a user's ``tf.function`` leave a function alone: the core's loops and branches are of Python's values."""
 
 
-def build(plan: Plan, names: tuple[str, ...], *flat: Array) -> tuple[Array, ...]:
-    """Return the weights of some names from all variables, in the plan's order."""
+def build(plan: Plan, names: tuple[str, ...], *flat: Array, fast: bool = False) -> tuple[Array, ...]:
+    """Return the weights of some names from all variables, in the plan's order, with exact or fast gradients."""
 
     @tf.custom_gradient
     def smh_materialize(*variables: Array) -> tuple[tuple[Array, ...], Callable[..., tuple[Array, ...]]]:
         def pull(*cotangents: Array) -> tuple[Array, ...]:
-            return gradients(plan, names, *variables, *cotangents)
+            return gradients(plan, names, *variables, *cotangents, fast=fast)
 
         with _beside(variables[0]):
             named = dict(zip(plan.variable_shapes, _unseen(variables), strict=True))
@@ -41,7 +42,7 @@ def build(plan: Plan, names: tuple[str, ...], *flat: Array) -> tuple[Array, ...]
     return tuple(smh_materialize(*(tf.convert_to_tensor(x) for x in flat)))
 
 
-def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array) -> tuple[Array, ...]:
+def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array, fast: bool = False) -> tuple[Array, ...]:
     """Return the gradients of all variables; ``tensors`` holds these, and then a cotangent for each name."""
 
     @tf.custom_gradient
@@ -59,7 +60,11 @@ def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array) -> tuple[Arra
     # Graphs may not know the shapes of what layers compute.
     shapes = [*plan.variable_shapes.values(), *(tensor.viewed_shape for tensor in plan.select(names))]
     pairs = zip(tensors, shapes, strict=True)
-    return tuple(smh_vjp(*(x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape) for x, shape in pairs)))
+    shaped = [x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape) for x, shape in pairs]
+    if fast:
+        with _beside(tensors[0]):
+            return _vjp(SINGLE, plan, names, _on_grid(plan, shaped))
+    return tuple(smh_vjp(*shaped))
 
 
 def _vjp(kernels: TensorflowKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
@@ -73,7 +78,7 @@ def _on_grid(plan: Plan, tensors: Sequence[Array]) -> list[Array]:
     """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
     shapes = plan.variable_shapes
     rounded = generate.on_grid(kernels(), plan, dict(zip(shapes, _unseen(tensors[: len(shapes)]), strict=True)))
-    moved = [x + tf.stop_gradient(rounded[name] - x) for name, x in zip(shapes, tensors, strict=False)]
+    moved = [rounded[name] + (x - tf.stop_gradient(x)) for name, x in zip(shapes, tensors, strict=False)]
     return [*moved, *map(tf.identity, tensors[len(shapes) :])]
 
 

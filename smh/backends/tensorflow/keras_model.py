@@ -26,7 +26,7 @@ from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, hel
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, VariableError
-from smh.models.compression import Compression, check_fingerprint, check_residency, fingerprint
+from smh.models.compression import Compression, check_fingerprint, check_gradients, check_residency, fingerprint
 
 _FINGERPRINT = "fingerprint"
 _ADVICE = (
@@ -136,7 +136,19 @@ class Compressed(keras.Model):
 
     @residency.setter
     def residency(self, value: str) -> None:
-        self.source.compression = dataclasses.replace(self.source.compression, residency=check_residency(value))
+        self._change(residency=check_residency(value))
+
+    @property
+    def gradients(self) -> str:
+        """How gradients are computed: ``"exact"`` or ``"fast"``; see :func:`smh.compress`. May be changed."""
+        return self.source.compression.gradients
+
+    @gradients.setter
+    def gradients(self, value: str) -> None:
+        self._change(gradients=check_gradients(value))
+
+    def _change(self, **changes: Any) -> None:
+        self.source.compression = dataclasses.replace(self.source.compression, **changes)
         self.source.forget()
         self.train_function = self.test_function = self.predict_function = None  # traced with the old one
 
@@ -188,6 +200,7 @@ class Compressed(keras.Model):
             "names": [tensor.name for tensor in compression.tensors],
             "residency": compression.residency,
             "ratio_asked": compression.ratio_asked,
+            "gradients": compression.gradients,
         }
 
     @classmethod
@@ -195,9 +208,10 @@ class Compressed(keras.Model):
         """Make a model from what :meth:`get_config` returned, with initial values of its variables."""
         inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
         plan, residency = Plan.from_json(config["plan"]), check_residency(config["residency"])
+        gradients = check_gradients(config.get("gradients", "exact"))
         named = zip(config["names"], keras_tensors.tensors_of(inner), strict=True)
         tensors = tuple(dataclasses.replace(tensor, name=name) for name, tensor in named)
-        model = cls(inner, Compression(plan, tensors, residency, config["ratio_asked"]))
+        model = cls(inner, Compression(plan, tensors, residency, config["ratio_asked"], gradients))
         for variable, value in zip(model.pool.weights, initial_variables(plan).values(), strict=True):
             variable.assign(value)
         return model
@@ -250,7 +264,7 @@ def weights_of(model: keras.Model) -> dict[str, keras.Variable]:
 
 def _call(model: Compressed, *args: Any, **kwargs: Any) -> Any:
     """Run a compressed model."""
-    with model.source.passing(model.residency):
+    with model.source.passing():
         outputs = model.inner(*args, **kwargs)
         for variable in (model.source.weights[name] for name in model.source.names):
             if variable.regularizer is not None:
@@ -263,10 +277,10 @@ def _generate(inner: keras.Model, source: Source) -> None:
     chosen = {id(source.weights[name]): name for name in source.names}
     layers = inner._flatten_layers()
     using = {id(layer): tuple(chosen[id(x)] for x in layer.weights if id(x) in chosen) for layer in layers}
-    # Models call layers: not those that are models themselves, and not what lies within other layers.
+    # Models call layers, not what lies within other layers.
     called = {id(layer): layer for model in layers if isinstance(model, keras.Model) for layer in model.layers}
-    for layer in called.values():
-        if using[id(layer)] and not isinstance(layer, keras.Model):
+    for layer in (inner, *called.values()):
+        if using[id(layer)]:
             held_while_running(layer, source, using[id(layer)])
     for layer in layers:
         if using[id(layer)]:

@@ -26,6 +26,8 @@ from smh.models.compression import Compression
 
 _RUNS: ContextVar[Any] = ContextVar("smh_keras_runs", default=MappingProxyType({}))
 """The passes that are under way, by the id of their sources."""
+_BUILT: ContextVar[Any] = ContextVar("smh_keras_built", default=MappingProxyType({}))
+"""Whose weights eager code shares, by the id of their sources."""
 _SERVED: ContextVar[Any] = ContextVar("smh_keras_served", default=MappingProxyType({}))
 """The kept weights that graphs may read, by the id of their sources."""
 
@@ -58,22 +60,48 @@ class Source:
     @as_written
     def weight(self, name: str) -> Array:
         """Return a weight: that of the present pass, or else one that is built for this use."""
-        run = _RUNS.get().get(id(self))
-        if run is None or (run.eager and not tf.executing_eagerly()):  # a graph may outlive the eager pass
-            return derivatives.build(self.plan, (name,), *self.flat())[0]
+        run = self._run()
+        if run is None:
+            return self._weights((name,))[name]
         return run.weights[name] if name in run.weights else run.build((name,))[0]
 
+    def _run(self) -> Any:
+        """Return the pass that is under way, or None: a graph may outlive an eager one."""
+        run = _RUNS.get().get(id(self))
+        return None if run is None or (run.eager and not tf.executing_eagerly()) else run
+
     @contextmanager
-    def passing(self, residency: str) -> Iterator[None]:
-        """Hold the weights of one forward pass."""
-        run = _LayerRun(self) if residency == "layer" else _Run(self._weights(residency))
-        with _within(_RUNS, self, run):
+    def passing(self, names: tuple[str, ...] | None = None) -> Iterator[None]:
+        """Hold the weights, all or some, of one forward pass."""
+        by_layer = self.compression.residency == "layer" and not self._shares()
+        with _within(_RUNS, self, _LayerRun(self) if by_layer else _Run(self._weights(names or self.names))):
             yield
+
+    def part(self, names: tuple[str, ...]) -> AbstractContextManager[None]:
+        """Return what holds the named weights, if no pass is under way: what runs is called by itself."""
+        return self.passing(names) if self._run() is None else nullcontext()
+
+    @contextmanager
+    def built(self) -> Iterator[None]:
+        """Keep weights for eager code, as ``cached`` does, until the end."""
+        self._kept(self._read())
+        try:
+            with _within(_BUILT, self, True):
+                yield
+        finally:
+            if self.compression.residency != "cached":
+                self.forget()
+
+    def _shares(self) -> bool:
+        """Say whether weights that are kept may be used here."""
+        if not tf.executing_eagerly():
+            return self.compression.residency == "cached" and id(self) in _SERVED.get()
+        return self.compression.residency == "cached" or id(self) in _BUILT.get()
 
     def layer(self, names: Sequence[str], after: Sequence[Array]) -> AbstractContextManager[None]:
         """Return what holds the named weights while a layer runs, if weights are built layer by layer."""
-        run = _RUNS.get().get(id(self))
-        by_layer = isinstance(run, _LayerRun) and run.eager == tf.executing_eagerly()
+        run = self._run()
+        by_layer = names and isinstance(run, _LayerRun) and run.eager == tf.executing_eagerly()
         return run.holding(names, after) if by_layer else nullcontext()
 
     @contextmanager
@@ -99,16 +127,21 @@ class Source:
         self._served = self._served_weights = ()
 
     @as_written
-    def _weights(self, residency: str) -> dict[str, Array]:
-        flat, served, eager = self.flat(), _SERVED.get().get(id(self)), tf.executing_eagerly()
-        if residency != "cached" or not (eager or served):
-            return dict(zip(self.names, derivatives.build(self.plan, self.names, *flat), strict=True))
-        kept = self._kept(flat) if eager else ()
+    def _weights(self, names: tuple[str, ...]) -> dict[str, Array]:
+        """Return the named weights, or all that are kept."""
+        flat, served, fast = self.flat(), _SERVED.get().get(id(self)), self.compression.fast
+        if not self._shares():
+            return dict(zip(names, derivatives.build(self.plan, names, *flat, fast=fast), strict=True))
+        kept = self._kept(flat) if tf.executing_eagerly() else ()
 
         @tf.custom_gradient
         def smh_linked(*variables: Array) -> tuple[tuple[Array, ...], Callable[..., Any]]:
             weights = kept or tuple(x.value() for x in served)
-            return weights, lambda *cotangents: derivatives.gradients(self.plan, self.names, *variables, *cotangents)
+
+            def pull(*cotangents: Array) -> Any:
+                return derivatives.gradients(self.plan, self.names, *variables, *cotangents, fast=fast)
+
+            return weights, pull
 
         return dict(zip(self.names, smh_linked(*flat), strict=True))
 
@@ -154,13 +187,17 @@ class GeneratedVariable(keras.Variable):
 
 
 def held_while_running(layer: keras.Layer, source: Source, names: tuple[str, ...]) -> None:
-    """Make a layer hold the weights that it and its layers use, while it runs."""
+    """Make a layer hold the weights that it and its layers use, while it runs; a model leaves that to its layers.
+
+    What runs by itself, outside of a pass of the whole model, builds them at once.
+    """
+    held = () if isinstance(layer, keras.Model) else names
     call = layer.call
 
     @functools.wraps(call)
     def holding(*args: Any, **kwargs: Any) -> Any:
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x) and not isinstance(x, tf.Variable)]
-        with source.layer(names, tensors):
+        with source.part(names), source.layer(held, tensors):
             return call(*args, **kwargs)
 
     layer.call = holding
@@ -242,7 +279,7 @@ def _anchors(source: Source, flat: Sequence[Array]) -> tuple[Array, ...]:
     def smh_anchors(*variables: Array) -> tuple[tuple[Array, ...], Callable[..., Any]]:
         def pull(*cotangents: Array) -> Any:
             full = map(tf.broadcast_to, cotangents, shapes)  # that of a weight without use is a zero
-            return derivatives.gradients(source.plan, source.names, *variables, *full)
+            return derivatives.gradients(source.plan, source.names, *variables, *full, fast=source.compression.fast)
 
         zeros = [tf.zeros(()) for _ in shapes]
         if not tf.executing_eagerly():  # a graph that knew their shape would hold their gradients to it

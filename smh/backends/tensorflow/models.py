@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -71,8 +72,12 @@ class KerasModels(ModelAdapter):
 
     def materialize(self, model: Compressed) -> keras.Model:
         """Return a new plain model of the same configuration, not compiled."""
-        with model.source.passing("full"):
+        with model.source.built(), model.source.passing():
             return keras_tensors.copy_of(model.inner, model.source.weights)
+
+    def built(self, model: Compressed) -> AbstractContextManager[None]:
+        """Return a context in which eager code builds weights once."""
+        return model.source.built()
 
     def renamed(self, checkpoint: Checkpoint, model: Any) -> Checkpoint:
         """Return a checkpoint in the names of a model, if only the numbers that Keras gave to layers differ."""

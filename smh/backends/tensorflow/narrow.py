@@ -23,11 +23,11 @@ class NarrowTensorflowKernels(NarrowKernels, TensorflowKernels):
 
 
 KERNELS, NARROW = TensorflowKernels(), NarrowTensorflowKernels()
-_SMOOTH, _NARROW_SMOOTH = TensorflowKernels(smooth=True), NarrowTensorflowKernels(smooth=True)
+_SMOOTH, SINGLE = TensorflowKernels(smooth=True), NarrowTensorflowKernels(smooth=True)
 
 
 def kernels(smooth: bool = False) -> TensorflowKernels:
     """Return the kernels for the devices that there are."""
     if float64_allowed() and not tf.config.list_logical_devices("TPU"):
         return _SMOOTH if smooth else KERNELS
-    return _NARROW_SMOOTH if smooth else NARROW
+    return SINGLE if smooth else NARROW

@@ -6,7 +6,7 @@ from torch import nn
 
 from smh.api import Api
 from smh.backends.torch.adapter import backend
-from smh.backends.torch.models import ModelsInPlace, adapter, materialize_, set_residency
+from smh.backends.torch.models import ModelsInPlace, adapter, materialize_, set_gradients, set_residency
 from smh.core import pools
 from smh.core.plan import Plan
 from smh.files.checkpoint import Checkpoint
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "Plan",
     "backend",
+    "built",
     "compress",
     "compress_",
     "digest",
@@ -30,12 +31,14 @@ __all__ = [
     "port",
     "report",
     "save",
+    "set_gradients",
     "set_residency",
     "vjp",
 ]
 
 _api: Api[nn.Module, nn.Module] = Api(lambda: backend, lambda model: adapter)
 _in_place: Api[nn.Module, nn.Module] = Api(lambda: backend, lambda model: ModelsInPlace())
+built = _api.built
 compress = _api.compress
 digest = _api.digest
 fit = _api.fit

@@ -96,13 +96,13 @@ class TorchBackend(Backend):
 
 def _builder(mode: Mode, plan: Plan, names: tuple[str, ...], eager: Any = Materialize) -> Function:
     """Return the function from all variables to weights; eagerly not from a cache, which a compiler could not trace."""
-    return functools.partial(eager.apply, plan, names) if mode is EAGER else _within(mode, plan, names)
+    return functools.partial(eager.apply, plan, names, False) if mode is EAGER else _within(mode, plan, names)
 
 
 @functools.lru_cache(maxsize=64)
 def _within(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
     """Return the building of weights in a mode, which may have compiled it."""
-    return mode.within(functools.partial(Materialize.apply, plan, names))
+    return mode.within(functools.partial(Materialize.apply, plan, names, False))
 
 
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:

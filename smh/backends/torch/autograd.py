@@ -1,7 +1,8 @@
 """The core as differentiable functions of PyTorch (specification, section 7).
 
-First derivatives have the bits of the specification; second ones are those of the same formulas without rounding. All
-functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and the compiler follow.
+First derivatives have the bits of the specification, unless they are fast ones; second ones are those of the same
+formulas without rounding. All functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and
+the compiler follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from smh.backends.torch.kernels import TorchKernels
-from smh.backends.torch.narrow import kernels_for
+from smh.backends.torch.narrow import SINGLE, kernels_for
 from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
@@ -20,22 +21,22 @@ from smh.errors import BackendError
 
 
 class _OfPlan(torch.autograd.Function):
-    """A function of ``(plan, names, *tensors)``."""
+    """A function of ``(plan, names, fast, *tensors)``, ``fast`` being whether its gradients are fast ones."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
         """Keep the tensors."""
-        ctx.plan, ctx.names, *tensors = inputs
+        ctx.plan, ctx.names, ctx.fast, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
         """Run the elements of a batch one after another: the bits of an element cannot depend on the others."""
-        plan, names, *batches = args
-        tensors = list(zip(batches, in_dims[2:], strict=True))
+        plan, names, fast, *batches = args
+        tensors = list(zip(batches, in_dims[3:], strict=True))
         rows = [
-            cls.apply(plan, names, *(x if dim is None else x.select(dim, i) for x, dim in tensors))
+            cls.apply(plan, names, fast, *(x if dim is None else x.select(dim, i) for x, dim in tensors))
             for i in range(info.batch_size)
         ]
         results = tuple(torch.stack(column) for column in zip(*rows, strict=True))
@@ -43,14 +44,14 @@ class _OfPlan(torch.autograd.Function):
 
 
 class Materialize(_OfPlan):
-    """From ``(plan, names, *variables)`` to the weights of those names."""
+    """From ``(plan, names, fast, *variables)`` to the weights of those names."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
-        plan, names, *tensors = _arguments(args)
+        plan, names, _, *tensors = _arguments(args)
         variables = dict(zip(plan.variable_shapes, tensors, strict=True))
-        with _no_autocast(tensors[0]):
+        with no_autocast(tensors[0]):
             return tuple(generate.materialize(kernels_for(tensors[0]), plan, variables, names).values())
 
     @staticmethod
@@ -58,12 +59,12 @@ class Materialize(_OfPlan):
         """Return the gradients of all variables; an output that was not used has no cotangent."""
         given = {name: g for name, g in zip(ctx.names, cotangents, strict=True) if g is not None}
         if not given:
-            return (None,) * (2 + len(ctx.saved_tensors))
-        return None, None, *Vjp.apply(ctx.plan, tuple(given), *ctx.saved_tensors, *given.values())
+            return (None,) * (3 + len(ctx.saved_tensors))
+        return None, None, None, *Vjp.apply(ctx.plan, tuple(given), ctx.fast, *ctx.saved_tensors, *given.values())
 
 
 class Promise(Materialize):
-    """From ``(plan, names, *variables)`` to placeholders for weights that are built later, one by one.
+    """From ``(plan, names, fast, *variables)`` to placeholders for weights that are built later, one by one.
 
     A placeholder has the shape of its weight and no memory. What the built weights get as gradients arrives here
     together, so that the variables get the same bits as from :class:`Materialize`.
@@ -72,7 +73,7 @@ class Promise(Materialize):
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run nothing."""
-        plan, names, *variables = _arguments(args)
+        plan, names, _, *variables = _arguments(args)
         zero = variables[0].new_zeros(())
         return tuple(zero.expand(tensor.viewed_shape) for tensor in plan.select(names))
 
@@ -96,13 +97,15 @@ class Redeem(torch.autograd.Function):
 
 
 class Vjp(_OfPlan):
-    """From ``(plan, names, *variables, *cotangents)`` to the gradients of all variables."""
+    """From ``(plan, names, fast, *variables, *cotangents)`` to the gradients of all variables."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
-        plan, names, *tensors = _arguments(args)
-        with _no_autocast(tensors[0]):
+        plan, names, fast, *tensors = _arguments(args)
+        with no_autocast(tensors[0]):
+            if fast:
+                return _vjp(SINGLE, plan, names, _on_grid(plan, tensors))
             return _vjp(kernels_for(tensors[0]), plan, names, tensors)
 
     @staticmethod
@@ -110,10 +113,10 @@ class Vjp(_OfPlan):
         """Differentiate the smooth formulas, at the values on the grid; the result can be differentiated again."""
         plan, names, saved = ctx.plan, ctx.names, ctx.saved_tensors
         given = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(saved, cotangents, strict=False))
-        with torch.enable_grad(), _no_autocast(saved[0]):
-            smooth = kernels_for(saved[0], smooth=True)
+        with torch.enable_grad(), no_autocast(saved[0]):
+            smooth = SINGLE if ctx.fast else kernels_for(saved[0], smooth=True)
             _, pull = torch.func.vjp(lambda *tensors: _vjp(smooth, plan, names, tensors), *_on_grid(plan, saved))
-            return None, None, *pull(given)
+            return None, None, None, *pull(given)
 
 
 def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
@@ -129,11 +132,11 @@ def _on_grid(plan: Plan, tensors: Sequence[Array]) -> tuple[Array, ...]:
     variables = dict(zip(plan.variable_shapes, tensors, strict=False))
     with torch.no_grad():
         rounded = generate.on_grid(kernels_for(tensors[0]), plan, variables)
-    moved = [x + (rounded[name] - x).detach() for name, x in variables.items()]
+    moved = [rounded[name] + (x - x.detach()) for name, x in variables.items()]
     return *moved, *tensors[len(moved) :]
 
 
-def _no_autocast(x: Array) -> Any:
+def no_autocast(x: Array) -> Any:
     """Return a context in which float32 products stay float32."""
     return torch.autocast(x.device.type, enabled=False)
 

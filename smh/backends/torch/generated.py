@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import inspect
 import pickle
 import re
 import warnings
@@ -56,6 +57,11 @@ class GeneratedWeight(torch.Tensor):
 
 class _Generated:
     """What the classes of compressed models, and of their layers with generated weights, have in common."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Be a plain module: one that a model's code makes anew, such as a slice, has nothing that is generated."""
+        self.__class__ = plain_class(self)
+        self.__init__(*args, **kwargs)  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         store = self.__dict__[STORE]
@@ -174,9 +180,40 @@ def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type
     members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
     if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
         members["__deepcopy__"] = _no_copy
+    if root:
+        members |= {name: _keeping(method) for name, method in _methods(base).items()}
     about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     members["_smh_made_of"] = base, attributes, root
     return type(base.__name__, (*(mixins or [_Generated]), base), {**about, **members})
+
+
+def _methods(base: type) -> dict[str, Any]:
+    """Return the public methods that a model's classes have besides those of every module."""
+    found: dict[str, Any] = {}
+    for cls in base.__mro__:
+        if cls.__module__.partition(".")[0] not in ("torch", "builtins"):
+            found = {**vars(cls), **found}
+    return {
+        name: x
+        for name, x in found.items()
+        if inspect.isfunction(x) and not name.startswith("_") and name != "forward" and not hasattr(nn.Module, name)
+    }
+
+
+def _keeping(method: Any) -> Any:
+    """Return a method whose passes and readings share weights: so ``generate`` builds them once."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        store = self.__dict__.get(STORE)
+        if store is None or not store.keep():
+            return method(self, *args, **kwargs)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            store.leave()
+
+    return run
 
 
 def _no_copy(module: Any, memo: Any) -> Any:

@@ -8,6 +8,7 @@ import gc
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
 from smh.models.adapter import ModelAdapter
-from smh.models.compression import Compression, ModelTensor, check_residency, not_compressed
+from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency, not_compressed
 
 
 class TorchModels(ModelAdapter):
@@ -80,6 +81,10 @@ class TorchModels(ModelAdapter):
         for holder in generated.values():
             for module, attribute in holder.sites:
                 read.setdefault(module, {})[attribute] = holder.whole
+        own_copy = {module for module in model.modules() if hasattr(module, "__deepcopy__")}
+        for module in model.modules():  # those that hold them notice that they are called by themselves
+            if module not in own_copy and any(part in read for part in module.modules()):
+                read.setdefault(module, {})
         order = {module: tuple(module._parameters) for module in read}
         weights = {holder.whole: holder.parts for holder in generated.values()}
         store = Store(model, compression, slots, order, weights)
@@ -140,6 +145,10 @@ class TorchModels(ModelAdapter):
     def materialize(self, model: nn.Module) -> nn.Module:
         """Return a copy with parameters."""
         return materialize_(copy.deepcopy(model))
+
+    def built(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which weights are built once."""
+        return _store(model).built()
 
 
 class ModelsInPlace(TorchModels):
@@ -218,7 +227,35 @@ def set_residency(model: nn.Module, residency: str) -> None:
     """
     store = _store(model)
     store.compression = dataclasses.replace(store.compression, residency=check_residency(residency))
-    store.cache = None
+    store.cache = store.packed = None
+
+
+def set_gradients(model: nn.Module, gradients: str) -> None:
+    """Change how gradients of a compressed model are computed; its weights stay the same.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The compressed model.
+    gradients : str
+        ``"exact"`` or ``"fast"``; see :func:`smh.compress`.
+
+    Raises
+    ------
+    PlanError
+        If there are no such gradients, or the model is not compressed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from smh import torch as smh
+    >>> model = smh.compress(torch.nn.Linear(40, 30), ratio=0.1)
+    >>> smh.set_gradients(model, "fast")
+    >>> smh.report(model).gradients
+    'fast'
+    """
+    store = _store(model)
+    store.compression = dataclasses.replace(store.compression, gradients=check_gradients(gradients))
 
 
 def _store(model: Any) -> Store:

@@ -13,11 +13,11 @@ class NarrowTorchKernels(NarrowKernels, TorchKernels):
 
 
 KERNELS, NARROW = TorchKernels(), NarrowTorchKernels()
-_SMOOTH, _NARROW_SMOOTH = TorchKernels(smooth=True), NarrowTorchKernels(smooth=True)
+_SMOOTH, SINGLE = TorchKernels(smooth=True), NarrowTorchKernels(smooth=True)
 
 
 def kernels_for(x: Array, smooth: bool = False) -> TorchKernels:
     """Return the kernels for the device of a tensor."""
     if x.device.type == "mps" or not float64_allowed():
-        return _NARROW_SMOOTH if smooth else NARROW
+        return SINGLE if smooth else NARROW
     return _SMOOTH if smooth else KERNELS

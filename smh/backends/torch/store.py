@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from smh.backends.torch import packed
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
 from smh.backends.torch.discovery import Site
 from smh.backends.torch.generated import NAMES, STORE, GeneratedWeight
 from smh.models.compression import Compression
+
+State = tuple[int, tuple[tuple[Any, ...], ...]]
+_MOST_APART = 8
+"""How often parts of the weights are built from the same variables before a warning."""
 
 
 @dataclass
@@ -28,6 +34,14 @@ class Scope:
     hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
 
 
+@dataclass
+class Kept(Scope):
+    """A stretch of code in which passes and readers share all weights, as long as these are right."""
+
+    state: State | None = None  # of the variables that they were built from
+    learns: bool = False  # whether autograd saw how
+
+
 @dataclass(eq=False, repr=False)
 class Store:
     """Builds the weights of a model."""
@@ -38,11 +52,14 @@ class Store:
     order: dict[nn.Module, tuple[str, ...]]  # the modules that changed, and what parameters each had
     weights: dict[str, tuple[str, ...]]  # what layers read, and the tensors of the plan in it, one below the other
     scopes: dict[int, list[Scope]] = field(default_factory=dict)  # by thread
-    cache: tuple[tuple[Any, ...], dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
+    cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
+    packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
+    backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
+    apart: tuple[State | None, set[str], int] = (None, set(), 0)  # what was built in parts of them, and how often
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: neither passes under way nor weights."""
-        return {**self.__dict__, "scopes": {}, "cache": None}
+        return {**self.__dict__, "scopes": {}, "cache": None, "packed": None, "apart": (None, set(), 0)}
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters that hold the variables, by the names of variables."""
@@ -56,7 +73,7 @@ class Store:
     def build(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights, in the type of the variables; autograd sees how they came about."""
         chosen = tuple(self.weights if names is None else names)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed():
+        if torch.is_grad_enabled() or _traced():
             with _kept_aside():
                 return self._built(chosen)
         # PyTorch chooses kernels by requires_grad and inference, also where no gradient is wanted: as of parameters.
@@ -68,7 +85,9 @@ class Store:
         """Return weights, whose gradients go to the variables, or to promises if there are any."""
         tensors = tuple(tensor for name in names for tensor in self.weights[name])
         with torch.no_grad() if promises else nullcontext():
-            built = Materialize.apply(self.compression.plan, tensors, *self.variables().values())
+            built = self._materialized(tensors)
+        if not promises:
+            self._watch_backward(built)
         found = dict(zip(tensors, built, strict=True))
         if promises:
             found = {tensor: Redeem.apply(promises[tensor], x) for tensor, x in found.items()}
@@ -76,13 +95,28 @@ class Store:
         parts = {name: [found[tensor] for tensor in self.weights[name]] for name in names}
         return {name: (x[0] if len(x) == 1 else torch.cat(x)).to(dtype) for name, x in parts.items()}
 
+    def _materialized(self, tensors: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+        """Return tensors of the plan; built layer by layer and without autograd they share the integers of the pool."""
+        plan, fast, variables = self.compression.plan, self.compression.fast, self.variables()
+        by_layer = self.compression.residency == "layer" and not torch.is_grad_enabled()
+        state = self._state() if by_layer else None
+        if state is None:
+            found: tuple[torch.Tensor, ...] = Materialize.apply(plan, tensors, fast, *variables.values())
+            return found
+        kept = self.packed
+        if kept is None or not _same(kept[0], state):
+            self.packed = kept = state, packed.pack(plan, variables)
+        return packed.materialize(plan, kept[1], variables, tensors)
+
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
         stack = self.scopes.get(_thread(), [])
+        if stack and isinstance(stack[-1], Kept) and not _in_backward():
+            return self._kept(stack[-1])[name].as_subclass(GeneratedWeight)
         for scope in reversed(stack):
-            if name in scope.weights:
+            if name in scope.weights and not isinstance(scope, Kept):
                 return scope.weights[name]
-        if stack:
+        if stack and not isinstance(stack[-1], Kept):
             scope = stack[-1]
             built = self._built((name,), scope.promises) if scope.promises else self.build([name])
             if scope.lazy:
@@ -90,25 +124,57 @@ class Store:
             return built[name]
         if torch.compiler.is_compiling():
             return self.build([name])[name]
-        return self._current([name])[name].as_subclass(GeneratedWeight)
+        return self._part((name,), first_is_free=True)[name].as_subclass(GeneratedWeight)
 
     def watches(self, module: nn.Module) -> bool:
         """Say whether a call of a module is a pass of its own."""
-        return module is self.root or self.compression.residency == "layer"
+        if module is self.root or self.compression.residency == "layer":
+            return True
+        stack = self.scopes.get(_thread())
+        return not stack or isinstance(stack[-1], Kept)
 
     def enter(self, module: nn.Module) -> None:
-        """Begin a forward pass of the model, or of one layer."""
+        """Begin a forward pass of the model, or of a part of it that is called by itself, or of one layer."""
         stack = self.scopes.setdefault(_thread(), [])
-        if self.compression.residency == "layer":
+        kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
+        if self.compression.residency == "layer" and kept is None:
             scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
             if scope.lazy and scope.promises:
                 scope.hooks = _rebuilt(self, scope.weights)
                 scope.hooks.__enter__()
             stack.append(scope)
-        elif stack:  # the model calls itself
+        elif stack and not isinstance(stack[-1], Kept) and not stack[-1].lazy:  # the model calls itself
             stack.append(stack[-1])
-        else:
+        elif kept is not None:
+            stack.append(Scope(self._kept(kept)))
+        elif module is self.root:
             stack.append(Scope(self._current()))
+        else:
+            stack.append(Scope(self._part(self._below(module)), lazy=True))
+
+    def keep(self) -> bool:
+        """Begin a stretch of code that shares weights, unless it is part of a larger one; say whether it began."""
+        if self.compression.residency == "layer" or self.scopes.get(_thread()):
+            return False
+        self._open()
+        return True
+
+    @contextmanager
+    def built(self) -> Iterator[None]:
+        """Build all weights now, and share them in what follows."""
+        scope = self._open()
+        try:
+            if isinstance(scope, Kept):
+                self._kept(scope)
+            yield
+        finally:
+            self.leave()
+
+    def _open(self) -> Scope:
+        compiles = torch.compiler.is_compiling()
+        scope = Scope(self.build()) if compiles else Kept({})
+        self.scopes.setdefault(_thread(), []).append(scope)
+        return scope
 
     def leave(self) -> None:
         """End what began last; nothing is left of it."""
@@ -126,25 +192,74 @@ class Store:
 
     def _promises(self) -> dict[str, torch.Tensor]:
         """Return placeholders, where gradients are wanted and plain autograd records them."""
-        if torch.compiler.is_compiling() or not self._needs_grad() or _transformed():
+        if _traced() or not self._needs_grad():
             return {}
         plan = self.compression.plan
         names = tuple(tensor.name for tensor in plan.tensors)
         with _kept_aside():
-            return dict(zip(names, Promise.apply(plan, names, *self.variables().values()), strict=True))
+            promises = Promise.apply(plan, names, self.compression.fast, *self.variables().values())
+            self._watch_backward(promises)
+            return dict(zip(names, promises, strict=True))
+
+    def _below(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the weights that a module and its parts read, in order."""
+        read = {name for part in module.modules() for name in part.__dict__.get(NAMES, {}).values()}
+        return tuple(name for name in self.weights if name in read)
+
+    def _state(self) -> State | None:
+        """Return what tells whether variables changed, or None where nothing does."""
+        found = () if _traced() else tuple(self.parameters().values())
+        if not found or any(type(x) is not nn.Parameter or x.is_inference() for x in found):
+            return None
+        # The tensors themselves are kept for comparison, so that nothing else can get their identity.
+        return self.backwards, tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
+
+    def _watch_backward(self, built: tuple[torch.Tensor, ...]) -> None:
+        """Count the backward passes that go through weights."""
+
+        def count(cotangents: Any) -> None:
+            self.backwards += 1
+
+        if not _traced() and built and built[0].grad_fn is not None:
+            built[0].grad_fn.register_prehook(count)
+
+    def _kept(self, kept: Kept) -> dict[str, torch.Tensor]:
+        """Return all weights: those that are kept, unless a variable changed, or autograd needs others."""
+        state, needs = self._state(), self._needs_grad()
+        if not _same(kept.state, state) or (needs and not kept.learns):
+            kept.weights, kept.learns, kept.state = self._current(), needs, state
+        return kept.weights
+
+    def _part(self, names: tuple[str, ...], first_is_free: bool = False) -> dict[str, torch.Tensor]:
+        """Return weights outside of a pass of the model; warn where that happens again and again."""
+        state = self._state()
+        if state is not None and self.compression.residency == "full" and not _in_backward():
+            before, seen, count = self.apart
+            if not _same(before, state):
+                seen, count = set(), 0
+            count += not (first_is_free and seen.isdisjoint(names))
+            self.apart = state, seen.union(names), count
+            if count == _MOST_APART:
+                warnings.warn(
+                    f"weights of {type(self.root).__name__} were built {_MOST_APART} times from the same variables, "
+                    "for parts of the model: outside of its forward pass every call of a layer, and every reading of a "
+                    "weight, builds what it needs. Put such code into `with smh.built(model):`, which builds all once",
+                    UserWarning,
+                    stacklevel=4,
+                )
+        return self._current(names)
 
     def _current(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights; where they may be cached all of them, built anew only if a variable is another or changed."""
-        found = tuple(self.parameters().values())
-        cached = self.compression.residency == "cached" and not torch.compiler.is_compiling() and not _transformed()
-        if not cached or self._needs_grad() or any(type(x) is not nn.Parameter or x.is_inference() for x in found):
+        if self.compression.residency != "cached" or self._needs_grad():
             return self.build(names)
-        # The tensors themselves are kept for comparison, so that nothing else can get their identity.
-        state = tuple((x, x._version, x.data_ptr()) for x in found)
-        kept = self.cache  # once: another thread may forget it, or keep what it built for other variables
-        if kept is None or not all(map(_unchanged, kept[0], state)):
-            self.cache = kept = state, self.build()
-        return kept[1]
+        state = self._state()
+        if state is None:
+            return self.build(names)
+        cached = self.cache  # once: another thread may forget it, or keep what it built for other variables
+        if cached is None or not _same(cached[0], state):
+            self.cache = cached = state, self.build()
+        return cached[1]
 
 
 def find_store(model: Any) -> Store | None:
@@ -195,7 +310,7 @@ def _kept_aside() -> AbstractContextManager[Any]:
 
     Weights may be built inside of a checkpoint the first time and outside of it the second, or the other way round.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _transformed():
+    if _traced() or not torch.is_grad_enabled():
         return nullcontext()
     hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(lambda x: (x, x._version), _checked)
     return hooks
@@ -208,13 +323,21 @@ def _checked(kept: tuple[torch.Tensor, int]) -> torch.Tensor:
     return x
 
 
-def _unchanged(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    return before[0] is now[0] and before[1:] == now[1:]
+def _same(before: State | None, now: State | None) -> bool:
+    """Say whether variables did not change, as far as can be told."""
+    if before is None or now is None or before[0] != now[0]:
+        return False
+    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(before[1], now[1], strict=True))
 
 
-def _transformed() -> bool:
-    """Say whether a transform of ``torch.func`` runs: it takes no hooks, and its tensors have no identity."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def _traced() -> bool:
+    """Say whether a compiler or a transform of ``torch.func`` runs: they take no hooks, tensors have no identity."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _in_backward() -> bool:
+    """Say whether a backward pass runs: what checkpointing runs again there must not use a graph from outside."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _thread() -> int:

@@ -478,7 +478,8 @@ def test_copies_and_pickles():
         assert smh_jax.digest(other) == smh_jax.digest(compressed)
         assert smh_jax.materialize(other)["n"] == 3
     assert repr(compressed) == (
-        f"Compressed(300 weights from {compressed.plan.num_variables} variables, 2 kept arrays, residency 'full')"
+        f"Compressed(300 weights from {compressed.plan.num_variables} variables, 2 kept arrays, residency 'full', "
+        "gradients 'exact')"
     )
 
 

@@ -564,7 +564,9 @@ def test_every_option_is_written_out():
     options = set(inspect.signature(numpy_smh.Plan.build).parameters) - {"cls", "shapes", "values", "kept_bytes"}
     for function in (smh.compress, smh.compress_, smh.fit):
         parameters = inspect.signature(function).parameters
-        assert options | {"model", "plan", "residency", "allow_expansion"} == set(parameters) - {"progress"}
+        assert options | {"model", "plan", "residency", "gradients", "allow_expansion"} == set(parameters) - {
+            "progress"
+        }
         assert all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values())
     assert not hasattr(smh, "parameter_groups")
     assert all(hasattr(smh, name) for name in smh.__all__)
@@ -864,13 +866,13 @@ def test_a_part_of_a_parameter_cannot_be_generated_alone():
 
 def test_another_thread_may_forget_the_cache_while_a_weight_is_read(monkeypatch):
     layer = smh.compress(nn.Linear(30, 20), ratio=0.5, residency="cached")
-    unchanged = store._unchanged
+    same = store._same
 
     def forgets_first(*states):
         smh.set_residency(layer, "cached")
-        return unchanged(*states)
+        return same(*states)
 
     with torch.no_grad():
         expected = layer.weight.clone()
-        monkeypatch.setattr(store, "_unchanged", forgets_first)
+        monkeypatch.setattr(store, "_same", forgets_first)
         assert torch.equal(layer.weight, expected)
