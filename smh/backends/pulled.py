@@ -130,10 +130,11 @@ class Pulled:
         xp, kernels, device = self.kernels.xp, self.kernels, self.device
         units = [unit * 2.0**-part.tensor.kappa for unit, part in zip(self.units, self.given, strict=True)]
         units = xp.asarray(units, dtype=xp.float64, device=device)
-        found = round7(kernels, xp.astype(self.totals, xp.float64) * units)
-        named = {part.tensor.name: xp.reshape(found[k : k + 1], ()) for k, part in enumerate(self.given)}
+        totals = round7(kernels, xp.astype(self.totals, xp.float64) * units)
+        named = {part.tensor.name: totals[k] for k, part in enumerate(self.given)}
         zero = xp.zeros((), dtype=xp.float32, device=device)
-        return [named.get(part.tensor.name, zero) for part in self.parts]
+        # Each in its own memory, as who gets a gradient may write to it.
+        return [xp.asarray(named.get(part.tensor.name, zero), device=device, copy=True) for part in self.parts]
 
     def _pieces(self, start: int, stop: int, most: int) -> Iterator[tuple[int, slice, Array]]:
         """Iterate over pieces of tensors in a range of cells: number, cells of the range, cotangents."""
