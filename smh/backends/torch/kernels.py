@@ -50,7 +50,7 @@ class TorchKernels(Kernels):
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
         """Compute what several parts show of a row once, and scale a block while it is in the cache."""
-        if not self._in_place(left):
+        if self.smooth or not self._in_place(left):
             return super().scaled_products(left, right, unit, exact_terms, parts)
         columns = right.shape[1]
         unit, *scales = torch.stack(
@@ -72,7 +72,7 @@ class TorchKernels(Kernels):
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
         """Take float32 also where only the integers at hand allow it."""
-        if self._in_place(left) and self._sums_dtype(left, right, exact_terms) == torch.float32:
+        if not self.smooth and self._in_place(left) and self._sums_dtype(left, right, exact_terms) == torch.float32:
             exact_terms = left.shape[1]
         return super().product(left, right, unit, exact_terms)
 
@@ -80,8 +80,11 @@ class TorchKernels(Kernels):
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]] | None:
         """Go over cotangents once, by blocks of rows."""
-        if not self._in_place(left.integers):
+        given = [part.g for part in parts if part.g is not None]
+        if not given or not all(map(self._in_place, (left.integers, right.integers, *given))):
             return None
+        if self.smooth:
+            return self._fast_gradients(left.integers, right.integers, gain, parts)
         pulled = Pulled.of(self, left, right, gain, parts, self._chunk(left.integers))
         if pulled is None:
             return None
@@ -106,6 +109,28 @@ class TorchKernels(Kernels):
             of_left[here] = round7(self, torch.mm(q, wide_right.T) * pulled.left_unit)
             total.addmm_(wide_left[here].T, q)
         return of_left, round7(self, total.mul_(pulled.right_unit)), pulled.of_scales()
+
+    def _fast_gradients(
+        self, left: Array, right: Array, gain: float, parts: Sequence[Any]
+    ) -> tuple[Array, Array, list[Array]]:
+        """Return all gradients in float32, from cotangents that are scaled while a block is in the cache."""
+        side, given = left.shape[0], [(k, part) for k, part in enumerate(parts) if part.g is not None]
+        of_left, of_right, of_scales = torch.zeros_like(left), torch.zeros_like(right), left.new_zeros(len(parts))
+        rows = slice(0, -(-given[-1][1].tensor.stop // side))
+        cotangents = left.new_empty(min(self._step(left, side), rows.stop), side)
+        for cell, v in self._rows(left, right, torch.float32, rows):
+            dv = cotangents.view(-1)[: len(v)].zero_()
+            for k, (tensor, scale, g) in given:
+                a, b = max(tensor.offset, cell), min(tensor.stop, cell + len(v))
+                if a < b:
+                    some = g[a - tensor.offset : b - tensor.offset]
+                    of_scales[k] += torch.dot(some, v[a - cell : b - cell])
+                    torch.mul(some, scale, out=dv[a - cell : b - cell])
+            dv, here = dv.view(-1, side), slice(cell // side, (cell + len(v)) // side)
+            torch.mm(dv, right.T, out=of_left[here])
+            of_right.addmm_(left[here].T, dv)
+        of_scales *= of_scales.new_tensor([gain * 2.0**-part.tensor.kappa for part in parts])
+        return of_left.mul_(gain), of_right.mul_(gain), [x.clone() for x in of_scales]
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in whatever order: sums of such float64 integers are exact."""
@@ -132,8 +157,7 @@ class TorchKernels(Kernels):
     def _in_place(self, x: Array) -> bool:
         """Say whether a tensor can be computed with in place, and its values be looked at."""
         return not (
-            self.smooth
-            or torch.compiler.is_compiling()
+            torch.compiler.is_compiling()
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
             or x.device.type not in ("cpu", "cuda")
