@@ -330,10 +330,11 @@ def test_sums_of_pools_are_rounded_between(mode):
     assert_all_same_bits(found, case.weights)
 
 
-def names_used_by_the_core():
-    """Return what the core reads of its namespaces, except for defaults that the kernels of this backend replace."""
+def names_used():
+    """Return what the core and shared kernels read of namespaces, except for what this backend's kernels replace."""
     used = set()
-    for path in (pathlib.Path(smh.__file__).parent / "core").rglob("*.py"):
+    package = pathlib.Path(smh.__file__).parent
+    for path in [*(package / "core").rglob("*.py"), package / "backends" / "block_kernels.py"]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for cls in ast.walk(tree):
             if isinstance(cls, ast.ClassDef) and cls.name == "Kernels":
@@ -344,9 +345,9 @@ def names_used_by_the_core():
     return used
 
 
-def test_the_namespace_has_what_the_core_uses_and_no_more():
+def test_the_namespace_has_what_is_used_and_no_more():
     defined = {name for name in vars(namespace) if not name.startswith("_")}
-    assert defined - {"annotations", "tf", "Any", "Array", "Callable", "Sequence"} == names_used_by_the_core()
+    assert defined - {"annotations", "tf", "Any", "Array", "Callable", "Sequence"} == names_used()
 
 
 @pytest.mark.parametrize("options", [None, {}, {"jit_compile": True}], ids=["eager", "function", "xla"])
