@@ -707,6 +707,17 @@ except KeyboardInterrupt:
     assert process.returncode in (0, -signal.SIGINT)  # the latter if it was busy importing
 
 
+@pytest.mark.parametrize("n", [33, 200, 400])
+def test_eigenvectors_of_multiple_eigenvalues_are_orthonormal(n):
+    """LAPACK's fastest algorithm may give these up."""
+    rotation = np.linalg.qr(normal(0, n, n))[0]
+    values = np.repeat([3.0, 2.0, 1.0], -(-n // 3))[:n]
+    matrix = (rotation * values) @ rotation.T
+    found = largest_eigenvectors(np.asfortranarray(matrix), n, lambda *_: None, "")
+    assert found @ found.T == pytest.approx(np.eye(n), abs=1e-11)
+    assert matrix @ found.T == pytest.approx(found.T * values, abs=1e-11)
+
+
 def test_eigenvectors_are_computed_in_steps_that_an_interrupt_can_end():
     x = normal(0, 300, 300)
     shares = []
