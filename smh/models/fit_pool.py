@@ -239,8 +239,8 @@ def _nearest(matrix: np.ndarray, rank: int, tick: Tick, suffix: str) -> tuple[np
 
     n = len(matrix)
     gram = np.zeros((n, n), order="F")
-    for row in track(tick, f"products of columns{suffix}", range(0, n, ROWS // 2)):
-        block = matrix[row : row + ROWS // 2].astype(np.float64)
+    for row in track(tick, f"products of columns{suffix}", range(0, n, ROWS // 4)):
+        block = matrix[row : row + ROWS // 4].astype(np.float64)
         gram = dsyrk(1.0, block.T, beta=1.0, c=gram, overwrite_c=True)  # its upper triangle
         del block
     norm = math.sqrt(float(np.trace(gram)))

@@ -42,6 +42,7 @@ def largest_eigenvectors(matrix: np.ndarray, count: int, tick: Tick, what: str) 
         _call("dlatrd", b"U", stop, _PANEL, matrix, n, off_diagonal, tau, panel, n)
         _call("dsyr2k", b"U", b"N", first, _PANEL, -1.0, matrix[:, first:], n, panel, n, 1.0, matrix, n)
     _call("dsytd2", b"U", (n - 1) % _PANEL + 1, matrix, n, np.empty(n), off_diagonal, tau, info)
+    del panel
     vectors, work, more_work = np.empty((n, count), order="F"), np.empty(18 * n), np.empty(10 * n, dtype=np.intc)
     diagonal = np.diagonal(matrix)
     problem = [b"V", b"I", n, diagonal.copy(), off_diagonal.copy(), 0.0, 0.0, n - count + 1, n]
@@ -50,6 +51,7 @@ def largest_eigenvectors(matrix: np.ndarray, count: int, tick: Tick, what: str) 
     if info:  # as dsyevr does: what is slower does not fail
         found = eigh_tridiagonal(diagonal, off_diagonal[:-1], select="i", select_range=(n - count, n - 1))[1]
         vectors = np.asfortranarray(found)
+    del problem, solution, work, more_work
     work = np.empty(64 * (_COLUMNS + 65))
     for c in track(tick, what, range(0, count, _COLUMNS), 0.7):
         some = vectors[:, c : c + _COLUMNS]
@@ -61,7 +63,7 @@ def _call(name: str, *arguments: Any) -> None:
     """Call a function of BLAS or LAPACK through SciPy's pointer, which leaves Python's global lock to others."""
     from scipy.linalg import cython_blas, cython_lapack
 
-    capsule = (cython_lapack.__pyx_capi__ | cython_blas.__pyx_capi__)[name]
+    capsule = cython_lapack.__pyx_capi__.get(name) or cython_blas.__pyx_capi__[name]
     name_of, address_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
     name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
     address_of.restype, address_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
