@@ -6,9 +6,7 @@ leave. Which virtual weights count is an array of booleans; the others are free,
 
 from __future__ import annotations
 
-import functools
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +19,7 @@ from smh.core.initial import standard
 from smh.core.plan import Plan
 from smh.core.pools import Hash, Kronecker, Matmul, Pool
 from smh.core.pools.base import Leaf
-from smh.models.patience import Tick, interruptible, largest_eigenvectors, track
+from smh.models.patience import Tick, largest_eigenvectors, track
 from smh.models.rounding import BLOCK, ROWS, Steps, distance, dot, round_factors
 
 KERNELS = NumpyKernels()
@@ -29,7 +27,6 @@ SMOOTH = NumpyKernels(smooth=True)
 _ROUNDS = 8  # of filling in unused virtual weights, and of refitting the parts of a sum, at most
 _STALL = 1e-3  # what one more round must take off the error, relatively
 _SPARE = 2.0**-19  # singular values this small, relative to the largest, are rounding errors
-_EIGH = 10.0  # about how many times as long as the Gram matrix the eigenvectors take
 _FEW = 1 << 16  # entries of a table that is fitted in float64
 _STEPS = 400  # of conjugate gradients, at most
 
@@ -240,19 +237,14 @@ def _nearest(matrix: np.ndarray, rank: int, tick: Tick, suffix: str) -> tuple[np
     """
     from scipy.linalg.blas import dsyrk
 
-    n, began = len(matrix), time.monotonic()
+    n = len(matrix)
     gram = np.zeros((n, n), order="F")
-    for row in track(tick, f"products of columns{suffix}", range(0, n, ROWS // 2)):
-        block = matrix[row : row + ROWS // 2].astype(np.float64)
+    for row in track(tick, f"products of columns{suffix}", range(0, n, ROWS // 4)):
+        block = matrix[row : row + ROWS // 4].astype(np.float64)
         gram = dsyrk(1.0, block.T, beta=1.0, c=gram, overwrite_c=True)  # its upper triangle
         del block
-    norm, middle = math.sqrt(float(np.trace(gram))), time.monotonic()
-
-    def waiting() -> None:
-        share = (time.monotonic() - middle) / (_EIGH * (middle - began))
-        tick(f"eigenvectors{suffix}", share if share < 0.9 else 1.0 - 0.09 / share)
-
-    basis = interruptible(functools.partial(largest_eigenvectors, gram, rank), waiting)
+    norm = math.sqrt(float(np.trace(gram)))
+    basis = largest_eigenvectors(gram, rank, tick, f"eigenvectors{suffix}")
     del gram
     right = np.ascontiguousarray(basis, dtype=np.float32)
     del basis

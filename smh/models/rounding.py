@@ -16,7 +16,7 @@ import numpy as np
 
 from smh.core.grid import LARGEST, LEAST
 from smh.core.pools.base import LeafPool
-from smh.models.patience import Tick, interruptible, track
+from smh.models.patience import Tick, track
 
 BLOCK = 1 << 16  # elements that are held in float64 at a time
 ROWS = 256  # of a matrix that are held in float64 at a time
@@ -150,7 +150,7 @@ def _root(x: np.ndarray) -> np.ndarray:
         block = x[:, k : k + ROWS].astype(np.float64)
         gram += block @ block.T
     gram[np.diag_indices(len(gram))] += _RIDGE * max(float(np.trace(gram)), 1e-300) / len(gram)
-    lower: np.ndarray = interruptible(functools.partial(np.linalg.cholesky, gram))  # SciPy's holds the global lock
+    lower: np.ndarray = np.linalg.cholesky(gram)  # SciPy's holds the global lock
     return lower.T
 
 
