@@ -63,7 +63,9 @@ class JaxKernels(BlockKernels):
 
     def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
         """Make a branch of it on the CPU, where XLA holds the temporaries of all that could run at the same time."""
-        if jax.default_backend() != "cpu":
+        if (
+            jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty
+        ):  # a branch would need shardings
             return fn(*arrays)
         shapes = jax.eval_shape(fn, *arrays)
         never = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
