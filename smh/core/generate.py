@@ -97,7 +97,7 @@ def scale_of(kernels: Kernels, tensor: TensorSpec, variables: Mapping[str, Array
 def weights_of(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: Sequence[Part]) -> list[Array]:
     """Return the weights of tensors in canonical order, shapes (size,), before the view."""
     pool = plan.pool
-    if isinstance(pool, Matmul) and all(tensor.stop <= pool.capacity for tensor, _, _ in parts):
+    if parts and isinstance(pool, Matmul) and all(tensor.stop <= pool.capacity for tensor, _, _ in parts):
         left, right = grids["left"], grids["right"]
         places = [(scale, tensor.offset, tensor.stop) for tensor, scale, _ in parts]
         found = kernels.scaled_products(

@@ -106,7 +106,7 @@ class Kernels:
         """Return :meth:`scale` of parts of :meth:`product`.
 
         A part is a scale, and the range of its elements, counted row by row: ``(scale, start, stop)``. Results have the
-        shapes (stop - start,), float32. No part is empty, and none overlap.
+        shapes (stop - start,), float32. There are parts, none is empty, and none overlap.
         """
         columns, found = right.shape[1], []
         for scale, start, stop in parts:

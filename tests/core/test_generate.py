@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
 from smh.backends.numpy_kernels import NumpyKernels
-from smh.core import generate, pools
+from smh.core import generate
 from smh.core.initial import initial_variables
 from smh.core.kernels import Kernels
 from smh.core.plan import Plan
 from smh.errors import PlanError, UnknownNameError, VariableError
-from tests.core.cases import KINDS, check, plans, seeds, values
+from tests.core.cases import KINDS, check, long_sums, plans, seeds, values
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 NUMPY = Kernels(np)
@@ -62,14 +62,9 @@ def test_torch_gives_the_bits_of_the_oracle_at_every_precision_of_float32(precis
 @pytest.mark.parametrize("bits", [2, 8, 9, 16])
 @pytest.mark.parametrize("terms", [1, 255, 257, 1025, 2500])
 def test_long_sums(bits, terms):
-    plan = Plan.build({"a": (4, 4)}, ratio=10**9, pool=pools.Matmul(n=4, m=terms, bits=bits), scale=1.0)
-    rng = np.random.default_rng(terms)
-    for kind in (1.0, -1.0):  # the largest sums that there are, and ordinary ones
-        variables = {
-            name: np.full(shape, kind, dtype=np.float32) if kind > 0 else rng.standard_normal(shape).astype(np.float32)
-            for name, shape in plan.variable_shapes.items()
-        }
-        check(NUMPY, plan, variables, {"a": rng.standard_normal((4, 4)).astype(np.float32)})
+    plan, cases = long_sums(terms, bits)
+    for variables, cotangents in cases:
+        check(NUMPY, plan, variables, cotangents)
 
 
 @settings(max_examples=50, **RELAXED)

@@ -13,7 +13,7 @@ from smh.core import generate, narrow, pairs, pools
 from smh.core.kernels import Kernels
 from smh.core.narrow import NarrowKernels
 from smh.core.plan import Plan
-from tests.core.cases import KINDS, check, check_golden, floats, plans, seeds, values
+from tests.core.cases import KINDS, check, check_golden, floats, long_sums, plans, seeds, values
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 DEFAULT = Kernels(np)
@@ -71,14 +71,9 @@ def test_the_watch_can_fail():
 @pytest.mark.parametrize("bits", [2, 8, 9, 16])
 @pytest.mark.parametrize("terms", [1, 255, 511, 513, 1025, 2500])
 def test_long_sums(bits, terms):
-    plan = Plan.build({"a": (4, 4)}, ratio=10**9, pool=pools.Matmul(n=4, m=terms, bits=bits), scale=1.0)
-    rng = np.random.default_rng(terms)
-    for kind in (1.0, -1.0):  # the largest sums that there are, and ordinary ones
-        variables = {
-            name: np.full(shape, kind, dtype=np.float32) if kind > 0 else rng.standard_normal(shape).astype(np.float32)
-            for name, shape in plan.variable_shapes.items()
-        }
-        check(KERNELS, plan, variables, {"a": rng.standard_normal((4, 4)).astype(np.float32)})
+    plan, cases = long_sums(terms, bits)
+    for variables, cotangents in cases:
+        check(KERNELS, plan, variables, cotangents)
 
 
 def test_many_rows_and_many_cells():

@@ -1,6 +1,5 @@
 """NumPy's kernels change no bit: each against the default, and the core on them against the oracle."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -11,10 +10,19 @@ from hypothesis import strategies as st
 from conformance.bits import assert_same_bits
 from smh.backends import numpy_kernels
 from smh.backends.numpy_kernels import NumpyKernels
-from smh.core import generate, pools
 from smh.core.kernels import Kernels
-from smh.core.plan import Plan
-from tests.core.cases import KINDS, check, check_golden, floats, plans, seeds, values
+from tests.core.cases import (
+    KINDS,
+    check,
+    check_against,
+    check_golden,
+    floats,
+    matmul_cases,
+    matmul_plans,
+    plans,
+    seeds,
+    values,
+)
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 DEFAULT = Kernels(np)
@@ -45,27 +53,6 @@ class Counting(SmallBlocks):
 @given(plan=plans(), seed=seeds, kind=st.sampled_from(KINDS))
 def test_every_plan_has_the_bits_of_the_oracle(plan, seed, kind):
     check(SmallBlocks(), plan, *values(plan, seed, kind))
-
-
-@st.composite
-def matmul_plans(draw):
-    """Draw plans whose gradients may come from one pass: tensors that begin and end within rows."""
-    shapes = {f"t{i}": (draw(st.integers(1, 30)),) for i in range(draw(st.integers(1, 6)))}
-    total = sum(shape[0] for shape in shapes.values())
-    side = int(np.ceil(np.sqrt(total))) + draw(st.integers(0, 3))
-    bits, terms = draw(st.sampled_from([2, 4, 8, 9, 10, 16])), draw(st.sampled_from([1, 2, 7, 40, 300, 1100]))
-    plan = Plan.build(
-        shapes,
-        ratio=10**9,
-        pool=pools.Matmul(n=side, m=terms, bits=bits, gain=draw(st.sampled_from([0, 1, 6, 20]))),
-        optimizer=draw(st.sampled_from(["sgd", "adam"])),
-        include=lambda name: True,
-    )
-    fixed = [draw(st.booleans()) and draw(st.booleans()) for _ in shapes]
-    tensors = (
-        dataclasses.replace(t, learn_scale=False, kappa=0) if f else t for t, f in zip(plan.tensors, fixed, strict=True)
-    )
-    return dataclasses.replace(plan, tensors=tuple(tensors))
 
 
 def test_one_pass_over_cotangents_has_the_bits_of_the_oracle():
@@ -104,34 +91,10 @@ def test_both_ways_have_the_bits_of_the_default_kernels(monkeypatch):
     small, whole = Counting(), NumpyKernels()
 
     @settings(max_examples=250, **RELAXED)
-    @given(
-        plan=matmul_plans(),
-        seed=seeds,
-        kinds=st.tuples(st.sampled_from(["normal", "normal", "ties", "edges", "special"]), st.sampled_from(KINDS)),
-        exponents=st.none() | st.tuples(st.integers(-29, 30), st.integers(-29, 30)),
-        powers=st.tuples(st.just(0) | st.integers(-130, 100), st.sampled_from([-31, -30, 0, 3, 27, 28, 29, 30])),
-        spread=st.booleans(),
-    )
-    def holds(plan, seed, kinds, exponents, powers, spread):
-        plan = dataclasses.replace(plan, pool=dataclasses.replace(plan.pool, exponents=exponents))
-        rng = np.random.default_rng(seed)
-        variables = {name: floats(rng, shape, kinds[0]) for name, shape in plan.variable_shapes.items()}
-        for tensor in plan.tensors:
-            if tensor.learn_scale:
-                scale = rng.choice([1.0, rng.uniform(0.5, 1)]) * 2.0 ** (powers[1] + tensor.kappa)
-                variables[tensor.scale_variable] = np.asarray(scale * rng.choice([-1, 1]), dtype=np.float32)
-        cotangents = {t.name: floats(rng, t.viewed_shape, kinds[1]) for t in plan.tensors if rng.random() < 0.8}
-        with np.errstate(all="ignore"):
-            for name, g in cotangents.items():
-                power = powers[0] - (rng.integers(0, 140, g.shape) if spread else 0)
-                cotangents[name] = np.ldexp(g, power).astype(np.float32)
-            built = generate.materialize(DEFAULT, plan, variables)
-            pulled = generate.vjp(DEFAULT, plan, variables, cotangents)
-            for kernels in (small, whole):
-                for name, found in generate.materialize(kernels, plan, variables).items():
-                    assert_same_bits(found, built[name])
-                for name, found in generate.vjp(kernels, plan, variables, cotangents).items():
-                    assert_same_bits(found, pulled[name])
+    @given(case=matmul_cases())
+    def holds(case):
+        for kernels in (small, whole):
+            check_against(kernels, DEFAULT, *case)
 
     holds()
     assert small.fused > 20

@@ -54,7 +54,7 @@ class TorchKernels(Kernels):
             return super().scaled_products(left, right, unit, exact_terms, parts)
         columns = right.shape[1]
         unit, *scales = torch.stack(
-            [torch.as_tensor(x, device=unit.device) for x in (unit, *(s for s, _, _ in parts))]
+            [torch.as_tensor(x, dtype=torch.float32, device=unit.device) for x in (unit, *(s for s, _, _ in parts))]
         ).tolist()
         found = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
         dtype, zero = self._sums_dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
