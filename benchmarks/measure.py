@@ -88,7 +88,7 @@ def rounds_of(network: str, rounds: int) -> int:
 
 
 def peak_in_fresh_process(function: str, *arguments: Any) -> int | None:
-    """Return what ``MODULE.FUNCTION(*arguments)`` of this package returns in a process of its own; None off Linux."""
+    """Return what ``MODULE.FUNCTION(*arguments)`` of this package returns in a separate process; None off Linux."""
     if not on_linux():
         return None
     # Memory that is freed goes back at once, so that what is resident is what is in use.

@@ -87,8 +87,8 @@ class ModelApi(Generic[Model, Compressed]):
             ``"layer"``: each layer's just before it runs, and freed after it. The guide to residency tells what that
             means in each framework.
         gradients : str
-            How gradients are computed; weights have the same bits either way, and the choice is no part of the plan or
-            of files. ``"exact"``: with the bits of the specification, the same in every framework. ``"fast"``: by the
+            How gradients are computed; weights have the same bits either way, and neither the plan nor files store the
+            choice. ``"exact"``: with the bits of the specification, the same in every framework. ``"fast"``: by the
             framework's own float32 products, without a promise of bits.
         bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, include, exclude : optional
             As for :meth:`smh.Plan.build`, with the same defaults. The framework and its layers tell what axes mean, and
