@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smh.backends.pulled import Pulled
+from smh.backends.pulled import Pulled, areas
 from smh.core.grid import Grid
 from smh.core.kernels import Array, Kernels, round7
 
@@ -85,15 +85,15 @@ class NumpyKernels(Kernels):
     ) -> Array:
         """Return a product with each part scaled; a unit and a scale are one factor where that is exact."""
         out = np.empty((left.shape[0], right.shape[1]), dtype=np.float32)
-        areas = []
+        scaled = []
         for scale, start, stop in parts:
             factor = np.float32(scale) * unit
             factors = [factor] if 2.0**-126 <= abs(factor) < math.inf else [unit, np.float32(scale)]
-            areas += [(factors, *area) for area in _areas(start, stop, right.shape[1])]
-        ends = [rows.stop for _, rows, _ in areas]
+            scaled += [(factors, *area) for area in areas(start, stop, right.shape[1])]
+        ends = [rows.stop for _, rows, _ in scaled]
         dtype = np.float32 if self.smooth else _sums_dtype(left, right, exact_terms)
         for row, column, block in self._products(left, right, dtype, out):
-            for factors, rows, columns in areas[bisect.bisect_right(ends, row) :]:
+            for factors, rows, columns in scaled[bisect.bisect_right(ends, row) :]:
                 if rows.start >= row + len(block):
                     break
                 some = block[_within(rows, row), _within(columns, column)]
@@ -217,17 +217,7 @@ class NumpyKernels(Kernels):
         return total
 
 
-def _areas(start: int, stop: int, columns: int) -> Iterator[tuple[range, range]]:
-    """Cut a range of elements, counted row by row, into at most three areas: their rows, and columns."""
-    while start < stop:
-        row, column = divmod(start, columns)
-        rows = max(1, (stop - start) // columns) if column == 0 else 1
-        width = min(columns - column, stop - start)
-        yield range(row, row + rows), range(column, column + width)
-        start += rows * width
-
-
-def _within(some: range, first: int) -> slice:
+def _within(some: slice, first: int) -> slice:
     """Return where the numbers of a range are in a block that begins with one."""
     return slice(max(0, some.start - first), max(0, some.stop - first))
 

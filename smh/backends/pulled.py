@@ -145,3 +145,13 @@ class Pulled:
             for at in range(max(start, tensor.offset), min(stop, tensor.stop), most):
                 end = min(at + most, stop, tensor.stop)
                 yield k, slice(at - start, end - start), g[at - tensor.offset : end - tensor.offset]
+
+
+def areas(start: int, stop: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a range of cells, counted row by row, into at most three areas, in order: their rows, and columns."""
+    while start < stop:
+        row, column = divmod(start, columns)
+        rows = max(1, (stop - start) // columns) if column == 0 else 1
+        width = min(columns - column, stop - start)
+        yield slice(row, row + rows), slice(column, column + width)
+        start += rows * width

@@ -9,7 +9,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
-from smh.backends.pulled import Pulled
+from smh.backends.pulled import Pulled, areas
 from smh.core.grid import Grid
 from smh.core.kernels import Array, Kernels, round7
 
@@ -49,13 +49,15 @@ class TorchKernels(Kernels):
     def scaled_products(
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
-        """Compute what several parts show of a row once, and scale a block while it is in the cache."""
+        """Compute what several parts show of a row once, and scale a block while it is in the cache.
+
+        Integers may be short ones.
+        """
         if self.smooth or not self._in_place(left):
+            left, right = left.to(torch.float32), right.to(torch.float32)
             return super().scaled_products(left, right, unit, exact_terms, parts)
         columns = right.shape[1]
-        unit, *scales = torch.stack(
-            [torch.as_tensor(x, dtype=torch.float32, device=unit.device) for x in (unit, *(s for s, _, _ in parts))]
-        ).tolist()
+        unit, *scales = self._numbers([unit, *(scale for scale, _, _ in parts)], left)
         found = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
         dtype, zero = self._sums_dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
         for rows, some in _bands(parts, columns):
@@ -113,22 +115,26 @@ class TorchKernels(Kernels):
     def _fast_gradients(
         self, left: Array, right: Array, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]]:
-        """Return all gradients in float32, from cotangents that are scaled while a block is in the cache."""
-        side, given = left.shape[0], [(k, part) for k, part in enumerate(parts) if part.g is not None]
-        of_left, of_right, of_scales = torch.zeros_like(left), torch.zeros_like(right), left.new_zeros(len(parts))
-        rows = slice(0, -(-given[-1][1].tensor.stop // side))
-        cotangents = left.new_empty(min(self._step(left, side), rows.stop), side)
-        for cell, v in self._rows(left, right, torch.float32, rows):
-            dv = cotangents.view(-1)[: len(v)].zero_()
-            for k, (tensor, scale, g) in given:
-                a, b = max(tensor.offset, cell), min(tensor.stop, cell + len(v))
-                if a < b:
-                    some = g[a - tensor.offset : b - tensor.offset]
-                    of_scales[k] += torch.dot(some, v[a - cell : b - cell])
-                    torch.mul(some, scale, out=dv[a - cell : b - cell])
-            dv, here = dv.view(-1, side), slice(cell // side, (cell + len(v)) // side)
-            torch.mm(dv, right.T, out=of_left[here])
-            of_right.addmm_(left[here].T, dv)
+        """Return all gradients in float32.
+
+        The scale gradient of a tensor adds its share of the left factor's gradient, before the scale, times the factor.
+        """
+        of_left, of_right = torch.zeros_like(left), torch.zeros_like(right)
+        owners, shares = list[int](), list[Array]()
+        factors = self._numbers([part.scale for part in parts], left)
+        for k, (tensor, _, g) in enumerate(parts):
+            for rows, columns in areas(tensor.offset, tensor.stop, len(left)) if g is not None else ():
+                width = columns.stop - columns.start
+                size = (rows.stop - rows.start) * width
+                some, g, of_rows, here = g[:size].view(-1, width), g[size:], of_left[rows], left[rows]
+                pulled = torch.mm(some, right[:, columns].T)
+                owners.append(k)
+                shares.append(torch.sum(torch.linalg.vecdot(pulled, here)))
+                of_rows.add_(pulled, alpha=factors[k])
+                of_right[:, columns].addmm_(here.T, some, alpha=factors[k])
+        of_scales = left.new_zeros(len(parts)).index_add_(
+            0, torch.tensor(owners, device=left.device), torch.stack(shares)
+        )
         of_scales *= of_scales.new_tensor([gain * 2.0**-part.tensor.kappa for part in parts])
         return of_left.mul_(gain), of_right.mul_(gain), [x.clone() for x in of_scales]
 
@@ -140,11 +146,18 @@ class TorchKernels(Kernels):
         """Iterate over blocks of a product of integers: the first cell, and the sums, flat, float32."""
         columns = right.shape[1]
         step = self._step(left, columns)
-        left, right = left.to(dtype), right.to(dtype)
-        room = left.new_empty((min(step, rows.stop - rows.start), columns))
+        right = right.to(dtype)
+        room = right.new_empty((min(step, rows.stop - rows.start), columns))
         for row in range(rows.start, rows.stop, step):
-            some = left[row : min(row + step, rows.stop)]
+            some = left[row : min(row + step, rows.stop)].to(dtype)
             yield row * columns, torch.mm(some, right, out=room[: len(some)]).view(-1).to(torch.float32)
+
+    def _numbers(self, scalars: Sequence[Array | float], like: Array) -> list[float]:
+        """Return float32 scalars of a device as Python's numbers, all at once."""
+        one: list[float] = torch.stack(
+            [torch.as_tensor(x, dtype=torch.float32, device=like.device) for x in scalars]
+        ).tolist()
+        return one
 
     def _step(self, x: Array, columns: int) -> int:
         """Return how many rows are computed at a time."""

@@ -12,6 +12,7 @@ from smh.core import generate
 from smh.core.grid import Grid
 from smh.core.kernels import Array
 from smh.core.plan import Plan
+from smh.core.pools import Matmul
 
 Packed = dict[str, Grid]
 
@@ -28,7 +29,8 @@ def pack(plan: Plan, variables: Mapping[str, Array]) -> Packed:
 
 def materialize(plan: Plan, packed: Packed, variables: Mapping[str, Array], names: Sequence[str]) -> tuple[Array, ...]:
     """Return the named weights, with the bits of :func:`smh.core.generate.materialize`."""
-    grids = {name: one._replace(integers=one.integers.to(torch.float32)) for name, one in packed.items()}
     like = next(iter(variables.values()))
+    if not (isinstance(plan.pool, Matmul) and plan.pool.grid_bits <= 7):  # whose kernels take these integers
+        packed = {name: one._replace(integers=one.integers.to(torch.float32)) for name, one in packed.items()}
     with no_autocast(like):
-        return tuple(generate.build(kernels_for(like), plan, grids, variables, plan.select(names)).values())
+        return tuple(generate.build(kernels_for(like), plan, packed, variables, plan.select(names)).values())
