@@ -159,6 +159,8 @@ class Plan:
         >>> Plan.build({"fc1": (64, 100)}, size="1 kB").file_bytes
         964
         """
+        if not isinstance(shapes, Mapping):
+            raise PlanError(f"shapes must be a mapping from names to shapes; got {type(shapes).__name__}")
         check_one_of("optimizer", optimizer, OPTIMIZERS)
         whole_number("bits", bits, MIN_BITS, MAX_BITS)
         checked = {name: checked_shape(name, shape) for name, shape in shapes.items()}
@@ -248,10 +250,12 @@ class Plan:
             return self.tensors
         if isinstance(names, str):
             raise UnknownNameError(f"names must be a list of names; got the string {names!r}: write [{names!r}]")
+        if not isinstance(names, Iterable):
+            raise UnknownNameError(f"names must be a list of names; got {names!r}")
         known = {tensor.name: tensor for tensor in self.tensors}
         chosen: dict[str, TensorSpec] = {}
         for name in names:
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
             if name in chosen:
                 raise UnknownNameError(f"the name {name!r} comes twice: ask for every tensor once")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ def by_name(
     if every and not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
     found: dict[str, Any] = dict.fromkeys(names)
+    if not isinstance(given, Mapping | None):
+        raise PlanError(f"{what} must be a mapping by name; got {given!r}")
     for name in given or ():
         if name not in found:
             why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
@@ -41,9 +43,11 @@ def by_name(
 
 
 def modifier_list(given: Any) -> tuple[str, ...]:
-    """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for a string."""
+    """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for what is no list."""
     if isinstance(given, str):
         raise PlanError(f"modifiers must be a list; got the string {given!r}: write [{given!r}]")
+    if not isinstance(given, Iterable):
+        raise PlanError(f"modifiers must be a list, by default an empty one; got {given!r}")
     return tuple(given)
 
 
@@ -95,7 +99,10 @@ def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tupl
         return rule if isinstance(rule, str) else number(rule)
     if values is None or name not in values:
         raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")
-    value = np.asarray(values[name], dtype=np.float64)
+    try:
+        value = np.asarray(values[name], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"the values of {name!r} must be numbers; got {type(values[name]).__name__}") from error
     if value.size != math.prod(shape):
         raise PlanError(f"the values of {name!r} have shape {value.shape}, which does not hold the elements of {shape}")
     deviation = float(np.std(value))
