@@ -27,9 +27,10 @@ def by_name(
     if every and not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
     found: dict[str, Any] = dict.fromkeys(names)
-    if not isinstance(given, Mapping | None):
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
         raise PlanError(f"{what} must be a mapping by name; got {given!r}")
-    for name in given or ():
+    for name in given:
         if name not in found:
             why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
             raise PlanError(f"{what} names {name!r}, which {why}")
