@@ -346,6 +346,8 @@ def _matching(option: str, patterns: Iterable[str], names: Sequence[str]) -> set
             raise typer.BadParameter(f"no regular expression that can be used: {error}", param_hint=option) from error
         matches = set(filter(compiled.fullmatch, names))
         if not matches:
-            raise PlanError(f"{option} {pattern!r} matches no whole name: {near_names(pattern, names)}")
+            below = any(name.startswith((f"{pattern}.", f"{pattern}/")) for name in names)
+            hint = f"did you mean '{pattern}[./].*', all below it?" if below else near_names(pattern, names)
+            raise PlanError(f"{option} {pattern!r} is a regular expression, which matches no whole name: {hint}")
         found |= matches
     return found

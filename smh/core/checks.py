@@ -20,6 +20,14 @@ def whole_number(what: str, value: Any, low: int, high: int) -> int:
     return number
 
 
+def members(value: Any) -> tuple[Any, ...] | None:
+    """Return what a list, or whatever can be iterated over, holds; None for what cannot."""
+    try:
+        return tuple(value)
+    except TypeError:
+        return None
+
+
 def check_one_of(what: str, value: Any, allowed: Collection[str]) -> None:
     """Raise :class:`~smh.PlanError` unless a value is one of the allowed strings."""
     if not isinstance(value, str) or value not in allowed:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from smh.core.checks import members
 from smh.core.scales import LEAST, LIMIT
 from smh.errors import PlanError, near_names
 
@@ -47,9 +48,10 @@ def modifier_list(given: Any) -> tuple[str, ...]:
     """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for what is no list."""
     if isinstance(given, str):
         raise PlanError(f"modifiers must be a list; got the string {given!r}: write [{given!r}]")
-    if not isinstance(given, Iterable):
-        raise PlanError(f"modifiers must be a list, by default an empty one; got {given!r}")
-    return tuple(given)
+    names = members(given)
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise PlanError(f"modifiers must be a list of names, by default an empty one; got {given!r}")
+    return names
 
 
 def fans(shape: Sequence[int], axes: str) -> tuple[int, int, int]:
@@ -96,7 +98,7 @@ def number(value: Any) -> float:
 
 def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple[int, ...]) -> str | float:
     """Return a scale rule as plans hold it: ``match`` becomes the standard deviation of a tensor's present values."""
-    if rule != "match":
+    if not (isinstance(rule, str) and rule == "match"):
         return rule if isinstance(rule, str) else number(rule)
     if values is None or name not in values:
         raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")

@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from smh.core.checks import members
 from smh.core.patterns import compile_pattern
 from smh.errors import PlanError, near_names
 
@@ -85,10 +86,11 @@ def _matches(shapes: Mapping[str, tuple[int, ...]], selector: Selector, what: st
                 f"{hint if listed else near_names(selector, shapes)}"
             )
         return found
-    if not isinstance(selector, Iterable):
+    listed_names = members(selector)
+    if listed_names is None:
         raise PlanError(f"{what} is a regular expression, a list of names, or a function of a name; got {selector!r}")
     found = set()
-    for wanted in selector:
+    for wanted in listed_names:
         if not isinstance(wanted, str):
             raise PlanError(f"{what} lists names; got {wanted!r}: a function of a name, alone, can choose by anything")
         hits = {name for name in shapes if _is_named(name, wanted)}

@@ -133,6 +133,15 @@ def test_a_console_lets_no_control_character_through():
 # --- Patterns that meet a stranger's names
 
 NESTED = ["(a+)+b", "(a|a)*b", "(a|aa)+b", "(?:a*)*b", "((a?)){40}b", "(?P<n>a+){2,}b", "(a+|x)*", r"([^.]+\.)*weight"]
+NESTED += [
+    "(a+)(?#x)+b",
+    "(?x)(a+) +b",
+    "(?x)(a+)#c\n+b",
+    "(?s-i:(?x:(a+) +))b",
+    "(?=(a+)+)b",
+    "(a)(?(1)(a+)+|b)",
+    "(?>(a+)+)b",
+]
 PLAIN = [".*", r"layers\.\d+\..*", r".*\.(q|k|v|o)_proj\..*", "(?:ab)+", r"[(+]+x?", r"\(a+\)+", "(?!head).*", "(a+)?"]
 
 
