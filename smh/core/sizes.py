@@ -25,7 +25,7 @@ def sized_by_ratio(pool: Pool, weights: int, ratio: Any) -> Pool:
     """Return a pool sized by a ratio, or raise :class:`~smh.PlanError` with the smallest one that is feasible."""
     is_number = isinstance(ratio, (int, float, Fraction, np.integer, np.floating)) and not isinstance(ratio, bool)
     if not is_number or not 0 < ratio < math.inf:
-        raise PlanError(f"ratio must be a number above 0, such as 0.1; got {ratio!r}")
+        raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
     share = ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
     smallest = pool.smallest_ratio(weights)
     if share < smallest:
