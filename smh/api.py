@@ -13,7 +13,7 @@ from smh.backends.protocol import Backend
 from smh.core.initial import initial_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
-from smh.errors import PlanError
+from smh.errors import PlanError, VariableError
 from smh.files import checkpoint, digests, limits
 from smh.models.adapter import ModelAdapter
 from smh.models.api import Compressed, Model, ModelApi
@@ -21,7 +21,10 @@ from smh.models.compression import Compression, check_fit, check_loaded
 
 
 def _no_models(model: Any) -> ModelAdapter:
-    raise PlanError(f"this backend has arrays only: give a Plan and its variables; got {type(model).__name__}")
+    raise PlanError(
+        "this backend has arrays only: give a Plan and its variables, or a model to the function of the same name in "
+        f"smh, smh.torch, smh.jax or smh.keras; got {type(model).__name__}"
+    )
 
 
 class Api(ModelApi[Model, Compressed]):
@@ -70,6 +73,7 @@ class Api(ModelApi[Model, Compressed]):
         >>> list(smh.initialize(plan))
         ['pool/left', 'pool/right', 'scale/fc']
         """
+        _check_plan(plan)
         backend = self._get_backend()
         return {name: backend.asarray(x, device) for name, x in initial_variables(plan, distribution).items()}
 
@@ -127,7 +131,7 @@ class Api(ModelApi[Model, Compressed]):
         if max_bytes is not None:
             names = None if names is None else [tensor.name for tensor in model.select(names)]
             limits.check_plan(model, max_bytes, names)
-        return self._get_backend().materialize(model, variables or {}, names)
+        return self._get_backend().materialize(model, _mapping("variables", variables), names)
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return the gradient of every variable, given those of weights.
@@ -162,7 +166,8 @@ class Api(ModelApi[Model, Compressed]):
         >>> gradients["pool/left"].shape
         (10, 2)
         """
-        return self._get_backend().vjp(plan, variables, cotangents)
+        _check_plan(plan)
+        return self._get_backend().vjp(plan, _mapping("variables", variables), _mapping("cotangents", cotangents))
 
     def digest(self, model: Plan | Compressed, variables: Mapping[str, Array] | None = None) -> str:
         """Return the SHA-256 of all generated weights: equal digests are equal bits, in every framework.
@@ -248,6 +253,7 @@ class Api(ModelApi[Model, Compressed]):
         >>> smh.load(path).digest == digest
         True
         """
+        path = _path(path)
         backend, plan, variables, kept = self._contents(model, variables, dense)
         digest = _digest(backend, plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
@@ -304,6 +310,7 @@ class Api(ModelApi[Model, Compressed]):
             ...
         FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
         """
+        path = _path(path)
         if model is not None and device is not None:
             raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
         adapter = None if model is None else self._adapter_of(model)
@@ -331,7 +338,7 @@ class Api(ModelApi[Model, Compressed]):
     ) -> tuple[Backend, Plan, Mapping[str, Array], Mapping[str, Array]]:
         """Return the backend of a model or plan, the plan, its variables and what is kept."""
         if isinstance(model, Plan):
-            return self._get_backend(), model, variables or {}, dense or {}
+            return self._get_backend(), model, _mapping("variables", variables), _mapping("dense", dense)
         self._check_alone(model, variables=variables, dense=dense)
         plan, adapter = self.plan_of(model), self._adapter_of(model)
         return adapter.backend, plan, adapter.variables(model), adapter.kept(model, plan)
@@ -341,6 +348,24 @@ class Api(ModelApi[Model, Compressed]):
         names = [name for name, value in given.items() if value is not None]
         if names:
             raise PlanError(f"{', '.join(names)} go with a Plan as the model; got {type(model).__name__}")
+
+
+def _check_plan(plan: Any) -> None:
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan must be a smh.Plan; got {type(plan).__name__}")
+
+
+def _mapping(what: str, given: Any) -> Mapping[str, Any]:
+    """Return a mapping from names to arrays, an empty one for None, or raise :class:`~smh.VariableError`."""
+    if not isinstance(given, Mapping | None):
+        raise VariableError(f"{what} must be a mapping from names to arrays; got {type(given).__name__}")
+    return given or {}
+
+
+def _path(path: Any) -> str:
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise PlanError(f"the path comes first, as in smh.save(path, model); got {type(path).__name__}")
+    return os.fsdecode(path)
 
 
 def _digest(backend: Backend, plan: Plan, variables: Mapping[str, Array]) -> str:

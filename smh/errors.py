@@ -64,6 +64,13 @@ class UnknownNameError(SmhError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+def needs(package: str, extra: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return the error for a framework that is not installed; of another module that is missing, its own."""
+    if error.name != package:
+        return error
+    return ModuleNotFoundError(f"{package} is not installed: pip install 'smh[{extra}]'", name=package)
+
+
 def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Describe the names nearest to a mistaken one, at most ``limit`` of those there are, to end an error message.
 

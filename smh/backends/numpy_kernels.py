@@ -36,6 +36,12 @@ class NumpyKernels(Kernels):
     def __init__(self, smooth: bool = False) -> None:
         super().__init__(np, smooth)
 
+    def refusal(self, x: Array) -> str:
+        """Take no subclasses: masks and the rules of matrices would be lost, or change results."""
+        return (
+            "" if type(x) in (np.ndarray, np.memmap) or isinstance(x, np.generic) else "a plain numpy.ndarray, float32"
+        )
+
     def device(self, x: Array) -> str:
         """Return ``"cpu"``, the only device."""
         return "cpu"

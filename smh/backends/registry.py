@@ -64,7 +64,7 @@ def get_backend(name: str | None = None) -> Backend:
     source = ""
     if name is None:
         name, source = os.environ.get(VARIABLE) or DEFAULT, f" (from the environment variable {VARIABLE})"
-    if name not in _loaded:
+    if not isinstance(name, str) or name not in _loaded:
         entries = _entries()
         if not isinstance(name, str) or name not in entries:
             raise BackendError(f"there is no backend {name!r}{source}: {near_names(str(name), entries)}")

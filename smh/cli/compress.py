@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import string
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,35 +15,41 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from smh.backends import numpy as smh_numpy
+from smh.cli.model import RANKS, axes_of, convention_of, from_json, from_words, read_json, tensors_of
 from smh.cli.output import AsJson, Force, Lazy, check_out, emit, first_lines, marked, number, progress
 from smh.core.patterns import compile_pattern
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, OPTIMIZERS
 from smh.core.rules import RULES
 from smh.core.selection import why_not
-from smh.core.views import MAX_AXES
 from smh.errors import PlanError, SmhError, near_names
 from smh.files.atomic import replacing
-from smh.files.checkpoint import CARRIED
-from smh.files.dense import FLOATS, DenseFile
-from smh.files.header import are_sizes
+from smh.files.checkpoint import CARRIED, METADATA
+from smh.files.dense import DenseFile
 from smh.files.integers import pool_arrays
 from smh.models.compression import Compression, ModelTensor, check_fit, make_report, plan_for
-from smh.strict_json import MAX_HEADER, check_limits, parse, short
+from smh.strict_json import canonical_json, short
 from smh.text import printable
 
-_WORD = re.compile(r"(?P<name>.+)=(?P<sizes>\d{1,18}(x\d{1,18})*)", re.ASCII | re.DOTALL)
-_AXES: dict[str, dict[int, str]] = {
-    "default": {},  # those of Plan.build, by rank
-    "torch": {2: "o i", 3: "o i w", 4: "o i h w", 5: "o i d h w"},
-}
-_RANKS = 5  # the most axes that have a meaning
-_LETTERS = [letter for letter in string.ascii_letters if letter not in "io"]
 _SHOWN = 20  # kept tensors, in text
-_FREE = ("path", "out", "plan_file", "force", "as_json")  # what goes with --plan
+_FREE = ("path", "out", "plan_file", "max_error", "force", "as_json")  # what goes with --plan
 _PLANNED = ("ratio", "size", "bits", "optimizer", "allow_expansion", "pool", "layout", "seed")  # for plan_for, as given
 
-Ratio = typer.Option(None, help="Pool variables per generated weight, an upper bound, as 0.1.")
+
+def _parse_ratio(text: Any) -> Any:
+    """Return the number that ``--ratio`` gives, as 0.1 or 10%."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1) if isinstance(text, str) else text
+    except ValueError as error:
+        raise typer.BadParameter(f"a ratio is a number, such as 0.1 or 10%; got {text!r}") from error
+
+
+Ratio = typer.Option(
+    None,
+    metavar="RATIO",
+    parser=_parse_ratio,
+    help="Pool variables per generated weight, an upper bound, such as 0.1 or 10%.",
+)
 Size = typer.Option(
     None,
     metavar="SIZE",
@@ -68,8 +72,9 @@ Include = typer.Option(
 )
 Exclude = typer.Option([], metavar="PATTERN", help="Keep tensors whose whole names match, as they are. Repeatable.")
 Convention = typer.Option(
-    "default",
-    help="What axes mean, for scales by fans: default (i o, h w i o, as in JAX and Keras), or torch (o i, o i h w).",
+    None,
+    help="What axes mean, for scales by fans: default (i o, h w i o, as in JAX and Keras), or torch (o i, o i h w). "
+    "Without it, names of a safetensors file tell: '...weight' is torch, '...kernel' the default.",
 )
 
 
@@ -90,7 +95,7 @@ def run_plan(
     seed: int = Seed,
     include: list[str] = Include,
     exclude: list[str] = Exclude,
-    convention: str = Convention,
+    convention: str | None = Convention,
     out: Path | None = typer.Option(None, "--out", "-o", metavar="PLAN", help="Write the plan, in JSON, to this file."),
     force: bool = Force,
     as_json: bool = AsJson,
@@ -102,17 +107,19 @@ def run_plan(
     """
     _check_options(context)
     words = len(shapes) > 1 or ("=" in shapes[0] and not os.path.exists(shapes[0]))
-    path = None if words else Path(shapes[0])
+    path, told = None if words else Path(shapes[0]), list[str]()
     if out is not None:
         check_out(out, path, force=force)
     if path is not None and path.suffix.lower() != ".json":
         with DenseFile(path) as file:
-            tensors = _tensors_of(file, convention)
+            convention, told = convention_of(file, convention, scale)
+            tensors = tensors_of(file, convention)
             plan = _make_plan(tensors, context.params, file)
     else:
-        sizes = _from_json(path) if path is not None else _from_words(shapes)
+        sizes = from_json(path) if path is not None else from_words(shapes)
         tensors = [
-            ModelTensor(name, shape, 4 * math.prod(shape), _axes(convention, shape)) for name, shape in sizes.items()
+            ModelTensor(name, shape, 4 * math.prod(shape), axes_of(convention or "default", shape))
+            for name, shape in sizes.items()
         ]
         plan = _make_plan(tensors, context.params, None)
     if out is not None:
@@ -121,7 +128,7 @@ def run_plan(
     saved = _savings(tensors, plan)
     result = {"out": None if out is None else str(out), **saved, "plan": plan.to_dict()}
     ends = [] if out is None else [f"plan   {printable(str(out))}"]
-    emit(result, as_json, [str(plan), *_savings_lines(saved), *ends])
+    emit(result, as_json, [str(plan), *told, *_savings_lines(saved), *ends])
 
 
 def run_fit(
@@ -143,21 +150,25 @@ def run_fit(
     seed: int = Seed,
     include: list[str] = Include,
     exclude: list[str] = Exclude,
-    convention: str = Convention,
+    convention: str | None = Convention,
+    max_error: float | None = typer.Option(
+        None, help="Fail, and write nothing, if the relative error of the weights is larger."
+    ),
     force: bool = Force,
     as_json: bool = AsJson,
 ) -> None:
-    """Find variables whose weights come close to given ones, and write a checkpoint: a warm start for training.
+    """Compress a trained model, with a loss: find variables whose weights come close to given ones, to train on.
 
-    Other tensors are kept as they are. The file is read one tensor at a time. Memory is needed for some float64 vectors
-    as long as all generated weights together, and to fit the pool. Needs SciPy.
+    Other tensors are kept as they are. The file is read one tensor at a time. Memory is needed for about four times the
+    generated weights in float32. Needs SciPy.
     """
     from smh.models.fit import fit_variables  # here, for it takes long to import
 
     _check_options(context)
     check_out(out, path, plan_file, force=force)
     with DenseFile(path) as file:
-        tensors = _tensors_of(file, convention)
+        convention, told = convention_of(file, convention, scale if plan_file is None else "match")
+        tensors = tensors_of(file, convention)
         if plan_file is not None:
             plan = _read_plan(plan_file)
             check_fit(tensors, plan)
@@ -169,15 +180,21 @@ def run_fit(
             file.stored_dtype(name)
             if name.startswith(CARRIED):
                 raise SmhError(f"names that begin with {CARRIED!r} are reserved: rename the tensor {name!r}")
+        _check_memory(plan)
         bars = progress()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             wanted = Lazy(generated, file.__getitem__)
             variables, report = fit_variables(plan, wanted, progress=bars.console.is_terminal)
+        if max_error is not None and not report.error <= max_error:
+            raise SmhError(f"the relative error is {report.error:.3g}, more than {max_error:g}: nothing was written")
         doubts = [str(warning.message) for warning in caught]
+        dense = {name: file.stored(name) for name in kept}
+        if file.metadata:
+            dense[METADATA] = np.frombuffer(canonical_json(file.metadata).encode("ascii"), dtype=np.uint8)
         with bars:
             bars.add_task("writing", total=None)
-            digest = smh_numpy.save(out, plan, variables, {name: file.stored(name) for name in kept})
+            digest = smh_numpy.save(out, plan, variables, dense)
     saved = _savings(tensors, plan)
     result = {
         "file": str(path),
@@ -195,7 +212,7 @@ def run_fit(
         table.add_row(printable(name), f"{error:.3g}")
     doubtful = [marked(f"warning: {doubt}", "yellow") for doubt in doubts]
     ends = [f"file   {printable(str(out))}", f"digest {digest}"]
-    emit(result, as_json, [table, str(report), *doubtful, *_savings_lines(saved), *ends])
+    emit(result, as_json, [table, str(report), *doubtful, *told, *_savings_lines(saved), *ends])
 
 
 def _check_options(context: typer.Context) -> None:
@@ -216,7 +233,7 @@ def _check_options(context: typer.Context) -> None:
 
 def _read_plan(path: Path) -> Plan:
     try:
-        return Plan.from_json(_read_json(path))
+        return Plan.from_json(read_json(path))
     except PlanError as error:
         raise PlanError(f"{str(path)!r} must be a plan in JSON, as smh plan writes it: {error}") from error
 
@@ -240,7 +257,7 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
     include, exclude = given["include"], given["exclude"]
     generated = _selected(tensors, include, exclude)
     for tensor in tensors:
-        if scale in RULES and tensor.name in generated and len(tensor.shape) > _RANKS:
+        if scale in RULES and tensor.name in generated and len(tensor.shape) > RANKS:
             raise PlanError(
                 f"scale {scale!r} needs to know what the axes of {tensor.name!r} mean, and for {len(tensor.shape)} of "
                 "them there is no convention: exclude the tensor, or choose a number or match as the scale"
@@ -259,14 +276,16 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
         return plan_for(tensors, values=Lazy(values.shapes, read), **options)
 
 
-def _tensors_of(file: DenseFile, convention: str) -> list[ModelTensor]:
-    """Return the tensors of a plain file, with the meaning of their axes by a convention."""
-    tensors = []
-    for name, shape in file.shapes.items():
-        dtype = file.dtypes[name]
-        kept = f"it is of dtype {dtype}" if dtype not in FLOATS else "" if math.prod(shape) else "it is empty"
-        tensors.append(ModelTensor(name, shape, file.sizes[name], _axes(convention, shape), kept=kept))
-    return tensors
+def _check_memory(plan: Plan) -> None:
+    """Say beforehand if a fit needs more memory than there is."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # a system that does not tell
+        return
+    needed = 16 * max(plan.capacity, plan.num_weights)
+    if needed > free:
+        typer.echo(f"warning: fitting takes about {needed:,} bytes of memory, and {free:,} are free", err=True)
 
 
 def _savings(tensors: Sequence[ModelTensor], plan: Plan) -> dict[str, Any]:
@@ -288,6 +307,9 @@ def _savings(tensors: Sequence[ModelTensor], plan: Plan) -> dict[str, Any]:
 
 def _savings_lines(saved: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Iterate over lines on which tensors are kept, and on the bytes of all before and after."""
+    if saved["weights"] < saved["kept_numbers"]:
+        share = saved["weights"] / (saved["weights"] + saved["kept_numbers"])
+        yield marked(f"warning: only {share:.0%} of the numbers are generated; the others are kept, as below", "yellow")
     lines = [f"kept as it is: {name!r}: {why}" for name, why in saved["kept"].items()]
     yield from first_lines(lines, _SHOWN, "kept as they are:", style="")
     yield (
@@ -295,21 +317,6 @@ def _savings_lines(saved: Mapping[str, Any]) -> Iterator[RenderableType]:
         f"({saved['bytes_after'] / saved['bytes_before']:.1%}), {saved['kept_bytes']:,} of them in {len(lines):,} kept "
         "tensors"
     )
-
-
-def _read_json(path: Path) -> bytes:
-    """Return the content of a JSON file, or so much that a parser sees that it is too long."""
-    with open(path, "rb") as file:
-        return file.read(MAX_HEADER + 1)
-
-
-def _axes(convention: str, shape: tuple[int, ...]) -> str | None:
-    """Return what axes mean, or None where the default of :meth:`smh.Plan.build` holds."""
-    if convention not in _AXES:
-        raise PlanError(f"convention must be one of {', '.join(_AXES)}; got {convention!r}")
-    if len(shape) > _RANKS:  # no meaning, but names, for scales that do not ask
-        return " ".join(_LETTERS[: len(shape)])
-    return _AXES[convention].get(len(shape))
 
 
 def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
@@ -339,31 +346,8 @@ def _matching(option: str, patterns: Iterable[str], names: Sequence[str]) -> set
             raise typer.BadParameter(f"no regular expression that can be used: {error}", param_hint=option) from error
         matches = set(filter(compiled.fullmatch, names))
         if not matches:
-            raise PlanError(f"{option} {pattern!r} matches no whole name: {near_names(pattern, names)}")
+            below = any(name.startswith((f"{pattern}.", f"{pattern}/")) for name in names)
+            hint = f"did you mean '{pattern}[./].*', all below it?" if below else near_names(pattern, names)
+            raise PlanError(f"{option} {pattern!r} is a regular expression, which matches no whole name: {hint}")
         found |= matches
     return found
-
-
-def _from_words(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    sizes: dict[str, tuple[int, ...]] = {}
-    for word in words:
-        match = _WORD.fullmatch(word)
-        if match is None or match["name"] in sizes:
-            why = "give one file, or words such as fc1=64x100, each name once"
-            raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="SHAPES")
-        sizes[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
-    return sizes
-
-
-def _from_json(path: Path) -> dict[str, tuple[int, ...]]:
-    text, where = _read_json(path), repr(str(path))
-    check_limits(text, where)
-    data = parse(text, where)
-    if not isinstance(data, dict):
-        raise PlanError(f"{where} must hold an object {{name: [sizes]}}; got {short(data)}")
-    for name, shape in data.items():
-        if not are_sizes(shape) or len(shape) > MAX_AXES:
-            raise PlanError(
-                f"the shape of {short(name)} in {where} must be a list of at most {MAX_AXES} sizes; got {short(shape)}"
-            )
-    return {name: tuple(shape) for name, shape in data.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,9 +11,21 @@ from smh.errors import PlanError, near_names
 
 def whole_number(what: str, value: Any, low: int, high: int) -> int:
     """Return an integer within bounds, or raise :class:`~smh.PlanError` that says what was received."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value.__index__() <= high:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
         raise PlanError(f"{what} must be an integer from {low} to {high}; got {value!r}")
-    return int(value.__index__())
+    return number
+
+
+def members(value: Any) -> tuple[Any, ...] | None:
+    """Return what a list, or whatever can be iterated over, holds; None for what cannot."""
+    try:
+        return tuple(value)
+    except TypeError:
+        return None
 
 
 def check_one_of(what: str, value: Any, allowed: Collection[str]) -> None:

@@ -193,6 +193,8 @@ def check_cotangents(kernels: Kernels, plan: Plan, cotangents: Mapping[str, Arra
 def _check_array(kernels: Kernels, what: str, x: Array, shape: tuple[int, ...]) -> None:
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise VariableError(f"{what} must be an array of this backend, float32; got {type(x).__name__}")
+    if wanted := kernels.refusal(x):
+        raise VariableError(f"{what} must be {wanted}; got {type(x).__module__}.{type(x).__qualname__}")
     if tuple(x.shape) != shape:
         raise VariableError(f"{what} must have shape {shape}; got {tuple(x.shape)}")
     if x.dtype != kernels.xp.float32:

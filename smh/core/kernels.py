@@ -61,6 +61,10 @@ class Kernels:
         """The type for indices into arrays."""
         return self.xp.int64
 
+    def refusal(self, x: Array) -> str:
+        """Return what an array should be, if these kernels cannot compute with it, or nothing."""
+        return ""
+
     def device(self, x: Array) -> Any:
         """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
         return array_api_compat.device(x)

@@ -11,18 +11,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from re import _parser  # type: ignore[attr-defined]  # so that expressions are counted as they are compiled
+from typing import Any
 
 from smh.errors import PlanError
 
 MOST_STEPS = 10**10
 """How many ways to match may have to be tried, at worst; some minutes."""
 
-_TOKEN = re.compile(
-    r"(?P<repeat>(?:[*+?]|\{\d+,?\d*\}|\{,\d+\})[?+]?)"
-    r"|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\\."  # a class of characters, or one that is escaped
-    r"|(?P<open>\(\??)|(?P<choice>\|)|(?P<close>\))|.",  # the ? after a bracket is no repetition
-    re.DOTALL,
-)
+_REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
 
 
 def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern[str]:
@@ -56,7 +53,7 @@ def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern
     except (re.error, RecursionError, OverflowError) as error:
         raise PlanError(f"{what} is not a regular expression: {error}; got {pattern!r}") from error
     advice = "write it otherwise, or give names, or in Python a function such as re.compile(...).fullmatch"
-    ways = _ways(pattern)
+    ways = _ways(_parser.parse(pattern))
     if ways is None:
         raise PlanError(
             f"{what} repeats a group that holds a repetition or a choice, which can take for ever: {advice}; "
@@ -72,27 +69,30 @@ def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern
     return found
 
 
-def _ways(pattern: str) -> tuple[int, int] | None:
-    """Return the number of repetitions and the product of all choices, or None if a repeated group holds either."""
+def _ways(tree: Iterable[Any]) -> tuple[int, int] | None:
+    """Return the number of repetitions and the product of all choices, or None if a repeated group holds either.
+
+    The tree is what the parser of regular expressions makes: pairs of an operation and its arguments.
+    """
     repeats, choices = 0, 1
-    groups = [(False, 1)]  # of each open one: whether it holds a repetition, how many choices
-    closed = False  # whether what was read last is a group that holds either
-    for token in _TOKEN.finditer(pattern):
-        kind, was_closed, closed = token.lastgroup, closed, False
-        held, branches = groups[-1]
-        if kind == "repeat":
-            optional = token[0].startswith("?")
-            if was_closed and not optional:
+    for operation, arguments in tree:
+        optional = False
+        if str(operation) in _REPEATS:
+            _, most, group = arguments
+            inner, optional = _ways(group), most == 1
+            if inner is None or (inner != (0, 1) and not optional):
                 return None
-            repeats, choices = repeats + (not optional), choices * (1 + optional)
-            groups[-1] = True, branches
-        elif kind == "open":
-            groups.append((False, 1))
-        elif kind == "choice":
-            groups[-1] = held, branches + 1
-        elif kind == "close" and len(groups) > 1:
-            groups.pop()
-            closed = held or branches > 1
-            choices *= branches
-            groups[-1] = groups[-1][0] or closed, groups[-1][1]
-    return repeats, choices * groups[0][1]
+            repeats += not optional
+            choices *= 1 + optional
+        elif str(operation) == "BRANCH":
+            branches = [_ways(branch) for branch in arguments[1]]
+            if None in branches:
+                return None
+            inner = sum(found[0] for found in branches if found), sum(found[1] for found in branches if found)
+        else:
+            parts = arguments if isinstance(arguments, tuple) else (arguments,)
+            inner = _ways([pair for part in parts if isinstance(part, _parser.SubPattern) for pair in part])
+            if inner is None:
+                return None
+        repeats, choices = repeats + inner[0], choices * inner[1]
+    return repeats, choices

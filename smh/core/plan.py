@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from smh.core import rules, sizes
-from smh.core.checks import check_keys, check_one_of, whole_number
+from smh.core.checks import check_keys, check_one_of, members, whole_number
 from smh.core.layout import LAYOUTS
 from smh.core.pools import Pool, from_dict, named
 from smh.core.pools.base import BITS, MAX_BITS, MAX_DEPTH, MIN_BITS, OPTIMIZERS
@@ -159,6 +159,11 @@ class Plan:
         >>> Plan.build({"fc1": (64, 100)}, size="1 kB").file_bytes
         964
         """
+        if not isinstance(shapes, Mapping):
+            raise PlanError(f"shapes must be a mapping from names to shapes; got {type(shapes).__name__}")
+        if not isinstance(values, Mapping | None):
+            raise PlanError(f"values must be a mapping from names to arrays; got {type(values).__name__}")
+        whole_number("kept_bytes", kept_bytes, 0, 2**60)
         check_one_of("optimizer", optimizer, OPTIMIZERS)
         whole_number("bits", bits, MIN_BITS, MAX_BITS)
         checked = {name: checked_shape(name, shape) for name, shape in shapes.items()}
@@ -191,7 +196,7 @@ class Plan:
             raise PlanError(f"give either ratio or size; got ratio={ratio!r}, size={size!r}")
         request = named(pool).with_bits(bits)
         if size is not None:
-            besides = whole_number("kept_bytes", kept_bytes, 0, 2**60) + (4 * len(tensors) if learn_scale else 0)
+            besides = kept_bytes + (4 * len(tensors) if learn_scale else 0)
             sized = sizes.largest_that_fits(request, offset, sizes.parse_size(size), besides)
         else:
             sized = sizes.sized_by_ratio(request, offset, ratio)
@@ -248,10 +253,13 @@ class Plan:
             return self.tensors
         if isinstance(names, str):
             raise UnknownNameError(f"names must be a list of names; got the string {names!r}: write [{names!r}]")
+        asked = members(names)
+        if asked is None:
+            raise UnknownNameError(f"names must be a list of names; got {names!r}")
         known = {tensor.name: tensor for tensor in self.tensors}
         chosen: dict[str, TensorSpec] = {}
-        for name in names:
-            if name not in known:
+        for name in asked:
+            if not isinstance(name, str) or name not in known:
                 raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
             if name in chosen:
                 raise UnknownNameError(f"the name {name!r} comes twice: ask for every tensor once")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from smh.core.checks import members
 from smh.core.scales import LEAST, LIMIT
 from smh.errors import PlanError, near_names
 
@@ -27,7 +28,10 @@ def by_name(
     if every and not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
     found: dict[str, Any] = dict.fromkeys(names)
-    for name in given or ():
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise PlanError(f"{what} must be a mapping by name; got {given!r}")
+    for name in given:
         if name not in found:
             why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
             raise PlanError(f"{what} names {name!r}, which {why}")
@@ -41,10 +45,13 @@ def by_name(
 
 
 def modifier_list(given: Any) -> tuple[str, ...]:
-    """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for a string."""
+    """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for what is no list."""
     if isinstance(given, str):
         raise PlanError(f"modifiers must be a list; got the string {given!r}: write [{given!r}]")
-    return tuple(given)
+    names = members(given)
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise PlanError(f"modifiers must be a list of names, by default an empty one; got {given!r}")
+    return names
 
 
 def fans(shape: Sequence[int], axes: str) -> tuple[int, int, int]:
@@ -91,11 +98,14 @@ def number(value: Any) -> float:
 
 def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple[int, ...]) -> str | float:
     """Return a scale rule as plans hold it: ``match`` becomes the standard deviation of a tensor's present values."""
-    if rule != "match":
+    if not (isinstance(rule, str) and rule == "match"):
         return rule if isinstance(rule, str) else number(rule)
     if values is None or name not in values:
         raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")
-    value = np.asarray(values[name], dtype=np.float64)
+    try:
+        value = np.asarray(values[name], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"the values of {name!r} must be numbers; got {type(values[name]).__name__}") from error
     if value.size != math.prod(shape):
         raise PlanError(f"the values of {name!r} have shape {value.shape}, which does not hold the elements of {shape}")
     deviation = float(np.std(value))

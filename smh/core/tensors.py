@@ -26,6 +26,8 @@ def checked_shape(name: Any, shape: Any) -> tuple[int, ...]:
         sizes = tuple(shape)
     except TypeError as error:
         raise PlanError(f"the shape of {name!r} must be a sequence of integers; got {shape!r}") from error
+    if len(getattr(shape, "shape", "1")) != 1:
+        raise PlanError(f"the shape of {name!r} must be a sequence of integers; got an array: give its shape")
     each = f"every size in the shape {sizes} of tensor {name!r}"
     return tuple(whole_number(each, size, 1, LIMIT - 1) for size in sizes)
 

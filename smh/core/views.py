@@ -76,6 +76,8 @@ class View:
             return cls(view)
         if isinstance(view, (tuple, list)) and len(view) in (2, 3) and all(isinstance(x, Mapping) for x in view[1:]):
             order = view[2] if len(view) == 3 else {}
+            if not all(isinstance(axis, str) for axis in (*view[1], *order)):
+                raise PlanError(f"sizes and orders of a view are given by names of axes; got {view[1:]!r}")
             if not all(isinstance(places, (tuple, list)) for places in order.values()):
                 raise PlanError(f"the order of a view maps axis names to lists of places; got {order!r}")
             ordered = tuple((axis, tuple(places)) for axis, places in sorted(order.items()))

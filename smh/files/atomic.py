@@ -67,7 +67,7 @@ def _private_folder(folder: str) -> Iterator[str]:
             try:
                 os.mkdir(private, 0o700)
             except OSError as error:  # which names a folder that nobody knows
-                raise OSError(error.errno, error.strerror, folder) from None
+                raise OSError(error.errno, f"no file can be written there: {error.strerror}", folder) from None
             lock = _lock(private, wait=True)  # None if it was taken for abandoned: between these two lines it looks so
         yield private
     finally:

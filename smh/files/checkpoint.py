@@ -25,13 +25,25 @@ from smh.core.plan import Plan
 from smh.core.versions import VERSION, explained, is_readable
 from smh.errors import CheckpointError, PlanError, VariableError
 from smh.files.atomic import replacing
-from smh.files.header import DTYPES, check_bools, check_place, check_tensor, open_file, read_header, read_tensor
+from smh.files.header import (
+    DTYPES,
+    OtherFileError,
+    check_bools,
+    check_place,
+    check_tensor,
+    open_file,
+    read_header,
+    read_tensor,
+)
 from smh.files.integers import Arrays, Exponents, check_exponents, check_training, pack, pool_arrays, stored, unpack
 from smh.strict_json import canonical_json, check, check_limits, parse, short
 from smh.text import SURROGATE
 
 CARRIED = "carried/"
 """How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
+
+METADATA = f"{CARRIED}__metadata__"
+"""The dense tensor that carries the metadata of a plain file, canonical JSON in uint8."""
 
 Given = Mapping[str, np.ndarray]
 Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape in the words of the header
@@ -42,7 +54,7 @@ _START = re.compile(
 )
 
 
-class _VersionError(CheckpointError):
+class _VersionError(OtherFileError):
     """A file of a version that is not read here; the message says which smh reads it."""
 
     def __init__(self, version: Any) -> None:
@@ -160,12 +172,12 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     The header and everything it says are checked before any array is allocated, the data while they are read. Besides
     the data, memory has float32 values of every array of the pool. Arrays are writable and own their memory.
     """
-    with open_file(path) as file:
-        try:
+    try:
+        with open_file(path) as file:
             return _read(file)
-        except CheckpointError as error:
-            advice = "" if isinstance(error, _VersionError) else ", save it again or fetch another copy"
-            raise CheckpointError(f"cannot load {os.fspath(path)!r}{advice}: {error}") from error.__cause__
+    except CheckpointError as error:
+        advice = "" if isinstance(error, OtherFileError) else ", save it again or fetch another copy"
+        raise CheckpointError(f"cannot load {os.fspath(path)!r}{advice}: {error}") from error.__cause__
 
 
 def _read(file: io.BufferedReader) -> Checkpoint:
@@ -215,8 +227,9 @@ def _find_checksums(header: bytes) -> re.Match[bytes]:
         version = VERSION
     if version != VERSION:
         raise _VersionError(version)
-    plain = "" if b'"smh"' in header[:64] else " (smh fit makes one of a plain file)"
-    raise CheckpointError(f"it is no smh checkpoint of version {VERSION}{plain}, got a header {short(header)}")
+    if header[:1] == b"{" and b'"smh"' not in header[:64]:
+        raise OtherFileError("it is a plain safetensors file, not a checkpoint of smh: smh fit makes one of it")
+    raise CheckpointError(f"it is no smh checkpoint of version {VERSION}, got a header {short(header)}")
 
 
 def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:

@@ -41,7 +41,8 @@ class Tensors(Mapping[str, np.ndarray]):
 class DenseFile(Tensors):
     """A plain safetensors file, whose header is checked when it is opened: tensors in the order of their data.
 
-    ``dtypes`` are in the words of the format, such as ``"F32"``, and ``sizes`` in bytes. The file stays open
+    ``dtypes`` are in the words of the format, such as ``"F32"``, and ``sizes`` in bytes; ``metadata`` are texts by
+    name, as others wrote them. The file stays open
     until the end of a ``with`` block. Raises :class:`~smh.CheckpointError` if it is cut, lying, no
     safetensors file at all, or a checkpoint, whose weights are not in it.
     """
@@ -95,8 +96,8 @@ class DenseFile(Tensors):
 
     def _read_entries(self) -> None:
         """Take over what the header says of each tensor, once it fits the file."""
-        tree, size, checkpoint = _read_tree(self._file)
-        if checkpoint:
+        tree, size, self.metadata = _read_tree(self._file)
+        if "smh" in self.metadata:
             raise CheckpointError(
                 "it is a checkpoint of smh, whose weights are generated, where a plain safetensors file is wanted: smh "
                 "materialize makes one of it"
@@ -117,8 +118,8 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
     Raises :class:`~smh.CheckpointError` if it is no safetensors file.
     """
-    with open_file(path) as file, _telling(path):
-        return _read_tree(file)[2]
+    with _telling(path), open_file(path) as file:
+        return "smh" in _read_tree(file)[2]
 
 
 @contextlib.contextmanager
@@ -130,11 +131,11 @@ def _telling(path: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"cannot read {os.fspath(path)!r}: {error}") from error.__cause__
 
 
-def _read_tree(file: io.BufferedReader) -> tuple[dict[str, Any], int, bool]:
-    """Return the entries of a header, how many bytes of data follow, and whether it is that of a checkpoint."""
+def _read_tree(file: io.BufferedReader) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """Return the entries of a header, how many bytes of data follow, and its metadata."""
     header, size = read_header(file)
     check(header[:1] == b"{", "it is no safetensors file: its header must be a JSON object", header)
     tree = parse(header, "its header")
     metadata = tree.pop("__metadata__", {})
     check(isinstance(metadata, dict), "its metadata must be an object", metadata)
-    return tree, size, "smh" in metadata
+    return tree, size, metadata

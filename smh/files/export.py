@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,11 @@ from smh.core.plan import Plan
 from smh.core.tensors import TensorSpec
 from smh.errors import ExportError, LimitError, UnknownNameError, near_names
 from smh.files.atomic import replacing
-from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.files.checkpoint import CARRIED, METADATA, Checkpoint
 from smh.files.contents import Weights
 from smh.files.header import DTYPES
 from smh.files.limits import check_plan, default
+from smh.strict_json import check, parse
 from smh.text import SURROGATE
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -69,7 +71,7 @@ def export(
     narrow = list(kept)[len(wide) :]
     viewed = {tensor.name: tensor.viewed_shape for tensor in tensors}
     shapes = {name: kept[name].shape if name in kept else viewed[name] for name in (*wide, *viewed, *narrow)}
-    header, size = _header(shapes, {name: x.dtype for name, x in kept.items()})
+    header, size = _header(shapes, {name: x.dtype for name, x in kept.items()}, _metadata(found))
     limit = default(found) if max_bytes is None else max_bytes
     check_plan(plan, limit, viewed)
     if size > limit:
@@ -117,9 +119,21 @@ def _chosen(
     return tensors, {name: kept[name] for name in order}
 
 
-def _header(shapes: dict[str, tuple[int, ...]], dtypes: dict[str, np.dtype]) -> tuple[bytes, int]:
+def _metadata(found: Checkpoint) -> dict[str, str]:
+    """Return the metadata of the plain file from which a checkpoint came."""
+    if METADATA not in found.dense:
+        return {}
+    metadata = parse(found.dense[METADATA].tobytes(), "the metadata that it carries")
+    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    check(texts and "smh" not in metadata, "the metadata that it carries must be texts by name", metadata)
+    return dict(metadata)
+
+
+def _header(
+    shapes: dict[str, tuple[int, ...]], dtypes: dict[str, np.dtype], metadata: dict[str, str]
+) -> tuple[bytes, int]:
     """Return the first bytes of a safetensors file, and the size of the whole; tensors without a dtype are float32."""
-    entries = {}
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
     for name, shape in shapes.items():
         dtype = dtypes.get(name, np.dtype(np.float32))

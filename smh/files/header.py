@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import stat
 from typing import Any
 
@@ -21,9 +22,14 @@ from smh.text import SURROGATE
 DTYPES = {
     **{"BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
     **{"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
+    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
 }
-"""Names of dtypes in NumPy, by those of the format, as far as checkpoints hold them."""
+"""Names of dtypes in NumPy, by those of the format, as far as checkpoints hold them: those of whole bytes."""
+
+FOREIGN = frozenset(name for name in DTYPES.values() if name.startswith(("bfloat", "float8")))
+"""Those which NumPy has from the package ``ml_dtypes``."""
 
 _BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
@@ -33,8 +39,32 @@ _BITS = {
 }
 
 
+class OtherFileError(CheckpointError):
+    """A file that is whole, and of a kind that is not read here."""
+
+
+_LOAD = "a safetensors file is wanted: load it, and save its tensors with safetensors"
+_OTHERS = {
+    rb"PK\x03\x04.{26}[^/]{0,30}\.npy": f"an archive of NumPy, .npz, where {_LOAD}",
+    rb"PK\x03\x04.{26}(metadata|config)\.json": f"a model of Keras, .keras, where {_LOAD}",
+    rb"PK\x03\x04": f"an archive, as torch.save writes it (.pt, .pth, .bin), where {_LOAD}",
+    rb"\x80[\x02-\x05]": f"a pickle, as torch.save once wrote it, where {_LOAD}",
+    rb"\x89HDF\r\n": f"an HDF5 file (.h5), where {_LOAD}",
+    rb"\x93NUMPY": f"an array of NumPy, .npy, where {_LOAD}",
+    rb"\x1f\x8b": "compressed by gzip: unpack it first",
+    rb"version https://git-lfs": "a pointer of git-lfs, not the file itself: run git lfs pull",
+    rb"(?i:\s*<(!doctype|html|\?xml))": "a web page, not the file itself: download it again",
+    rb"[\t\n\r -~]{8}": "a text, where a safetensors file is wanted",
+}
+"""What files of other kinds begin with, and what they are."""
+
+
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file for reading, without waiting for the writer of a named pipe."""
+    if os.path.isdir(path):
+        found = sorted(name for name in os.listdir(path) if os.fsdecode(name).endswith(".safetensors"))
+        what = f"name one in it, such as {os.fsdecode(found[0])!r}" if found else "it holds no .safetensors file"
+        raise OtherFileError(f"it is a folder, where a file is wanted: {what}")
     nonblocking = getattr(os, "O_NONBLOCK", 0)
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking))
 
@@ -45,7 +75,12 @@ def read_header(file: io.BufferedReader) -> tuple[bytes, int]:
     check(stat.S_ISREG(status.st_mode), "it must be a regular file", stat.filemode(status.st_mode))
     size = status.st_size
     check(size >= 8, "a safetensors file begins with its header's length, the first 8 bytes, which must be there", size)
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(64)
+    for pattern, what in _OTHERS.items() if start[8:9] != b"{" else ():
+        if re.match(pattern, start, re.DOTALL):
+            raise OtherFileError(f"it is {what}")
+    length = int.from_bytes(start[:8], "little")
+    file.seek(8)
     check(length <= MAX_HEADER, f"the header of a safetensors file must have at most {MAX_HEADER} bytes", length)
     check(8 + length <= size, f"its header must be there up to byte {8 + length}: it is cut", size)
     header = file.read(length)
@@ -104,9 +139,9 @@ def dtype_of(name: str, code: str) -> np.dtype[Any]:
     """Return the little-endian NumPy dtype of a tensor, or raise if it is not one of :data:`DTYPES`."""
     advice = "convert it to float32, float16 or bfloat16"
     check(code in DTYPES, f"the dtype of tensor {short(name)} must be one that smh reads: {advice}", code)
-    if code == "BF16":
+    if DTYPES[code] in FOREIGN:
         try:
             import ml_dtypes  # noqa: F401  (it teaches NumPy the name)
         except ImportError as error:
-            raise CheckpointError("BF16 needs another package: pip install ml_dtypes, got none") from error
+            raise CheckpointError(f"{code} needs another package: pip install ml_dtypes, got none") from error
     return np.dtype(DTYPES[code]).newbyteorder("<")

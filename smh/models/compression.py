@@ -7,7 +7,7 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -183,7 +183,11 @@ def plan_for(
     >>> plan_for(tensors, size=284).file_bytes
     204
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, Iterator) else value
+        for name, value in options.items()
+        if value is not None
+    }
     if plan is not None:
         if given:
             raise PlanError(f"a plan decides everything: leave out {', '.join(given)}, or leave out the plan")
@@ -338,7 +342,7 @@ def _reasons(tensors: Sequence[ModelTensor]) -> str:
     """Describe why tensors are kept."""
     if not tensors:
         return "it has no tensors"
-    whys = [f"{tensor.name!r} {tensor.kept or f'has the shape {tensor.shape}'}" for tensor in tensors]
+    whys = [f"{tensor.name!r}: {tensor.kept or f'its shape is {tensor.shape}'}" for tensor in tensors]
     return "; ".join(whys[:3]) + (f"; and {len(whys) - 3} more" if len(whys) > 3 else "")
 
 

@@ -62,8 +62,9 @@ class FitReport:
     def __str__(self) -> str:
         """Return a paragraph: the error of all weights, and the tensors that are furthest off."""
         worst = sorted(self.errors, key=lambda name: -self.errors[name])[:3]
+        tensors = "1 tensor" if len(self.errors) == 1 else f"{len(self.errors)} tensors"
         return (
-            f"The weights of {len(self.errors)} tensors are generated with a relative error of {self.error:.3g} "
+            f"The weights of {tensors} are generated with a relative error of {self.error:.3g} "
             f"({self.error_unrounded:.3g} before rounding to integers); furthest off: "
             f"{', '.join(f'{name!r} {self.errors[name]:.3g}' for name in worst)}."
         )
@@ -158,7 +159,7 @@ def _check(plan: Plan, values: Values) -> None:
     try:
         import scipy.linalg  # noqa: F401
     except ImportError as error:
-        raise SmhError("fitting needs SciPy: pip install smh[fit]") from error
+        raise SmhError("fitting needs SciPy: pip install 'smh[fit]'") from error
     parts: list[Pool] = [plan.pool]
     while parts:
         part = parts.pop()

@@ -13,11 +13,11 @@ from smh.core.checks import check_keys
 from smh.core.pools.base import LIMIT
 from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
-from smh.files.header import DTYPES
+from smh.files.header import DTYPES, FOREIGN
 
 Shape = tuple[int, ...]
 
-_DTYPES = tuple(name for name in DTYPES.values() if name != "bfloat16")  # which is not NumPy's own
+_DTYPES = tuple(name for name in DTYPES.values() if name not in FOREIGN and name != "complex64")  # JSON has numbers
 
 
 @dataclass(frozen=True)

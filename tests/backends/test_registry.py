@@ -157,3 +157,12 @@ def test_every_built_in_backend_says_what_it_is(name):
     assert backend.modes()[0].name == backend.mode.name == "eager"
     assert all(mode.about and mode.slowness >= 1 for mode in backend.modes())
     assert len({mode.name for mode in backend.modes()}) == len(backend.modes())
+
+
+@pytest.mark.parametrize(("module", "package"), [("torch", "torch"), ("jax", "jax"), ("keras", "tensorflow")])
+def test_a_framework_that_is_missing_is_named_with_the_extra_that_brings_it(module, package):
+    for line in (f"from smh import {module}", f"import smh; smh.{module}", f"from smh.backends import {package}"):
+        code = f"import sys; sys.modules.update(dict.fromkeys(['torch', 'jax', 'tensorflow', 'keras'])); {line}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        last = done.stderr.splitlines()[-1]
+        assert last == f"ModuleNotFoundError: {package} is not installed: pip install 'smh[{package}]'"

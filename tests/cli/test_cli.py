@@ -299,7 +299,7 @@ def test_inspect_believes_no_name_and_no_number(tmp_path):
     ("name", "words"),
     [
         ("none", "No such file"),
-        ("", "Is a directory"),
+        ("", "it is a folder"),
         ("truncated", "must have"),
         ("lying", "damaged"),
         ("plain_truncated", "must have"),

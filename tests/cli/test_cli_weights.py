@@ -63,7 +63,7 @@ def files(tmp_path_factory):
         ("none", "No such file"),
         ("truncated", "must have"),
         ("lying", "damaged"),
-        ("plain", "no smh checkpoint"),
+        ("plain", "not a checkpoint of smh"),
         ("empty", "header"),
     ],
 )

@@ -75,6 +75,9 @@ def test_equal_plans_are_equal_and_plans_cannot_be_changed():
         (["fc.bias", "conv.weight"], None, ["conv.weight", "fc.bias"]),
         (lambda name: name.startswith("norm"), None, ["norm.weight"]),
         (None, ["conv.weight"], ["fc.weight"]),
+        (["fc"], None, ["fc.weight", "fc.bias"]),
+        (["*.b*s", "c*v.weight"], None, ["conv.weight", "fc.bias"]),
+        (None, iter(["conv"]), ["fc.weight"]),
         (r".*", r".*bias|norm.*", ["conv.weight", "fc.weight"]),
     ],
 )

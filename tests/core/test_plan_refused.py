@@ -59,6 +59,7 @@ BAD = [
     ({"views": {"fc.weight": 3}}, "einops pattern"),
     ({"include": ["fc.wieght"]}, "did you mean"),
     ({"include": "conv"}, "matches no whole name"),
+    ({"exclude": int}, "names, not classes; got int"),
     ({"include": "("}, "not a regular expression"),
     ({"include": lambda name: False}, "none of 4 names"),
     ({"exclude": ["weight"]}, "no tensor is left"),

@@ -75,8 +75,8 @@ def test_names_are_only_names(write, call, tmp_path, what):
         call("verify", path, "--backend", "numpy", "--against", plain),
         call("diff", path, plain),
         call("diff", path, tmp_path / "again"),
-        call("plan", plain, "--ratio", "1", "--allow-expansion"),
-        call("plan", plain, "--ratio", "1", "--allow-expansion", "--include", "nothing like it"),
+        call("plan", plain, "--ratio", "1", "--allow-expansion", "--scale", "1"),
+        call("plan", plain, "--ratio", "1", "--allow-expansion", "--scale", "1", "--include", "nothing like it"),
         call("materialize", path, "-o", tmp_path / "out"),
         call("materialize", path, "-o", tmp_path / "none", "--names", "nothing like it"),
     ]
@@ -133,6 +133,15 @@ def test_a_console_lets_no_control_character_through():
 # --- Patterns that meet a stranger's names
 
 NESTED = ["(a+)+b", "(a|a)*b", "(a|aa)+b", "(?:a*)*b", "((a?)){40}b", "(?P<n>a+){2,}b", "(a+|x)*", r"([^.]+\.)*weight"]
+NESTED += [
+    "(a+)(?#x)+b",
+    "(?x)(a+) +b",
+    "(?x)(a+)#c\n+b",
+    "(?s-i:(?x:(a+) +))b",
+    "(?=(a+)+)b",
+    "(a)(?(1)(a+)+|b)",
+    "(?>(a+)+)b",
+]
 PLAIN = [".*", r"layers\.\d+\..*", r".*\.(q|k|v|o)_proj\..*", "(?:ab)+", r"[(+]+x?", r"\(a+\)+", "(?!head).*", "(a+)?"]
 
 
@@ -143,7 +152,7 @@ def test_patterns_that_can_take_for_ever_are_refused(write, call, pattern):
         with pytest.raises(smh.PlanError, match=r"for ever.*re\.compile.*got"):
             smh.Plan.build(names, ratio=1, **options)
     _, plain = hostile_files(write, "a" * 200)
-    result = call("plan", plain, "--ratio", "1", "--allow-expansion", "--include", pattern)
+    result = call("plan", plain, "--ratio", "1", "--allow-expansion", "--scale", "1", "--include", pattern)
     assert result.exit_code == 2
     assert "for ever" in " ".join(result.stderr.replace("│", " ").split())
 

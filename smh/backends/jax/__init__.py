@@ -1,5 +1,12 @@
 """The JAX backend: weights as differentiable arrays, and pytrees of them, on any device, under any transformation."""
 
+from smh.errors import needs
+
+try:
+    import jax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise needs("jax", "jax", error) from error
+
 from typing import Any
 
 from smh.api import Api

@@ -1,5 +1,12 @@
 """The TensorFlow backend: weights as differentiable tensors, and Keras models, in graphs and compiled by XLA."""
 
+from smh.errors import needs
+
+try:
+    import tensorflow  # noqa: F401
+except ModuleNotFoundError as error:
+    raise needs("tensorflow", "tensorflow", error) from error
+
 import keras
 
 from smh.api import Api

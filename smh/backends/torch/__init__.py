@@ -1,5 +1,12 @@
 """The PyTorch backend: weights as differentiable tensors, and whole models, on any device, compiled or not."""
 
+from smh.errors import needs
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise needs("torch", "torch", error) from error
+
 from typing import Any
 
 from torch import nn

@@ -18,6 +18,7 @@ from smh.core.generate import check_cotangents, check_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError, VariableError
+from smh.files.header import FOREIGN
 
 
 class TorchBackend(Backend):
@@ -37,8 +38,8 @@ class TorchBackend(Backend):
         if isinstance(x, torch.Tensor):
             return x.detach().clone().to(device)
         own = np.array(x, order="C")
-        if own.dtype.name == "bfloat16":  # which only ml_dtypes brings to NumPy
-            return torch.from_numpy(own.view(np.uint16)).view(torch.bfloat16).to(device)
+        if own.dtype.name in FOREIGN:
+            return torch.from_numpy(own.view(f"u{own.itemsize}")).view(getattr(torch, own.dtype.name)).to(device)
         return torch.from_numpy(own).to(device)
 
     def to_numpy(self, x: Array) -> np.ndarray:
@@ -46,13 +47,15 @@ class TorchBackend(Backend):
         if not isinstance(x, torch.Tensor):
             return np.asarray(x)
         host = x.detach().cpu()
-        if host.dtype != torch.bfloat16:
+        name = str(host.dtype).removeprefix("torch.")
+        if name not in FOREIGN:
             return np.asarray(host.numpy())
         try:
             import ml_dtypes
         except ImportError as error:
-            raise BackendError("NumPy has bfloat16 from another package: pip install ml_dtypes") from error
-        return np.asarray(host.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
+            raise BackendError(f"NumPy has {name} from another package: pip install ml_dtypes") from error
+        words = host.contiguous().view(torch.uint8 if host.itemsize == 1 else torch.uint16)
+        return np.asarray(words.numpy().view(getattr(ml_dtypes, name)))
 
     def materialize(
         self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
