@@ -19,7 +19,6 @@ from smh.models.compression import (
     check_gradients,
     check_residency,
     make_report,
-    not_compressed,
     plan_for,
 )
 from smh.models.fit import FitReport, fit_variables
@@ -320,7 +319,7 @@ class ModelApi(Generic[Model, Compressed]):
     def _compression(self, model: Any) -> Compression:
         compression = self._adapter_of(model).compression(model)
         if compression is None:
-            raise not_compressed(model)
+            raise self._adapter_of(model).not_compressed(model)
         return compression
 
 

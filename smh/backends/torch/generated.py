@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch.copies import NAMES, STORE, copied, plain_class
 from smh.errors import PlanError, VariableError
 from smh.models.compression import check_fingerprint, fingerprint
 
-STORE, NAMES = "_smh_store", "_smh_names"
-"""Where a module keeps the store of its model, and {attribute: tensor} of its generated weights."""
 ADVICE = "smh.materialize_(model) first turns generated weights into parameters, which can be changed"
 _BY_PLAN = (
     "compress the model by the plan of that state, smh.compress(model, plan=...), or load a file of smh.save, which "
@@ -93,6 +92,10 @@ class _Generated:
             if not own and (name == generated or name.startswith(f"{generated}_")):
                 raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
         super().register_parameter(name, param)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        """Copy the whole model, or its part into a plain module: a part without the pool could not be trained."""
+        return copied(self, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(max(2, protocol))
@@ -218,11 +221,6 @@ def _keeping(method: Any) -> Any:
 
 def _no_copy(module: Any, memo: Any) -> Any:
     raise PlanError(f"{type(module).__name__} has its own way of copying, which knows no generated weights: {ADVICE}")
-
-
-def plain_class(module: Any) -> Any:
-    """Return the class that a module had before."""
-    return type(module)._smh_made_of[0]
 
 
 def _has_extra_state(module: Any) -> bool:

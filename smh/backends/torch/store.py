@@ -15,8 +15,9 @@ from torch import nn
 
 from smh.backends.torch import packed
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
+from smh.backends.torch.copies import NAMES, STORE
 from smh.backends.torch.discovery import Site
-from smh.backends.torch.generated import NAMES, STORE, GeneratedWeight
+from smh.backends.torch.generated import GeneratedWeight
 from smh.models.compression import Compression
 
 State = tuple[int, tuple[tuple[Any, ...], ...]]
@@ -267,7 +268,7 @@ def find_store(model: Any) -> Store | None:
     if not isinstance(model, nn.Module):
         return None
     store: Store | None = model.__dict__.get(STORE)
-    if store is not None and store.root is model:
+    if store is not None and store.root._modules is model._modules:  # the model, or a shallow copy of it
         return store
     match list(model.named_children()):
         case [("module" | "_orig_mod", inner)]:
