@@ -18,6 +18,12 @@ def plain_class(module: Any) -> Any:
     return type(module)._smh_made_of[0]
 
 
+def is_whole(module: Any) -> bool:
+    """Say whether a module is a compressed model, or a shallow copy of it, and not a part of one."""
+    store = module.__dict__.get(STORE)
+    return store is not None and module._modules is store.root._modules
+
+
 def plain_parameters(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """Return the parameters of a module with weights in the place of variables, in the order that they had before."""
     store = module.__dict__[STORE]
@@ -30,7 +36,7 @@ def plain_parameters(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> 
 def copied(module: Any, memo: dict[Any, Any]) -> Any:
     """Return a deep copy of a compressed model, or of a part; that of a part without the whole is plain."""
     store = module.__dict__[STORE]
-    if module._modules is store.root._modules:
+    if is_whole(module):
         new = _whole(module, memo)
         for part in store.root.modules():  # copied before by themselves, such as by an attribute of what is around it
             if STORE in part.__dict__ and (found := memo.get(id(part))) is not None and STORE not in found.__dict__:
