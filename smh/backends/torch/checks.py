@@ -123,7 +123,7 @@ def _check_training(store: Store) -> None:
             store,
             "training",
             f"parts of a compressed {type(store.root).__name__} are trained, but not the pool of their weights: "
-            "gradients arrive there, and no optimiser changes it. It belongs to the compressed model: give the optimiser "
+            "gradients arrive there, and no optimiser changes it. It belongs to the model: give the optimiser "
             "model.parameters() of that, or use layers of smh.materialize(model)",
         )
 
