@@ -85,11 +85,11 @@ def check_freezing(store: Store, module: nn.Module, requires_grad: bool) -> None
         warnings.warn(text, UserWarning, stacklevel=3)
 
 
-def check_pass(store: Store) -> None:
+def check_pass(store: Store, traced: bool) -> None:
     """Check, when a pass with gradients begins, that what trains is what the user means."""
     if trains(store):
         _check_frozen(store)
-        if "training" not in store.told:
+        if "training" not in store.told and not traced:
             _check_training(store)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import re
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import nn
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.checks import check_places, compressed_parts, not_compressed
 from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
-from smh.backends.torch.discovery import discover
+from smh.backends.torch.discovery import discover, pattern
 from smh.backends.torch.generated import generated_class
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
@@ -53,7 +53,8 @@ class TorchModels(ModelAdapter):
                 f"the model is compressed already ({', '.join(compressed)}): turn that back first, for example "
                 f"smh.materialize_(model.get_submodule({compressed[0]!r}))"
             )
-        return tuple(found.tensor for found in discover(model, plan).values())
+        found = discover(model, plan).values()
+        return tuple(one.tensor if one.tensor.kept else replace(one.tensor, note=pattern(one.x)) for one in found)
 
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return present values, float32."""
@@ -62,7 +63,7 @@ class TorchModels(ModelAdapter):
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
-        _warn_of_optimizers(model, "the model from which this one is made", stacklevel=4)
+        _warn_of_optimizers(model, "the model from which this one is made", stacklevel=5)
         try:
             return copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
@@ -171,7 +172,7 @@ class ModelsInPlace(TorchModels):
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return the module."""
-        _warn_of_optimizers(model, "this model before it was compressed", stacklevel=5)
+        _warn_of_optimizers(model, "this model before it was compressed", stacklevel=6)
         return model
 
 
@@ -240,7 +241,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
         If there is no such residency, or the model is not compressed.
     """
     store = _store(model)
-    store.compression = dataclasses.replace(store.compression, residency=check_residency(residency))
+    store.compression = replace(store.compression, residency=check_residency(residency))
     store.cache = store.packed = None
 
 
@@ -269,7 +270,7 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     'fast'
     """
     store = _store(model)
-    store.compression = dataclasses.replace(store.compression, gradients=check_gradients(gradients))
+    store.compression = replace(store.compression, gradients=check_gradients(gradients))
 
 
 def _store(model: Any) -> Store:

@@ -144,8 +144,8 @@ class Store:
     def enter(self, module: nn.Module) -> None:
         """Begin a forward pass of the model, or of a part of it that is called by itself, or of one layer."""
         stack = self.scopes.setdefault(_thread(), [])
-        if not stack and torch.is_grad_enabled() and not _traced():
-            check_pass(self)
+        if not stack and torch.is_grad_enabled():
+            check_pass(self, _traced())
         kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
         if self.compression.residency == "layer" and kept is None:
             scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
