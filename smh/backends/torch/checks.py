@@ -16,7 +16,6 @@ from smh.text import some
 if TYPE_CHECKING:
     from smh.backends.torch.store import Store
 
-_PATIENCE = 1000  # after how many backward passes nothing is expected any more: some optimisers raise no version
 _FREEZE = (
     "the pool, from which its weights are generated, is trained by all layers together, so they would change. Freeze "
     "layers before smh.compress, which then keeps them as they are; or freeze all that is generated, such as by "
@@ -111,21 +110,28 @@ def _check_frozen(store: Store) -> None:
 
 
 def _check_training(store: Store) -> None:
-    """Warn where gradients arrive at the pool, and what is trained is all but the pool."""
-    versions = {id(x): x._version for x in store.root.parameters() if type(x) is nn.Parameter and not x.is_inference()}
-    backwards, before = store.seen = store.seen or (store.backwards, versions)
-    changed = {key for key, version in before.items() if versions.get(key, version) != version}
+    """Warn where gradients arrive at the pool, and what is trained is all but the pool; look ever more rarely."""
+    due, before = store.seen
+    if store.backwards < due:
+        return
+    marks = {id(x): _mark(x) for x in store.root.parameters() if type(x) is nn.Parameter and not x.is_meta}
+    changed = {key for key, mark in (before or {}).items() if marks.get(key, mark) != mark}
     pool = {id(x) for x in _pool(store)}
-    if not pool.isdisjoint(changed) or not pool.issubset(before) or store.backwards > backwards + _PATIENCE:
+    if not pool.isdisjoint(changed) or not pool.issubset(marks):
         store.told.add("training")
-    elif changed and store.backwards > backwards:
-        _warn_once(
-            store,
-            "training",
+    elif changed:
+        text = (
             f"parts of a compressed {type(store.root).__name__} are trained, but not the pool of their weights: "
             "gradients arrive there, and no optimiser changes it. It belongs to the model: give the optimiser "
-            "model.parameters() of that, or use layers of smh.materialize(model)",
+            "model.parameters() of that, or use layers of smh.materialize(model)"
         )
+        _warn_once(store, "training", text)
+    store.seen = (2 * store.backwards if before else store.backwards + 1), before or marks
+
+
+def _mark(x: torch.Tensor) -> tuple[int, list[float]]:
+    """Return what shows that an optimiser changed a parameter; fused ones raise no version."""
+    return 0 if x.is_inference() else x._version, x.detach().reshape(-1)[:8].tolist()
 
 
 def check_whole(store: Store, what: str) -> None:

@@ -58,7 +58,7 @@ class Store:
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
     backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
-    seen: Any = None  # versions of parameters, to see what is trained
+    seen: tuple[int, Any] = (0, None)  # when to look again whether the pool is trained, and parameters as they were
     whole: bool = False  # whether the whole model is being pickled or written, and not a part of it
     apart: tuple[State | None, set[str], int] = (None, set(), 0)  # what was built in parts of them, and how often
 
@@ -67,7 +67,7 @@ class Store:
         check_whole(self, "with a part of a compressed model the whole is pickled, for its pool")
         self.whole = False
         fresh: dict[str, Any] = {"scopes": {}, "cache": None, "packed": None, "apart": (None, set(), 0)}
-        return {**self.__dict__, **fresh, "told": set(), "seen": None}
+        return {**self.__dict__, **fresh, "told": set(), "seen": (0, None)}
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters that hold the variables, by the names of variables."""

@@ -149,11 +149,11 @@ def pickled(part):
 
 @pytest.mark.parametrize("residency", ["full", "layer"])
 @pytest.mark.parametrize("how", UNTRAINED)
-@pytest.mark.parametrize("options", [{}, {"learn_scale": False}], ids=["scales", "fixed scales"])
-def test_a_part_that_trains_without_the_pool_is_warned_of_once(how, options, residency):
-    run, parameters = UNTRAINED[how](net(residency=residency, **options))
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_part_that_trains_without_the_pool_is_warned_of_once(how, residency, fused):
+    run, parameters = UNTRAINED[how](net(residency=residency, learn_scale=not fused))
     with pytest.warns(UserWarning, match="parts of a compressed Net are trained, but not the pool") as found:
-        loop(run, parameters or run.parameters())
+        loop(run, parameters or run.parameters(), fused=fused)
     assert len(found) == 1
 
 
@@ -169,7 +169,17 @@ TRAINED = {
 @pytest.mark.parametrize("how", TRAINED)
 def test_training_with_the_pool_or_nothing_is_not_warned_of(how):
     run, parameters = TRAINED[how](net())
-    loop(run, list(parameters))
+    loop(run, list(parameters), fused=how == "parts")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_accumulated_gradients_are_not_taken_for_a_pool_that_is_not_trained(steps):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for step in range(3 * steps):
+        model.tied(model.block[0](model.first(X))).square().sum().backward()
+        if step % steps == steps - 1:
+            optimizer.step()
 
 
 def test_what_is_stored_of_a_part_is_warned_of_once():
