@@ -16,7 +16,7 @@ from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.files.checkpoint import Checkpoint
-from smh.models.compression import Compression, ModelTensor
+from smh.models.compression import Compression, ModelTensor, not_compressed
 
 
 class ModelAdapter(ABC):
@@ -28,6 +28,10 @@ class ModelAdapter(ABC):
     @abstractmethod
     def compression(self, model: Any) -> Compression | None:
         """Return how a model was compressed, or None if it is not."""
+
+    def not_compressed(self, model: Any) -> PlanError:
+        """Return the error for a model that has no compression."""
+        return not_compressed(model)
 
     @abstractmethod
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
+from smh.errors import PlanError, near_names
 from smh.models.adapter import ModelAdapter
 from smh.models.compression import (
     Compression,
@@ -19,14 +21,28 @@ from smh.models.compression import (
     check_gradients,
     check_residency,
     make_report,
-    not_compressed,
     plan_for,
+    warn_of_little,
 )
 from smh.models.fit import FitReport, fit_variables
 
 Model = TypeVar("Model")
 Compressed = TypeVar("Compressed")
 P = ParamSpec("P")
+
+
+def _named_options(function: Callable[P, Model]) -> Callable[P, Model]:
+    """Let a mistaken name of an option be an error that says which one is near."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> Model:
+        for name in options:
+            if name not in known:
+                raise PlanError(f"{function.__name__} has no option {name!r}; {near_names(name, known)}")
+        return function(*args, **options)
+
+    return run
 
 
 class ModelApi(Generic[Model, Compressed]):
@@ -41,6 +57,7 @@ class ModelApi(Generic[Model, Compressed]):
     def __init__(self, adapter_of: Callable[[Any], ModelAdapter]) -> None:
         self._adapter_of = adapter_of
 
+    @_named_options
     def compress(
         self,
         model: Model,
@@ -113,7 +130,8 @@ class ModelApi(Generic[Model, Compressed]):
         Warns
         -----
         UserWarning
-            If an optimiser of PyTorch holds parameters of the model.
+            If less than half of the model is generated, though nothing was selected, or an optimiser of PyTorch holds
+            parameters of the model.
 
         Examples
         --------
@@ -149,12 +167,15 @@ class ModelApi(Generic[Model, Compressed]):
             exclude=exclude,
             values=adapter.values(model) if plan is None and "match" in str(scale) else None,
         )
+        if plan is None and include is None and exclude is None:
+            warn_of_little(tensors, chosen)
         asked = None if ratio is None else float(ratio)
         compression = Compression(chosen, tensors, residency, asked, gradients)
         compressed = adapter.install(adapter.copy(model), compression)
         made: Compressed = adapter.assign(compressed, initial_variables(chosen), {})
         return made
 
+    @_named_options
     def fit(
         self,
         model: Model,
@@ -320,7 +341,7 @@ class ModelApi(Generic[Model, Compressed]):
     def _compression(self, model: Any) -> Compression:
         compression = self._adapter_of(model).compression(model)
         if compression is None:
-            raise not_compressed(model)
+            raise self._adapter_of(model).not_compressed(model)
         return compression
 
 

@@ -7,6 +7,8 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +29,8 @@ RESIDENCIES = ("full", "cached", "layer")
 GRADIENTS = ("exact", "fast")
 """How gradients of variables are computed: with the bits of the specification, or by float32 products."""
 
+_FEW = 10_000  # models of fewer numbers are toys, which nobody compresses to save bytes
+
 
 @dataclass(frozen=True)
 class ModelTensor:
@@ -38,6 +42,7 @@ class ModelTensor:
     axes: str | None = None  # what its axes mean, where the default by rank does not hold; see Plan.build
     aliases: tuple[str, ...] = ()  # other names of the same tensor: it is generated once, and stays tied
     kept: str = ""  # why it cannot be generated, or empty
+    note: str = ""  # what one should know if it is generated
 
 
 @dataclass(frozen=True)
@@ -199,16 +204,18 @@ def plan_for(
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
     default = given.get("include") is None
     if not any(not default or not why_not(tensor.name, tensor.shape) for tensor in free.values()):
-        raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}")
+        frozen = any("frozen" in tensor.kept for tensor in tensors)
+        hint = ". What is frozen is kept: unfreeze it before, and freeze the compressed model" if frozen else ""
+        raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}{hint}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
     try:
         generated = select(shapes, given.get("include"), given.get("exclude"))
-        known = {name: axes for name in generated if (axes := free[name].axes) is not None}
-        kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)
-        built = Plan.build(shapes, **{**given, "axes": {**known, **given.get("axes", {})}, "kept_bytes": kept_bytes})
     except PlanError as error:
         kept = [tensor for tensor in tensors if tensor.kept]
         raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
+    known = {name: axes for name in generated if (axes := free[name].axes) is not None}
+    kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)
+    built = Plan.build(shapes, **{**given, "axes": {**known, **given.get("axes", {})}, "kept_bytes": kept_bytes})
     if "size" in given and built.ratio >= 1 and not allow_expansion:
         raise PlanError(
             f"a size of {given['size']!r} leaves room for {built.ratio:.3g} pool variables per weight, as many as "
@@ -216,6 +223,24 @@ def plan_for(
         )
     check_fit(tensors, built)  # a view may give another shape
     return built
+
+
+def warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
+    """Warn if less than half of the numbers of a model are generated, and say what keeps the others."""
+    generated = {tensor.name for tensor in plan.tensors}
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.name not in generated:
+            sizes[tensor.kept or why_not(tensor.name, tensor.shape)] += math.prod(tensor.shape)
+    total = plan.num_weights + sizes.total()
+    if 2 * plan.num_weights < total and total >= _FEW:
+        reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))
+        warnings.warn(
+            f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model gets little "
+            f"smaller. Kept are {reasons}; smh.report(model) lists them all",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_ratio(ratio: Any, allow_expansion: bool) -> None:
@@ -299,7 +324,8 @@ def make_report(compression: Compression, scale_variables: Mapping[str, float]) 
         spec = generated.get(tensor.name)
         why = tensor.kept or why_not(tensor.name, tensor.shape) or "not selected"
         if spec is not None:
-            why = f"tied with {', '.join(tensor.aliases)}" if tensor.aliases else ""
+            tied = f"tied with {', '.join(tensor.aliases)}" if tensor.aliases else ""
+            why = "; ".join(filter(None, (tied, tensor.note)))
         lines.append(
             TensorReport(
                 name=tensor.name,
@@ -342,8 +368,11 @@ def _reasons(tensors: Sequence[ModelTensor]) -> str:
     """Describe why tensors are kept."""
     if not tensors:
         return "it has no tensors"
-    whys = [f"{tensor.name!r}: {tensor.kept or f'its shape is {tensor.shape}'}" for tensor in tensors]
-    return "; ".join(whys[:3]) + (f"; and {len(whys) - 3} more" if len(whys) > 3 else "")
+    whys: dict[str, list[str]] = {}
+    for tensor in tensors:
+        whys.setdefault(tensor.kept or f"its shape is {tensor.shape}", []).append(tensor.name)
+    shown = [f"{some(names)}: {why}" for why, names in whys.items()]
+    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} reasons more" if len(shown) > 3 else "")
 
 
 def _tensors(count: int) -> str:

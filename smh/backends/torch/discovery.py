@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,17 +46,21 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
     A parameter that may be generated and holds several matrices is listed by these, as other frameworks hold them and
     with a scale for each, unless a plan names the whole.
     """
-    elsewhere = _held_elsewhere(model)
+    elsewhere = _held_elsewhere(model) | _of_adapters(model)
     listed = []
+    sizes: Counter[torch.dtype] = Counter()
     for x, places in held(model):
+        if all(attribute in module._non_persistent_buffers_set for module, attribute in places.values()):
+            continue  # nothing stores it
         whys = (_why_kept(module, name, x) or elsewhere.get(id(x)) for name, (module, _) in places.items())
         listed.append((x, places, next(filter(None, whys), "")))
-    dtype = next((x.dtype for x, _, why in listed if not why and x.ndim >= 2), None)
+        sizes[x.dtype] += x.numel() if not listed[-1][2] and x.ndim >= 2 else 0
+    dtype, most = next(iter(sizes.most_common(1)), (None, 0))
     planned = {tensor.name for tensor in plan.tensors} if plan is not None else set()
     found = {}
     for x, places, why in listed:
-        if not why and x.dtype != dtype:
-            why = f"its type is {x.dtype}, that of the first one is {dtype}"
+        if not why and most and x.dtype != dtype:
+            why = f"its type is {x.dtype}, that of most weights is {dtype}"
         whole, *aliases = places
         module, attribute = places[whole]
         packed = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
@@ -116,6 +121,29 @@ def _held_elsewhere(model: nn.Module) -> dict[int, str]:
                     place = f"{name}.{attribute}" if name else attribute
                     reasons[id(x)] = f"it is also held in {place!r}, outside of the registered parameters"
     return reasons
+
+
+def _of_adapters(model: nn.Module) -> dict[int, str]:
+    """Return why parameters of adapters are kept: they have starting values with a meaning, such as zeros."""
+    reasons = {}
+    for module in model.modules():
+        named = getattr(module, "adapter_layer_names", ())  # of layers of peft
+        whole = ("prompt_encoder",) if type(module).__module__.partition(".")[0] == "peft" else ()
+        for part in (getattr(module, name, None) for name in (*named, *whole)):
+            for x in part.parameters() if isinstance(part, nn.Module) else (part,):
+                reasons[id(x)] = "it is of an adapter: compress a model first, then adapt it"
+    return reasons
+
+
+def pattern(x: torch.Tensor) -> str:
+    """Return what is special about values that have a meaning, or nothing, as for random ones."""
+    if x.is_meta or x.numel() < 2 or x.ndim < 2:
+        return ""
+    if (x == x.flatten()[0]).all():
+        return f"before, all its values were {x.flatten()[0]:.4g}"
+    if any((x == x.narrow(axis, 0, 1)).all() for axis, size in enumerate(x.shape) if size > 1):
+        return "before, its values were the same along an axis"
+    return "before, most of its values were 0" if 2 * x.count_nonzero() < x.numel() else ""
 
 
 def _axes(module: nn.Module, ndim: int) -> str | None:

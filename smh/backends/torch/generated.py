@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch.checks import check_freezing, check_whole
+from smh.backends.torch.copies import NAMES, STORE, copied, is_whole, plain_class
 from smh.errors import PlanError, VariableError
 from smh.models.compression import check_fingerprint, fingerprint
 
-STORE, NAMES = "_smh_store", "_smh_names"
-"""Where a module keeps the store of its model, and {attribute: tensor} of its generated weights."""
 ADVICE = "smh.materialize_(model) first turns generated weights into parameters, which can be changed"
 _BY_PLAN = (
     "compress the model by the plan of that state, smh.compress(model, plan=...), or load a file of smh.save, which "
@@ -94,12 +94,29 @@ class _Generated:
                 raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
         super().register_parameter(name, param)  # type: ignore[misc]
 
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Freeze or unfreeze the whole model; a part cannot be frozen by itself."""
+        if not is_whole(self):
+            check_freezing(self.__dict__[STORE], self, requires_grad)
+        return super().requires_grad_(requires_grad)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        """Copy the whole model, or its part into a plain module: a part without the pool could not be trained."""
+        return copied(self, memo)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if is_whole(self):
+            self.__dict__[STORE].whole = True
         reduced: Any = super().__reduce_ex__(max(2, protocol))
         make, args, *rest = reduced
         if make is not copyreg.__newobj__ or args[0] is not type(self):  # type: ignore[attr-defined]
             raise pickle.PicklingError(f"{type(self).__name__} has its own way of pickling: {ADVICE}")
         return (_revive, (type(self)._smh_made_of, *args[1:]), *rest)  # type: ignore[attr-defined]
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        if NAMES in self.__dict__:
+            check_whole(self.__dict__[STORE], "the state_dict of a part of a compressed model lacks the pool")
+        super()._save_to_state_dict(*args)  # type: ignore[misc]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
@@ -114,6 +131,15 @@ class _Generated:
 
 class _Root(_Generated):
     """A compressed model, whose state names the plan."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state of the whole model."""
+        store = self.__dict__[STORE]
+        store.whole = True
+        try:
+            return super().state_dict(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            store.whole = False
 
     def get_extra_state(self) -> Any:
         """Return the fingerprint of the plan, and what the model's own class stores besides."""
@@ -165,6 +191,22 @@ class _Recurrent(_Generated):
         """Do nothing: what cuDNN would lay out anew is built anew."""
 
 
+class _List(_Generated):
+    """A list of parameters, whose slices hold generated weights themselves, and no parameters of their values."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, slice):
+            return super().__getitem__(index)  # type: ignore[misc]
+        found = plain_class(self)()
+        for i in range(len(self))[index]:  # type: ignore[arg-type]
+            if str(i) in self.__dict__.get(NAMES, ()):
+                found.__dict__[str(len(found))] = self[i]
+                found._size += 1
+            else:
+                found.append(self[i])
+        return found
+
+
 def _reader(attribute: str) -> property:
     def read(module: Any) -> torch.Tensor:
         return module.__dict__[STORE].weight(module.__dict__[NAMES][attribute])
@@ -176,7 +218,7 @@ def _reader(attribute: str) -> property:
 def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type:
     """Return a subclass of a module's class with generated weights as attributes; ``root`` is the model itself."""
     mixins: list[type] = [_Root] if root else []
-    mixins += [_Recurrent] if issubclass(base, nn.RNNBase) else []
+    mixins += [_Recurrent] if issubclass(base, nn.RNNBase) else [_List] if issubclass(base, nn.ParameterList) else []
     members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
     if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
         members["__deepcopy__"] = _no_copy
@@ -218,11 +260,6 @@ def _keeping(method: Any) -> Any:
 
 def _no_copy(module: Any, memo: Any) -> Any:
     raise PlanError(f"{type(module).__name__} has its own way of copying, which knows no generated weights: {ADVICE}")
-
-
-def plain_class(module: Any) -> Any:
-    """Return the class that a module had before."""
-    return type(module)._smh_made_of[0]
 
 
 def _has_extra_state(module: Any) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import re
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from smh.backends.torch.adapter import backend
-from smh.backends.torch.discovery import discover
-from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_class
+from smh.backends.torch.checks import check_places, compressed_parts, not_compressed
+from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
+from smh.backends.torch.discovery import discover, pattern
+from smh.backends.torch.generated import generated_class
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
 from smh.models.adapter import ModelAdapter
-from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency, not_compressed
+from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
 
 
 class TorchModels(ModelAdapter):
@@ -34,14 +36,25 @@ class TorchModels(ModelAdapter):
         """Return how a model was compressed, also from within what wraps a whole model."""
         return getattr(find_store(model), "compression", None)
 
+    def not_compressed(self, model: Any) -> PlanError:
+        """Return the error for a model that is not compressed itself, which says where to look."""
+        return not_compressed(model)
+
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return all parameters and buffers, once each."""
         if not isinstance(model, nn.Module):
             raise PlanError(f"a model is a torch.nn.Module; got {type(model).__name__}")
-        compressed = [prefix or "it" for prefix, module in model.named_modules() if STORE in module.__dict__]
-        if compressed:
-            raise PlanError(f"the model is compressed already ({compressed[0]}): smh.materialize_(model) first")
-        return tuple(found.tensor for found in discover(model, plan).values())
+        if STORE in model.__dict__:
+            whole = find_store(model) is not None
+            what = "compressed already" if whole else "a part of a model that is compressed already"
+            raise PlanError(f"the model is {what}: smh.materialize_ turns the whole back first")
+        if compressed := compressed_parts(model):
+            raise PlanError(
+                f"the model is compressed already ({', '.join(compressed)}): turn that back first, for example "
+                f"smh.materialize_(model.get_submodule({compressed[0]!r}))"
+            )
+        found = discover(model, plan).values()
+        return tuple(one.tensor if one.tensor.kept else replace(one.tensor, note=pattern(one.x)) for one in found)
 
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return present values, float32."""
@@ -50,7 +63,7 @@ class TorchModels(ModelAdapter):
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
-        _warn_of_optimizers(model, "the model from which this one is made", stacklevel=4)
+        _warn_of_optimizers(model, "the model from which this one is made", stacklevel=5)
         try:
             return copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
@@ -106,12 +119,15 @@ class TorchModels(ModelAdapter):
 
     def variables(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return the variables, detached; they may alias the model's."""
-        return {name: x.detach() for name, x in _store(model).variables().items()}
+        store = _store(model)
+        check_places(store)
+        return {name: x.detach() for name, x in store.variables().items()}
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
         """Return what ``state_dict`` holds besides variables, under its first name; the tensors alias the model's."""
         store = find_store(model)
         if store is not None:
+            check_places(store)
             named = store.root.state_dict(keep_vars=True)
             seen = {id(x) for x in store.parameters().values()}
             if isinstance(named["_extra_state"], torch.Tensor):
@@ -156,7 +172,7 @@ class ModelsInPlace(TorchModels):
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return the module."""
-        _warn_of_optimizers(model, "this model before it was compressed", stacklevel=5)
+        _warn_of_optimizers(model, "this model before it was compressed", stacklevel=6)
         return model
 
 
@@ -192,16 +208,15 @@ def materialize_(model: nn.Module) -> nn.Module:
     store = _store(model)
     with torch.no_grad():
         weights = store.build()
-    parameters = {name: nn.Parameter(weight) for name, weight in weights.items()}
-    slots = set(store.slots.values())
-    for module, order in store.order.items():
-        names = module.__dict__.pop(NAMES, {})
+    parameters = {name: nn.Parameter(weight, weight.requires_grad) for name, weight in weights.items()}
+    own = {module: plain_parameters(module, parameters) for module in store.order}
+    for module in dict.fromkeys((*store.order, model)):  # the model itself may be a shallow copy
+        module.__dict__.pop(NAMES, None)
         del module.__dict__[STORE]
         module.__class__ = plain_class(module)
-        own = {name: x for name, x in module._parameters.items() if (module, name) not in slots}
-        own |= {attribute: parameters[name] for attribute, name in names.items()}
-        module._parameters.clear()
-        module._parameters.update({name: own[name] for name in dict.fromkeys((*order, *own))})
+        if module in own:
+            module._parameters.clear()
+            module._parameters.update(own[module])
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
     return model
@@ -226,7 +241,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
         If there is no such residency, or the model is not compressed.
     """
     store = _store(model)
-    store.compression = dataclasses.replace(store.compression, residency=check_residency(residency))
+    store.compression = replace(store.compression, residency=check_residency(residency))
     store.cache = store.packed = None
 
 
@@ -255,7 +270,7 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     'fast'
     """
     store = _store(model)
-    store.compression = dataclasses.replace(store.compression, gradients=check_gradients(gradients))
+    store.compression = replace(store.compression, gradients=check_gradients(gradients))
 
 
 def _store(model: Any) -> Store:

@@ -15,8 +15,10 @@ from torch import nn
 
 from smh.backends.torch import packed
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
+from smh.backends.torch.checks import check_pass, check_whole
+from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
-from smh.backends.torch.generated import NAMES, STORE, GeneratedWeight
+from smh.backends.torch.generated import GeneratedWeight
 from smh.models.compression import Compression
 
 State = tuple[int, tuple[tuple[Any, ...], ...]]
@@ -55,11 +57,17 @@ class Store:
     cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
     backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
+    told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
+    seen: tuple[int, Any] = (0, None)  # when to look again whether the pool is trained, and parameters as they were
+    whole: bool = False  # whether the whole model is being pickled or written, and not a part of it
     apart: tuple[State | None, set[str], int] = (None, set(), 0)  # what was built in parts of them, and how often
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: neither passes under way nor weights."""
-        return {**self.__dict__, "scopes": {}, "cache": None, "packed": None, "apart": (None, set(), 0)}
+        check_whole(self, "with a part of a compressed model the whole is pickled, for its pool")
+        self.whole = False
+        fresh: dict[str, Any] = {"scopes": {}, "cache": None, "packed": None, "apart": (None, set(), 0)}
+        return {**self.__dict__, **fresh, "told": set(), "seen": (0, None)}
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters that hold the variables, by the names of variables."""
@@ -136,6 +144,8 @@ class Store:
     def enter(self, module: nn.Module) -> None:
         """Begin a forward pass of the model, or of a part of it that is called by itself, or of one layer."""
         stack = self.scopes.setdefault(_thread(), [])
+        if not stack and torch.is_grad_enabled():
+            check_pass(self, _traced())
         kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
         if self.compression.residency == "layer" and kept is None:
             scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
@@ -266,8 +276,8 @@ def find_store(model: Any) -> Store | None:
     """Return the store of a compressed model, also from within what wraps a whole model, or None."""
     if not isinstance(model, nn.Module):
         return None
-    store: Store | None = model.__dict__.get(STORE)
-    if store is not None and store.root is model:
+    if is_whole(model):
+        store: Store = model.__dict__[STORE]
         return store
     match list(model.named_children()):
         case [("module" | "_orig_mod", inner)]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch.copies import NAMES
 from smh.backends.torch.discovery import discover, held
-from smh.backends.torch.generated import NAMES
 from smh.backends.torch.store import find_store
 from smh.porting.layers import GATES, Layer, Setting, Slot, Structure, tensor_layer
 

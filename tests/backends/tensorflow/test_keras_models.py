@@ -568,7 +568,7 @@ def test_options_reach_the_plan():
     assert generated(fixed)["out/kernel"].numpy().min() >= 0
     with pytest.raises(smh.PlanError, match="leave out seed"):
         smh_tf.compress(plain, plan=plan, seed=5)
-    with pytest.raises(TypeError, match="arithmetic"):
+    with pytest.raises(smh.PlanError, match="no option .arithmetic."):
         smh_tf.compress(plain, ratio=0.3, arithmetic="fast")
 
 

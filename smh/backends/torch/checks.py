@@ -1,0 +1,151 @@
+"""What a compressed model checks about itself: layers may have been moved or frozen, or be trained without the pool."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from smh.backends.torch.copies import NAMES, STORE
+from smh.errors import PlanError, VariableError
+from smh.models import compression
+from smh.text import some
+
+if TYPE_CHECKING:
+    from smh.backends.torch.store import Store
+
+_FREEZE = (
+    "the pool, from which its weights are generated, is trained by all layers together, so they would change. Freeze "
+    "layers before smh.compress, which then keeps them as they are; or freeze all that is generated, such as by "
+    "model.requires_grad_(False)"
+)
+
+
+def check_places(store: Store) -> None:
+    """Raise :class:`~smh.PlanError` if a layer was replaced, removed or moved, so that a file would name it wrongly."""
+    places: dict[str, list[str]] = {}
+    for prefix, module in store.root.named_modules(remove_duplicate=False):
+        if module.__dict__.get(STORE) is store:
+            for attribute, weight in module.__dict__.get(NAMES, {}).items():
+                places.setdefault(weight, []).append(f"{prefix}.{attribute}" if prefix else attribute)
+    gone = [name for name in store.weights if not any(_is_at(place, name) for place in places.get(name, ()))]
+    if gone:
+        raise PlanError(
+            f"the plan generates {some(gone)}, but since compression these layers were replaced, removed or moved, so "
+            "no model could read a file of this one. Edit a model before smh.compress; or turn this one back with "
+            "smh.materialize_(model), which keeps the edits, and start again with smh.fit or smh.compress"
+        )
+
+
+def _is_at(place: str, name: str) -> bool:
+    """Say whether a place is that of a name, perhaps within layers that were put around it, as by adapters."""
+    first, *rest = name.split(".")
+    now, *inner = place.split(".")
+    steps = iter(inner)
+    return first == now and all(step in steps for step in rest)
+
+
+def not_compressed(model: Any) -> PlanError:
+    """Return the error for what is no compressed model, which says where one is."""
+    kind = type(model).__name__
+    if STORE in getattr(model, "__dict__", ()):
+        whole = type(model.__dict__[STORE].root).__name__
+        return PlanError(f"this {kind} is a part of a compressed {whole}, which owns the pool: give the whole model")
+    if isinstance(model, nn.Module) and (inside := compressed_parts(model)):
+        return PlanError(
+            f"this {kind} is not compressed itself, but has compressed models in it: {some(inside)}. Give one of them, "
+            f"for example model.get_submodule({inside[0]!r})"
+        )
+    return compression.not_compressed(model)
+
+
+def compressed_parts(model: nn.Module) -> list[str]:
+    """Return the names of the compressed models inside of a model, in order."""
+    modules = list(model.named_modules())
+    return [name for name, module in modules if (store := module.__dict__.get(STORE)) and store.root is module]
+
+
+def trains(store: Store) -> bool:
+    """Say whether the pool of a model is not frozen."""
+    return any(x.requires_grad for x in _pool(store))
+
+
+def check_freezing(store: Store, module: nn.Module, requires_grad: bool) -> None:
+    """Raise :class:`~smh.VariableError` before a part is frozen whose weights would change; warn of the opposite."""
+    what = f"a part of a compressed model, {type(module).__name__},"
+    if not requires_grad and trains(store):
+        raise VariableError(f"{what} cannot be frozen by itself: {_FREEZE}")
+    if requires_grad and not trains(store):
+        text = (
+            f"{what} is unfrozen, but the pool is not: of its weights only scales are trained. Unfreeze the whole model"
+        )
+        warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def check_pass(store: Store, traced: bool) -> None:
+    """Check, when a pass with gradients begins, that what trains is what the user means."""
+    if trains(store):
+        _check_frozen(store)
+        if "training" not in store.told and not traced:
+            _check_training(store)
+
+
+def _check_frozen(store: Store) -> None:
+    """Raise :class:`~smh.VariableError` if parameters say that a weight is frozen, while the pool is not."""
+    scales = {name: x for name, x in store.parameters().items() if name.startswith("scale/")}
+    fixed = [
+        name.removeprefix("scale/") for name, x in scales.items() if type(x) is nn.Parameter and not x.requires_grad
+    ]
+    if fixed:
+        raise VariableError(
+            f"the scales of {some(fixed)} are frozen, but {_FREEZE}. learn_scale=False fixes scales only"
+        )
+    if len(scales) < len(store.compression.plan.tensors):
+        for module in store.order:
+            own = [x for x in module._parameters.values() if x is not None]
+            if NAMES in module.__dict__ and own and not any(x.requires_grad for x in own):
+                _warn_once(store, "frozen", f"a {type(module).__name__} has frozen parameters only, but {_FREEZE}")
+
+
+def _check_training(store: Store) -> None:
+    """Warn where gradients arrive at the pool, and what is trained is all but the pool; look ever more rarely."""
+    due, before = store.seen
+    if store.backwards < due:
+        return
+    marks = {id(x): _mark(x) for x in store.root.parameters() if type(x) is nn.Parameter and not x.is_meta}
+    changed = {key for key, mark in (before or {}).items() if marks.get(key, mark) != mark}
+    pool = {id(x) for x in _pool(store)}
+    if not pool.isdisjoint(changed) or not pool.issubset(marks):
+        store.told.add("training")
+    elif changed:
+        text = (
+            f"parts of a compressed {type(store.root).__name__} are trained, but not the pool of their weights: "
+            "gradients arrive there, and no optimiser changes it. It belongs to the model: give the optimiser "
+            "model.parameters() of that, or use layers of smh.materialize(model)"
+        )
+        _warn_once(store, "training", text)
+    store.seen = (2 * store.backwards if before else store.backwards + 1), before or marks
+
+
+def _mark(x: torch.Tensor) -> tuple[int, list[float]]:
+    """Return what shows that an optimiser changed a parameter; fused ones raise no version."""
+    return 0 if x.is_inference() else x._version, x.detach().reshape(-1)[:8].tolist()
+
+
+def check_whole(store: Store, what: str) -> None:
+    """Warn of what is done to a part alone, unless the whole model said that it is under way."""
+    if not store.whole:
+        _warn_once(store, what, f"{what}: use the whole model, or a part of smh.materialize(model)")
+
+
+def _warn_once(store: Store, what: str, text: str) -> None:
+    """Warn, once for each model and kind of warning."""
+    if what not in store.told:
+        store.told.add(what)
+        warnings.warn(text, UserWarning, stacklevel=4)
+
+
+def _pool(store: Store) -> list[torch.Tensor]:
+    return [x for name, x in store.parameters().items() if name.startswith("pool/")]
