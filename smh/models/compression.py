@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -47,7 +47,7 @@ class Compression:
     plan: Plan
     tensors: tuple[ModelTensor, ...]  # all of the model as it was before, in order
     residency: str = "full"
-    ratio_asked: float | None = None
+    ratio_asked: float | None = field(default=None, compare=False)  # a file, which has none, gives the same model
     gradients: str = "exact"
 
     @property
