@@ -46,7 +46,8 @@ class JaxModels(ModelAdapter):
     def values(self, model: Any, plan: Plan | None = None) -> dict[str, np.ndarray]:
         """Return the values of all arrays that can be generated."""
         named = flatten(model)[1]
-        free = {tensor.name: named[tensor.name] for tensor in describe(model) if not tensor.kept}
+        tensors = plan.tensors if plan is not None else [tensor for tensor in describe(model) if not tensor.kept]
+        free = {tensor.name: named[tensor.name] for tensor in tensors}
         for name, x in free.items():
             if isinstance(x, (jax.ShapeDtypeStruct, jax.core.Tracer)):
                 raise PlanError(f"{name!r} has no values to start from; got the abstract array {x}")

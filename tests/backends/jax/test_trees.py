@@ -180,9 +180,9 @@ def test_abstract_trees_have_plans_and_are_filled_by_files(tmp_path):
     with pytest.raises(smh.VariableError, match="abstract arrays have no values"):
         smh_jax.save(tmp_path / "other", planned)
     for call in (smh_jax.fit, functools.partial(smh_jax.compress, scale="match")):
-        with pytest.raises(smh.PlanError, match="'a/kernel' has no values to start from; got the abstract array"):
+        with pytest.raises(smh.PlanError, match="has no values to start from; got the abstract array"):
             call(abstract, ratio=0.5)
-        with pytest.raises(smh.PlanError, match="'a/kernel' has no values to start from"):
+        with pytest.raises(smh.PlanError, match="has no values to start from"):
             jax.eval_shape(lambda tree, call=call: call(tree, ratio=0.5), params())
 
 
