@@ -60,6 +60,8 @@ class Structure:
                 f"{len(self.names)} leaves",
                 f"residency {self.residency!r}",
                 f"gradients {self.gradients!r}",
+                f"types {dict(self.narrow)!r:.200}",
+                f"constants { ({name: x for name, _, x in self.constants})!r:.200}",
             ]
         )
 

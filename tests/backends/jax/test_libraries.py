@@ -160,6 +160,9 @@ def test_parameters_with_several_plans_say_in_what_they_differ(compressed):
         assert len(str(caught.value)) < 2000
     with pytest.raises(ValueError, match=r"(?s)- residency 'full'.*\+ residency 'layer'"):
         jax.tree.map(lambda x, y: x + y, compressed, compressed.with_residency("layer"))
+    one, two = (smh_jax.compress(params() | {"steps": steps}, ratio=0.5) for steps in (1, 2))
+    with pytest.raises(ValueError, match=r"(?s)- constants {'steps': 1}.*\+ constants {'steps': 2}"):
+        jax.tree.map(lambda x, y: x + y, one, two)
 
 
 @pytest.fixture(name="nnx")
