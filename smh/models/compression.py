@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -52,7 +52,7 @@ class Compression:
     plan: Plan
     tensors: tuple[ModelTensor, ...]  # all of the model as it was before, in order
     residency: str = "full"
-    ratio_asked: float | None = None
+    ratio_asked: float | None = field(default=None, compare=False)  # a file, which has none, gives the same model
     gradients: str = "exact"
 
     @property

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from smh.backends.jax import libraries
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.derivatives import Arrays, fast_pullback, with_pullback
-from smh.backends.jax.pytrees import Compressed, Structure, describe, flatten, register_with_flax
+from smh.backends.jax.pytrees import Compressed, Structure, check_framework, describe, flatten, place_of_compressed
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError
@@ -31,16 +32,26 @@ class JaxModels(ModelAdapter):
 
     def compression(self, model: Any) -> Compression | None:
         """Return how parameters were compressed."""
-        return model.structure.compression if isinstance(model, Compressed) else None
+        if isinstance(model, Compressed):
+            return model.structure.compression
+        check_framework(model)
+        if (place := place_of_compressed(model)) is not None:
+            raise PlanError(f"the parameters at {place!r} are compressed, the pytree around them is not: give those")
+        return None
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return all leaves that are arrays, once each."""
-        return describe(flatten(model)[1])
+        return describe(model)
 
     def values(self, model: Any, plan: Plan | None = None) -> dict[str, np.ndarray]:
-        """Return the values of all float32 arrays."""
+        """Return the values of all arrays that can be generated."""
         named = flatten(model)[1]
-        return {tensor.name: np.asarray(named[tensor.name]) for tensor in describe(named) if not tensor.kept}
+        tensors = plan.tensors if plan is not None else [tensor for tensor in describe(model) if not tensor.kept]
+        free = {tensor.name: named[tensor.name] for tensor in tensors}
+        for name, x in free.items():
+            if isinstance(x, (jax.ShapeDtypeStruct, jax.core.Tracer)):
+                raise PlanError(f"{name!r} has no values to start from; got the abstract array {x}")
+        return {name: np.asarray(x, dtype=np.float32) for name, x in free.items()}
 
     def install(self, model: Any, compression: Compression) -> Compressed:
         """Return a pytree of what is kept, without variables."""
@@ -55,15 +66,17 @@ class JaxModels(ModelAdapter):
             except TypeError as error:
                 what = f"the leaf {name!r} must be an array, or hashable, so that JAX can take it as static"
                 raise PlanError(f"{what}; got {kind.__name__}") from error
-        register_with_flax()
+        libraries.register()
         kept = {tensor.name: named[tensor.name] for tensor in tensors if tensor.name not in generated}
         names = tuple(owner.get(name, name) for name in named)
         compression = dataclasses.replace(compression, tensors=tensors)
-        return Compressed({}, kept, Structure(compression, treedef, names, constants))
+        types = ((name, str(named[name].dtype)) for name in sorted(generated))
+        narrow = tuple((name, dtype) for name, dtype in types if dtype != "float32")
+        return Compressed({}, kept, Structure(compression, treedef, names, constants, narrow))
 
     def variables(self, model: Compressed) -> dict[str, Array]:
-        """Return the variables."""
-        return model.variables
+        """Return the variables, those on the host as arrays of JAX."""
+        return {name: backend.asarray(x) if _on_host(x) else x for name, x in model.variables.items()}
 
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
         """Return all arrays that are not generated, random keys by their words."""
@@ -83,13 +96,14 @@ class JaxModels(ModelAdapter):
 
     def materialize(self, model: Compressed) -> Any:
         """Return the pytree that was compressed, with generated weights in their places."""
-        plan, variables, fast = model.plan, model.variables, model.structure.compression.fast
+        plan, variables, fast = model.plan, self.variables(model), model.structure.compression.fast
         if model.residency == "layer":
             apart = _apart_fast if fast else _apart
             weights = apart(plan, tuple(tensor.name for tensor in plan.tensors), variables)
         else:
             weights = (_cached if model.residency == "cached" else backend.materialize)(plan, variables, fast=fast)
-        return model.structure.restored({**model.kept, **weights})
+        narrow = {name: weights[name].astype(dtype) for name, dtype in model.structure.narrow}
+        return model.structure.restored({**model.kept, **weights, **narrow})
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Refuse: nobody can see when such a model is used."""
@@ -112,13 +126,18 @@ def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[M
                 yield dataclasses.replace(tensor, name=name, aliases=())
 
 
+def _on_host(x: Any) -> bool:
+    return type(x) is np.ndarray or isinstance(x, np.generic)
+
+
 def _is_key(x: Any) -> bool:
     return bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
 def _words(key: jax.Array) -> Any:
-    """Return what files hold of a random key; of one that was donated, there is only the shape."""
-    return jax.eval_shape(jax.random.key_data, key) if key.is_deleted() else jax.random.key_data(key)
+    """Return what files hold of a random key; of one that is abstract or was donated, there is only the shape."""
+    abstract = isinstance(key, jax.ShapeDtypeStruct) or key.is_deleted()
+    return jax.eval_shape(jax.random.key_data, key) if abstract else jax.random.key_data(key)
 
 
 def _placed(x: np.ndarray, like: Any) -> Any:
@@ -127,9 +146,11 @@ def _placed(x: np.ndarray, like: Any) -> Any:
         return backend.asarray(x)
     if isinstance(like, (np.ndarray, np.generic)):
         return np.asarray(x, dtype=like.dtype)
-    place = like.sharding if like.committed else None
+    place = like.sharding if getattr(like, "committed", True) else None  # an abstract array may say where it is to go
     if _is_key(like):
-        return jax.device_put(jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)), place)
+        impl: list[Any] = []
+        jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), like)  # which abstract keys tell there only
+        return jax.device_put(jax.random.wrap_key_data(x, impl=impl[0]), place)
     return backend.asarray(x.astype(like.dtype, copy=False), place)
 
 

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from smh.backends.jax.derivatives import Arrays
+from smh.backends.jax.trained import is_a, untrained
 from smh.core.plan import Plan
-from smh.errors import CheckpointError, PlanError
-from smh.models.compression import (
-    Compression,
-    ModelTensor,
-    check_fingerprint,
-    check_gradients,
-    check_residency,
-    fingerprint,
-)
+from smh.errors import PlanError
+from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
+
+ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+_TYPES = ("float32", "bfloat16", "float16")
+"""Of arrays that can be generated: in float32, and rounded where they are of another type."""
 
 
-@dataclass(frozen=True)
+class NotMaterializedError(PlanError, AttributeError):
+    """Compressed parameters, used as those of the model are."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"compressed parameters have no {what}: smh.materialize(params) returns the parameters of the model, "
+            "to be called inside the function that is differentiated"
+        )
+
+
+@dataclass(frozen=True, repr=False)
 class Structure:
     """What a compressed pytree is besides its arrays: hashable, and equal to what has the same content."""
 
@@ -35,10 +41,47 @@ class Structure:
     treedef: Any
     names: tuple[str, ...]  # for each leaf of the pytree, the name of what goes there
     constants: tuple[tuple[str, type, Any], ...]  # the other leaves, with types: a number and a bool can be equal
+    narrow: tuple[tuple[str, str], ...] = ()  # generated weights that are rounded to another type
 
     def __hash__(self) -> int:
         """Return a hash of what has a fast one: JAX asks for it at every call of a compiled function."""
-        return hash((self.names, self.compression.residency))
+        return hash((self.names, self.residency))
+
+    def __str__(self) -> str:
+        """Return a line for each thing in which plans differ: JAX shows the difference by lines."""
+        plan = self.compression.plan
+        return "\n".join(
+            [
+                f"plan {plan.fingerprint}",
+                f"pool {plan.pool!r}",
+                f"layout {plan.layout}",
+                f"seed {plan.seed}",
+                f"{len(plan.tensors)} tensors, {plan.num_weights:,} weights",
+                f"{len(self.names)} leaves",
+                f"residency {self.residency!r}",
+                f"gradients {self.gradients!r}",
+                f"types {dict(self.narrow)!r:.200}",
+                f"constants { ({name: x for name, _, x in self.constants})!r:.200}",
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"Structure({', '.join(str(self).splitlines())})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the plan."""
+        return self.compression.plan.fingerprint
+
+    @property
+    def residency(self) -> str:
+        """When weights are built."""
+        return self.compression.residency
+
+    @property
+    def gradients(self) -> str:
+        """How gradients are computed."""
+        return self.compression.gradients
 
     def restored(self, arrays: Mapping[str, Any]) -> Any:
         """Return the pytree that was compressed, with arrays by their names."""
@@ -75,7 +118,7 @@ class Compressed:
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Arrays], ...], Structure]:
         """Return what JAX takes as the children of the pytree, with their keys, and what is static."""
-        variables = jax.tree_util.GetAttrKey(f"variables_{self.plan.fingerprint[:16]}")
+        variables = jax.tree_util.GetAttrKey(f"variables_{self.structure.fingerprint[:16]}")
         return ((variables, self.variables), (jax.tree_util.GetAttrKey("kept"), self.kept)), self.structure
 
     @classmethod
@@ -92,7 +135,7 @@ class Compressed:
     @property
     def residency(self) -> str:
         """When they are built; see :func:`smh.compress`."""
-        return self.structure.compression.residency
+        return self.structure.residency
 
     def with_residency(self, residency: str) -> Compressed:
         """Return a copy whose weights are built at another time, ``"full"``, ``"cached"`` or ``"layer"``."""
@@ -101,7 +144,7 @@ class Compressed:
     @property
     def gradients(self) -> str:
         """How gradients are computed; see :func:`smh.compress`."""
-        return self.structure.compression.gradients
+        return self.structure.gradients
 
     def with_gradients(self, gradients: str) -> Compressed:
         """Return a copy whose gradients are computed in another way, ``"exact"`` or ``"fast"``."""
@@ -110,6 +153,16 @@ class Compressed:
     def _with(self, **changes: Any) -> Compressed:
         compression = dataclasses.replace(self.structure.compression, **changes)
         return dataclasses.replace(self, structure=dataclasses.replace(self.structure, compression=compression))
+
+    def __contains__(self, name: object) -> bool:
+        """Return False: compressed parameters have none of the names that libraries look for in dictionaries."""
+        return False
+
+    def __getitem__(self, name: object) -> NoReturn:
+        raise NotMaterializedError(f"[{name!r}]")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotMaterializedError(f".{name}")
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -120,79 +173,71 @@ class Compressed:
 
 
 def flatten(params: Any) -> tuple[Any, dict[str, Any]]:
-    """Return what kind of pytree parameters are, and their leaves by name, in order.
+    """Return what kind of pytree parameters are, and their leaves by name, in order."""
+    treedef, located = _located(params)
+    return treedef, {name: leaf for name, (_, leaf) in located.items()}
+
+
+def _located(params: Any) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    """Return what kind of pytree parameters are, and by name the path and value of each leaf.
 
     A wrapper that holds nothing but a ``value``, such as Flax's, does not show in names.
     """
-    if any(isinstance(x, Compressed) for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Compressed))):
+    if place_of_compressed(params) is not None:
         raise PlanError(f"the parameters are compressed already: smh.materialize them first; got {params!r:.200}")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    check_framework(params)
+    if len(leaves) == 1 and leaves[0][1] is params and not isinstance(params, ARRAYS):
+        what = "smh.jax takes a pytree of arrays, such as a model's init returns or a module of Flax NNX or Equinox"
+        raise PlanError(f"{what}; got {type(params).__name__}")
     crowds = Counter(path[:i] for path, _ in leaves for i in range(len(path)))
-    named: dict[str, Any] = {}
+    located: dict[str, tuple[Any, Any]] = {}
     for path, leaf in leaves:
         wrapped = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") and crowds[path[:-1]] == 1
         name = join(path[:-1] if wrapped else path)
-        if name in named:
+        if name in located:
             what = f"two leaves of the parameters have the name {name!r}: rename a key"
             raise PlanError(f"{what}; got one at {jax.tree_util.keystr(path)}")
-        named[name] = leaf
-    return treedef, named
+        located[name] = path, leaf
+    return treedef, located
 
 
-def describe(named: Mapping[str, Any]) -> tuple[ModelTensor, ...]:
+def check_framework(model: Any) -> None:
+    """Raise :class:`~smh.PlanError` for a model of another framework."""
+    for package, base in (("keras", "Layer"), ("torch", "Module")):
+        if is_a(model, package, base):
+            what = f"smh.jax takes pytrees of arrays; got a model of {package}, {type(model).__name__}"
+            raise PlanError(f"{what}: use smh.{package} instead")
+
+
+def place_of_compressed(params: Any) -> str | None:
+    """Return where compressed parameters are in a pytree, if they are."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, Compressed))
+    return next((join(path) for path, x in leaves if isinstance(x, Compressed)), None)
+
+
+def describe(params: Any) -> tuple[ModelTensor, ...]:
     """Return all leaves that are arrays, once each."""
-    places: dict[int, list[str]] = {}
-    for name, leaf in named.items():
-        if isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+    _, located = _located(params)
+    whys = untrained(params)
+    places: dict[Any, list[str]] = {}
+    for name, (_, leaf) in located.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):  # nobody ties arrays by describing them alike
+            places[name] = [name]
+        elif isinstance(leaf, ARRAYS):
             places.setdefault(id(leaf), []).append(name)
     tensors = []
-    for first, *others in places.values():
-        x = named[first]
+    for names in places.values():
+        x = located[names[0]][1]
         size = math.prod(x.shape)
-        why = f"its type is {x.dtype}, not float32" if x.dtype != np.float32 else "" if size else "it is empty"
-        tensors.append(ModelTensor(first, tuple(x.shape), size * x.dtype.itemsize, aliases=tuple(others), kept=why))
+        kept = next((whys[path] for path, _ in (located[name] for name in names) if path in whys), "")
+        if not kept:
+            kept = f"its type is {x.dtype}" if str(x.dtype) not in _TYPES else "" if size else "it is empty"
+        nbytes = size * x.dtype.itemsize
+        tensors.append(ModelTensor(names[0], tuple(x.shape), nbytes, aliases=tuple(names[1:]), kept=kept))
     return tuple(tensors)
 
 
 def join(path: Sequence[Any]) -> str:
     """Return the name of what is at a path."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "params"
-
-
-def register_with_flax() -> None:
-    """Tell ``flax.serialization`` how to save compressed parameters, if whoever saves by it has imported it."""
-    if (flax := sys.modules.get("flax.serialization")) is not None:
-        flax.register_serialization_state(Compressed, _to_state, _from_state, override=True)
-
-
-def _to_state(compressed: Compressed) -> dict[str, Any]:
-    variables, kept = dict(compressed.variables), dict(compressed.kept)
-    return {"plan_fingerprint": fingerprint(compressed.plan), "variables": variables, "kept": kept}
-
-
-def _from_state(compressed: Compressed, state: Mapping[str, Any]) -> Compressed:
-    """Return compressed parameters with the arrays of a state dict, or raise :class:`~smh.CheckpointError`."""
-    if not isinstance(state, Mapping) or set(state) != {"plan_fingerprint", "variables", "kept"}:
-        what = "the state is not that of compressed parameters, which has plan_fingerprint, variables and kept"
-        given = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        raise CheckpointError(f"{what}; got {given}")
-    advice = "compress the parameters by the plan of that state, smh.compress(params, plan=...), and restore into these"
-    check_fingerprint(compressed.plan, np.asarray(state["plan_fingerprint"]).astype(np.uint8).tobytes(), advice)
-    return dataclasses.replace(
-        compressed,
-        variables=_like(compressed.variables, state["variables"], "variables"),
-        kept=_like(compressed.kept, state["kept"], "kept arrays"),
-    )
-
-
-def _like(arrays: Arrays, state: Mapping[str, Any], what: str) -> Arrays:
-    """Return the arrays of a state: NumPy's where these are, else those of JAX."""
-    if set(arrays) != set(state):
-        raise CheckpointError(f"the {what} of the parameters are {sorted(arrays)}; got {sorted(state)}")
-    found = {}
-    for name, like in arrays.items():
-        x = state[name]
-        if tuple(x.shape) != tuple(like.shape):
-            raise CheckpointError(f"{name!r} has the shape {tuple(x.shape)} in the state, {tuple(like.shape)} here")
-        found[name] = x if isinstance(x, jax.Array) or isinstance(like, np.ndarray) else jnp.asarray(x)
-    return found

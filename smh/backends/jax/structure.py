@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from smh.backends.jax import pytrees
-from smh.backends.jax.pytrees import Compressed
+from smh.backends.jax.pytrees import ARRAYS, Compressed
+from smh.backends.jax.trained import is_a as _is
 from smh.core.views import View
 from smh.porting.layers import Layer, Setting, Slot, Structure, tensor_layer
 
@@ -25,7 +26,6 @@ _NORMS = {"BatchNorm": "batch_norm", "LayerNorm": "layer_norm", "GroupNorm": "gr
 _CELLS = {"GRUCell": "gru", "LSTMCell": "lstm", "OptimizedLSTMCell": "lstm"}
 _ATTENTION = {**dict.fromkeys(("query", "key", "value"), "i h d -> (h d) i"), "out": "h d o -> o (h d)"}
 _STATISTICS = ("scale", "bias", "mean", "var")
-_ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 _COLLECTIONS = ("params", "batch_stats")  # of flax.linen, around the names of layers
 
 
@@ -69,7 +69,7 @@ class _Reader:
 
     def layers(self, x: Any, name: str | None = None, in_dict: bool = False) -> Iterator[Layer | _Leaf]:
         """Yield the layers and the other tensors below a node."""
-        if (variable := _is(x, "flax", "Variable")) or isinstance(x, _ARRAYS):
+        if (variable := _is(x, "flax", "Variable")) or isinstance(x, ARRAYS):
             slot = self._slot(x, name)
             if slot is not None and (not variable or any(_is(x, "flax", kind) for kind in self.only)):
                 yield _Leaf(name or "params", slot, in_dict)
@@ -222,7 +222,7 @@ def _restored(compressed: Compressed) -> tuple[Any, dict[str, str]]:
 
 def _first_names(params: Any) -> dict[str, str]:
     """Return for each array of plain parameters its first name; those of two and more axes may be tied."""
-    tensors = pytrees.describe(pytrees.flatten(params)[1])
+    tensors = pytrees.describe(params)
     return {name: x.name if len(x.shape) >= 2 else name for x in tensors for name in (x.name, *x.aliases)}
 
 
@@ -237,10 +237,6 @@ def _children(x: Any) -> list[tuple[str, Any]]:
 
 def _below(name: str | None, key: str) -> str:
     return key if name is None else f"{name}/{key}"
-
-
-def _is(x: Any, package: str, name: str) -> bool:
-    return any(cls.__name__ == name and cls.__module__.partition(".")[0] == package for cls in type(x).__mro__)
 
 
 def _flipped(pattern: str, shape: Sequence[int], first: int, sizes: Mapping[str, int] | None = None) -> View:

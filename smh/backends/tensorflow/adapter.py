@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from smh.backends.compilers import TERMS, check_rest, rest
 from smh.backends.float64 import no_float64
 from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.tensorflow import derivatives
@@ -107,8 +109,17 @@ def _function(mode: Mode, plan: Plan, names: tuple[str, ...], pull: bool) -> Fun
     return mode.around(gradients if pull else build)
 
 
+@functools.cache
+def _check_compiler() -> None:
+    """Raise :class:`~smh.BackendError` where XLA reorders sums, which flags let it do; once per process."""
+    if os.environ.get("XLA_FLAGS"):
+        with tf.init_scope(), tf.device("CPU:0"):
+            check_rest(lambda: _XLA(rest)(tf.constant(TERMS, tf.float64)))
+
+
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     """Return the variables in the plan's order as tensors, or say what does not fit."""
+    _check_compiler()
     tensors = _tensors("variable", variables, plan.variable_shapes)
     generate.check_variables(KERNELS, plan, tensors)
     return [tensors[name] for name in plan.variable_shapes]

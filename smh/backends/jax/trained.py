@@ -1,0 +1,50 @@
+"""Which arrays of a pytree are no trained parameters: what says so is the type of a variable, or a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+
+def untrained(params: Any) -> dict[tuple[Any, ...], str]:
+    """Return why leaves are no trained parameters, by their paths."""
+    return dict(_below(params, (), ""))
+
+
+def is_a(x: Any, package: str, *names: str) -> bool:
+    """Say whether an object is of a class of a package, which need not be imported."""
+    return any(cls.__name__ in names and cls.__module__.partition(".")[0] == package for cls in type(x).__mro__)
+
+
+def _below(x: Any, path: tuple[Any, ...], why: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    why = why or _kind(x)
+    children, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
+    for key, child in children:
+        if key:
+            yield from _below(child, path + key, why or _collection(x, jax.tree_util.keystr(key, simple=True)))
+        elif why:
+            yield path, why
+
+
+def _kind(x: Any) -> str:
+    """Return why nothing in an object is trained, or nothing."""
+    if is_a(x, "flax", "Variable") and not is_a(x, "flax", "Param"):
+        return f"it is a {type(x).__name__}, not a Param"
+    if is_a(x, "equinox", "State", "StateIndex"):
+        return "it is a state, not a parameter"
+    if type(x).__module__.partition(".")[0] == "optax":
+        return "it is the state of an optimiser"
+    return ""
+
+
+def _collection(x: Any, key: str) -> str:
+    """Return why a child is not trained beside another one that is called ``params``, as in Flax Linen."""
+    if key == "params":
+        return ""
+    if is_a(x, "flax", "TrainState"):
+        return f"it is of {key!r} of a train state, not of its 'params'"
+    if isinstance(x, Mapping) and not is_a(x, "flax", "State") and isinstance(x.get("params"), Mapping):
+        return f"it is of the collection {key!r}, not of 'params'"
+    return ""
