@@ -13,6 +13,7 @@ from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.torch.autograd import Materialize, Promise
 from smh.backends.torch.modes import MODES
 from smh.backends.torch.narrow import KERNELS, kernels_for
+from smh.backends.torch.sharded import whole
 from smh.core import generate
 from smh.core.generate import check_cotangents, check_variables
 from smh.core.kernels import Array
@@ -45,7 +46,7 @@ class TorchBackend(Backend):
         """Return the values of ``x`` on the host."""
         if not isinstance(x, torch.Tensor):
             return np.asarray(x)
-        host = x.detach().cpu()
+        host = whole(x.detach()).cpu()
         if host.dtype != torch.bfloat16:
             return np.asarray(host.numpy())
         try:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch.sharded import is_cut
 from smh.errors import PlanError, VariableError
 from smh.models.compression import check_fingerprint, fingerprint
 
@@ -88,9 +89,12 @@ class _Generated:
 
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter, unless it would stand in for a generated weight, as pruning's would."""
-        for generated in self.__dict__.get(NAMES, ()):
-            own = (self, name) in self.__dict__[STORE].slots.values()  # as what shards parameters replaces them
-            if not own and (name == generated or name.startswith(f"{generated}_")):
+        store: Any = self.__dict__.get(STORE)
+        own = store is not None and (self, name) in store.slots.values()  # as what shards parameters replaces them
+        if own:
+            store.cut |= is_cut(param)
+        for generated in () if own else self.__dict__.get(NAMES, ()):
+            if name == generated or name.startswith(f"{generated}_"):
                 raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
         super().register_parameter(name, param)  # type: ignore[misc]
 

@@ -18,6 +18,7 @@ from torch import nn
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.discovery import discover
 from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_class
+from smh.backends.torch.sharded import check_whole, cut_like
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
@@ -106,7 +107,9 @@ class TorchModels(ModelAdapter):
 
     def variables(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return the variables, detached; they may alias the model's."""
-        return {name: x.detach() for name, x in _store(model).variables().items()}
+        store = _store(model)
+        found = {name: x.detach() for name, x in store.variables().items()}
+        return copy.deepcopy(found) if store.cut else found  # what is whole now is freed when it is cut again
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
         """Return what ``state_dict`` holds besides variables, under its first name; the tensors alias the model's."""
@@ -137,13 +140,15 @@ class TorchModels(ModelAdapter):
         own = self.kept(model, store.compression.plan) if kept else {}
         with torch.no_grad():
             for name, x in store.parameters().items():
-                x.copy_(backend.asarray(variables[name], "cpu").reshape(x.shape))
+                x.copy_(cut_like(x, backend.asarray(variables[name], "cpu").reshape(x.shape)))
             for name, x in own.items():
-                x.copy_(backend.asarray(kept[name], "cpu"))
+                x.copy_(cut_like(x, backend.asarray(kept[name], "cpu")))
         return model
 
     def materialize(self, model: nn.Module) -> nn.Module:
         """Return a copy with parameters."""
+        store = _store(model)
+        check_whole(store.root, store.parameters().values(), "materialized")
         return materialize_(copy.deepcopy(model))
 
     def built(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -190,6 +195,7 @@ def materialize_(model: nn.Module) -> nn.Module:
     ['weight', 'bias']
     """
     store = _store(model)
+    check_whole(store.root, store.parameters().values(), "materialized")
     with torch.no_grad():
         weights = store.build()
     parameters = {name: nn.Parameter(weight) for name, weight in weights.items()}
