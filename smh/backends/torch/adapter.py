@@ -46,6 +46,8 @@ class TorchBackend(Backend):
         """Return the values of ``x`` on the host."""
         if not isinstance(x, torch.Tensor):
             return np.asarray(x)
+        if x.device.type == "meta":
+            raise VariableError("a tensor on the meta device has no values: fill it first, for example by smh.load")
         host = whole(x.detach()).cpu()
         if host.dtype != torch.bfloat16:
             return np.asarray(host.numpy())

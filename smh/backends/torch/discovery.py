@@ -87,7 +87,7 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
         return f"its type is {x.dtype}"
     if is_cut(x):
         return "it is cut into pieces: compress the model first, then shard it"
-    if type(x) is not nn.Parameter or x.layout != torch.strided or x.is_meta:
+    if type(x) is not nn.Parameter or x.layout != torch.strided:
         return f"it is no plain tensor but {type(x).__name__}, {x.layout}, on {x.device}"
     if "parametrizations" in path:
         return "its layer is parametrised (torch.nn.utils.parametrize)"

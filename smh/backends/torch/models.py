@@ -17,6 +17,7 @@ from torch import nn
 
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.discovery import discover
+from smh.backends.torch.empty import allocate
 from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_class
 from smh.backends.torch.sharded import check_whole, cut_like
 from smh.backends.torch.store import Store, find_store
@@ -47,7 +48,7 @@ class TorchModels(ModelAdapter):
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return present values, float32."""
         free = (found for found in discover(model, plan).values() if not found.tensor.kept)
-        return {found.tensor.name: found.x.detach().to("cpu", torch.float32).numpy() for found in free}
+        return {found.tensor.name: backend.to_numpy(found.x.detach().to(torch.float32)) for found in free}
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
@@ -144,6 +145,11 @@ class TorchModels(ModelAdapter):
             for name, x in own.items():
                 x.copy_(cut_like(x, backend.asarray(kept[name], "cpu")))
         return model
+
+    def fill(self, model: nn.Module, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> nn.Module:
+        """Copy values, for which a model on the meta device gets memory."""
+        allocate(_store(model).root)
+        return self.assign(model, variables, kept)
 
     def materialize(self, model: nn.Module) -> nn.Module:
         """Return a copy with parameters."""

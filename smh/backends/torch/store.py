@@ -17,6 +17,7 @@ from torch import nn
 from smh.backends.torch import packed, sharded
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
 from smh.backends.torch.discovery import Site
+from smh.backends.torch.empty import check_not_offloaded
 from smh.backends.torch.generated import NAMES, STORE, GeneratedWeight
 from smh.errors import PlanError
 from smh.models.compression import Compression
@@ -108,6 +109,8 @@ class Store:
     def _materialized(self, tensors: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
         """Return tensors of the plan; built layer by layer and without autograd they share the integers of the pool."""
         plan, fast, variables = self.compression.plan, self.compression.fast, self.variables()
+        if any(x.is_meta for x in variables.values()):
+            check_not_offloaded(self.root)
         by_layer = self.compression.residency == "layer" and not torch.is_grad_enabled()
         state = self._state() if by_layer else None
         if state is None:
@@ -223,7 +226,7 @@ class Store:
     def _state(self) -> State | None:
         """Return what tells whether variables changed, or None where nothing does."""
         found = () if self.cut or _traced() else tuple(self.parameters().values())
-        if not found or any(type(x) is not nn.Parameter or x.is_inference() for x in found):
+        if not found or any(type(x) is not nn.Parameter or x.is_inference() or x.is_meta for x in found):
             return None
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         return self.backwards, tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
