@@ -41,6 +41,6 @@ def check_not_offloaded(model: nn.Module) -> None:
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise PlanError(
             f"accelerate keeps the variables of {type(model).__name__} elsewhere until their layers run, but every "
-            "weight needs the pool: accelerate.hooks.remove_hook_from_submodules(model) brings them back. A compressed model "
-            "is small; smh.materialize_(model) makes one that can be offloaded"
+            "weight needs the pool: accelerate.hooks.remove_hook_from_submodules(model) brings them back. A compressed "
+            "model is small; smh.materialize_(model) makes one that can be offloaded"
         )
