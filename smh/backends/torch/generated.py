@@ -107,9 +107,15 @@ class _Generated:
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-        errors = args[-1]
+        *_, unexpected, errors = args
         for attribute in self.__dict__.get(NAMES, ()):
-            if prefix + attribute in state_dict:
+            if (x := state_dict.get(prefix + attribute)) is None:
+                continue
+            if isinstance(x, torch.Tensor) and x.shape == (
+                0,
+            ):  # of save_pretrained, see smh.backends.torch.huggingface
+                unexpected[:] = [name for name in unexpected if name != prefix + attribute]
+            else:
                 errors.append(
                     f"{prefix + attribute!r} is generated and cannot be loaded: load the variables, or fit new ones "
                     "to a pretrained plain model with smh.fit"
@@ -179,13 +185,16 @@ def _reader(attribute: str) -> property:
 @functools.cache
 def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type:
     """Return a subclass of a module's class with generated weights as attributes; ``root`` is the model itself."""
+    from smh.backends.torch import huggingface
+
     mixins: list[type] = [_Root] if root else []
     mixins += [_Recurrent] if issubclass(base, nn.RNNBase) else []
     members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
     if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
         members["__deepcopy__"] = _no_copy
+    members |= (own := huggingface.members(base))
     if root:
-        members |= {name: _keeping(method) for name, method in _methods(base).items()}
+        members |= {name: _keeping(method) for name, method in {**_methods(base), **own}.items()}
     about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     members["_smh_made_of"] = base, attributes, root
     return type(base.__name__, (*(mixins or [_Generated]), base), {**about, **members})
