@@ -87,6 +87,14 @@ class _Generated:
             raise VariableError(f"{name!r} is generated and cannot be deleted: {ADVICE}")
         super().__delattr__(name)
 
+    def get_parameter(self, target: str) -> Any:
+        """Return a parameter by its name, or a generated weight, which reads as one."""
+        path, _, attribute = target.rpartition(".")
+        module = self.get_submodule(path)  # type: ignore[attr-defined]
+        if attribute in module.__dict__.get(NAMES, ()):
+            return getattr(module, attribute)
+        return super().get_parameter(target)  # type: ignore[misc]
+
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter, unless it would stand in for a generated weight, as pruning's would."""
         store: Any = self.__dict__.get(STORE)

@@ -11,6 +11,7 @@ from torch import nn  # noqa: E402
 
 from smh.backends import torch as smh  # noqa: E402
 from smh.errors import CheckpointError, PlanError, VariableError  # noqa: E402
+from smh.models.compression import RESIDENCIES  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -80,6 +81,21 @@ def test_what_the_library_does_to_its_models_changes_nothing(name):
     model.resize_token_embeddings()
     model.resize_token_embeddings(model.config.vocab_size)
     assert_unchanged(model, *before)
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+@pytest.mark.parametrize("find", ["get_parameter", "get_parameter_or_buffer"])
+def test_weights_are_found_by_name(find, residency):
+    model = compressed("llama, tied", residency=residency)
+    for name in ("model.layers.0.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"):
+        found = getattr(model, find)(name)
+        assert torch.equal(found, smh.materialize(model).get_parameter(name))
+        with pytest.raises(VariableError, match=r"smh.materialize_\(model\) first"):
+            found.zero_()
+    assert getattr(model, find)("model.norm.weight") is model.model.norm.weight
+    assert model.model.get_parameter("embed_tokens.weight").shape == (64, 32)
+    with pytest.raises(AttributeError):
+        getattr(model, find)("model.norm.other")
 
 
 def test_ties_that_would_change_weights_are_refused():
