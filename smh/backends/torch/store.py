@@ -150,7 +150,7 @@ class Store:
         """Begin a forward pass of the model, or of a part of it that is called by itself, or of one layer."""
         stack = self.scopes.setdefault(_thread(), [])
         if self.cut and not stack:
-            sharded.cut_again(self.root, self.parameters().values())
+            self._cut_again()
         kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
         if self.compression.residency == "layer" and kept is None:
             scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
@@ -187,11 +187,16 @@ class Store:
 
     def _open(self) -> Scope:
         if self.cut and not self.scopes.get(_thread()):
-            sharded.cut_again(self.root, self.parameters().values())
+            self._cut_again()
         compiles = torch.compiler.is_compiling()
         scope = Scope(self.build()) if compiles else Kept({})
         self.scopes.setdefault(_thread(), []).append(scope)
         return scope
+
+    def _cut_again(self) -> None:
+        """Leave no variable whole that gradients would miss; a backward pass that runs layers again needs them whole."""
+        if not _in_backward():
+            sharded.cut_again(self.root, self.parameters().values())
 
     def leave(self) -> None:
         """End what began last; nothing is left of it."""

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from smh.backends import torch as smh  # noqa: E402
 from smh.errors import PlanError  # noqa: E402
@@ -26,9 +27,18 @@ PLACES = ("model", "layers", "around")
 """What is sharded: the model, each of its layers too, or only a module around it."""
 
 
-def compressed(**options):
+class Again(nn.Sequential):
+    """Layers that the backward pass runs again."""
+
+    def forward(self, x):
+        for layer in self:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return x
+
+
+def compressed(kind=nn.Sequential, **options):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 30), nn.LayerNorm(30), nn.Linear(30, 25), nn.ReLU(), nn.Linear(25, 4))
+    model = kind(nn.Linear(20, 30), nn.LayerNorm(30), nn.Linear(30, 25), nn.ReLU(), nn.Linear(25, 4))
     return smh.compress(model, ratio=0.3, **options)
 
 
@@ -77,6 +87,9 @@ def worker(rank, port, folder):
         model = compressed(residency=residency, learn_scale=learn_scale)
         y = train(shard(model, place))
         found[case] = y, smh.digest(model)
+    for residency in RESIDENCIES:
+        model = compressed(Again, residency=residency)
+        found["again", residency] = train(shard(model, "model")), smh.digest(model)
     path = f"{folder}/{rank}.safetensors"
     model, single = shard(compressed(), "layers"), compressed()
     train(model)
@@ -136,6 +149,14 @@ def test_fully_sharded_models_train_with_the_bits_of_one_process(found, alone, r
     y_alone, digest_alone = alone[learn_scale]
     assert np.array_equal(y.view(np.uint32), y_alone.view(np.uint32))
     assert digest == digest_alone
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_layers_are_run_again(found, alone, residency):
+    for here in found:
+        y, digest = here["again", residency]
+        assert np.array_equal(y.view(np.uint32), alone[True][0].view(np.uint32))
+        assert digest == alone[True][1]
 
 
 def test_fully_sharded_models_are_saved_and_loaded(found, alone, tmp_path):
