@@ -194,7 +194,7 @@ class Store:
         return scope
 
     def _cut_again(self) -> None:
-        """Leave no variable whole that gradients would miss; a backward pass that runs layers again needs them whole."""
+        """Leave nothing whole that gradients would miss, but in a backward pass, which runs layers again."""
         if not _in_backward():
             sharded.cut_again(self.root, self.parameters().values())
 
