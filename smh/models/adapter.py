@@ -67,6 +67,10 @@ class ModelAdapter(ABC):
     def assign(self, model: Any, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> Any:
         """Return a compressed model with other values of all variables, and of some tensors that it keeps."""
 
+    def fill(self, model: Any, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> Any:
+        """Return a compressed model with the values of a file, also where it had only shapes."""
+        return self.assign(model, variables, kept)
+
     @abstractmethod
     def materialize(self, model: Any) -> Any:
         """Return a plain model with the weights of a compressed one."""

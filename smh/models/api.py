@@ -297,7 +297,9 @@ class ModelApi(Generic[Model, Compressed]):
         compression, adapter = self._compression(model), self._adapter_of(model)
         variables = adapter.variables(model)
         scales = {
-            name: float(adapter.backend.to_numpy(x)) for name, x in variables.items() if name.startswith("scale/")
+            name: float(adapter.backend.to_numpy(x))
+            for name, x in variables.items()
+            if name.startswith("scale/") and not getattr(x, "is_meta", False)
         }
         return make_report(compression, scales)
 

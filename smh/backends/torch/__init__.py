@@ -13,6 +13,7 @@ from torch import nn
 
 from smh.api import Api
 from smh.backends.torch.adapter import backend
+from smh.backends.torch.huggingface import from_pretrained
 from smh.backends.torch.models import ModelsInPlace, adapter, materialize_, set_gradients, set_residency
 from smh.core import pools
 from smh.core.plan import Plan
@@ -29,6 +30,7 @@ __all__ = [
     "compress_",
     "digest",
     "fit",
+    "from_pretrained",
     "initialize",
     "load",
     "materialize",

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from smh.backends.protocol import EAGER, Backend, Function, Mode
-from smh.backends.torch.autograd import Materialize, Promise
+from smh.backends.torch.autograd import Materialize, Promise, Vjp
 from smh.backends.torch.modes import MODES
 from smh.backends.torch.narrow import KERNELS, kernels_for
+from smh.backends.torch.sharded import whole
 from smh.core import generate
 from smh.core.generate import check_cotangents, check_variables
 from smh.core.kernels import Array
@@ -46,7 +47,9 @@ class TorchBackend(Backend):
         """Return the values of ``x`` on the host."""
         if not isinstance(x, torch.Tensor):
             return np.asarray(x)
-        host = x.detach().cpu()
+        if x.device.type == "meta":
+            raise VariableError("a tensor on the meta device has no values: fill it first, for example by smh.load")
+        host = whole(x.detach()).cpu()
         name = str(host.dtype).removeprefix("torch.")
         if name not in FOREIGN:
             return np.asarray(host.numpy())
@@ -77,6 +80,9 @@ class TorchBackend(Backend):
         build = _builder(self.mode, plan, names, eager=Promise)
 
         def gradients(*flat: Array) -> Any:
+            if torch.compiler.is_compiling():  # which traces neither autograd.grad nor what tells inference tensors
+                with torch.no_grad():
+                    return Vjp.apply(plan, names, False, *flat, *cotangents.values())
             with torch.inference_mode(False), torch.enable_grad():
                 leaves = [(x.clone() if x.is_inference() else x.detach()).requires_grad_() for x in flat]
                 return torch.autograd.grad(build(*leaves), leaves, [cotangents[name] for name in names])

@@ -50,6 +50,8 @@ class Materialize(_OfPlan):
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
         plan, names, _, *tensors = _arguments(args)
+        if tensors[0].device.type == "meta":  # shapes only
+            return tuple(tensors[0].new_empty(tensor.viewed_shape) for tensor in plan.select(names))
         variables = dict(zip(plan.variable_shapes, tensors, strict=True))
         with no_autocast(tensors[0]):
             return tuple(generate.materialize(kernels_for(tensors[0]), plan, variables, names).values())
@@ -103,6 +105,8 @@ class Vjp(_OfPlan):
     def forward(*args: Any) -> tuple[Array, ...]:
         """Run the core."""
         plan, names, fast, *tensors = _arguments(args)
+        if tensors[0].device.type == "meta":
+            return tuple(map(torch.empty_like, tensors[: len(plan.variable_shapes)]))
         with no_autocast(tensors[0]):
             if fast:
                 return _vjp(SINGLE, plan, names, _on_grid(plan, tensors))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from smh.backends.torch.sharded import is_cut
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import ModelTensor
@@ -89,7 +90,9 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
         return "it is a buffer"
     if not x.is_floating_point():
         return f"its type is {x.dtype}"
-    if type(x) is not nn.Parameter or x.layout != torch.strided or x.is_meta:
+    if is_cut(x):
+        return "it is cut into pieces: compress the model first, then shard it"
+    if type(x) is not nn.Parameter or x.layout != torch.strided:
         return f"it is no plain tensor but {type(x).__name__}, {x.layout}, on {x.device}"
     if "parametrizations" in path:
         return "its layer is parametrised (torch.nn.utils.parametrize)"

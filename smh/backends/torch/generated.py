@@ -21,6 +21,7 @@ from torch import nn
 
 from smh.backends.torch.checks import check_freezing, check_whole
 from smh.backends.torch.copies import NAMES, STORE, copied, is_whole, plain_class
+from smh.backends.torch.sharded import is_cut
 from smh.errors import PlanError, VariableError
 from smh.models.compression import check_fingerprint, fingerprint
 
@@ -86,11 +87,22 @@ class _Generated:
             raise VariableError(f"{name!r} is generated and cannot be deleted: {ADVICE}")
         super().__delattr__(name)
 
+    def get_parameter(self, target: str) -> Any:
+        """Return a parameter by its name, or a generated weight, which reads as one."""
+        path, _, attribute = target.rpartition(".")
+        module = self.get_submodule(path)  # type: ignore[attr-defined]
+        if attribute in module.__dict__.get(NAMES, ()):
+            return getattr(module, attribute)
+        return super().get_parameter(target)  # type: ignore[misc]
+
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter, unless it would stand in for a generated weight, as pruning's would."""
-        for generated in self.__dict__.get(NAMES, ()):
-            own = (self, name) in self.__dict__[STORE].slots.values()  # as what shards parameters replaces them
-            if not own and (name == generated or name.startswith(f"{generated}_")):
+        store: Any = self.__dict__.get(STORE)
+        own = store is not None and (self, name) in store.slots.values()  # as what shards parameters replaces them
+        if own:
+            store.cut |= is_cut(param)
+        for generated in () if own else self.__dict__.get(NAMES, ()):
+            if name == generated or name.startswith(f"{generated}_"):
                 raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
         super().register_parameter(name, param)  # type: ignore[misc]
 
@@ -120,9 +132,15 @@ class _Generated:
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-        errors = args[-1]
+        *_, unexpected, errors = args
         for attribute in self.__dict__.get(NAMES, ()):
-            if prefix + attribute in state_dict:
+            if (x := state_dict.get(prefix + attribute)) is None:
+                continue
+            if isinstance(x, torch.Tensor) and x.shape == (
+                0,
+            ):  # of save_pretrained, see smh.backends.torch.huggingface
+                unexpected[:] = [name for name in unexpected if name != prefix + attribute]
+            else:
                 errors.append(
                     f"{prefix + attribute!r} is generated and cannot be loaded: load the variables, or fit new ones "
                     "to a pretrained plain model with smh.fit"
@@ -217,13 +235,16 @@ def _reader(attribute: str) -> property:
 @functools.cache
 def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type:
     """Return a subclass of a module's class with generated weights as attributes; ``root`` is the model itself."""
+    from smh.backends.torch import huggingface
+
     mixins: list[type] = [_Root] if root else []
     mixins += [_Recurrent] if issubclass(base, nn.RNNBase) else [_List] if issubclass(base, nn.ParameterList) else []
     members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
     if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
         members["__deepcopy__"] = _no_copy
+    members |= (own := huggingface.members(base))
     if root:
-        members |= {name: _keeping(method) for name, method in _methods(base).items()}
+        members |= {name: _keeping(method) for name, method in {**_methods(base), **own}.items()}
     about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     members["_smh_made_of"] = base, attributes, root
     return type(base.__name__, (*(mixins or [_Generated]), base), {**about, **members})

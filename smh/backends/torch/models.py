@@ -19,7 +19,9 @@ from smh.backends.torch.adapter import backend
 from smh.backends.torch.checks import check_places, compressed_parts, not_compressed
 from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
 from smh.backends.torch.discovery import discover, pattern
+from smh.backends.torch.empty import allocate
 from smh.backends.torch.generated import generated_class
+from smh.backends.torch.sharded import check_uncut, cut_like
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
@@ -59,7 +61,7 @@ class TorchModels(ModelAdapter):
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return present values, float32."""
         free = (found for found in discover(model, plan).values() if not found.tensor.kept)
-        return {found.tensor.name: found.x.detach().to("cpu", torch.float32).numpy() for found in free}
+        return {found.tensor.name: backend.to_numpy(found.x.detach().to(torch.float32)) for found in free}
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
@@ -121,7 +123,8 @@ class TorchModels(ModelAdapter):
         """Return the variables, detached; they may alias the model's."""
         store = _store(model)
         check_places(store)
-        return {name: x.detach() for name, x in store.variables().items()}
+        found = {name: x.detach() for name, x in store.variables().items()}
+        return copy.deepcopy(found) if store.cut else found  # what is whole now is freed when it is cut again
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
         """Return what ``state_dict`` holds besides variables, under its first name; the tensors alias the model's."""
@@ -153,13 +156,20 @@ class TorchModels(ModelAdapter):
         own = self.kept(model, store.compression.plan) if kept else {}
         with torch.no_grad():
             for name, x in store.parameters().items():
-                x.copy_(backend.asarray(variables[name], "cpu").reshape(x.shape))
+                x.copy_(cut_like(x, backend.asarray(variables[name], "cpu").reshape(x.shape)))
             for name, x in own.items():
-                x.copy_(backend.asarray(kept[name], "cpu"))
+                x.copy_(cut_like(x, backend.asarray(kept[name], "cpu")))
         return model
+
+    def fill(self, model: nn.Module, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> nn.Module:
+        """Copy values, for which a model on the meta device gets memory."""
+        allocate(_store(model).root)
+        return self.assign(model, variables, kept)
 
     def materialize(self, model: nn.Module) -> nn.Module:
         """Return a copy with parameters."""
+        store = _store(model)
+        check_uncut(store.root, store.parameters().values(), "materialized")
         return materialize_(copy.deepcopy(model))
 
     def built(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -206,6 +216,7 @@ def materialize_(model: nn.Module) -> nn.Module:
     ['weight', 'bias']
     """
     store = _store(model)
+    check_uncut(store.root, store.parameters().values(), "materialized")
     with torch.no_grad():
         weights = store.build()
     parameters = {name: nn.Parameter(weight, weight.requires_grad) for name, weight in weights.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from smh.backends.torch import packed
+from smh.backends.torch import packed, sharded
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
 from smh.backends.torch.checks import check_pass, check_whole
 from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
+from smh.backends.torch.empty import check_not_offloaded
 from smh.backends.torch.generated import GeneratedWeight
+from smh.errors import PlanError
 from smh.models.compression import Compression
 
 State = tuple[int, tuple[tuple[Any, ...], ...]]
@@ -56,6 +59,7 @@ class Store:
     scopes: dict[int, list[Scope]] = field(default_factory=dict)  # by thread
     cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
+    cut: bool = False  # whether a variable was ever cut into pieces, see smh.backends.torch.sharded
     backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
     seen: tuple[int, Any] = (0, None)  # when to look again whether the pool is trained, and parameters as they were
@@ -71,12 +75,19 @@ class Store:
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters that hold the variables, by the names of variables."""
-        return {name: module._parameters[attribute] for name, (module, attribute) in self.slots.items()}
+        try:
+            return {name: module._parameters[attribute] for name, (module, attribute) in self.slots.items()}
+        except KeyError as error:
+            raise PlanError(sharded.FLAT) from error
 
     def variables(self) -> dict[str, torch.Tensor]:
         """Return the variables, float32, as the plan shapes them: a scale is one number, and its parameter a vector."""
-        shapes = self.compression.plan.variable_shapes
-        return {name: x.to(torch.float32).reshape(shapes[name]) for name, x in self.parameters().items()}
+        shapes, parameters = self.compression.plan.variable_shapes, self.parameters()
+        if self.cut:
+            parameters = {name: sharded.whole(x) for name, x in parameters.items()}
+        if any(x.numel() != math.prod(shapes[name]) for name, x in parameters.items()):
+            raise PlanError(sharded.FLAT)
+        return {name: x.to(torch.float32).reshape(shapes[name]) for name, x in parameters.items()}
 
     def build(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights, in the type of the variables; autograd sees how they came about."""
@@ -106,6 +117,8 @@ class Store:
     def _materialized(self, tensors: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
         """Return tensors of the plan; built layer by layer and without autograd they share the integers of the pool."""
         plan, fast, variables = self.compression.plan, self.compression.fast, self.variables()
+        if any(x.is_meta for x in variables.values()):
+            check_not_offloaded(self.root)
         by_layer = self.compression.residency == "layer" and not torch.is_grad_enabled()
         state = self._state() if by_layer else None
         if state is None:
@@ -146,6 +159,8 @@ class Store:
         stack = self.scopes.setdefault(_thread(), [])
         if not stack and torch.is_grad_enabled():
             check_pass(self, _traced())
+        if self.cut and not stack:
+            self._cut_again()
         kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
         if self.compression.residency == "layer" and kept is None:
             scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
@@ -181,10 +196,17 @@ class Store:
             self.leave()
 
     def _open(self) -> Scope:
+        if self.cut and not self.scopes.get(_thread()):
+            self._cut_again()
         compiles = torch.compiler.is_compiling()
         scope = Scope(self.build()) if compiles else Kept({})
         self.scopes.setdefault(_thread(), []).append(scope)
         return scope
+
+    def _cut_again(self) -> None:
+        """Leave nothing whole that gradients would miss, but in a backward pass, which runs layers again."""
+        if not _in_backward():
+            sharded.cut_again(self.root, self.parameters().values())
 
     def leave(self) -> None:
         """End what began last; nothing is left of it."""
@@ -218,8 +240,8 @@ class Store:
 
     def _state(self) -> State | None:
         """Return what tells whether variables changed, or None where nothing does."""
-        found = () if _traced() else tuple(self.parameters().values())
-        if not found or any(type(x) is not nn.Parameter or x.is_inference() for x in found):
+        found = () if self.cut or _traced() else tuple(self.parameters().values())
+        if not found or any(type(x) is not nn.Parameter or x.is_inference() or x.is_meta for x in found):
             return None
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         return self.backwards, tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
@@ -280,7 +302,7 @@ def find_store(model: Any) -> Store | None:
         store: Store = model.__dict__[STORE]
         return store
     match list(model.named_children()):
-        case [("module" | "_orig_mod", inner)]:
+        case [("module" | "_orig_mod" | "_fsdp_wrapped_module", inner)]:
             return find_store(inner)
     return None
 
@@ -293,7 +315,7 @@ def _rebuilt(store: Store, weights: Mapping[str, torch.Tensor]) -> AbstractConte
     around: Any = torch._C._autograd._top_saved_tensors_default_hooks(False) or (lambda x: x, lambda x: x)
 
     def versions() -> list[int]:
-        return [x._version for x in store.parameters().values()]
+        return [] if store.cut else [x._version for x in store.parameters().values()]
 
     def pack(x: torch.Tensor) -> Any:
         place = x.untyped_storage().data_ptr()

@@ -1,0 +1,46 @@
+"""Models on the meta device: shapes without values, until a file fills them."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from smh.backends.torch.discovery import held
+from smh.errors import PlanError
+from smh.text import some
+
+
+def allocate(model: nn.Module) -> None:
+    """Give all that a model stores memory, on PyTorch's default device, where it has none."""
+    device = torch.get_default_device()
+    device = torch.device("cpu") if device.type == "meta" else device
+    empty = [(x, places) for x, places in held(model) if x.is_meta]
+    stored = model.state_dict().keys()
+    for x, places in empty:
+        if not stored.isdisjoint(places):
+            new = torch.empty_like(x, device=device)
+            new = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
+            for module, attribute in places.values():
+                if attribute in module._parameters:
+                    module._parameters[attribute] = new
+                else:
+                    module._buffers[attribute] = new
+    if left := [next(iter(places)) for _, places in empty if stored.isdisjoint(places)]:
+        warnings.warn(
+            f"no file holds {some(left)} (persistent=False), which stay on the meta device: build the model so that "
+            "only parameters are there, as accelerate.init_empty_weights() does, or assign these buffers",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def check_not_offloaded(model: nn.Module) -> None:
+    """Raise :class:`~smh.PlanError` where accelerate holds the values of variables until layers run."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise PlanError(
+            f"accelerate keeps the variables of {type(model).__name__} elsewhere until their layers run, but every "
+            "weight needs the pool: accelerate.hooks.remove_hook_from_submodules(model) brings them back. A compressed "
+            "model is small; smh.materialize_(model) makes one that can be offloaded"
+        )
