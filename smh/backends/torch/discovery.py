@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from smh.backends.torch.references import second_ways
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import ModelTensor
@@ -45,9 +46,10 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
     A parameter that may be generated and holds several matrices is listed by these, as other frameworks hold them and
     with a scale for each, unless a plan names the whole.
     """
-    elsewhere = _held_elsewhere(model)
+    everything = list(held(model))
+    elsewhere = second_ways(model, [(x, next(iter(places))) for x, places in everything])
     listed = []
-    for x, places in held(model):
+    for x, places in everything:
         whys = (_why_kept(module, name, x) or elsewhere.get(id(x)) for name, (module, _) in places.items())
         listed.append((x, places, next(filter(None, whys), "")))
     dtype = next((x.dtype for x, _, why in listed if not why and x.ndim >= 2), None)
@@ -94,6 +96,8 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
             return f"{type(hook).__name__} computes {target!r} from it"
     if not x.requires_grad:
         return "it is frozen (requires_grad=False)"
+    if x._backward_hooks or getattr(x, "_post_accumulate_grad_hooks", None):
+        return "it has hooks"
     if x.numel() == 0:
         return "it is empty"
     if getattr(module, "sparse", False) is True:
@@ -101,21 +105,6 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
     if getattr(module, "max_norm", None) is not None:
         return "its layer changes it in place (max_norm)"
     return ""
-
-
-def _held_elsewhere(model: nn.Module) -> dict[int, str]:
-    """Return why parameters are kept that modules also hold beside their registers: there they would go stale."""
-    reasons = {}
-    for name, module in model.named_modules():
-        for attribute, value in module.__dict__.items():
-            if attribute in ("_parameters", "_buffers", "_modules", "_flat_weights"):
-                continue
-            values = value.values() if isinstance(value, dict) else value
-            for x in values if isinstance(value, dict | list | tuple) else (value,):
-                if isinstance(x, nn.Parameter):
-                    place = f"{name}.{attribute}" if name else attribute
-                    reasons[id(x)] = f"it is also held in {place!r}, outside of the registered parameters"
-    return reasons
 
 
 def _axes(module: nn.Module, ndim: int) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,7 +16,9 @@ from torch import nn
 
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.discovery import discover
-from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_class
+from smh.backends.torch.generated import NAMES, STORE, Registered, generated_class, plain_class
+from smh.backends.torch.references import check_alone, held_outside, instances
+from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
@@ -48,13 +49,25 @@ class TorchModels(ModelAdapter):
         free = (found for found in discover(model, plan).values() if not found.tensor.kept)
         return {found.tensor.name: found.x.detach().to("cpu", torch.float32).numpy() for found in free}
 
+    def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
+        """Return a context that undoes what happens in it, if it ends in an error."""
+        return restored_on_error(model, values)
+
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
         _warn_of_optimizers(model, "the model from which this one is made", stacklevel=4)
         try:
-            return copy.deepcopy(model)
+            copied = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
             raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {error}") from error
+        for mine, its in zip(copied.parameters(), model.parameters(), strict=True):
+            vars(mine).update(vars(its))  # which copying forgets
+        originals = {id(x) for x in (*model.modules(), *model.parameters())}
+        for place, x in held_outside(copied):
+            if id(x) in originals:
+                what = f"{place!r} would go on using the {type(x).__name__} of the original"
+                raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
+        return copied
 
     def install(self, model: nn.Module, compression: Compression) -> nn.Module:
         """Put parameters for variables, all zero, in the place of those that are generated."""
@@ -81,6 +94,7 @@ class TorchModels(ModelAdapter):
         for holder in generated.values():
             for module, attribute in holder.sites:
                 read.setdefault(module, {})[attribute] = holder.whole
+        check_alone(model, {module for module, names in read.items() if names})
         own_copy = {module for module in model.modules() if hasattr(module, "__deepcopy__")}
         for module in model.modules():  # those that hold them notice that they are called by themselves
             if module not in own_copy and any(part in read for part in module.modules()):
@@ -91,6 +105,7 @@ class TorchModels(ModelAdapter):
         like = next(iter(generated.values())).x.detach()
         for module, names in read.items():
             for attribute in names:
+                store.attributes[names[attribute]] = vars(module._parameters[attribute])
                 del module._parameters[attribute]
             module.__dict__.pop("_flat_weights", None)  # the list of parameters that a recurrent layer keeps
         for name, (module, attribute) in slots.items():
@@ -100,6 +115,7 @@ class TorchModels(ModelAdapter):
             module.__dict__[STORE] = store
             if names:
                 module.__dict__[NAMES] = names
+                module.__dict__["_parameters"] = Registered(module._parameters, frozenset(names))
             cls: Any = type(module)
             module.__class__ = generated_class(cls, tuple(names), module is model)
         return model
@@ -114,8 +130,9 @@ class TorchModels(ModelAdapter):
         if store is not None:
             named = store.root.state_dict(keep_vars=True)
             seen = {id(x) for x in store.parameters().values()}
-            if isinstance(named["_extra_state"], torch.Tensor):
-                del named["_extra_state"]  # the fingerprint of the plan, which the file holds itself
+            state = named.pop("_extra_state")  # the fingerprint of the plan, which the file holds itself
+            if isinstance(state, dict):
+                named["_extra_state"] = state["own"]
         else:
             named, found = model.state_dict(keep_vars=True), discover(model, plan)
             places = [found[tensor.name].sites[0] for tensor in plan.tensors]
@@ -134,12 +151,11 @@ class TorchModels(ModelAdapter):
     ) -> nn.Module:
         """Copy values into the parameters and buffers of a model."""
         store = _store(model)
-        own = self.kept(model, store.compression.plan) if kept else {}
+        if kept:
+            _load(store.root, kept)
         with torch.no_grad():
             for name, x in store.parameters().items():
                 x.copy_(backend.asarray(variables[name], "cpu").reshape(x.shape))
-            for name, x in own.items():
-                x.copy_(backend.asarray(kept[name], "cpu"))
         return model
 
     def materialize(self, model: nn.Module) -> nn.Module:
@@ -190,9 +206,22 @@ def materialize_(model: nn.Module) -> nn.Module:
     ['weight', 'bias']
     """
     store = _store(model)
+    changed = [name for name, module in store.root.named_modules() if STORE in vars(module) and not _is_own(module)]
+    if changed:
+        raise PlanError(
+            f"the class of {changed[0]!r} was changed after compression: undo that first, for example by "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
     with torch.no_grad():
         weights = store.build()
-    parameters = {name: nn.Parameter(weight) for name, weight in weights.items()}
+    with restored_on_error(store.root, values=False):
+        _turn_back(store, {name: nn.Parameter(weight) for name, weight in weights.items()})
+    return model
+
+
+def _turn_back(store: Store, parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, attributes in store.attributes.items():
+        vars(parameters[name]).update(attributes)
     slots = set(store.slots.values())
     for module, order in store.order.items():
         names = module.__dict__.pop(NAMES, {})
@@ -200,11 +229,9 @@ def materialize_(model: nn.Module) -> nn.Module:
         module.__class__ = plain_class(module)
         own = {name: x for name, x in module._parameters.items() if (module, name) not in slots}
         own |= {attribute: parameters[name] for attribute, name in names.items()}
-        module._parameters.clear()
-        module._parameters.update({name: own[name] for name in dict.fromkeys((*order, *own))})
+        module.__dict__["_parameters"] = {name: own[name] for name in dict.fromkeys((*order, *own)) if name in own}
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
-    return model
 
 
 def set_residency(model: nn.Module, residency: str) -> None:
@@ -258,6 +285,27 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     store.compression = dataclasses.replace(store.compression, gradients=check_gradients(gradients))
 
 
+def _is_own(module: nn.Module) -> bool:
+    """Say whether the class of a module is still the one that it got when it was compressed."""
+    return "_smh_made_of" in vars(type(module))
+
+
+def _load(root: nn.Module, kept: Mapping[str, np.ndarray]) -> None:
+    """Load what a model keeps as PyTorch does: some modules derive more from their state."""
+    state = root.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    for name, x in list(state.items()):
+        source = first.setdefault(id(x), name)  # tied tensors are stored once
+        if source in kept:
+            state[name] = backend.asarray(kept[source], "cpu")
+    if "_extra_state" in kept:
+        state["_extra_state"] = {"plan": root.get_extra_state()["plan"], "own": state["_extra_state"]}
+    try:
+        root.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{type(root).__name__} does not load what the file holds: {error}") from error
+
+
 def _store(model: Any) -> Store:
     store = find_store(model)
     if store is None:
@@ -268,10 +316,8 @@ def _store(model: Any) -> Store:
 def _warn_of_optimizers(model: nn.Module, whose: str, stacklevel: int) -> None:
     """Warn where an optimiser holds parameters that it could take for those of the compressed model."""
     own = {id(x) for x in model.parameters() if x.ndim >= 2}
-    for candidate in gc.get_objects():
-        if issubclass(type(candidate), torch.optim.Optimizer) and any(
-            id(x) in own for group in candidate.param_groups for x in group["params"]
-        ):
+    for candidate in instances(torch.optim.Optimizer):
+        if any(id(x) in own for group in candidate.param_groups for x in group["params"]):
             warnings.warn(
                 f"{type(candidate).__name__} holds parameters of {whose}, and will not train the compressed model: "
                 "build the optimiser after smh.compress, with the parameters of the compressed model",
