@@ -25,6 +25,9 @@ from smh.errors import CheckpointError, PlanError
 from smh.models.adapter import ModelAdapter
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency, not_compressed
 
+_FRESH = "_smh_fresh"
+"""What a copy is marked with until it is compressed: no other module can hold a part of it."""
+
 
 class TorchModels(ModelAdapter):
     """Modules; ``install`` and ``assign`` change the one that they are given."""
@@ -67,6 +70,7 @@ class TorchModels(ModelAdapter):
             if id(x) in originals:
                 what = f"{place!r} would go on using the {type(x).__name__} of the original"
                 raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
+        vars(copied)[_FRESH] = True
         return copied
 
     def install(self, model: nn.Module, compression: Compression) -> nn.Module:
@@ -94,7 +98,8 @@ class TorchModels(ModelAdapter):
         for holder in generated.values():
             for module, attribute in holder.sites:
                 read.setdefault(module, {})[attribute] = holder.whole
-        check_alone(model, {module for module, names in read.items() if names})
+        if not vars(model).pop(_FRESH, False):
+            check_alone(model, {module for module, names in read.items() if names})
         own_copy = {module for module in model.modules() if hasattr(module, "__deepcopy__")}
         for module in model.modules():  # those that hold them notice that they are called by themselves
             if module not in own_copy and any(part in read for part in module.modules()):

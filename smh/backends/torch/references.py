@@ -113,8 +113,11 @@ def check_alone(model: nn.Module, changed: set[nn.Module]) -> None:
         around = [part for x in others if held and model in x._modules.values() for part in x.modules()]
         return [x for x in held if all(x is not part for part in around)]
 
-    if found() and gc.collect() and (others := found()):
+    if not found():
+        return
+    gc.collect()  # what is left of models that are gone holds nothing
+    for other in found()[:1]:
         raise PlanError(
-            f"{type(others[0]).__name__}, which is not part of the model, holds layers of it, and would lose their "
+            f"{type(other).__name__}, which is not part of the model, holds layers of it, and would lose their "
             "weights: compress a model that contains both, or a copy with smh.compress"
         )

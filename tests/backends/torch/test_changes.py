@@ -134,7 +134,7 @@ def test_methods(model, grad):
 def test_methods_within_a_pass(model):
     """As a layer calls them that changes its weight while it runs, or a hook."""
 
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     def attempt(layer, args):
@@ -143,11 +143,11 @@ def test_methods_within_a_pass(model):
                 if arguments is not None:
                     with torch.no_grad(), pytest.raises(VariableError, match="materialize_"):
                         getattr(x, name)(*arguments)
-        raise Stop
+        raise StoppedError
 
     with torch.no_grad():
         handle = model[0].register_forward_pre_hook(attempt)
-        with pytest.raises(Stop):
+        with pytest.raises(StoppedError):
             model(OTHER)
         handle.remove()
 
@@ -249,7 +249,8 @@ def keywords(name):
 LAYERS = {
     "Linear": (4, 4), "Bilinear": (4, 4, 4), "Embedding": (5, 4), "EmbeddingBag": (5, 4), "RNN": (4, 4), "LSTM": (4, 4),
     "GRU": (4, 4), "RNNCell": (4, 4), "LSTMCell": (4, 4), "GRUCell": (4, 4), "MultiheadAttention": (4, 2),
-    "AdaptiveLogSoftmaxWithLoss": (4, 9, [3, 6]), "Transformer": (4, 2, 1, 1, 8), "NonDynamicallyQuantizableLinear": (4, 4),
+    "AdaptiveLogSoftmaxWithLoss": (4, 9, [3, 6]), "Transformer": (4, 2, 1, 1, 8),
+    "NonDynamicallyQuantizableLinear": (4, 4),
     **{f"Conv{transposed}{n}d": (4, 4, 2) for transposed in ("", "Transpose") for n in (1, 2, 3)},
 }  # fmt: skip
 RESET = ("reset_parameters", "_reset_parameters")
