@@ -158,7 +158,7 @@ class _Root(_Generated):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a state, or leave the model as it was."""
-        with restored_on_error(self):  # type: ignore[arg-type]
+        with restored_on_error(self):
             return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

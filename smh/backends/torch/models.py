@@ -247,10 +247,9 @@ def set_residency(model: nn.Module, residency: str) -> None:
     model : torch.nn.Module
         The compressed model.
     residency : str
-        ``"full"``, ``"cached"`` or ``"layer"``; see :func:`smh.compress`. With ``"cached"``, a change of variables is
-        noticed by identity, address and version, which what writes through ``parameter.data`` does not raise: set the
-        residency again after that. With ``"layer"``, gradients of weights still arrive together, as those of a plain
-        model do; ``torch.compile`` plans memory itself.
+        ``"full"``, ``"cached"`` or ``"layer"``; see :func:`smh.compress`. With ``"cached"``, each pass compares the
+        variables with those of the kept weights. With ``"layer"``, gradients of weights still arrive together, as those
+        of a plain model do; ``torch.compile`` plans memory itself.
 
     Raises
     ------

@@ -17,7 +17,8 @@ def restored_on_error(model: nn.Module, values: bool = True) -> Iterator[None]:
     modules = list(model.modules())
     before: list[tuple[nn.Module, Any, dict[str, Any]]] = [(x, type(x), dict(vars(x))) for x in modules]
     held = [x for _, _, own in before for x in own.values()]
-    dicts, lists = ([(x, kind(x)) for x in held if isinstance(x, kind)] for kind in (dict, list))
+    dicts = [(x, dict(x)) for x in held if isinstance(x, dict)]
+    lists = [(x, list(x)) for x in held if isinstance(x, list)]
     tensors = {id(x): x for module in modules for x in (*module._parameters.values(), *module._buffers.values())}
     copies = [(x, x.detach().clone()) for x in tensors.values() if x is not None] if values else []
     extra = [(x, copy.deepcopy(x.get_extra_state())) for x in modules if values and _has_extra_state(x)]
@@ -28,11 +29,11 @@ def restored_on_error(model: nn.Module, values: bool = True) -> Iterator[None]:
             module.__class__ = cls
             vars(module).clear()
             vars(module).update(own)
-        for container, items in dicts:
-            container.clear()
-            container.update(items)
-        for container, items in lists:
-            container[:] = items
+        for mapping, items in dicts:
+            mapping.clear()
+            mapping.update(items)
+        for sequence, content in lists:
+            sequence[:] = content
         with torch.no_grad():
             for x, value in copies:
                 x.copy_(value)

@@ -247,7 +247,9 @@ class Store:
             return None
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         versions = tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
-        return self.backwards, versions, torch.cat([x.detach().flatten() for x in found]) if values else None
+        if not values or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            return self.backwards, versions, None
+        return self.backwards, versions, torch.cat([x.detach().flatten() for x in found])
 
     def _watch_backward(self, built: tuple[torch.Tensor, ...]) -> None:
         """Count the backward passes that go through weights."""

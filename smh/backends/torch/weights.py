@@ -69,7 +69,7 @@ class PassWeight(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         """Return it as code outside of the model sees it."""
         return self.detach()
 
