@@ -249,7 +249,8 @@ class Store:
         versions = tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
         if not values or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
             return self.backwards, versions, None
-        return self.backwards, versions, torch.cat([x.detach().flatten() for x in found])
+        with torch.no_grad():
+            return self.backwards, versions, torch._utils._flatten_dense_tensors(found)
 
     def _watch_backward(self, built: tuple[torch.Tensor, ...]) -> None:
         """Count the backward passes that go through weights."""
