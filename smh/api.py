@@ -327,11 +327,14 @@ class Api(ModelApi[Model, Compressed]):
         compression = adapter.compression(model)
         if compression is not None:
             check_loaded(found, adapter.kept(model, found.plan), compression.plan)
-            return adapter.fill(model, found.variables, found.dense)
+            with adapter.restored_on_error(model):
+                return adapter.fill(model, found.variables, found.dense)
         tensors = adapter.tensors(model, found.plan)
         check_fit(tensors, found.plan)
         check_loaded(found, adapter.kept(model, found.plan))
-        return adapter.fill(adapter.install(model, Compression(found.plan, tensors)), found.variables, found.dense)
+        with adapter.restored_on_error(model):
+            compressed = adapter.install(model, Compression(found.plan, tensors))
+            return adapter.fill(compressed, found.variables, found.dense)
 
     def _contents(
         self, model: Any, variables: Mapping[str, Array] | None, dense: Mapping[str, Array] | None = None

@@ -6,7 +6,7 @@ import importlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,6 +46,13 @@ class ModelAdapter(ABC):
     @abstractmethod
     def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return the values of all tensors that may be generated of a plain model, by name."""
+
+    def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
+        """Return a context in which a model may change, and which leaves it as it was if it ends in an error.
+
+        Without ``values`` no numbers change that the model has before.
+        """
+        return nullcontext()
 
     @abstractmethod
     def install(self, model: Any, compression: Compression) -> Any:

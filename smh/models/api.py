@@ -171,9 +171,10 @@ class ModelApi(Generic[Model, Compressed]):
             warn_of_little(tensors, chosen)
         asked = None if ratio is None else float(ratio)
         compression = Compression(chosen, tensors, residency, asked, gradients)
-        compressed = adapter.install(adapter.copy(model), compression)
-        made: Compressed = adapter.assign(compressed, initial_variables(chosen), {})
-        return made
+        target = adapter.copy(model)
+        with adapter.restored_on_error(target, values=False):
+            made: Compressed = adapter.assign(adapter.install(target, compression), initial_variables(chosen), {})
+            return made
 
     @_named_options
     def fit(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from smh.backends.torch.references import second_ways
 from smh.backends.torch.sharded import is_cut
 from smh.core.plan import Plan
 from smh.errors import PlanError
@@ -47,12 +48,16 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
     A parameter that may be generated and holds several matrices is listed by these, as other frameworks hold them and
     with a scale for each, unless a plan names the whole.
     """
-    elsewhere = _held_elsewhere(model) | _of_adapters(model)
+    everything = [
+        (x, places)
+        for x, places in held(model)
+        # What is stored by nothing is no tensor of the model.
+        if not all(attribute in module._non_persistent_buffers_set for module, attribute in places.values())
+    ]
+    elsewhere = second_ways(model, [(x, next(iter(places))) for x, places in everything]) | _of_adapters(model)
     listed = []
     sizes: Counter[torch.dtype] = Counter()
-    for x, places in held(model):
-        if all(attribute in module._non_persistent_buffers_set for module, attribute in places.values()):
-            continue  # nothing stores it
+    for x, places in everything:
         whys = (_why_kept(module, name, x) or elsewhere.get(id(x)) for name, (module, _) in places.items())
         listed.append((x, places, next(filter(None, whys), "")))
         sizes[x.dtype] += x.numel() if not listed[-1][2] and x.ndim >= 2 else 0
@@ -102,6 +107,8 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
             return f"{type(hook).__name__} computes {target!r} from it"
     if not x.requires_grad:
         return "it is frozen (requires_grad=False)"
+    if x._backward_hooks or getattr(x, "_post_accumulate_grad_hooks", None):
+        return "it has hooks"
     if x.numel() == 0:
         return "it is empty"
     if getattr(module, "sparse", False) is True:
@@ -109,21 +116,6 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
     if getattr(module, "max_norm", None) is not None:
         return "its layer changes it in place (max_norm)"
     return ""
-
-
-def _held_elsewhere(model: nn.Module) -> dict[int, str]:
-    """Return why parameters are kept that modules also hold beside their registers: there they would go stale."""
-    reasons = {}
-    for name, module in model.named_modules():
-        for attribute, value in module.__dict__.items():
-            if attribute in ("_parameters", "_buffers", "_modules", "_flat_weights"):
-                continue
-            values = value.values() if isinstance(value, dict) else value
-            for x in values if isinstance(value, dict | list | tuple) else (value,):
-                if isinstance(x, nn.Parameter):
-                    place = f"{name}.{attribute}" if name else attribute
-                    reasons[id(x)] = f"it is also held in {place!r}, outside of the registered parameters"
-    return reasons
 
 
 def _of_adapters(model: nn.Module) -> dict[int, str]:

@@ -12,7 +12,6 @@ import copyreg
 import functools
 import inspect
 import pickle
-import re
 import warnings
 from typing import Any
 
@@ -21,39 +20,54 @@ from torch import nn
 
 from smh.backends.torch.checks import check_freezing, check_whole
 from smh.backends.torch.copies import NAMES, STORE, copied, is_whole, plain_class
+from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import is_cut
-from smh.errors import PlanError, VariableError
+from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
+from smh.errors import PlanError
 from smh.models.compression import check_fingerprint, fingerprint
 
-ADVICE = "smh.materialize_(model) first turns generated weights into parameters, which can be changed"
+_RESETS = ("reset_parameters", "_reset_parameters", "init_weights")
+"""Methods that give parameters new values. Others are refused where they meet a generated weight."""
 _BY_PLAN = (
     "compress the model by the plan of that state, smh.compress(model, plan=...), or load a file of smh.save, which "
     "brings its plan"
 )
-_OPERATORS = "add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift|matmul"
-_CHANGES = re.compile(rf"__(set|delete|setitem|i({_OPERATORS}))__|(?!__).*_")  # functions that change what they get
 
 
-class GeneratedWeight(torch.Tensor):
-    """A generated weight as code outside of the model sees it: for reading.
+class Registered(dict[str, Any]):
+    """The parameters of a layer. Libraries that look there for one that is generated, to replace it, are told why."""
 
-    A change in place would be lost, so it is refused, also through ``.data`` and other views. Results of reading it are
-    plain tensors; gradients flow through it to the variables.
-    """
+    def __init__(self, parameters: dict[str, Any], generated: frozenset[str]) -> None:
+        super().__init__(parameters)
+        self.generated = generated
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function on plain tensors, unless it would change a generated weight."""
-        kwargs = kwargs or {}
-        targets = (*args[:1], kwargs.get("out"))
-        if (_CHANGES.fullmatch(func.__name__) or "out" in kwargs) and any(isinstance(x, cls) for x in targets):
-            raise VariableError(f"a generated weight cannot be changed in place, got {func.__name__}: {ADVICE}")
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **kwargs)
-            if isinstance(result, torch.Tensor) and isinstance(targets[0], cls):
-                views = result.untyped_storage().data_ptr() == targets[0].untyped_storage().data_ptr()
-                return result.as_subclass(cls) if views else result
-        return result
+    def __contains__(self, name: object) -> bool:
+        self._check(name)
+        return super().__contains__(name)
+
+    def __missing__(self, name: str) -> Any:
+        self._check(name)
+        raise KeyError(name)
+
+    def __delitem__(self, name: str) -> None:
+        self._check(name)
+        super().__delitem__(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._check(name)
+        super().__setitem__(name, value)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove a parameter."""
+        self._check(name)
+        return super().pop(name, *default)
+
+    def _check(self, name: object) -> None:
+        if name in self.__dict__.get("generated", ()):
+            raise refused(f"{name!r} is no parameter, and cannot be replaced, parametrised, pruned or quantised")
+
+    def __reduce__(self) -> Any:
+        return Registered, (dict(self), self.generated)
 
 
 class _Generated:
@@ -69,22 +83,25 @@ class _Generated:
         if not store.watches(self):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         store.enter(self)
+        complete = False
         try:
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            result = super().__call__(*args, **kwargs)  # type: ignore[misc]
+            complete = True
+            return result
         finally:
-            store.leave()
+            store.leave(complete)
 
     def __setattr__(self, name: str, value: Any) -> None:
         names = self.__dict__.get(NAMES, ())
         if name in names:
-            raise VariableError(f"{name!r} is generated and cannot be assigned: {ADVICE}")
+            raise refused(f"{name!r} cannot be assigned")
         if name == "qconfig" and names:
-            raise VariableError(f"a layer with generated weights ({', '.join(names)}) cannot be quantised: {ADVICE}")
+            raise refused(f"a layer cannot be quantised ({', '.join(names)})")
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__.get(NAMES, ()):
-            raise VariableError(f"{name!r} is generated and cannot be deleted: {ADVICE}")
+            raise refused(f"{name!r} cannot be deleted")
         super().__delattr__(name)
 
     def get_parameter(self, target: str) -> Any:
@@ -96,15 +113,22 @@ class _Generated:
         return super().get_parameter(target)  # type: ignore[misc]
 
     def register_parameter(self, name: str, param: Any) -> None:
-        """Register a parameter, unless it would stand in for a generated weight, as pruning's would."""
+        """Register a parameter, unless it is or replaces a generated weight, as pruning's would."""
         store: Any = self.__dict__.get(STORE)
-        own = store is not None and (self, name) in store.slots.values()  # as what shards parameters replaces them
-        if own:
+        if store is not None and (self, name) in store.slots.values():  # as what shards parameters replaces them
             store.cut |= is_cut(param)
-        for generated in () if own else self.__dict__.get(NAMES, ()):
-            if name == generated or name.startswith(f"{generated}_"):
-                raise VariableError(f"{generated!r} is generated, so {name!r} cannot replace it: {ADVICE}")
+        else:
+            self._check_free(name, param)
         super().register_parameter(name, param)  # type: ignore[misc]
+
+    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
+        """Register a buffer, unless it is or replaces a generated weight."""
+        self._check_free(name, tensor)
+        super().register_buffer(name, tensor, persistent)  # type: ignore[misc]
+
+    def _check_free(self, name: str, tensor: Any) -> None:
+        if name in self.__dict__.get(NAMES, ()) or isinstance(tensor, GeneratedWeight | PassWeight):
+            raise refused(f"{name!r} cannot be registered")
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Freeze or unfreeze the whole model; a part cannot be frozen by itself."""
@@ -115,6 +139,12 @@ class _Generated:
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         """Copy the whole model, or its part into a plain module: a part without the pool could not be trained."""
         return copied(self, memo)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise PlanError(f"torch.jit does not take compressed models, torch.export does: {ADVICE}")
+
+    def __reduce_package__(self, exporter: Any) -> Any:
+        raise PlanError(f"torch.package does not take compressed models, torch.save does: {ADVICE}")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if is_whole(self):
@@ -136,9 +166,7 @@ class _Generated:
         for attribute in self.__dict__.get(NAMES, ()):
             if (x := state_dict.get(prefix + attribute)) is None:
                 continue
-            if isinstance(x, torch.Tensor) and x.shape == (
-                0,
-            ):  # of save_pretrained, see smh.backends.torch.huggingface
+            if isinstance(x, torch.Tensor) and x.shape == (0,):  # of save_pretrained, see huggingface.py
                 unexpected[:] = [name for name in unexpected if name != prefix + attribute]
             else:
                 errors.append(
@@ -170,6 +198,11 @@ class _Root(_Generated):
         """Give the model's own class what it stored; the fingerprint has been compared before."""
         if _has_extra_state(self):
             super().set_extra_state(state.get("own") if isinstance(state, dict) else None)  # type: ignore[misc]
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state, or leave the model as it was."""
+        with restored_on_error(self):
+            return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         store, key = self.__dict__[STORE], f"{prefix}_extra_state"
@@ -226,8 +259,11 @@ class _List(_Generated):
 
 
 def _reader(attribute: str) -> property:
-    def read(module: Any) -> torch.Tensor:
-        return module.__dict__[STORE].weight(module.__dict__[NAMES][attribute])
+    def read(module: Any) -> Any:
+        try:
+            return module.__dict__[STORE].weight(module.__dict__[NAMES][attribute])
+        except AttributeError as error:  # which would be taken for a missing attribute
+            raise RuntimeError(f"{attribute!r} cannot be generated: {error}") from error
 
     return property(read, doc="A generated weight.")
 
@@ -240,6 +276,7 @@ def generated_class(base: type, attributes: tuple[str, ...], root: bool) -> type
     mixins: list[type] = [_Root] if root else []
     mixins += [_Recurrent] if issubclass(base, nn.RNNBase) else [_List] if issubclass(base, nn.ParameterList) else []
     members: dict[str, Any] = {attribute: _reader(attribute) for attribute in attributes}
+    members |= {name: _no_reset(name) for name in _RESETS if hasattr(base, name)}
     if hasattr(base, "__deepcopy__"):  # it would copy the module as it knows it
         members["__deepcopy__"] = _no_copy
     members |= (own := huggingface.members(base))
@@ -277,6 +314,13 @@ def _keeping(method: Any) -> Any:
             store.leave()
 
     return run
+
+
+def _no_reset(name: str) -> Any:
+    def reset(module: Any, *args: Any, **kwargs: Any) -> None:
+        raise refused(f"{type(module).__name__}.{name} cannot set values")
+
+    return reset
 
 
 def _no_copy(module: Any, memo: Any) -> Any:

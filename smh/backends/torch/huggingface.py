@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smh.backends.torch.copies import NAMES, STORE, plain_class
-from smh.backends.torch.generated import ADVICE
+from smh.backends.torch.weights import ADVICE
 from smh.core.plan import Plan
 from smh.errors import PlanError, VariableError
 from smh.models.api import ModelApi

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import re
 import warnings
 from collections.abc import Mapping
@@ -20,13 +19,18 @@ from smh.backends.torch.checks import check_places, compressed_parts, not_compre
 from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
 from smh.backends.torch.discovery import discover, pattern
 from smh.backends.torch.empty import allocate
-from smh.backends.torch.generated import generated_class
+from smh.backends.torch.generated import Registered, generated_class
+from smh.backends.torch.references import check_alone, held_outside, instances
+from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import check_uncut, cut_like
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
 from smh.models.adapter import ModelAdapter
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
+
+_FRESH = "_smh_fresh"
+"""What a copy is marked with until it is compressed: no other module can hold a part of it."""
 
 
 class TorchModels(ModelAdapter):
@@ -63,13 +67,26 @@ class TorchModels(ModelAdapter):
         free = (found for found in discover(model, plan).values() if not found.tensor.kept)
         return {found.tensor.name: backend.to_numpy(found.x.detach().to(torch.float32)) for found in free}
 
+    def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
+        """Return a context that undoes what happens in it, if it ends in an error."""
+        return restored_on_error(model, values)
+
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
         _warn_of_optimizers(model, "the model from which this one is made", stacklevel=5)
         try:
-            return copy.deepcopy(model)
+            copied = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
             raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {error}") from error
+        for mine, its in zip(copied.parameters(), model.parameters(), strict=True):
+            vars(mine).update(vars(its))  # which copying forgets
+        originals = {id(x) for x in (*model.modules(), *model.parameters())}
+        for place, x in held_outside(copied):
+            if id(x) in originals:
+                what = f"{place!r} would go on using the {type(x).__name__} of the original"
+                raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
+        vars(copied)[_FRESH] = True
+        return copied
 
     def install(self, model: nn.Module, compression: Compression) -> nn.Module:
         """Put parameters for variables, all zero, in the place of those that are generated."""
@@ -96,6 +113,8 @@ class TorchModels(ModelAdapter):
         for holder in generated.values():
             for module, attribute in holder.sites:
                 read.setdefault(module, {})[attribute] = holder.whole
+        if not vars(model).pop(_FRESH, False):
+            check_alone(model, {module for module, names in read.items() if names})
         own_copy = {module for module in model.modules() if hasattr(module, "__deepcopy__")}
         for module in model.modules():  # those that hold them notice that they are called by themselves
             if module not in own_copy and any(part in read for part in module.modules()):
@@ -106,6 +125,7 @@ class TorchModels(ModelAdapter):
         like = next(iter(generated.values())).x.detach()
         for module, names in read.items():
             for attribute in names:
+                store.attributes[names[attribute]] = vars(module._parameters[attribute])
                 del module._parameters[attribute]
             module.__dict__.pop("_flat_weights", None)  # the list of parameters that a recurrent layer keeps
         for name, (module, attribute) in slots.items():
@@ -115,6 +135,7 @@ class TorchModels(ModelAdapter):
             module.__dict__[STORE] = store
             if names:
                 module.__dict__[NAMES] = names
+                module.__dict__["_parameters"] = Registered(module._parameters, frozenset(names))
             cls: Any = type(module)
             module.__class__ = generated_class(cls, tuple(names), module is model)
         return model
@@ -133,8 +154,9 @@ class TorchModels(ModelAdapter):
             check_places(store)
             named = store.root.state_dict(keep_vars=True)
             seen = {id(x) for x in store.parameters().values()}
-            if isinstance(named["_extra_state"], torch.Tensor):
-                del named["_extra_state"]  # the fingerprint of the plan, which the file holds itself
+            state = named.pop("_extra_state")  # the fingerprint of the plan, which the file holds itself
+            if isinstance(state, dict):
+                named["_extra_state"] = state["own"]
         else:
             named, found = model.state_dict(keep_vars=True), discover(model, plan)
             places = [found[tensor.name].sites[0] for tensor in plan.tensors]
@@ -153,12 +175,11 @@ class TorchModels(ModelAdapter):
     ) -> nn.Module:
         """Copy values into the parameters and buffers of a model."""
         store = _store(model)
-        own = self.kept(model, store.compression.plan) if kept else {}
+        if kept:
+            _load(store.root, kept)
         with torch.no_grad():
             for name, x in store.parameters().items():
                 x.copy_(cut_like(x, backend.asarray(variables[name], "cpu").reshape(x.shape)))
-            for name, x in own.items():
-                x.copy_(cut_like(x, backend.asarray(kept[name], "cpu")))
         return model
 
     def fill(self, model: nn.Module, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> nn.Module:
@@ -217,20 +238,33 @@ def materialize_(model: nn.Module) -> nn.Module:
     """
     store = _store(model)
     check_uncut(store.root, store.parameters().values(), "materialized")
+    changed = [name for name, module in store.root.named_modules() if STORE in vars(module) and not _is_own(module)]
+    if changed:
+        raise PlanError(
+            f"the class of {changed[0]!r} was changed after compression: undo that first, for example by "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
     with torch.no_grad():
         weights = store.build()
     parameters = {name: nn.Parameter(weight, weight.requires_grad) for name, weight in weights.items()}
+    for name, attributes in store.attributes.items():
+        vars(parameters[name]).update(attributes)
+    with restored_on_error(store.root, values=False):
+        _turn_back(store, model, parameters)
+    return model
+
+
+def _turn_back(store: Store, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     own = {module: plain_parameters(module, parameters) for module in store.order}
     for module in dict.fromkeys((*store.order, model)):  # the model itself may be a shallow copy
         module.__dict__.pop(NAMES, None)
         del module.__dict__[STORE]
         module.__class__ = plain_class(module)
         if module in own:
-            module._parameters.clear()
-            module._parameters.update(own[module])
+            module.__dict__["_parameters"] = own[module]
+    model.__dict__["_parameters"] = store.root._parameters
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
-    return model
 
 
 def set_residency(model: nn.Module, residency: str) -> None:
@@ -241,10 +275,9 @@ def set_residency(model: nn.Module, residency: str) -> None:
     model : torch.nn.Module
         The compressed model.
     residency : str
-        ``"full"``, ``"cached"`` or ``"layer"``; see :func:`smh.compress`. With ``"cached"``, a change of variables is
-        noticed by identity, address and version, which what writes through ``parameter.data`` does not raise: set the
-        residency again after that. With ``"layer"``, gradients of weights still arrive together, as those of a plain
-        model do; ``torch.compile`` plans memory itself.
+        ``"full"``, ``"cached"`` or ``"layer"``; see :func:`smh.compress`. With ``"cached"``, each pass compares the
+        variables with those of the kept weights. With ``"layer"``, gradients of weights still arrive together, as those
+        of a plain model do; ``torch.compile`` plans memory itself.
 
     Raises
     ------
@@ -284,6 +317,27 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     store.compression = replace(store.compression, gradients=check_gradients(gradients))
 
 
+def _is_own(module: nn.Module) -> bool:
+    """Say whether the class of a module is still the one that it got when it was compressed."""
+    return "_smh_made_of" in vars(type(module))
+
+
+def _load(root: nn.Module, kept: Mapping[str, np.ndarray]) -> None:
+    """Load what a model keeps as PyTorch does: some modules derive more from their state."""
+    state = root.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    for name, x in list(state.items()):
+        source = first.setdefault(id(x), name)  # tied tensors are stored once
+        if source in kept:
+            state[name] = cut_like(x, backend.asarray(kept[source], "cpu"))
+    if "_extra_state" in kept:
+        state["_extra_state"] = {"plan": root.get_extra_state()["plan"], "own": state["_extra_state"]}
+    try:
+        root.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{type(root).__name__} does not load what the file holds: {error}") from error
+
+
 def _store(model: Any) -> Store:
     store = find_store(model)
     if store is None:
@@ -294,10 +348,8 @@ def _store(model: Any) -> Store:
 def _warn_of_optimizers(model: nn.Module, whose: str, stacklevel: int) -> None:
     """Warn where an optimiser holds parameters that it could take for those of the compressed model."""
     own = {id(x) for x in model.parameters() if x.ndim >= 2}
-    for candidate in gc.get_objects():
-        if issubclass(type(candidate), torch.optim.Optimizer) and any(
-            id(x) in own for group in candidate.param_groups for x in group["params"]
-        ):
+    for candidate in instances(torch.optim.Optimizer):
+        if any(id(x) in own for group in candidate.param_groups for x in group["params"]):
             warnings.warn(
                 f"{type(candidate).__name__} holds parameters of {whose}, and will not train the compressed model: "
                 "build the optimiser after smh.compress, with the parameters of the compressed model",

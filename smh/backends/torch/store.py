@@ -20,11 +20,11 @@ from smh.backends.torch.checks import check_pass, check_whole
 from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
 from smh.backends.torch.empty import check_not_offloaded
-from smh.backends.torch.generated import GeneratedWeight
+from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
 from smh.errors import PlanError
 from smh.models.compression import Compression
 
-State = tuple[int, tuple[tuple[Any, ...], ...]]
+State = tuple[int, tuple[tuple[Any, ...], ...], torch.Tensor | None]
 _MOST_APART = 8
 """How often parts of the weights are built from the same variables before a warning."""
 
@@ -37,6 +37,7 @@ class Scope:
     lazy: bool = False  # whether what is read and not there is built, and kept until the end
     promises: Mapping[str, torch.Tensor] = field(default_factory=dict)  # for weights to come, if they get gradients
     hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
+    read: list[tuple[str, torch.Tensor, int]] = field(default_factory=list)  # what layers got, and its version
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Store:
     order: dict[nn.Module, tuple[str, ...]]  # the modules that changed, and what parameters each had
     weights: dict[str, tuple[str, ...]]  # what layers read, and the tensors of the plan in it, one below the other
     scopes: dict[int, list[Scope]] = field(default_factory=dict)  # by thread
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # that users gave to weights
     cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
     cut: bool = False  # whether a variable was ever cut into pieces, see smh.backends.torch.sharded
@@ -126,26 +128,41 @@ class Store:
             return found
         kept = self.packed
         if kept is None or not _same(kept[0], state):
-            self.packed = kept = state, packed.pack(plan, variables)
+            self.packed = kept = self._state(values=True) or state, packed.pack(plan, variables)
         return packed.materialize(plan, kept[1], variables, tensors)
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
         stack = self.scopes.get(_thread(), [])
         if stack and isinstance(stack[-1], Kept) and not _in_backward():
-            return self._kept(stack[-1])[name].as_subclass(GeneratedWeight)
+            return self._copied(self._kept(stack[-1])[name], name)
         for scope in reversed(stack):
             if name in scope.weights and not isinstance(scope, Kept):
-                return scope.weights[name]
+                return self._served(scope.weights[name], name, scope)
         if stack and not isinstance(stack[-1], Kept):
             scope = stack[-1]
             built = self._built((name,), scope.promises) if scope.promises else self.build([name])
             if scope.lazy:
                 scope.weights |= built
-            return built[name]
+            return self._served(built[name], name, scope)
         if torch.compiler.is_compiling():
             return self.build([name])[name]
-        return self._part((name,), first_is_free=True)[name].as_subclass(GeneratedWeight)
+        return self._copied(self._part((name,), first_is_free=True)[name], name)
+
+    def _served(self, weight: torch.Tensor, name: str, scope: Scope) -> torch.Tensor:
+        """Return a weight as layers read it."""
+        if type(weight) in (torch.Tensor, PassWeight) and not _traced():
+            weight.__class__ = PassWeight
+            weight.__dict__ = self.attributes.setdefault(name, {})
+            scope.read.append((name, weight, weight._version))
+        return weight
+
+    def _copied(self, weight: torch.Tensor, name: str) -> torch.Tensor:
+        """Return a weight for others: what they do with its memory changes nothing."""
+        shared = self.cache is not None or bool(self.scopes)
+        own = (weight.clone() if shared else weight).as_subclass(GeneratedWeight)
+        own.__dict__ = self.attributes.setdefault(name, {})
+        return own
 
     def watches(self, module: nn.Module) -> bool:
         """Say whether a call of a module is a pass of its own."""
@@ -156,11 +173,15 @@ class Store:
 
     def enter(self, module: nn.Module) -> None:
         """Begin a forward pass of the model, or of a part of it that is called by itself, or of one layer."""
+        if torch.jit.is_tracing():
+            raise PlanError(f"torch.jit does not take compressed models, torch.onnx.export needs dynamo=True: {ADVICE}")
         stack = self.scopes.setdefault(_thread(), [])
         if not stack and torch.is_grad_enabled():
             check_pass(self, _traced())
         if self.cut and not stack:
             self._cut_again()
+        if not stack and self.packed is not None and not _same(self.packed[0], self._state(values=True)):
+            self.packed = None
         kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
         if self.compression.residency == "layer" and kept is None:
             scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
@@ -208,16 +229,24 @@ class Store:
         if not _in_backward():
             sharded.cut_again(self.root, self.parameters().values())
 
-    def leave(self) -> None:
-        """End what began last; nothing is left of it."""
+    def leave(self, complete: bool = False) -> None:
+        """End what began last; nothing is left of it. A pass that is complete must not have changed weights."""
         stack = self.scopes.get(_thread())
         if stack:
             scope = stack.pop()
+            changed = [name for name, weight, version in scope.read if weight._version != version]
             if scope.hooks is not None:
                 scope.hooks.__exit__(None, None, None)
                 scope.weights.clear()  # the hooks outlive the pass, and hold these
+            if changed:
+                self.cache = None
+                for outer in stack:
+                    if isinstance(outer, Kept):
+                        outer.state = None
             if not stack:
                 del self.scopes[_thread()]
+            if changed and complete:
+                raise refused(f"a forward pass changed {', '.join(map(repr, dict.fromkeys(changed)))} in place")
 
     def _needs_grad(self) -> bool:
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters().values())
@@ -238,13 +267,20 @@ class Store:
         read = {name for part in module.modules() for name in part.__dict__.get(NAMES, {}).values()}
         return tuple(name for name in self.weights if name in read)
 
-    def _state(self) -> State | None:
-        """Return what tells whether variables changed, or None where nothing does."""
+    def _state(self, values: bool = False) -> State | None:
+        """Return what tells whether variables changed, or None where nothing does.
+
+        Only their values tell for sure: fused optimisers raise no version, nor does what writes through ``.data``.
+        """
         found = () if self.cut or _traced() else tuple(self.parameters().values())
         if not found or any(type(x) is not nn.Parameter or x.is_inference() or x.is_meta for x in found):
             return None
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
-        return self.backwards, tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
+        versions = tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
+        if not values or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            return self.backwards, versions, None
+        with torch.no_grad():
+            return self.backwards, versions, torch._utils._flatten_dense_tensors(found)
 
     def _watch_backward(self, built: tuple[torch.Tensor, ...]) -> None:
         """Count the backward passes that go through weights."""
@@ -257,8 +293,11 @@ class Store:
 
     def _kept(self, kept: Kept) -> dict[str, torch.Tensor]:
         """Return all weights: those that are kept, unless a variable changed, or autograd needs others."""
-        state, needs = self._state(), self._needs_grad()
+        needs = self._needs_grad()
+        # Where variables have gradients an optimiser may step.
+        state = self._state(values=any(x.grad is not None for x in self.parameters().values()))
         if not _same(kept.state, state) or (needs and not kept.learns):
+            self.packed = None
             kept.weights, kept.learns, kept.state = self._current(), needs, state
         return kept.weights
 
@@ -285,7 +324,7 @@ class Store:
         """Return weights; where they may be cached all of them, built anew only if a variable is another or changed."""
         if self.compression.residency != "cached" or self._needs_grad():
             return self.build(names)
-        state = self._state()
+        state = self._state(values=True)
         if state is None:
             return self.build(names)
         cached = self.cache  # once: another thread may forget it, or keep what it built for other variables
@@ -359,7 +398,9 @@ def _same(before: State | None, now: State | None) -> bool:
     """Say whether variables did not change, as far as can be told."""
     if before is None or now is None or before[0] != now[0]:
         return False
-    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(before[1], now[1], strict=True))
+    if not all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(before[1], now[1], strict=True)):
+        return False
+    return now[2] is None or (before[2] is not None and torch.equal(before[2], now[2]))
 
 
 def _traced() -> bool:
