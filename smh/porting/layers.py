@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from smh.core.views import View, compose, invert
 from smh.porting.entries import Part
@@ -31,6 +32,10 @@ from smh.porting.entries import Shape as Shape
 
 DEFAULTS = {"bias": 0.0, "bias_input": 0.0, "bias_hidden": 0.0, "scale": 1.0, "count": 0.0}
 """What a tensor of the target is where the source has none, by role: it then does nothing."""
+
+Layout: TypeAlias = tuple[int, ...] | str | None
+"""Of features: channels and sizes of the image that they are, flattened with its channels last; () if all frameworks
+have them in one order; why the order is unclear; None if nothing is known."""
 
 CONVOLUTIONS = ("conv", "conv_transpose")
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -77,7 +82,8 @@ class Layer:
     kind: str  # see the module; "norm" is any normalisation
     slots: Mapping[str, Slot]  # its tensors, by role
     settings: Mapping[str, Setting] = field(default_factory=dict)  # "epsilon" and "momentum"
-    image: Shape | None = None  # channels and sizes of the image whose flattened pixels are the inputs, if known
+    reads: Layout = None  # of its inputs
+    gives: Layout = None  # of its outputs
     problem: str = ""  # why only hints can map it, if so
 
     def letters(self, role: str) -> str:
@@ -91,6 +97,8 @@ class Layer:
     @property
     def outputs(self) -> int:
         """How many features or channels it gives, or 0 where it does not tell."""
+        if "weight_hidden" in self.slots:
+            return self.slots["weight_hidden"].viewed_shape[1]
         if "weight" not in self.slots or self.kind not in ("dense", "embedding", *CONVOLUTIONS):
             return 0
         return self.slots["weight"].viewed_shape[1 if self.kind in ("embedding", "conv_transpose") else 0]

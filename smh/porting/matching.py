@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
 from smh.porting.entries import Entry, Shape, Source
-from smh.porting.layers import CONVOLUTIONS, DEFAULTS, Layer, Slot, Structure, same_words
+from smh.porting.features import OPTIONS, check_answers, feature_axes, layout, turned
+from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, same_words
 from smh.porting.mapping import Mapping
 
 if TYPE_CHECKING:  # the library is imported faster without it
@@ -105,6 +105,7 @@ def match(
     hints: collections.abc.Mapping[str, Any] | None = None,
     in_order: bool = False,
     flatten: collections.abc.Mapping[str, Shape | None] | None = None,
+    unflatten: collections.abc.Mapping[str, Shape | None] | None = None,
 ) -> Match:
     """Propose the mapping from one model to another, in whatever frameworks they are.
 
@@ -123,9 +124,11 @@ def match(
         Whether layers that neither shapes nor names tell apart come in the same order in both models. Refused where
         the order may be that of the alphabet, as in a state or a copy of a Flax module.
     flatten : mapping of str to tuple of int or None, optional
-        By dense layer, of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its
-        inputs; None if they are no image. Needed where images have channels first in one model and last in the other,
-        and the target does not show the shape itself, as a Keras model with a ``Flatten`` layer does.
+        By layer of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its inputs;
+        None if both models have them in one order. Needed where images have channels first in one model and last in
+        the other, and no graph tells the shape, as that of a Keras model does.
+    unflatten : mapping of str to tuple of int or None, optional
+        The same for the outputs of layers that become an image.
 
     Returns
     -------
@@ -135,7 +138,7 @@ def match(
     Raises
     ------
     PortError
-        If a hint names what is not there, or does not fit.
+        If a hint names what is not there, or does not fit, or ``flatten`` or ``unflatten`` changes nothing.
 
     Examples
     --------
@@ -148,7 +151,8 @@ def match(
     a/kernel <- first/kernel
     second/kernel <- second/kernel
     """
-    finder = _Finder(describe(source), describe(target), flatten or {})
+    answers = {"reads": flatten or {}, "gives": unflatten or {}}
+    finder = _Finder(describe(source), describe(target), answers)
     finder.pair_layers(*finder.take_hints(hints or {}), in_order)
     return finder.result()
 
@@ -169,7 +173,7 @@ class _Finder:
 
     source: Structure
     target: Structure
-    flatten: collections.abc.Mapping[str, Shape | None]
+    answers: collections.abc.Mapping[str, collections.abc.Mapping[str, Shape | None]]  # by what they are about
     pairs: list[tuple[Layer, Layer]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     parts: dict[str, dict[tuple[int, int], Entry]] = field(default_factory=lambda: defaultdict(dict))
@@ -178,10 +182,8 @@ class _Finder:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        names = {layer.name for layer in (*self.source.layers, *self.target.layers)}
-        for name in self.flatten:
-            if name not in names:
-                raise PortError(f"flatten names {name!r}, which is a layer of neither model: {near_names(name, names)}")
+        for which, answers in self.answers.items():
+            check_answers(which, answers, self.source, self.target)
 
     def take_hints(self, hints: collections.abc.Mapping[str, Any]) -> tuple[list[Layer], list[Layer]]:
         """Settle what the user says, and return the layers of both models that are left."""
@@ -296,13 +298,14 @@ class _Finder:
             return
         left = dict(source.slots)
         try:
-            between = self._between(source, target)
+            images = self._images(source, target)
             for role, slot in target.slots.items():
                 roles = _roles(source, role)
                 used = [source.slots[name] for name in roles if name in source.slots]
                 left = {name: rest for name, rest in left.items() if name not in roles}
                 if used:
-                    turn, letters = between if role == "weight" else None, source.letters(role)
+                    rank, letters = len(slot.viewed_shape), source.letters(role)
+                    turn = turned(rank, images.get(role, {}), self.target.channels_last)
                     sources = tuple(Source(x.name, x.shape, x.to(slot, turn, letters), x.part) for x in used)
                     entry = Entry(sources, "sum" if len(sources) > 1 else "")
                 elif role in DEFAULTS:
@@ -311,7 +314,7 @@ class _Finder:
                     self._ask([slot], (), f"{source.name!r} has no {role} for it")
                     continue
                 self.parts[slot.name][slot.part or (0, 1)] = entry
-        except PlanError as error:
+        except (PlanError, PortError) as error:
             self._ask([target], [source], str(error))
             return
         if "count" in left:
@@ -320,29 +323,17 @@ class _Finder:
             self._ask([target], left.values(), "the layer of the target has no place for these")
         self._compare_settings(source, target)
 
-    def _between(self, source: Layer, target: Layer) -> View | None:
-        """Return how the inputs of a dense layer are turned if they are a flattened image, or None."""
-        weight = target.slots.get("weight")
-        if target.kind != "dense" or weight is None or self.source.channels_last == self.target.channels_last:
-            return None
-        features = weight.viewed_shape[1]
-        given = [self.flatten[name] for name in (target.name, source.name) if name in self.flatten]
-        image = given[0] if given else target.image or source.image
-        if image is None:
-            ordered, dense = (self.target, target) if self.source.channels_last else (self.source, source)
-            if not given and (channels := _channels(ordered.layers, dense, features)):
-                why = (
-                    f"are its {features} inputs a flattened image of {channels} channels and {features // channels} "
-                    f"pixels? Say flatten={{{target.name!r}: ({channels}, height, width)}}, or None for no image"
-                )
-                self._ask([target], [source], why)
-            return None
-        if math.prod(image) != features or len(image) < 2:
-            raise PlanError(f"an image {image} of channels and sizes does not have the {features} inputs of the layer")
-        letters = ["c", *(f"s{k}" for k in range(len(image) - 1))]
-        first, last = " ".join(letters), " ".join([*letters[1:], "c"])
-        before, after = (last, first) if self.source.channels_last else (first, last)
-        return View(f"o ({before}) -> o ({after})", tuple(sorted(zip(letters, image, strict=True))))
+    def _images(self, source: Layer, target: Layer) -> dict[str, dict[int, Shape]]:
+        """Return by role which axes of the neutral layout are flattened images; asks where that is not clear."""
+        images: dict[str, dict[int, Shape]] = defaultdict(dict)
+        for which in OPTIONS:
+            image, question = layout(which, source, target, (self.source, self.target), self.answers)
+            if question:
+                self._ask([target], [source], question)
+            if image:
+                for role, axis in feature_axes(target, which).items():
+                    images[role][axis] = image
+        return images
 
     def _compare_settings(self, source: Layer, target: Layer) -> None:
         for key, own in target.settings.items():
@@ -369,22 +360,6 @@ def _roles(source: Layer, role: str) -> tuple[str, ...]:
 def _default(slot: Slot, value: float) -> Entry:
     part = "" if slot.part is None else f"[{slot.part[0]}]"
     return Entry((Source(f"{CARRIED}{slot.name}{part}", slot.part_shape, default=(value, slot.dtype)),))
-
-
-def _channels(layers: Sequence[Layer], dense: Layer, features: int) -> int:
-    """Return the channels of the image that a dense layer may read flattened, or 0.
-
-    That is the image of the last convolution before it, if no other dense layer is between; of any convolution, if no
-    other layer gives as many features.
-    """
-    before = layers[: [layer.name for layer in layers].index(dense.name)]
-    nearest = next((layer for layer in reversed(before) if layer.kind in ("dense", *CONVOLUTIONS)), dense)
-    candidates = [nearest.outputs] if nearest.kind in CONVOLUTIONS else []
-    if features in candidates:  # every channel is one feature: the image was pooled
-        return 0
-    if all(layer.outputs != features for layer in layers):
-        candidates += [layer.outputs for layer in layers if layer.kind in CONVOLUTIONS]
-    return next((channels for channels in candidates if 0 < channels < features and features % channels == 0), 0)
 
 
 def _told(layer: Layer) -> str:
