@@ -195,3 +195,9 @@ def same_words(one: str, other: str) -> bool:
     (first, first_numbers), (second, second_numbers) = words(one), words(other)
     short, long = sorted((first, second), key=len)
     return first_numbers == second_numbers and long[len(long) - len(short) :] == short and bool(short or not long)
+
+
+def numbered(one: str, other: str) -> bool:
+    """Say whether Flax Linen numbered two layers in the order in which it made them, as ``Conv_0`` and ``Conv_1``."""
+    found = [re.fullmatch(r"([A-Z]\w*)_\d+", name) for name in (one, other)]
+    return all(found) and len({match[1] for match in found if match}) == 1

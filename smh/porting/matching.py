@@ -16,8 +16,9 @@ from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
 from smh.porting.entries import Entry, Shape, Source
 from smh.porting.features import OPTIONS, check_answers, feature_axes, layout, turned
-from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, same_words
+from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, numbered
 from smh.porting.mapping import Mapping
+from smh.porting.pairing import certain_pairs, rest
 
 if TYPE_CHECKING:  # the library is imported faster without it
     from rich.console import Group
@@ -110,7 +111,7 @@ def match(
     """Propose the mapping from one model to another, in whatever frameworks they are.
 
     Layers match if they are of one kind and of one shape in a neutral layout. Where several are, their names decide,
-    if every one of them has exactly one counterpart; what they leave open is listed, not guessed.
+    and then what is left alone is taken; what they leave open is listed, not guessed.
 
     Parameters
     ----------
@@ -122,7 +123,8 @@ def match(
         before everything else.
     in_order : bool
         Whether layers that neither shapes nor names tell apart come in the same order in both models. Refused where
-        the order may be that of the alphabet, as in a state or a copy of a Flax module.
+        the order may be that of the alphabet, as in a state or a copy of a Flax module, unless numbers that Flax Linen
+        gave tell it, as in ``Conv_0`` and ``Conv_1``.
     flatten : mapping of str to tuple of int or None, optional
         By layer of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its inputs;
         None if both models have them in one order. Needed where images have channels first in one model and last in
@@ -233,45 +235,38 @@ class _Finder:
             elif not ones:
                 self._ask(others, (), others[0].problem or f"the source has no such layer: {_told(others[0])}")
             else:
-                pairs, why = self._paired(ones, others, in_order)
-                self.pairs += pairs
+                certain = certain_pairs(ones, others)
+                left, right = rest(ones, others, certain)
+                why = self._why_no_order(left, right, in_order) if left or right else ""
+                self.pairs += certain if why else [*certain, *zip(left, right, strict=True)]
                 if why:
-                    self._ask(others, ones, why)
+                    self._ask(right, left, why)
         if lonely:
             self._ask((), lonely, lonely[0].problem or f"the target has no such layer: {_told(lonely[0])}")
 
     def _ask(self, targets: Iterable[Layer | Slot], sources: Iterable[Layer | Slot], why: str) -> None:
         self.ambiguous.append(Ambiguity(tuple(x.name for x in targets), tuple(x.name for x in sources), why))
 
-    def _paired(
-        self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool
-    ) -> tuple[list[tuple[Layer, Layer]], str]:
-        """Return which layers of one signature belong together, or why that cannot be told."""
-        in_turn = list(zip(sources, targets, strict=False))
-        one_to_one = len(sources) == len(targets) and all(x.fits(y) for x, y in in_turn)
-        if len(in_turn) == 1 and one_to_one:
-            return in_turn, ""
-        by_name = [[x for x in sources if x.fits(y) and same_words(x.name, y.name)] for y in targets]
-        if len(sources) == len(targets) > 1 and all(len(found) == 1 for found in by_name):
-            pairs = [(found[0], y) for found, y in zip(by_name, targets, strict=True)]
-            if len({x.name for x, _ in pairs}) == len(sources):
-                return pairs, ""
+    def _why_no_order(self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool) -> str:
+        """Return why the order of layers does not tell which of them belong together, or nothing."""
         if not in_order:
-            return [], (
+            return (
                 "these have the same shape, and their names leave open which is which: give hints={target: source}, "
                 "or in_order=True if they come in the same order in both models"
             )
-        if not one_to_one:
-            return [], "there are not as many of one kind in both models: give hints={target: source}"
+        if len(sources) != len(targets) or not all(x.fits(y) for x, y in zip(sources, targets, strict=True)):
+            return "there are not as many of one kind in both models: give hints={target: source}"
         for what, structure, layers in (("source", self.source, sources), ("target", self.target, targets)):
             for one, other in pairwise(layers):
-                node = "/".join(os.path.commonprefix([layer.name.split("/")[:-1] for layer in (one, other)]))
-                if node in structure.alphabetical:
-                    return [], (
-                        f"their order in the {what} is that of the alphabet, in {node or 'the root'!r}, and need not "
-                        "be that of the layers, as in a state or a copy of a Flax module: give hints={target: source}"
+                parts = [layer.name.split("/") for layer in (one, other)]
+                path = os.path.commonprefix([names[:-1] for names in parts])
+                if "/".join(path) in structure.alphabetical and not numbered(*(names[len(path)] for names in parts)):
+                    return (
+                        f"their order in the {what} is that of the alphabet, in {'/'.join(path) or 'the root'!r}, and "
+                        "need not be that of the layers, as in a state or a copy of a Flax module: "
+                        "give hints={target: source}"
                     )
-        return in_turn, ""
+        return ""
 
     def result(self) -> Match:
         """Return the entries of all pairs, in the order of the target, and what is open."""

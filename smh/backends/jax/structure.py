@@ -18,7 +18,7 @@ import numpy as np
 from smh.backends.jax import pytrees
 from smh.backends.jax.pytrees import Compressed
 from smh.core.views import View
-from smh.porting.layers import Layer, Setting, Slot, Structure, tensor_layer
+from smh.porting.layers import Layer, Setting, Slot, Structure, numbered, tensor_layer
 
 _SPATIAL = {3: "w", 4: "h w", 5: "d h w"}  # by the rank of a kernel
 _NORMS = {"BatchNorm": "batch_norm", "LayerNorm": "layer_norm", "GroupNorm": "group_norm", "RMSNorm": "rms_norm"}
@@ -86,7 +86,7 @@ class _Reader:
             names = [key for key, _ in children]
             if len(names) > 1 and names == sorted(names) and (isinstance(x, Mapping) or _is(x, "flax", "Module")):
                 self.alphabetical.add(name or "")
-            for key, child in children:
+            for key, child in _by_number(children):
                 yield from self.layers(child, _below(name, key), isinstance(x, Mapping))
 
     def _slot(self, x: Any, name: str | None, view: View | None = None) -> Slot | None:
@@ -233,6 +233,20 @@ def _children(x: Any) -> list[tuple[str, Any]]:
     held = list(x) if isinstance(x, Mapping) else list(vars(x)) if hasattr(x, "__dict__") else []
     places = {str(name): place for place, name in enumerate(held)}
     return sorted(children, key=lambda child: places.get(child[0], 0))
+
+
+def _by_number(children: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return children in order; those that Flax Linen numbered as it made them, as Conv_2 and Conv_10, by number."""
+    ordered = list(children)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, (name, _) in enumerate(children):
+        if numbered(name, name):
+            places[name.rpartition("_")[0]].append(place)
+    for found in places.values():
+        by_number = sorted((children[place] for place in found), key=lambda child: int(child[0].rpartition("_")[2]))
+        for place, child in zip(found, by_number, strict=True):
+            ordered[place] = child
+    return ordered
 
 
 def _below(name: str | None, key: str) -> str:
