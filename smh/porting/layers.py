@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from smh.core.views import View, compose, invert
+from smh.errors import PlanError
 from smh.porting.entries import Part
 from smh.porting.entries import Shape as Shape
 
@@ -97,8 +98,8 @@ class Layer:
     @property
     def outputs(self) -> int:
         """How many features or channels it gives, or 0 where it does not tell."""
-        if "weight_hidden" in self.slots:
-            return self.slots["weight_hidden"].viewed_shape[1]
+        if hidden := self._shape("weight_hidden"):
+            return hidden[1]
         if "weight" not in self.slots or self.kind not in ("dense", "embedding", *CONVOLUTIONS):
             return 0
         return self.slots["weight"].viewed_shape[1 if self.kind in ("embedding", "conv_transpose") else 0]
@@ -107,10 +108,36 @@ class Layer:
     def signature(self) -> tuple[str, Shape, Shape]:
         """What layers must share to stand for each other: family, and the shapes of what they cannot lack."""
         family = "norm" if self.kind == "norm" or self.kind.endswith("_norm") else self.kind
-        main = [self.slots[role] for role in ("weight", "weight_input", "value", "mean") if role in self.slots]
-        main = main or list(self.slots.values())
-        second = self.slots.get("weight_hidden")
-        return family, main[0].viewed_shape, second.viewed_shape if second else ()
+        main = next(filter(None, map(self._shape, ("weight", "weight_input", "value", "mean"))), None)
+        return family, main or next(iter(self.slots.values())).viewed_shape, self._shape("weight_hidden")
+
+    def _shape(self, role: str) -> Shape:
+        """Return the shape of a tensor, or of what separate gates have in that role, or ()."""
+        shapes = [slot.viewed_shape for key, slot in self.slots.items() if key.partition(".")[0] == role]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes and shapes[0] else ()
+
+    @property
+    def separate(self) -> bool:
+        """Whether each gate of a recurrent layer has tensors of its own."""
+        return "weight_input.0" in self.slots
+
+    def cut(self) -> Layer:
+        """Return the layer with a part of its tensors for each gate.
+
+        Raises
+        ------
+        PlanError
+            If the gates do not lie along the first axis.
+        """
+        gates = GATES[self.kind]
+        for slot in self.slots.values():
+            if slot.part or slot.view:
+                raise PlanError(
+                    f"the other model has a matrix for each gate, {2 * gates} in all, and {slot.name!r} holds its "
+                    "gates side by side, where it cannot be cut: port to PyTorch first, and from there"
+                )
+        parts = {(role, k): replace(slot, part=(k, gates)) for role, slot in self.slots.items() for k in range(gates)}
+        return replace(self, slots={f"{role}.{k}": slot for (role, k), slot in parts.items()})
 
     def fits(self, other: Layer) -> bool:
         """Say whether this layer and another one can stand for each other."""

@@ -294,17 +294,20 @@ class _Finder:
         left = dict(source.slots)
         try:
             images = self._images(source, target)
+            if source.separate != target.separate:
+                source, target = (layer if layer.separate else layer.cut() for layer in (source, target))
+                left = dict(source.slots)
             for role, slot in target.slots.items():
-                roles = _roles(source, role)
+                roles = _roles(source, target, role)
                 used = [source.slots[name] for name in roles if name in source.slots]
                 left = {name: rest for name, rest in left.items() if name not in roles}
                 if used:
                     rank, letters = len(slot.viewed_shape), source.letters(role)
-                    turn = turned(rank, images.get(role, {}), self.target.channels_last)
+                    turn = turned(rank, images.get(role.partition(".")[0], {}), self.target.channels_last)
                     sources = tuple(Source(x.name, x.shape, x.to(slot, turn, letters), x.part) for x in used)
                     entry = Entry(sources, "sum" if len(sources) > 1 else "")
-                elif role in DEFAULTS:
-                    entry = _default(slot, DEFAULTS[role])
+                elif (base := role.partition(".")[0]) in DEFAULTS:
+                    entry = _default(slot, DEFAULTS[base])
                 else:
                     self._ask([slot], (), f"{source.name!r} has no {role} for it")
                     continue
@@ -319,7 +322,7 @@ class _Finder:
         self._compare_settings(source, target)
 
     def _images(self, source: Layer, target: Layer) -> dict[str, dict[int, Shape]]:
-        """Return by role which axes of the neutral layout are flattened images; asks where that is not clear."""
+        """Return by role which axes of the neutral layout are flattened images; ask where that is not clear."""
         images: dict[str, dict[int, Shape]] = defaultdict(dict)
         for which in OPTIONS:
             image, question = layout(which, source, target, (self.source, self.target), self.answers)
@@ -327,7 +330,7 @@ class _Finder:
                 self._ask([target], [source], question)
             if image:
                 for role, axis in feature_axes(target, which).items():
-                    images[role][axis] = image
+                    images[role.partition(".")[0]][axis] = image
         return images
 
     def _compare_settings(self, source: Layer, target: Layer) -> None:
@@ -345,11 +348,14 @@ class _Finder:
         self.entries |= {f"{CARRIED}{slot.name}": Entry((Source(slot.name, slot.shape),)) for slot in slots}
 
 
-def _roles(source: Layer, role: str) -> tuple[str, ...]:
+def _roles(source: Layer, target: Layer, role: str) -> tuple[str, ...]:
     """Return the roles of tensors of the source whose sum is a tensor of the target in some role."""
-    if role == "bias" and "bias_input" in source.slots:
-        return "bias_input", "bias_hidden"
-    return ("bias",) if role == "bias_input" and "bias" in source.slots else (role,)
+    base, dot, gate = role.partition(".")
+    first, second, both = (f"{name}{dot}{gate}" for name in ("bias_input", "bias_hidden", "bias"))
+    alone = target.separate and second not in target.slots  # the gates of Flax Linen's GRU, but for the last one
+    if first in source.slots and (base == "bias" or (base == "bias_input" and alone)):
+        return first, second
+    return (both,) if base == "bias_input" and both in source.slots else (role,)
 
 
 def _default(slot: Slot, value: float) -> Entry:
