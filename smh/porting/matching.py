@@ -6,13 +6,14 @@ import collections.abc
 import importlib
 import math
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from smh.errors import PlanError, PortError, near_names
+from smh.errors import BackendError, PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
 from smh.porting.entries import Entry, Shape, Source
 from smh.porting.features import OPTIONS, check_answers, feature_axes, layout, turned
@@ -23,7 +24,7 @@ from smh.porting.pairing import certain_pairs, rest
 if TYPE_CHECKING:  # the library is imported faster without it
     from rich.console import Group
 
-_DESCRIBERS = {"torch": "smh.backends.torch.structure", "keras": "smh.backends.tensorflow.structure"}
+_DESCRIBERS = {"keras": "smh.backends.tensorflow.structure", "torch": "smh.backends.torch.structure"}
 _OTHERS = "smh.backends.jax.structure"  # any pytree
 
 
@@ -141,6 +142,8 @@ def match(
     ------
     PortError
         If a hint names what is not there, or does not fit, or ``flatten`` or ``unflatten`` changes nothing.
+    BackendError
+        If a model of Keras runs on another backend than TensorFlow.
 
     Examples
     --------
@@ -161,7 +164,14 @@ def match(
 
 def describe(model: Any) -> Structure:
     """Return the structure of a model, by the backend of its framework; raises PortError if it is no model."""
-    roots = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    roots = {
+        cls.__module__.partition(".")[0] for cls in type(model).__mro__
+    }  # a Keras model may be a Module of PyTorch
+    if "keras" in roots and (runs := sys.modules["keras"].backend.backend()) != "tensorflow":
+        raise BackendError(
+            f"{model.name!r} is a {type(model).__name__} of Keras, which runs on {runs} here and must run on "
+            "TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, and make the model again"
+        )
     module = next((name for root, name in _DESCRIBERS.items() if root in roots), _OTHERS)
     structure: Structure = importlib.import_module(module).describe(model)
     if not structure.layers:

@@ -1,6 +1,9 @@
 """What the graph of a Keras model tells of the order of features, and what it leaves open."""
 
 import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -101,3 +104,24 @@ def test_layers_without_weights_keep_an_image_an_image(order):
         sizes = sorted(shape[1:]) if len(shape) > 2 else []
         assert isinstance(image, tuple), name
         assert sorted(image) == sizes, name
+
+
+OTHER_BACKEND = """
+import keras, torch, smh
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="fc")], name="small")
+for models in ((model, torch.nn.Linear(4, 3)), (torch.nn.Linear(4, 3), model)):
+    try:
+        smh.porting.match(*models)
+    except smh.BackendError as error:
+        print(error)
+"""
+
+
+def test_a_model_of_keras_on_another_backend_is_refused():
+    pytest.importorskip("torch", reason="Keras is to run on it")
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    command = [sys.executable, "-c", OTHER_BACKEND]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.count("'small' is a Sequential of Keras, which runs on torch here and must run on TensorFlow") == 2
+    )
