@@ -148,13 +148,15 @@ def match(
     Examples
     --------
     >>> import numpy as np
-    >>> source = {"first": {"kernel": np.ones((3, 4))}, "second": {"kernel": np.ones((3, 4))}}
-    >>> target = {"a": {"kernel": np.ones((3, 4))}, "second": {"kernel": np.ones((3, 4))}}
+    >>> source = {name: {"kernel": np.ones((3, 4))} for name in ("first", "second", "out")}
+    >>> target = {name: {"kernel": np.ones((3, 4))} for name in ("a", "b", "out")}
     >>> print(match(source, target))  # doctest: +ELLIPSIS
-    ambiguous: a, second <- first or second: these have the same shape, and their names leave open which is which: ...
+    out/kernel <- out/kernel
+    ambiguous: a, b <- first or second: these have the same shape, and their names leave open which is which: ...
     >>> print(match(source, target, hints={"a": "first"}))
     a/kernel <- first/kernel
-    second/kernel <- second/kernel
+    b/kernel <- second/kernel
+    out/kernel <- out/kernel
     """
     answers = {"reads": flatten or {}, "gives": unflatten or {}}
     finder = _Finder(describe(source), describe(target), answers)
