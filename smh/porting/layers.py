@@ -24,13 +24,19 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from smh.core.views import View, compose, invert
+from smh.errors import PlanError
 from smh.porting.entries import Part
 from smh.porting.entries import Shape as Shape
 
 DEFAULTS = {"bias": 0.0, "bias_input": 0.0, "bias_hidden": 0.0, "scale": 1.0, "count": 0.0}
 """What a tensor of the target is where the source has none, by role: it then does nothing."""
+
+Layout: TypeAlias = tuple[int, ...] | str | None
+"""Of features: channels and sizes of the image that they are, flattened with its channels last; () if all frameworks
+have them in one order; why the order is unclear; None if nothing is known."""
 
 CONVOLUTIONS = ("conv", "conv_transpose")
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -77,7 +83,8 @@ class Layer:
     kind: str  # see the module; "norm" is any normalisation
     slots: Mapping[str, Slot]  # its tensors, by role
     settings: Mapping[str, Setting] = field(default_factory=dict)  # "epsilon" and "momentum"
-    image: Shape | None = None  # channels and sizes of the image whose flattened pixels are the inputs, if known
+    reads: Layout = None  # of its inputs
+    gives: Layout = None  # of its outputs
     problem: str = ""  # why only hints can map it, if so
 
     def letters(self, role: str) -> str:
@@ -91,6 +98,8 @@ class Layer:
     @property
     def outputs(self) -> int:
         """How many features or channels it gives, or 0 where it does not tell."""
+        if hidden := self._shape("weight_hidden"):
+            return hidden[1]
         if "weight" not in self.slots or self.kind not in ("dense", "embedding", *CONVOLUTIONS):
             return 0
         return self.slots["weight"].viewed_shape[1 if self.kind in ("embedding", "conv_transpose") else 0]
@@ -99,10 +108,36 @@ class Layer:
     def signature(self) -> tuple[str, Shape, Shape]:
         """What layers must share to stand for each other: family, and the shapes of what they cannot lack."""
         family = "norm" if self.kind == "norm" or self.kind.endswith("_norm") else self.kind
-        main = [self.slots[role] for role in ("weight", "weight_input", "value", "mean") if role in self.slots]
-        main = main or list(self.slots.values())
-        second = self.slots.get("weight_hidden")
-        return family, main[0].viewed_shape, second.viewed_shape if second else ()
+        main = next(filter(None, map(self._shape, ("weight", "weight_input", "value", "mean"))), None)
+        return family, main or next(iter(self.slots.values())).viewed_shape, self._shape("weight_hidden")
+
+    def _shape(self, role: str) -> Shape:
+        """Return the shape of a tensor, or of what separate gates have in that role, or ()."""
+        shapes = [slot.viewed_shape for key, slot in self.slots.items() if key.partition(".")[0] == role]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes and shapes[0] else ()
+
+    @property
+    def separate(self) -> bool:
+        """Whether each gate of a recurrent layer has tensors of its own."""
+        return "weight_input.0" in self.slots
+
+    def cut(self) -> Layer:
+        """Return the layer with a part of its tensors for each gate.
+
+        Raises
+        ------
+        PlanError
+            If the gates do not lie along the first axis.
+        """
+        gates = GATES[self.kind]
+        for slot in self.slots.values():
+            if slot.part or slot.view:
+                raise PlanError(
+                    f"the other model has a matrix for each gate, {2 * gates} in all, and {slot.name!r} holds its "
+                    "gates side by side, where it cannot be cut: port to PyTorch first, and from there"
+                )
+        parts = {(role, k): replace(slot, part=(k, gates)) for role, slot in self.slots.items() for k in range(gates)}
+        return replace(self, slots={f"{role}.{k}": slot for (role, k), slot in parts.items()})
 
     def fits(self, other: Layer) -> bool:
         """Say whether this layer and another one can stand for each other."""
@@ -187,3 +222,9 @@ def same_words(one: str, other: str) -> bool:
     (first, first_numbers), (second, second_numbers) = words(one), words(other)
     short, long = sorted((first, second), key=len)
     return first_numbers == second_numbers and long[len(long) - len(short) :] == short and bool(short or not long)
+
+
+def numbered(one: str, other: str) -> bool:
+    """Say whether Flax Linen numbered two layers in the order in which it made them, as ``Conv_0`` and ``Conv_1``."""
+    found = [re.fullmatch(r"([A-Z]\w*)_\d+", name) for name in (one, other)]
+    return all(found) and len({match[1] for match in found if match}) == 1

@@ -6,23 +6,25 @@ import collections.abc
 import importlib
 import math
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from smh.core.views import View
-from smh.errors import PlanError, PortError, near_names
+from smh.errors import BackendError, PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
 from smh.porting.entries import Entry, Shape, Source
-from smh.porting.layers import CONVOLUTIONS, DEFAULTS, Layer, Slot, Structure, same_words
+from smh.porting.features import OPTIONS, check_answers, feature_axes, layout, turned
+from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, numbered
 from smh.porting.mapping import Mapping
+from smh.porting.pairing import certain_pairs, rest
 
 if TYPE_CHECKING:  # the library is imported faster without it
     from rich.console import Group
 
-_DESCRIBERS = {"torch": "smh.backends.torch.structure", "keras": "smh.backends.tensorflow.structure"}
+_DESCRIBERS = {"keras": "smh.backends.tensorflow.structure", "torch": "smh.backends.torch.structure"}
 _OTHERS = "smh.backends.jax.structure"  # any pytree
 
 
@@ -105,11 +107,12 @@ def match(
     hints: collections.abc.Mapping[str, Any] | None = None,
     in_order: bool = False,
     flatten: collections.abc.Mapping[str, Shape | None] | None = None,
+    unflatten: collections.abc.Mapping[str, Shape | None] | None = None,
 ) -> Match:
     """Propose the mapping from one model to another, in whatever frameworks they are.
 
     Layers match if they are of one kind and of one shape in a neutral layout. Where several are, their names decide,
-    if every one of them has exactly one counterpart; what they leave open is listed, not guessed.
+    and then what is left alone is taken; what they leave open is listed, not guessed.
 
     Parameters
     ----------
@@ -121,11 +124,14 @@ def match(
         before everything else.
     in_order : bool
         Whether layers that neither shapes nor names tell apart come in the same order in both models. Refused where
-        the order may be that of the alphabet, as in a state or a copy of a Flax module.
+        the order may be that of the alphabet, as in a state or a copy of a Flax module, unless numbers that Flax Linen
+        gave tell it, as in ``Conv_0`` and ``Conv_1``.
     flatten : mapping of str to tuple of int or None, optional
-        By dense layer, of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its
-        inputs; None if they are no image. Needed where images have channels first in one model and last in the other,
-        and the target does not show the shape itself, as a Keras model with a ``Flatten`` layer does.
+        By layer of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its inputs;
+        None if both models have them in one order. Needed where images have channels first in one model and last in
+        the other, and no graph tells the shape, as that of a Keras model does.
+    unflatten : mapping of str to tuple of int or None, optional
+        The same for the outputs of layers that become an image.
 
     Returns
     -------
@@ -135,27 +141,39 @@ def match(
     Raises
     ------
     PortError
-        If a hint names what is not there, or does not fit.
+        If a hint names what is not there, or does not fit, or ``flatten`` or ``unflatten`` changes nothing.
+    BackendError
+        If a model of Keras runs on another backend than TensorFlow.
 
     Examples
     --------
     >>> import numpy as np
-    >>> source = {"first": {"kernel": np.ones((3, 4))}, "second": {"kernel": np.ones((3, 4))}}
-    >>> target = {"a": {"kernel": np.ones((3, 4))}, "second": {"kernel": np.ones((3, 4))}}
+    >>> source = {name: {"kernel": np.ones((3, 4))} for name in ("first", "second", "out")}
+    >>> target = {name: {"kernel": np.ones((3, 4))} for name in ("a", "b", "out")}
     >>> print(match(source, target))  # doctest: +ELLIPSIS
-    ambiguous: a, second <- first or second: these have the same shape, and their names leave open which is which: ...
+    out/kernel <- out/kernel
+    ambiguous: a, b <- first or second: these have the same shape, and their names leave open which is which: ...
     >>> print(match(source, target, hints={"a": "first"}))
     a/kernel <- first/kernel
-    second/kernel <- second/kernel
+    b/kernel <- second/kernel
+    out/kernel <- out/kernel
     """
-    finder = _Finder(describe(source), describe(target), flatten or {})
+    answers = {"reads": flatten or {}, "gives": unflatten or {}}
+    finder = _Finder(describe(source), describe(target), answers)
     finder.pair_layers(*finder.take_hints(hints or {}), in_order)
     return finder.result()
 
 
 def describe(model: Any) -> Structure:
     """Return the structure of a model, by the backend of its framework; raises PortError if it is no model."""
-    roots = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    roots = {
+        cls.__module__.partition(".")[0] for cls in type(model).__mro__
+    }  # a Keras model may be a Module of PyTorch
+    if "keras" in roots and (runs := sys.modules["keras"].backend.backend()) != "tensorflow":
+        raise BackendError(
+            f"{model.name!r} is a {type(model).__name__} of Keras, which runs on {runs} here and must run on "
+            "TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, and make the model again"
+        )
     module = next((name for root, name in _DESCRIBERS.items() if root in roots), _OTHERS)
     structure: Structure = importlib.import_module(module).describe(model)
     if not structure.layers:
@@ -169,7 +187,7 @@ class _Finder:
 
     source: Structure
     target: Structure
-    flatten: collections.abc.Mapping[str, Shape | None]
+    answers: collections.abc.Mapping[str, collections.abc.Mapping[str, Shape | None]]  # by what they are about
     pairs: list[tuple[Layer, Layer]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     parts: dict[str, dict[tuple[int, int], Entry]] = field(default_factory=lambda: defaultdict(dict))
@@ -178,10 +196,8 @@ class _Finder:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        names = {layer.name for layer in (*self.source.layers, *self.target.layers)}
-        for name in self.flatten:
-            if name not in names:
-                raise PortError(f"flatten names {name!r}, which is a layer of neither model: {near_names(name, names)}")
+        for which, answers in self.answers.items():
+            check_answers(which, answers, self.source, self.target)
 
     def take_hints(self, hints: collections.abc.Mapping[str, Any]) -> tuple[list[Layer], list[Layer]]:
         """Settle what the user says, and return the layers of both models that are left."""
@@ -231,45 +247,38 @@ class _Finder:
             elif not ones:
                 self._ask(others, (), others[0].problem or f"the source has no such layer: {_told(others[0])}")
             else:
-                pairs, why = self._paired(ones, others, in_order)
-                self.pairs += pairs
+                certain = certain_pairs(ones, others)
+                left, right = rest(ones, others, certain)
+                why = self._why_no_order(left, right, in_order) if left or right else ""
+                self.pairs += certain if why else [*certain, *zip(left, right, strict=True)]
                 if why:
-                    self._ask(others, ones, why)
+                    self._ask(right, left, why)
         if lonely:
             self._ask((), lonely, lonely[0].problem or f"the target has no such layer: {_told(lonely[0])}")
 
     def _ask(self, targets: Iterable[Layer | Slot], sources: Iterable[Layer | Slot], why: str) -> None:
         self.ambiguous.append(Ambiguity(tuple(x.name for x in targets), tuple(x.name for x in sources), why))
 
-    def _paired(
-        self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool
-    ) -> tuple[list[tuple[Layer, Layer]], str]:
-        """Return which layers of one signature belong together, or why that cannot be told."""
-        in_turn = list(zip(sources, targets, strict=False))
-        one_to_one = len(sources) == len(targets) and all(x.fits(y) for x, y in in_turn)
-        if len(in_turn) == 1 and one_to_one:
-            return in_turn, ""
-        by_name = [[x for x in sources if x.fits(y) and same_words(x.name, y.name)] for y in targets]
-        if len(sources) == len(targets) > 1 and all(len(found) == 1 for found in by_name):
-            pairs = [(found[0], y) for found, y in zip(by_name, targets, strict=True)]
-            if len({x.name for x, _ in pairs}) == len(sources):
-                return pairs, ""
+    def _why_no_order(self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool) -> str:
+        """Return why the order of layers does not tell which of them belong together, or nothing."""
         if not in_order:
-            return [], (
+            return (
                 "these have the same shape, and their names leave open which is which: give hints={target: source}, "
                 "or in_order=True if they come in the same order in both models"
             )
-        if not one_to_one:
-            return [], "there are not as many of one kind in both models: give hints={target: source}"
+        if len(sources) != len(targets) or not all(x.fits(y) for x, y in zip(sources, targets, strict=True)):
+            return "there are not as many of one kind in both models: give hints={target: source}"
         for what, structure, layers in (("source", self.source, sources), ("target", self.target, targets)):
             for one, other in pairwise(layers):
-                node = "/".join(os.path.commonprefix([layer.name.split("/")[:-1] for layer in (one, other)]))
-                if node in structure.alphabetical:
-                    return [], (
-                        f"their order in the {what} is that of the alphabet, in {node or 'the root'!r}, and need not "
-                        "be that of the layers, as in a state or a copy of a Flax module: give hints={target: source}"
+                parts = [layer.name.split("/") for layer in (one, other)]
+                path = os.path.commonprefix([names[:-1] for names in parts])
+                if "/".join(path) in structure.alphabetical and not numbered(*(names[len(path)] for names in parts)):
+                    return (
+                        f"their order in the {what} is that of the alphabet, in {'/'.join(path) or 'the root'!r}, and "
+                        "need not be that of the layers, as in a state or a copy of a Flax module: "
+                        "give hints={target: source}"
                     )
-        return in_turn, ""
+        return ""
 
     def result(self) -> Match:
         """Return the entries of all pairs, in the order of the target, and what is open."""
@@ -296,22 +305,26 @@ class _Finder:
             return
         left = dict(source.slots)
         try:
-            between = self._between(source, target)
+            images = self._images(source, target)
+            if source.separate != target.separate:
+                source, target = (layer if layer.separate else layer.cut() for layer in (source, target))
+                left = dict(source.slots)
             for role, slot in target.slots.items():
-                roles = _roles(source, role)
+                roles = _roles(source, target, role)
                 used = [source.slots[name] for name in roles if name in source.slots]
                 left = {name: rest for name, rest in left.items() if name not in roles}
                 if used:
-                    turn, letters = between if role == "weight" else None, source.letters(role)
+                    rank, letters = len(slot.viewed_shape), source.letters(role)
+                    turn = turned(rank, images.get(role.partition(".")[0], {}), self.target.channels_last)
                     sources = tuple(Source(x.name, x.shape, x.to(slot, turn, letters), x.part) for x in used)
                     entry = Entry(sources, "sum" if len(sources) > 1 else "")
-                elif role in DEFAULTS:
-                    entry = _default(slot, DEFAULTS[role])
+                elif (base := role.partition(".")[0]) in DEFAULTS:
+                    entry = _default(slot, DEFAULTS[base])
                 else:
                     self._ask([slot], (), f"{source.name!r} has no {role} for it")
                     continue
                 self.parts[slot.name][slot.part or (0, 1)] = entry
-        except PlanError as error:
+        except (PlanError, PortError) as error:
             self._ask([target], [source], str(error))
             return
         if "count" in left:
@@ -320,29 +333,17 @@ class _Finder:
             self._ask([target], left.values(), "the layer of the target has no place for these")
         self._compare_settings(source, target)
 
-    def _between(self, source: Layer, target: Layer) -> View | None:
-        """Return how the inputs of a dense layer are turned if they are a flattened image, or None."""
-        weight = target.slots.get("weight")
-        if target.kind != "dense" or weight is None or self.source.channels_last == self.target.channels_last:
-            return None
-        features = weight.viewed_shape[1]
-        given = [self.flatten[name] for name in (target.name, source.name) if name in self.flatten]
-        image = given[0] if given else target.image or source.image
-        if image is None:
-            ordered, dense = (self.target, target) if self.source.channels_last else (self.source, source)
-            if not given and (channels := _channels(ordered.layers, dense, features)):
-                why = (
-                    f"are its {features} inputs a flattened image of {channels} channels and {features // channels} "
-                    f"pixels? Say flatten={{{target.name!r}: ({channels}, height, width)}}, or None for no image"
-                )
-                self._ask([target], [source], why)
-            return None
-        if math.prod(image) != features or len(image) < 2:
-            raise PlanError(f"an image {image} of channels and sizes does not have the {features} inputs of the layer")
-        letters = ["c", *(f"s{k}" for k in range(len(image) - 1))]
-        first, last = " ".join(letters), " ".join([*letters[1:], "c"])
-        before, after = (last, first) if self.source.channels_last else (first, last)
-        return View(f"o ({before}) -> o ({after})", tuple(sorted(zip(letters, image, strict=True))))
+    def _images(self, source: Layer, target: Layer) -> dict[str, dict[int, Shape]]:
+        """Return by role which axes of the neutral layout are flattened images; ask where that is not clear."""
+        images: dict[str, dict[int, Shape]] = defaultdict(dict)
+        for which in OPTIONS:
+            image, question = layout(which, source, target, (self.source, self.target), self.answers)
+            if question:
+                self._ask([target], [source], question)
+            if image:
+                for role, axis in feature_axes(target, which).items():
+                    images[role.partition(".")[0]][axis] = image
+        return images
 
     def _compare_settings(self, source: Layer, target: Layer) -> None:
         for key, own in target.settings.items():
@@ -359,32 +360,19 @@ class _Finder:
         self.entries |= {f"{CARRIED}{slot.name}": Entry((Source(slot.name, slot.shape),)) for slot in slots}
 
 
-def _roles(source: Layer, role: str) -> tuple[str, ...]:
+def _roles(source: Layer, target: Layer, role: str) -> tuple[str, ...]:
     """Return the roles of tensors of the source whose sum is a tensor of the target in some role."""
-    if role == "bias" and "bias_input" in source.slots:
-        return "bias_input", "bias_hidden"
-    return ("bias",) if role == "bias_input" and "bias" in source.slots else (role,)
+    base, dot, gate = role.partition(".")
+    first, second, both = (f"{name}{dot}{gate}" for name in ("bias_input", "bias_hidden", "bias"))
+    alone = target.separate and second not in target.slots  # the gates of Flax Linen's GRU, but for the last one
+    if first in source.slots and (base == "bias" or (base == "bias_input" and alone)):
+        return first, second
+    return (both,) if base == "bias_input" and both in source.slots else (role,)
 
 
 def _default(slot: Slot, value: float) -> Entry:
     part = "" if slot.part is None else f"[{slot.part[0]}]"
     return Entry((Source(f"{CARRIED}{slot.name}{part}", slot.part_shape, default=(value, slot.dtype)),))
-
-
-def _channels(layers: Sequence[Layer], dense: Layer, features: int) -> int:
-    """Return the channels of the image that a dense layer may read flattened, or 0.
-
-    That is the image of the last convolution before it, if no other dense layer is between; of any convolution, if no
-    other layer gives as many features.
-    """
-    before = layers[: [layer.name for layer in layers].index(dense.name)]
-    nearest = next((layer for layer in reversed(before) if layer.kind in ("dense", *CONVOLUTIONS)), dense)
-    candidates = [nearest.outputs] if nearest.kind in CONVOLUTIONS else []
-    if features in candidates:  # every channel is one feature: the image was pooled
-        return 0
-    if all(layer.outputs != features for layer in layers):
-        candidates += [layer.outputs for layer in layers if layer.kind in CONVOLUTIONS]
-    return next((channels for channels in candidates if 0 < channels < features and features % channels == 0), 0)
 
 
 def _told(layer: Layer) -> str:

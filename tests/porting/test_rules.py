@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import smh
 from smh.porting import match
 
 torch = pytest.importorskip("torch", reason="rules of porting need torch")
@@ -12,85 +13,17 @@ jax = pytest.importorskip("jax", reason="rules of porting need JAX")
 pytest.importorskip("tensorflow", reason="rules of porting need TensorFlow")
 eqx = pytest.importorskip("equinox", reason="rules of porting need Equinox")
 nnx = pytest.importorskip("flax.nnx", reason="rules of porting need Flax")
+linen = pytest.importorskip("flax.linen", reason="rules of porting need Flax")
 
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
 from torch import nn  # noqa: E402
 
+from smh.backends import torch as smh_torch  # noqa: E402
 from smh.backends.jax import pytrees  # noqa: E402
-from smh.backends.tensorflow import keras_tensors  # noqa: E402
+from tests.porting.models.faces import Jax, Keras, Torch, assert_same_outputs, carry, randomised, values  # noqa: E402
 
-RNG = np.random.default_rng(5)
 KEY = jax.random.key(0)
-
-
-def values(*shape):
-    return RNG.normal(size=shape).astype(np.float32)
-
-
-class Torch:
-    """A module; images come as NHWC and sequences as NLC, and go out so."""
-
-    def __init__(self, module, images=True):
-        self.model, self.images = module.eval(), images
-
-    def tensors(self):
-        return {name: x.detach().numpy() for name, x in self.model.state_dict().items()}
-
-    def put(self, tensors):
-        self.model.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in tensors.items()})
-
-    def __call__(self, *inputs):
-        with torch.no_grad():
-            if self.images and inputs[0].ndim > 2:
-                inputs = [np.ascontiguousarray(np.moveaxis(x, -1, 1)) for x in inputs]
-            y = self.model(*(torch.from_numpy(x) for x in inputs))
-            y = y[0] if isinstance(y, tuple) else y
-            return np.moveaxis(y.numpy(), 1, -1) if self.images and y.ndim > 2 else y.numpy()
-
-
-class Keras:
-    """A layer, or several, as a sequential model."""
-
-    def __init__(self, shape, *layers, model=None, dtype="float32"):
-        self.model = model or keras.Sequential([keras.Input(shape, dtype=dtype), *layers])
-
-    def tensors(self):
-        names = keras_tensors.names_of(self.model)
-        return {name: np.asarray(x) for name, x in zip(names, self.model.weights, strict=True)}
-
-    def put(self, tensors):
-        for name, x in zip(keras_tensors.names_of(self.model), self.model.weights, strict=True):
-            x.assign(tensors[name])
-
-    def __call__(self, *inputs):
-        return np.asarray(self.model(inputs[0] if len(inputs) == 1 else list(inputs), training=False))
-
-
-class Jax:
-    """A module of NNX or Equinox, and how it is called."""
-
-    def __init__(self, module, call=lambda module, x: module(x)):
-        self.model, self.call = module, call
-
-    def named(self):
-        only = (nnx.Param, nnx.BatchStat)
-        tree = nnx.state(self.model, only) if isinstance(self.model, nnx.Module) else self.model
-        return pytrees.flatten(tree)
-
-    def tensors(self):
-        return {name: np.asarray(x) for name, x in self.named()[1].items() if hasattr(x, "shape")}
-
-    def put(self, tensors):
-        treedef, named = self.named()
-        tree = jax.tree.unflatten(treedef, [jnp.asarray(tensors[n]) if n in tensors else x for n, x in named.items()])
-        if isinstance(self.model, nnx.Module):
-            nnx.update(self.model, tree)
-        else:
-            self.model = tree
-
-    def __call__(self, *inputs):
-        return np.asarray(self.call(self.model, *inputs))
 
 
 def rngs():
@@ -104,7 +37,7 @@ def each(module, x):
 
 def scanned(module, x):
     """Run a cell of Equinox or NNX over sequences, and return all outputs."""
-    size = next(s for n, s in Jax(module).tensors().items() if "hh" in n or "dense_h/kernel" in n).shape
+    size = next(s for n, s in Jax(module).tensors().items() if "hh" in n or n in ("dense_h/kernel", "hi/kernel")).shape
     hidden = min(size)
 
     def one(sequence):
@@ -263,6 +196,12 @@ CASES = {
         Jax(nnx.OptimizedLSTMCell(4, 3, rngs=rngs()), scanned),
         Jax(eqx.nn.LSTMCell(4, 3, key=KEY), scanned),
     ),
+    "lstm with separate gates": lambda: (
+        (values(2, 6, 4),),
+        Torch(nn.LSTM(4, 3, batch_first=True), images=False),
+        Jax(nnx.LSTMCell(4, 3, rngs=rngs()), scanned),
+        Jax(eqx.nn.LSTMCell(4, 3, key=KEY), scanned),
+    ),
     "rnn": lambda: (
         (values(2, 6, 4),),
         Torch(nn.RNN(4, 3, batch_first=True), images=False),
@@ -270,15 +209,6 @@ CASES = {
     ),
 }
 ONE_WAY = {"gru without hidden bias"}  # from the first to the others
-
-
-def randomised(model):
-    """Give a model tensors that are all different, variances positive; torch's counters stay counters."""
-    new = {}
-    for name, x in model.tensors().items():
-        random = values(*x.shape)
-        new[name] = x if x.dtype.kind in "iu" else np.abs(random) + np.float32(0.5) if "var" in name else random
-    model.put(new)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -290,8 +220,57 @@ def test_a_layer_computes_the_same_after_a_port(name):
         randomised(source)
         found = match(source.model, target.model)
         assert not found.notes
-        ported = found.mapping.apply(source.tensors())
-        target.put({name: x for name, x in ported.items() if not name.startswith("carried/")})
-        expected, got = source(*inputs), target(*inputs)
-        assert expected.shape == got.shape
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        carry(source, target, found.mapping)
+        assert_same_outputs(source, target, inputs)
+
+
+class Linen:
+    """A recurrent cell of Flax Linen, run over sequences."""
+
+    def __init__(self, cell):
+        self.cell, self.start = cell, jnp.zeros((2, 3))
+        self.start = (self.start, self.start) if "LSTM" in type(cell).__name__ else self.start
+        self.model = cell.init(KEY, self.start, jnp.zeros((2, 4)))
+
+    def tensors(self):
+        return {name: np.asarray(x) for name, x in pytrees.flatten(self.model)[1].items()}
+
+    def put(self, tensors):
+        treedef, named = pytrees.flatten(self.model)
+        self.model = jax.tree.unflatten(treedef, [tensors[name] for name in named])
+
+    def __call__(self, x):
+        carry, outputs = self.start, []
+        for k in range(x.shape[1]):
+            carry, y = self.cell.apply(self.model, carry, x[:, k])
+            outputs.append(y)
+        return np.stack(outputs, axis=1)
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "OptimizedLSTMCell", "GRUCell"])
+def test_cells_of_flax_linen(name):
+    flax = Linen(getattr(linen, name)(3))
+    module = Torch((nn.GRU if name == "GRUCell" else nn.LSTM)(4, 3, batch_first=True), images=False)
+    for source, target in ((module, flax), (flax, module)):
+        randomised(source)
+        carry(source, target, match(source.model, target.model).mapping)
+        assert_same_outputs(source, target, (values(2, 3, 4),))
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell])
+def test_gates_that_lie_side_by_side_are_not_cut(cell):
+    stack = Keras((6, 4), L.LSTM(3)).model
+    target = nnx.LSTMCell(4, 3, rngs=rngs()) if cell is nnx.OptimizedLSTMCell else stack
+    source = cell(4, 3, rngs=rngs())
+    message = "has a matrix for each gate, 8 in all, and .* holds its gates side by side, where it cannot be cut"
+    for one, other in ((source, target), (target, source)):
+        with pytest.raises(smh.PortError, match=message):
+            _ = match(one, other).mapping
+
+
+def test_a_generated_matrix_is_not_cut_into_gates(tmp_path):
+    model = smh_torch.compress(nn.LSTM(8, 8), ratio=0.5)
+    smh_torch.save(tmp_path / "lstm.safetensors", model)
+    mapping = match(model, nnx.LSTMCell(8, 8, rngs=rngs())).mapping
+    with pytest.raises(smh.PortError, match="'weight_ih_l0' is generated, and must become one whole tensor"):
+        smh.port(smh.load(tmp_path / "lstm.safetensors"), mapping)

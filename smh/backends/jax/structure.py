@@ -19,12 +19,13 @@ from smh.backends.jax import pytrees
 from smh.backends.jax.pytrees import ARRAYS, Compressed
 from smh.backends.jax.trained import is_a as _is
 from smh.core.views import View
-from smh.porting.layers import Layer, Setting, Slot, Structure, tensor_layer
+from smh.porting.layers import Layer, Setting, Slot, Structure, numbered, tensor_layer
 
 _SPATIAL = {3: "w", 4: "h w", 5: "d h w"}  # by the rank of a kernel
 _NORMS = {"BatchNorm": "batch_norm", "LayerNorm": "layer_norm", "GroupNorm": "group_norm", "RMSNorm": "rms_norm"}
 _CELLS = {"GRUCell": "gru", "LSTMCell": "lstm", "OptimizedLSTMCell": "lstm"}
 _ATTENTION = {**dict.fromkeys(("query", "key", "value"), "i h d -> (h d) i"), "out": "h d o -> o (h d)"}
+_SEPARATE = {"lstm": "ifgo", "gru": "rzn"}  # cells of Flax with two dense layers for each gate
 _STATISTICS = ("scale", "bias", "mean", "var")
 _COLLECTIONS = ("params", "batch_stats")  # of flax.linen, around the names of layers
 
@@ -86,7 +87,7 @@ class _Reader:
             names = [key for key, _ in children]
             if len(names) > 1 and names == sorted(names) and (isinstance(x, Mapping) or _is(x, "flax", "Module")):
                 self.alphabetical.add(name or "")
-            for key, child in children:
+            for key, child in _by_number(children):
                 yield from self.layers(child, _below(name, key), isinstance(x, Mapping))
 
     def _slot(self, x: Any, name: str | None, view: View | None = None) -> Slot | None:
@@ -134,6 +135,13 @@ def _flax(cls: str, x: Any) -> _Known | None:
         bias_role, holder = ("bias_input", "dense_i") if cls == "GRUCell" else ("bias", "dense_h")
         weights = {"weight_input": ("dense_i/kernel", "i o -> o i"), "weight_hidden": ("dense_h/kernel", "i o -> o i")}
         return _Known(_CELLS[cls], {**weights, bias_role: (f"{holder}/bias", None)})
+    if cls == "LSTMCell":
+        names = {f"{end}.{k}": {"if": "if_"}.get(name, name) for (end, k), name in _gates("ifgo").items()}
+        weights = {f"weight_{end}": (f"{name}/kernel", "i o -> o i") for end, name in names.items()}
+        biases = {
+            end.replace("hidden", "bias"): (f"{name}/bias", None) for end, name in names.items() if "hidden" in end
+        }
+        return _Known("lstm", {**weights, **biases})
     return None
 
 
@@ -182,6 +190,8 @@ def _joined(found: Sequence[Layer | _Leaf]) -> Iterator[Layer]:
 def _by_names(name: str, groups: Mapping[str, Mapping[str, Slot]]) -> Layer | None:
     """Return the layer that the names of tensors in a dictionary of Flax tell."""
     slots = groups[name]
+    if (cell := _cell_by_names(name.rpartition("/")[0], groups)) is not None:
+        return cell
     if "kernel" in slots:
         rank = len(slots["kernel"].shape)
         parent, _, own = name.rpartition("/")
@@ -203,6 +213,35 @@ def _by_names(name: str, groups: Mapping[str, Mapping[str, Slot]]) -> Layer | No
     if "scale" in slots or {"mean", "var"} <= set(slots):
         kind = "batch_norm" if "mean" in slots else "norm"
         return Layer(name, kind, {role: slots[role] for role in _STATISTICS if role in slots})
+    return None
+
+
+def _gates(gates: str) -> dict[tuple[str, int], str]:
+    """Return the names of the dense layers in a cell of Flax that keeps its gates apart."""
+    return {(end, k): end[0] + gate for end in ("input", "hidden") for k, gate in enumerate(gates)}
+
+
+def _cell_by_names(name: str, groups: Mapping[str, Mapping[str, Slot]]) -> Layer | None:
+    """Return the recurrent cell that has dense layers of such names, if one does."""
+    for kind, gates in _SEPARATE.items():
+        found = {
+            place: next(
+                (
+                    groups[path]
+                    for path in (f"{name}/{key}".lstrip("/"), f"{name}/{key}_".lstrip("/"))
+                    if path in groups
+                ),
+                {},
+            )
+            for place, key in _gates(gates).items()
+        }
+        if all("kernel" in slots for slots in found.values()):
+            made = {}
+            for (end, k), slots in found.items():
+                made[f"weight_{end}.{k}"] = dataclasses.replace(slots["kernel"], view=View("i o -> o i"))
+                if "bias" in slots:
+                    made[f"bias.{k}" if kind == "lstm" else f"bias_{end}.{k}"] = slots["bias"]
+            return Layer(name, kind, made)
     return None
 
 
@@ -233,6 +272,20 @@ def _children(x: Any) -> list[tuple[str, Any]]:
     held = list(x) if isinstance(x, Mapping) else list(vars(x)) if hasattr(x, "__dict__") else []
     places = {str(name): place for place, name in enumerate(held)}
     return sorted(children, key=lambda child: places.get(child[0], 0))
+
+
+def _by_number(children: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return children in order; those that Flax Linen numbered as it made them, as Conv_2 and Conv_10, by number."""
+    ordered = list(children)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, (name, _) in enumerate(children):
+        if numbered(name, name):
+            places[name.rpartition("_")[0]].append(place)
+    for found in places.values():
+        by_number = sorted((children[place] for place in found), key=lambda child: int(child[0].rpartition("_")[2]))
+        for place, child in zip(found, by_number, strict=True):
+            ordered[place] = child
+    return ordered
 
 
 def _below(name: str | None, key: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import keras
 
+from smh.backends.tensorflow.flattening import layouts
 from smh.backends.tensorflow.keras_model import Compressed, weights_of
 from smh.core.views import View
 from smh.errors import PortError
-from smh.porting.layers import GATES, Layer, Setting, Shape, Slot, Structure, tensor_layer
+from smh.porting.layers import GATES, Layer, Setting, Slot, Structure, tensor_layer
 
 _NORMS = {
     keras.layers.BatchNormalization: "batch_norm",
@@ -53,7 +54,7 @@ def describe(model: keras.Model) -> Structure:
         raise PortError(f"a built keras.Model is needed: build it, or call it once; got {type(model).__name__}")
     inner, weights = model.inner if isinstance(model, Compressed) else model, weights_of(model)
     names = {id(x): name for name, x in weights.items()}
-    images = _images(inner)
+    known = layouts(inner)
     layers: list[Layer] = []
     taken: set[str] = set()
     for kind in (kind for layer in inner._flatten_layers() for kind in _kinds(layer)):
@@ -62,15 +63,17 @@ def describe(model: keras.Model) -> Structure:
         slots = {role: slot for role, slot in slots.items() if slot.name not in taken}
         taken |= {slot.name for slot in slots.values()}
         if slots:
-            image = images.get(id(kind.layer))
-            layers.append(Layer(name + kind.suffix, kind.kind, slots, _settings(kind), image, kind.problem))
+            features = known.get(id(kind.layer), (None, None))
+            layers.append(Layer(name + kind.suffix, kind.kind, slots, _settings(kind), *features, kind.problem))
+    owners = {id(x): id(layer) for layer in inner._flatten_layers() for x in vars(layer).values()}
     for name, x in weights.items():
         if name not in taken:
             of = "tensor" if keras.backend.is_float_dtype(x.dtype) else "state"
-            layers.append(tensor_layer(name, tuple(x.shape), str(x.dtype), of))
+            layer = tensor_layer(name, tuple(x.shape), str(x.dtype), of)
+            layers.append(replace(layer, reads=known.get(owners.get(id(x), 0), (None,))[0]))
     places = {name: place for place, name in enumerate(weights)}  # Keras goes through layers in no order of use
     layers.sort(key=lambda layer: min(places[slot.name] for slot in layer.slots.values()))
-    return Structure(channels_last=keras.config.image_data_format() == "channels_last", layers=tuple(layers))
+    return Structure(channels_last=True, layers=tuple(layers))  # Flatten puts channels last in any data format
 
 
 def _kinds(layer: Any) -> Iterator[_Kind]:
@@ -140,29 +143,3 @@ def _settings(kind: _Kind) -> dict[str, Setting]:
     if kind.kind == "batch_norm":
         settings["momentum"] = Setting("momentum", float(kind.layer.momentum), complement=True)
     return settings
-
-
-def _images(model: Any) -> dict[int, Shape]:
-    """Return for dense layers that follow a flattening: channels and sizes of what is flattened."""
-    found: dict[int, Shape] = {}
-    image: Shape | None = None
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found |= _images(layer)
-        elif isinstance(layer, keras.layers.Flatten):
-            image = _image(layer)
-        elif isinstance(layer, keras.layers.Dense) and image is not None:
-            if math.prod(image) == layer.kernel.shape[0]:
-                found[id(layer)] = image
-            image = None
-    return found
-
-
-def _image(layer: Any) -> Shape | None:
-    try:
-        shape = tuple(layer.input.shape[1:])
-    except (AttributeError, ValueError):  # called more than once, or in a model that keeps no graph
-        return None
-    if len(shape) < 2 or None in shape:
-        return None
-    return shape if layer.data_format == "channels_first" else (shape[-1], *shape[:-1])

@@ -82,7 +82,9 @@ def _layers(name: str, module: nn.Module, own: dict[str, Slot]) -> Iterator[Laye
     """Yield the layers that a module is to other frameworks, from the tensors that it holds itself."""
     kind = next((kind for cls, kind in _KINDS.items() if isinstance(module, cls)), "")
     if kind.endswith("_norm"):
-        yield Layer(name, kind, {_ROLES[key]: slot for key, slot in own.items() if key in _ROLES}, _settings(module))
+        slots = {_ROLES[key]: slot for key, slot in own.items() if key in _ROLES}
+        channels = isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)  # of no vector
+        yield Layer(name, kind, slots, _settings(module), reads=() if channels else None)
     elif kind == "attention":
         yield from _attention(name, own)
     elif kind in GATES:

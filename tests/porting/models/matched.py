@@ -8,7 +8,6 @@ FRAMEWORKS = {"torch": torch_models, "jax": jax_models, "keras": keras_models}
 
 _OPTIONS = {
     ("mlp", "jax"): {"in_order": True},  # layers of a list, which elsewhere have names
-    ("cnn", "jax"): {"flatten": {"linear": (32, 4, 4)}},  # Keras tells by itself
 }
 """By architecture and one of the two frameworks."""
 
@@ -38,6 +37,8 @@ def options_for(architecture, source, target):
     options = _OPTIONS.get((architecture, source), {}) | _OPTIONS.get((architecture, target), {})
     if architecture == "gru" and target == "jax":
         options = {"hints": _CELL[source]}
+    if architecture == "cnn" and "keras" not in (source, target):  # Keras tells by itself
+        options = {"flatten": {"linear": (32, 4, 4)}}
     if architecture == "resnet":
         options = {**options, "hints": {_SHORTCUTS[target].format(k): _SHORTCUTS[source].format(k) for k in (2, 3)}}
     return options
