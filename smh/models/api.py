@@ -12,7 +12,7 @@ from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
     Report,
@@ -39,7 +39,12 @@ class ModelApi(Generic[Model, Compressed]):
     """
 
     def __init__(self, adapter_of: Callable[[Any], ModelAdapter]) -> None:
-        self._adapter_of = adapter_of
+        self._find_adapter = adapter_of
+
+    def _adapter_of(self, model: Any) -> ModelAdapter:
+        adapter = self._find_adapter(model)
+        check_keras(model, adapter.backend.name)
+        return adapter
 
     def compress(
         self,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from smh.core.views import View
 from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
+from smh.models.adapter import check_keras
 from smh.porting.entries import Entry, Shape, Source
 from smh.porting.layers import CONVOLUTIONS, DEFAULTS, Layer, Slot, Structure, same_words
 from smh.porting.mapping import Mapping
@@ -155,6 +156,7 @@ def match(
 
 def describe(model: Any) -> Structure:
     """Return the structure of a model, by the backend of its framework; raises PortError if it is no model."""
+    check_keras(model, "tensorflow")
     roots = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     module = next((name for root, name in _DESCRIBERS.items() if root in roots), _OTHERS)
     structure: Structure = importlib.import_module(module).describe(model)
