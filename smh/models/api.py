@@ -106,8 +106,8 @@ class ModelApi(Generic[Model, Compressed]):
         -------
         torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
             The compressed model, with fresh variables. In PyTorch of the model's own class and with the same layers:
-            ``model.conv1.weight`` reads as the generated tensor. In Keras a copy of the same class, not compiled. In JAX a
-            pytree of what is trained, for :func:`materialize`.
+            ``model.conv1.weight`` reads as the generated tensor. In Keras a copy of the same class, not compiled. In
+            JAX a pytree of what is trained, for :func:`materialize`.
 
         Raises
         ------

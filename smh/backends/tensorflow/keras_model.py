@@ -130,7 +130,7 @@ class Compressed(keras.Model):
         """The losses of Keras, and those of regularizers of generated weights."""
         graph, penalties = self._penalties
         if graph is _graph():  # those of the latest call
-            return super().losses
+            return list(super().losses)
         left = {id(loss) for loss in penalties}
         return [*(loss for loss in super().losses if id(loss) not in left), *self.smh_source.penalties()]
 
@@ -148,13 +148,13 @@ class Compressed(keras.Model):
     def trainable_variables(self) -> list[keras.Variable]:
         """What is trained; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
         self._follow_freezing()
-        return super().trainable_variables
+        return list(super().trainable_variables)
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
         """What is trained; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
         self._follow_freezing()
-        return super().trainable_weights
+        return list(super().trainable_weights)
 
     @property
     def trainable(self) -> bool:
@@ -307,7 +307,9 @@ def compressed(model: keras.Model, compression: Compression) -> Compressed:
     with DotNotTrackScope():  # the pool is no layer of a Sequential; files and checkpoints find the attribute
         model.smh_pool, model.smh_source, model._penalties = pool, source, ((), ())
         model._track_trackable(pool, "smh_pool")
-    model.__class__ = _class_of(type(model))
+    vars(model).pop("quantize", None)  # Keras wraps that of the class in an attribute
+    plain_class: Any = type(model)
+    model.__class__ = _class_of(plain_class)
     made: Compressed = model
     made._follow_freezing()
     return made
@@ -321,7 +323,7 @@ def as_plain(model: Compressed) -> keras.Model:
 
 
 @functools.cache
-def _class_of(cls: type[keras.Model]) -> type[Compressed]:
+def _class_of(cls: Any) -> Any:
     """Return the class of compressed models of a class, which files know as ``smh>Compressed`` whatever it is."""
     made = type(f"Compressed{cls.__name__}", (Compressed, cls), {"__module__": __name__})
     keras.saving.register_keras_serializable("smh", "Compressed")(made)
