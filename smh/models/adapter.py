@@ -14,7 +14,7 @@ import numpy as np
 from smh.backends.protocol import Backend
 from smh.core.kernels import Array
 from smh.core.plan import Plan
-from smh.errors import PlanError
+from smh.errors import BackendError, PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.models.compression import Compression, ModelTensor, not_compressed
 
@@ -103,10 +103,11 @@ def adapter_of(model: Any) -> ModelAdapter:
         If no framework that is imported has such models.
     """
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
-    if torch is not None and isinstance(model, torch.nn.Module):
-        name = "torch"
-    elif keras is not None and isinstance(model, keras.Layer):
+    if keras is not None and isinstance(model, keras.Layer):  # with Keras on PyTorch it is a Module, too
         name = "tensorflow"
+        check_keras(model, name)
+    elif torch is not None and isinstance(model, torch.nn.Module):
+        name = "torch"
     elif "jax" in sys.modules:
         name = "jax"
     else:
@@ -116,3 +117,26 @@ def adapter_of(model: Any) -> ModelAdapter:
         )
     adapter: ModelAdapter = importlib.import_module(f"smh.backends.{name}.models").adapter
     return adapter
+
+
+def check_keras(model: Any, name: str) -> None:
+    """Raise :class:`~smh.BackendError` for Keras models, or modules with Keras layers, that a backend cannot take.
+
+    Keras layers read weights from variables of their own, whatever framework these are arrays of.
+    """
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    if keras is None:
+        return
+    parts = model.modules() if torch is not None and isinstance(model, torch.nn.Module) else [model]
+    layer = next((part for part in parts if isinstance(part, keras.Layer)), None)
+    if layer is None:
+        return
+    if (runs := keras.backend.backend()) != "tensorflow":
+        raise BackendError(
+            f"{layer.name!r} is a {type(layer).__name__} of Keras, which runs on {runs} here and must run on "
+            "TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, make the model again, load its weights"
+        )
+    if name != "tensorflow":
+        raise BackendError(
+            f"{layer.name!r} is a {type(layer).__name__} of Keras: use smh.keras in the place of the {name} backend"
+        )

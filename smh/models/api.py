@@ -14,7 +14,7 @@ from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
 from smh.errors import PlanError, near_names
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
     Report,
@@ -55,7 +55,12 @@ class ModelApi(Generic[Model, Compressed]):
     """
 
     def __init__(self, adapter_of: Callable[[Any], ModelAdapter]) -> None:
-        self._adapter_of = adapter_of
+        self._find_adapter = adapter_of
+
+    def _adapter_of(self, model: Any) -> ModelAdapter:
+        adapter = self._find_adapter(model)
+        check_keras(model, adapter.backend.name)
+        return adapter
 
     @_named_options
     def compress(
@@ -118,8 +123,8 @@ class ModelApi(Generic[Model, Compressed]):
         -------
         torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
             The compressed model, with fresh variables. In PyTorch of the model's own class and with the same layers:
-            ``model.conv1.weight`` reads as the generated tensor. In Keras a model around a copy, not compiled. In JAX a
-            pytree of what is trained, for :func:`materialize`.
+            ``model.conv1.weight`` reads as the generated tensor. In Keras a copy of the same class, not compiled. In
+            JAX a pytree of what is trained, for :func:`materialize`.
 
         Raises
         ------

@@ -6,15 +6,15 @@ import collections.abc
 import importlib
 import math
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from smh.errors import BackendError, PlanError, PortError, near_names
+from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
+from smh.models.adapter import check_keras
 from smh.porting.entries import Entry, Shape, Source
 from smh.porting.features import OPTIONS, check_answers, feature_axes, layout, turned
 from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, numbered
@@ -166,14 +166,8 @@ def match(
 
 def describe(model: Any) -> Structure:
     """Return the structure of a model, by the backend of its framework; raises PortError if it is no model."""
-    roots = {
-        cls.__module__.partition(".")[0] for cls in type(model).__mro__
-    }  # a Keras model may be a Module of PyTorch
-    if "keras" in roots and (runs := sys.modules["keras"].backend.backend()) != "tensorflow":
-        raise BackendError(
-            f"{model.name!r} is a {type(model).__name__} of Keras, which runs on {runs} here and must run on "
-            "TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, and make the model again"
-        )
+    check_keras(model, "tensorflow")
+    roots = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     module = next((name for root, name in _DESCRIBERS.items() if root in roots), _OTHERS)
     structure: Structure = importlib.import_module(module).describe(model)
     if not structure.layers:

@@ -109,7 +109,7 @@ class Keras:
             variable.assign(value)
 
     def variables(self):
-        return list(self.model.source.variables.values())
+        return list(self.model.smh_source.variables.values())
 
     def weights(self):
         dense = smh_tf.materialize(self.model)

@@ -57,7 +57,8 @@ def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array, fast: bool = 
         with _beside(tensors[0]):
             return _vjp(kernels(), plan, names, _unseen(tensors)), pull
 
-    # Graphs may not know the shapes of what layers compute.
+    # Graphs may not know the shapes of what layers compute, and have sparse gradients of embeddings.
+    tensors = tuple(map(tf.convert_to_tensor, tensors))
     shapes = [*plan.variable_shapes.values(), *(tensor.viewed_shape for tensor in plan.select(names))]
     pairs = zip(tensors, shapes, strict=True)
     shaped = [x if x.shape.is_fully_defined() else tf.ensure_shape(x, shape) for x, shape in pairs]

@@ -1,4 +1,4 @@
-"""The compressed Keras model: a model around a copy of the given one whose variables are generated in part.
+"""The compressed Keras model: a copy of the given one whose variables are generated in part.
 
 Keras layers read their weights from ``keras.Variable`` objects. So the variables, and not the layers, are what is
 replaced: each variable of a generated weight becomes, in its place, a ``GeneratedVariable``, which holds no array and
@@ -6,8 +6,8 @@ has the value that the present forward pass generated. Layers of any kind, tied 
 then need no support of their own, and all that Keras does with the other variables goes on unchanged: statistics,
 random states, losses, masks and mixed precision. (``keras.StatelessScope`` would also catch those updates and losses.)
 
-The model around it owns the pool, brings ``fit``, and is what Keras saves. Methods and training steps that a subclassed
-model defines beside ``call`` stay those of ``inner``.
+The model becomes an instance of a subclass of its own class. So methods, attributes and a ``train_step`` of that class
+work as before; the subclass adds the pool to the variables, and makes a call of the model a pass.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.utils.tracking import DotNotTrackScope
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
-from smh.errors import CheckpointError, VariableError
+from smh.errors import CheckpointError, ExportError, PlanError, VariableError
 from smh.models.compression import Compression, check_fingerprint, check_gradients, check_residency, fingerprint
+from smh.text import some
 
 _FINGERPRINT = "fingerprint"
 _ADVICE = (
     "compress the model by the plan of those weights, smh.compress(model, plan=...), or load a .keras file or one of "
-    "smh.save, which bring their plan"
+    "smh.save, which bring their plan. Load weights of a plain model into that model, and then smh.fit it"
 )
+_PLAIN = "make a plain model by smh.materialize(model) first"
 
 
 class PoolLayer(keras.Layer):
@@ -95,44 +99,91 @@ class PlanName(tf.__internal__.tracking.Trackable):
         return tf.debugging.assert_equal(found, self.own, "smh: what was saved has another plan")  # in a SavedModel
 
 
-@keras.saving.register_keras_serializable(package="smh")
 class Compressed(keras.Model):
     """A model whose weights are generated; :func:`smh.compress` makes it.
 
-    It is trained, evaluated, saved and loaded as every Keras model is.
-
-    Parameters
-    ----------
-    inner : keras.Model
-        A built model, which the new one takes over and changes.
-    compression : Compression
-        The plan, all weights in the order of ``inner.weights``, and the residency.
+    It is an instance of the class of the model that was compressed, too, and is trained, evaluated, saved and loaded as
+    every Keras model is.
 
     Attributes
     ----------
-    inner : keras.Model
-        The model that computes.
-    pool : PoolLayer
-        The variables, all zero at first.
+    smh_pool : PoolLayer
+        The variables of the plan.
     """
 
-    def __init__(self, inner: keras.Model, compression: Compression) -> None:
-        keras_tensors.check_graphs(inner)
-        # Keras reads from the signature which of training, mask and others a model takes: those of the inner one.
-        object.__setattr__(self, "call", functools.wraps(inner.call)(functools.partial(_call, self)))
-        super().__init__(name=inner.name, dtype=inner.dtype_policy, trainable=inner.trainable)
-        self._convert_input_args = False  # the inner model does
-        self._allow_non_tensor_positional_args = True
-        self.inner = inner
-        self.pool = PoolLayer(compression.plan)
-        self.source = Source(compression, self.pool.weights, inner.weights)
-        _generate(inner, self.source)
-        self.built = True
+    smh_pool: PoolLayer
+    smh_source: Source
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a forward pass, with weights of the present variables."""
+        if kwargs.get("training"):
+            self._follow_freezing()
+        with self.smh_source.passing():
+            outputs = super().call(*args, **kwargs)
+            penalties = self.smh_source.penalties()
+        self._penalties = (_graph(), penalties)
+        keras.Layer.add_loss(self, penalties)  # that of functional models refuses
+        return outputs
+
+    @property
+    def losses(self) -> list[Any]:
+        """The losses of Keras, and those of regularizers of generated weights."""
+        graph, penalties = self._penalties
+        if graph is _graph():  # those of the latest call
+            return list(super().losses)
+        left = {id(loss) for loss in penalties}
+        return [*(loss for loss in super().losses if id(loss) not in left), *self.smh_source.penalties()]
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All variables, those of the pool last."""
+        return [*super().variables, *self.smh_pool.variables]
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """All weights that are stored, and then the variables of the pool."""
+        return [*super().weights, *self.smh_pool.weights]
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """What is trained; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
+        self._follow_freezing()
+        return list(super().trainable_variables)
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """What is trained; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
+        self._follow_freezing()
+        return list(super().trainable_weights)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether anything of the model is trained."""
+        return bool(super().trainable)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.Model.trainable.fset(self, value)
+        self._follow_freezing()
+
+    def _follow_freezing(self) -> None:
+        """Train the pool if the layers that it generates are trained, or raise if that holds for some of them only."""
+        owners = {layer.name: layer.trainable for layer in self.smh_source.owners}
+        trained = self.trainable and any(owners.values())
+        if trained and not all(owners.values()):
+            frozen = some([name for name, trainable in owners.items() if not trainable])
+            raise VariableError(
+                f"the layers {frozen} are frozen, but one pool generates their weights and those of layers that are "
+                "trained: freeze layers before smh.compress, which then keeps their weights as they are; or freeze all "
+                "layers with generated weights; or set trainable of these to True again"
+            )
+        if self.smh_pool.trainable != trained:
+            self.smh_pool.trainable = trained
 
     @property
     def residency(self) -> str:
         """When weights are built: ``"full"``, ``"cached"`` or ``"layer"``; see :func:`smh.compress`. May be changed."""
-        return self.source.compression.residency
+        return self.smh_source.compression.residency
 
     @residency.setter
     def residency(self, value: str) -> None:
@@ -141,31 +192,21 @@ class Compressed(keras.Model):
     @property
     def gradients(self) -> str:
         """How gradients are computed: ``"exact"`` or ``"fast"``; see :func:`smh.compress`. May be changed."""
-        return self.source.compression.gradients
+        return self.smh_source.compression.gradients
 
     @gradients.setter
     def gradients(self, value: str) -> None:
         self._change(gradients=check_gradients(value))
 
     def _change(self, **changes: Any) -> None:
-        self.source.compression = dataclasses.replace(self.source.compression, **changes)
-        self.source.forget()
+        self.smh_source.compression = dataclasses.replace(self.smh_source.compression, **changes)
+        self.smh_source.forget()
         self.train_function = self.test_function = self.predict_function = None  # traced with the old one
 
-    @property
-    def layers(self) -> list[keras.Layer]:
-        """The layers of the compressed model, and the pool."""
-        return [*self.inner.layers, self.pool]
-
-    @property
-    def inputs(self) -> Any:
-        """The symbolic inputs, where the compressed model has them."""
-        return self.inner.inputs
-
-    @property
-    def outputs(self) -> Any:
-        """The symbolic outputs, where the compressed model has them."""
-        return self.inner.outputs
+    def make_train_function(self, force: bool = False) -> Any:
+        """Return what ``fit`` runs; raises as :attr:`trainable_variables` does."""
+        self._follow_freezing()
+        return super().make_train_function(force)
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Return what ``predict`` runs, which with ``cached`` residency reads kept weights."""
@@ -181,21 +222,20 @@ class Compressed(keras.Model):
         made = getattr(self, name)
         single = self.distribute_strategy.num_replicas_in_sync == 1
         if made is not before and self.residency == "cached" and single and not self.run_eagerly:
-            setattr(self, name, self.source.serving()(made))  # within this context, each time
+            setattr(self, name, self.smh_source.serving()(made))  # within this context, each time
         return getattr(self, name)
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
-        """Leave masks to the inner model, whose outputs carry them."""
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the symbolic outputs of the inner model."""
-        return self.inner.compute_output_spec(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Return all that makes the model but the values of its variables."""
-        compression = self.source.compression
+        if global_state.get_global_attribute("use_legacy_config"):
+            raise ExportError(
+                f"HDF5 files of whole models cannot hold generated weights: save a .keras file, or {_PLAIN}"
+            )
+        compression = self.smh_source.compression
+        plain = keras.saving.serialize_keras_object(as_plain(self))
+        plain.pop("compile_config", None)  # Keras stores that of the compressed model
         return {
-            "inner": keras.saving.serialize_keras_object(self.inner),
+            "inner": plain,
             "plan": compression.plan.to_json(),
             "names": [tensor.name for tensor in compression.tensors],
             "residency": compression.residency,
@@ -211,29 +251,29 @@ class Compressed(keras.Model):
         gradients = check_gradients(config.get("gradients", "exact"))
         named = zip(config["names"], keras_tensors.tensors_of(inner), strict=True)
         tensors = tuple(dataclasses.replace(tensor, name=name) for name, tensor in named)
-        model = cls(inner, Compression(plan, tensors, residency, config["ratio_asked"], gradients))
-        for variable, value in zip(model.pool.weights, initial_variables(plan).values(), strict=True):
+        model = compressed(inner, Compression(plan, tensors, residency, config["ratio_asked"], gradients))
+        for variable, value in zip(model.smh_pool.weights, initial_variables(plan).values(), strict=True):
             variable.assign(value)
         return model
+
+    def __reduce__(self) -> Any:
+        """Pickle as Keras does, by name of a class that can be imported."""
+        return (Compressed._unpickle_model, super().__reduce__()[1])
 
     def get_build_config(self) -> None:
         """Return nothing: the model is built when it is made."""
 
-    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> Any:
-        """Export as :meth:`keras.Model.export` does; a subclassed model needs an ``input_signature``."""
-
-        def spec(x: Any) -> keras.InputSpec:
-            return keras.InputSpec(shape=x.shape, dtype=x.dtype)
-
-        structure = getattr(self.inner, "_inputs_struct", None)  # of a Functional model
-        known = getattr(self.inner, "inputs", None) if structure is None else [structure]
-        if len(args) < 3 and known is not None:
-            kwargs.setdefault("input_signature", keras.tree.map_structure(spec, known))
-        return super().export(filepath, *args, **kwargs)
+    def export(self, filepath: Any, format: str = "tf_saved_model", *args: Any, **kwargs: Any) -> Any:
+        """Export a SavedModel as :meth:`keras.Model.export` does; a subclassed model needs an ``input_signature``."""
+        if format != "tf_saved_model":
+            raise ExportError(
+                f"generated weights cannot be exported as {format!r}, only as 'tf_saved_model', or {_PLAIN}"
+            )
+        return super().export(filepath, format, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: layers would get weights of their own, which the pool does not generate."""
-        raise VariableError("generated weights cannot be quantized: make a plain model by smh.materialize(model) first")
+        raise VariableError(f"generated weights cannot be quantized: {_PLAIN}")
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Load a weights file as :meth:`keras.Model.load_weights` does, or change nothing.
@@ -241,7 +281,7 @@ class Compressed(keras.Model):
         Raises :class:`~smh.CheckpointError` if its variables are of another plan, or none, also with ``skip_mismatch``.
         """
         before = [(variable, variable.numpy()) for variable in self.variables]
-        name = self.pool.plan_name
+        name = self.smh_pool.plan_name
         name.refusal = None
         problem: Exception | None = None
         try:
@@ -255,41 +295,76 @@ class Compressed(keras.Model):
             raise problem
 
 
+def compressed(model: keras.Model, compression: Compression) -> Compressed:
+    """Turn a built model into a compressed one, whose variables are all zero."""
+    keras_tensors.check_graphs(model)
+    taken = [name for name in ("residency", "gradients", "smh_pool", "smh_source") if hasattr(model, name)]
+    if taken:
+        raise PlanError(f"the model has attributes that a compressed one needs for itself: {some(taken)}: rename them")
+    pool = PoolLayer(compression.plan)
+    source = Source(compression, pool.weights, model.weights)
+    _generate(model, source)
+    with DotNotTrackScope():  # the pool is no layer of a Sequential; files and checkpoints find the attribute
+        model.smh_pool, model.smh_source, model._penalties = pool, source, ((), ())
+        model._track_trackable(pool, "smh_pool")
+    vars(model).pop("quantize", None)  # Keras wraps that of the class in an attribute
+    plain_class: Any = type(model)
+    model.__class__ = _class_of(plain_class)
+    made: Compressed = model
+    made._follow_freezing()
+    return made
+
+
+def as_plain(model: Compressed) -> keras.Model:
+    """Return a compressed model as an instance of the class that it had, with the same attributes."""
+    plain: keras.Model = object.__new__(type(model).__bases__[1])
+    plain.__dict__ = model.__dict__
+    return plain
+
+
+@functools.cache
+def _class_of(cls: Any) -> Any:
+    """Return the class of compressed models of a class, which files know as ``smh>Compressed`` whatever it is."""
+    made = type(f"Compressed{cls.__name__}", (Compressed, cls), {"__module__": __name__})
+    keras.saving.register_keras_serializable("smh", "Compressed")(made)
+    return made
+
+
+keras.saving.register_keras_serializable("smh", "Compressed")(Compressed)
+
+
 def weights_of(model: keras.Model) -> dict[str, keras.Variable]:
     """Return all weights of a model in order, by name; of a compressed one those that it had before, in their place."""
     if isinstance(model, Compressed):
-        return model.source.weights
+        return model.smh_source.weights
     return dict(zip(keras_tensors.names_of(model), model.weights, strict=True))
 
 
-def _call(model: Compressed, *args: Any, **kwargs: Any) -> Any:
-    """Run a compressed model."""
-    with model.source.passing():
-        outputs = model.inner(*args, **kwargs)
-        for variable in (model.source.weights[name] for name in model.source.names):
-            if variable.regularizer is not None:
-                model.add_loss(variable.regularizer(variable))
-    return outputs
+def _graph() -> Any:
+    """Return the graph that is being traced, or None."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
-def _generate(inner: keras.Model, source: Source) -> None:
+def _generate(model: keras.Model, source: Source) -> None:
     """Turn variables of a model into generated ones, which none of its layers tracks or saves."""
     chosen = {id(source.weights[name]): name for name in source.names}
-    layers = inner._flatten_layers()
+    layers = model._flatten_layers()
+    source.layers.update(map(id, layers))
     using = {id(layer): tuple(chosen[id(x)] for x in layer.weights if id(x) in chosen) for layer in layers}
     # Models call layers, not what lies within other layers.
-    called = {id(layer): layer for model in layers if isinstance(model, keras.Model) for layer in model.layers}
-    for layer in (inner, *called.values()):
+    called = {id(layer): layer for part in layers if isinstance(part, keras.Model) for layer in part.layers}
+    for layer in called.values():
         if using[id(layer)]:
             held_while_running(layer, source, using[id(layer)])
     for layer in layers:
-        if using[id(layer)]:
+        if using[id(layer)] and layer is not model:
             for method in ("set_weights", "quantize", "enable_lora"):
                 setattr(layer, method, functools.partial(_refuse, method, layer.name, using[id(layer)]))
         owned = [x for x in keras_tensors.own_weights(layer) if id(x) in chosen]
         for variable in owned:
             layer._untrack_variable(variable)
         if owned:  # several layers save variables by name, tracked or not
+            source.owners.append(layer)
             layer.save_own_variables = functools.partial(keras.Layer.save_own_variables, layer)
             layer.load_own_variables = functools.partial(keras.Layer.load_own_variables, layer)
     for name in source.names:

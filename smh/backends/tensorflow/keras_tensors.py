@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
 import string
 import tempfile
+import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from smh.errors import PlanError
 from smh.models.compression import ModelTensor
 
+_ASSETS = "assets/"
 _DEPTHWISE = {3: "w o m", 4: "h w o m"}
+_BY_VARIABLE = {
+    keras.Layer,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Embedding,
+    keras.src.layers.convolutional.base_conv.BaseConv,
+}
+"""Classes that store their variables one by one, and no more: in their own order, which depends on quantization."""
 _TRANSPOSED = {3: "w o i", 4: "h w o i", 5: "d h w o i"}
 
 
@@ -30,19 +43,21 @@ def names_of(model: keras.Layer) -> dict[str, tuple[str, ...]]:
     """
     found: dict[int, list[str]] = {}
     taken: Counter[str] = Counter()
-
-    def walk(layer: keras.Layer, prefix: str) -> None:
+    for prefix, layer in _walk(model):
         for variable in own_weights(layer):
             path = f"{prefix}{variable.name}"
             while taken[path]:
                 path += f"_{taken[path]}"
             taken[path] += 1
             found.setdefault(id(variable), []).append(path)
-        for sublayer in layer._layers:
-            walk(sublayer, f"{prefix}{sublayer.name}/")
-
-    walk(model, "")
     return {found[id(x)][0]: tuple(found[id(x)][1:]) for x in model.weights}
+
+
+def _walk(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
+    """Yield a layer and all within it, each with the beginning of the names of its weights, once for each way there."""
+    yield prefix, layer
+    for sublayer in layer._layers:
+        yield from _walk(sublayer, f"{prefix}{sublayer.name}/")
 
 
 def without_numbers(names: Iterable[str]) -> dict[str, str]:
@@ -70,6 +85,7 @@ def without_numbers(names: Iterable[str]) -> dict[str, str]:
 def tensors_of(model: keras.Model) -> tuple[ModelTensor, ...]:
     """Return the weights of a model in order, with what is known of their axes and why some must be kept."""
     owners = {id(variable): layer for layer in model._flatten_layers() for variable in own_weights(layer)}
+    changed = _changed_by_layers(model)
     return tuple(
         ModelTensor(
             name=name,
@@ -77,7 +93,7 @@ def tensors_of(model: keras.Model) -> tuple[ModelTensor, ...]:
             nbytes=math.prod(variable.shape) * tf.as_dtype(variable.dtype).size,
             axes=_axes(owners[id(variable)], variable),
             aliases=aliases,
-            kept=_why_kept(owners[id(variable)], variable),
+            kept=_why_kept(owners[id(variable)], variable, id(variable) in changed),
         )
         for (name, aliases), variable in zip(names_of(model).items(), model.weights, strict=True)
     )
@@ -107,32 +123,110 @@ def copy_of(
             f"a model made from the configuration does not have the weights of the model: {advice}; "
             f"got {len(after)} variables for {len(before)}"
         )
-    left = {id(weights[name]) for name in leave}
-    for old, new in zip(before, after, strict=True):
-        if id(old) not in left:
-            new.assign(old.value)
     for old, new in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
         if new.name != old.name:  # numbered by Keras, in a constructor
             new.name = old.name
-        if hasattr(old, "save_assets"):
-            with tempfile.TemporaryDirectory() as folder:
-                old.save_assets(folder)
-                new.load_assets(folder)
+        load_state(new, state_of(old))
+    left = {id(weights[name]) for name in leave}
+    for old, new in zip(before, after, strict=True):  # afterwards, because layers may store something else
+        if id(old) not in left:
+            new.assign(old.value)
     return copy
+
+
+def state_of(layer: keras.Layer) -> dict[str, np.ndarray]:
+    """Return what a layer stores in a way of its own, besides or in the place of its variables, as arrays by name."""
+    state = {}
+    if _stores_its_own_way(layer):
+        store: dict[str, Any] = {}
+        layer.save_own_variables(store)
+        state = {name: keras.ops.convert_to_numpy(x) for name, x in store.items()}
+    if hasattr(layer, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                name = f"{_ASSETS}{path.relative_to(folder).as_posix()}"
+                state[name] = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    return state
+
+
+def load_state(layer: keras.Layer, state: Mapping[str, np.ndarray]) -> None:
+    """Let a layer load what :func:`state_of` returned, from which it derives what it computes with."""
+    if _stores_its_own_way(layer):
+        layer.load_own_variables({name: x for name, x in state.items() if not name.startswith(_ASSETS)})
+    if hasattr(layer, "load_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, x in state.items():
+                if name.startswith(_ASSETS):
+                    path = Path(folder, name.removeprefix(_ASSETS))
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(x.tobytes())
+            layer.load_assets(folder)
+
+
+def states_of(model: keras.Model) -> dict[str, tuple[keras.Layer, str, np.ndarray]]:
+    """Return what layers store besides their variables, by name, with the layer and its own name for it."""
+    found: dict[str, tuple[keras.Layer, str, np.ndarray]] = {}
+    layers = {id(layer): (prefix, layer) for prefix, layer in reversed([*_walk(model)])}
+    for prefix, layer in layers.values():
+        variables = {str(place): x.numpy() for place, x in enumerate(own_weights(layer))}
+        for name, x in state_of(layer).items():
+            if name not in variables or not np.array_equal(x, variables[name]):
+                found[f"{prefix}{name}"] = layer, name, x
+    return found
+
+
+def load_states(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
+    """Let all layers load what they store, now that their variables have changed, with values for :func:`states_of`."""
+    given: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
+    for path, (layer, name, x) in states_of(model).items():
+        given[id(layer)][name] = values.get(path, x)
+    for layer in model._flatten_layers():
+        load_state(layer, {**state_of(layer), **given[id(layer)]})
+
+
+def _stores_its_own_way(layer: keras.Layer) -> bool:
+    """Say whether a layer stores something else than its variables, or derives something when it loads them."""
+    methods = ("save_own_variables", "load_own_variables")
+    owners = {next(cls for cls in type(layer).__mro__ if method in vars(cls)) for method in methods}
+    return not owners <= _BY_VARIABLE
 
 
 def check_graphs(model: keras.Model) -> None:
     """Raise :class:`~smh.PlanError` if layers keep graphs of their own, which use the variables that they saw."""
+    for layer, name in _functions_of(model):
+        if getattr(layer, name).experimental_get_tracing_count():
+            raise PlanError(
+                f"{name!r} of layer {layer.name!r} is a tf.function that was traced while the model was built, "
+                "and would go on using the weights that it saw: trace the model, not its layers"
+            )
+
+
+def _functions_of(model: keras.Model) -> Iterator[tuple[keras.Layer, str]]:
+    """Yield layers with the names of their attributes that are a ``tf.function``."""
     for layer in model._flatten_layers():
-        if not _is_custom(type(layer)):
-            continue
-        for name in {*vars(layer), *dir(type(layer))}:
+        for name in {*vars(layer), *dir(type(layer))} if _is_custom(type(layer)) else ():
             if isinstance(inspect.getattr_static(layer, name, None), tf.types.experimental.PolymorphicFunction):
-                if getattr(layer, name).experimental_get_tracing_count():
-                    raise PlanError(
-                        f"{name!r} of layer {layer.name!r} is a tf.function that was traced while the model was built, "
-                        "and would go on using the weights that it saw: trace the model, not its layers"
-                    )
+                yield layer, name
+
+
+def _changed_by_layers(model: keras.Model) -> set[int]:
+    """Return the ids of variables to which layers assign when they are called in training, as far as can be seen.
+
+    What layers of Keras do is known; custom ones run in a graph that is thrown away, in a scope that keeps assignments
+    from the variables. A variable of a layer that cannot run so refuses what is assigned, once it is generated.
+    """
+    layers = model._flatten_layers()
+    found = {id(x.kernel) for x in layers if isinstance(x, keras.layers.SpectralNormalization)}
+    inputs = getattr(model, "_inputs_struct", getattr(getattr(model, "_functional", None), "_inputs_struct", None))
+    custom = any(_is_custom(type(layer)) for layer in layers) and not any(_functions_of(model))
+    if custom and inputs is not None:
+        specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
+        run = tf.function(lambda x: model(x, training=True), autograph=False)
+        with contextlib.suppress(Exception), keras.StatelessScope() as scope:
+            run.get_concrete_function(specs)
+        found |= {id(x) for x in model.weights if scope.get_current_value(x) is not None}
+    return found
 
 
 def _rebuilt(model: keras.Model) -> keras.Model:
@@ -149,7 +243,8 @@ def _rebuilt(model: keras.Model) -> keras.Model:
             config.pop("compile_config", None)
             return keras.saving.deserialize_keras_object(config, safe_mode=False)
     except Exception as error:  # whatever the model's own code may raise
-        raise PlanError(f"the model cannot be copied from its configuration: {advice}; got {error!r}") from error
+        got = textwrap.dedent(str(error)).strip()
+        raise PlanError(f"the model cannot be copied from its configuration: {advice}. Keras says: {got}") from error
 
 
 def _revived(cls: Any, config: dict[str, Any]) -> keras.Layer:
@@ -179,12 +274,15 @@ def _stem(layer: str) -> tuple[str, int]:
     return (stem, int(number or 0)) if stem and len(number) < 10 else (layer, 0)
 
 
-def _why_kept(layer: keras.Layer, variable: keras.Variable) -> str:
+def _why_kept(layer: keras.Layer, variable: keras.Variable, changed: bool) -> str:
     """Return why a variable cannot be generated, or nothing."""
     reasons = {
         "is not trainable": not variable.trainable,
         f"is {variable.dtype}, not float32": variable.dtype != "float32",
         "belongs to a quantized layer": getattr(layer, "quantization_mode", None) is not None,
+        "belongs to a layer with LoRA": getattr(layer, "lora_enabled", False),
+        "belongs to a layer that stores it in a way of its own": _stores_its_own_way(layer),
+        "is changed by its layer in training": changed,
         "is overwritten by its gradient": variable.overwrite_with_gradient,
         "has a constraint, which a generated weight would not keep": variable.constraint is not None,
     }

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 from smh.backends.tensorflow import derivatives
 from smh.backends.tensorflow.derivatives import as_written
 from smh.core.kernels import Array
-from smh.errors import VariableError
+from smh.errors import ExportError, VariableError
 from smh.models.compression import Compression
 
 _RUNS: ContextVar[Any] = ContextVar("smh_keras_runs", default=MappingProxyType({}))
@@ -47,6 +48,8 @@ class Source:
         self.names = tuple(tensor.name for tensor in self.plan.tensors)
         self.variables = dict(zip(self.plan.variable_shapes, variables, strict=True))
         self.weights = {tensor.name: x for tensor, x in zip(compression.tensors, weights, strict=True)}
+        self.owners: list[keras.Layer] = []  # the layers whose own weights are generated
+        self.layers: set[int] = set()  # the ids of all layers of the model
         self._cache: _Cache | None = None
         self._served: tuple[tf.Variable, ...] = ()
         self._served_weights: tuple[Array, ...] = ()
@@ -57,15 +60,21 @@ class Source:
         """Return the present values of all variables, as tensors."""
         return [tf.convert_to_tensor(variable.value) for variable in self.variables.values()]
 
+    def penalties(self) -> list[Array]:
+        """Return the losses of the regularizers of generated weights."""
+        variables = (self.weights[name] for name in self.names)
+        return [variable.regularizer(variable) for variable in variables if variable.regularizer is not None]
+
     @as_written
     def weight(self, name: str) -> Array:
         """Return a weight: that of the present pass, or else one that is built for this use."""
-        run = self._run()
+        run = self.running
         if run is None:
             return self._weights((name,))[name]
         return run.weights[name] if name in run.weights else run.build((name,))[0]
 
-    def _run(self) -> Any:
+    @property
+    def running(self) -> Any:
         """Return the pass that is under way, or None: a graph may outlive an eager one."""
         run = _RUNS.get().get(id(self))
         return None if run is None or (run.eager and not tf.executing_eagerly()) else run
@@ -79,7 +88,22 @@ class Source:
 
     def part(self, names: tuple[str, ...]) -> AbstractContextManager[None]:
         """Return what holds the named weights, if no pass is under way: what runs is called by itself."""
-        return self.passing(names) if self._run() is None else nullcontext()
+        return self.passing(names) if self.running is None else nullcontext()
+
+    def check_trainer(self, layer: keras.Layer) -> None:
+        """Raise :class:`~smh.VariableError` if a layer runs in training within a model that does not train the pool."""
+        context = global_state.get_global_attribute("current_call_ctx")
+        if context is None or not context.get_value("training") or not layer.trainable:
+            return
+        model, pool = context.entry_layer, next(iter(self.variables.values()))
+        if id(model) in self.layers:
+            return
+        if not any(x is pool for x in model.variables):
+            raise VariableError(
+                f"layer {layer.name!r} has weights that a pool generates, and model {model.name!r} uses it without "
+                "the pool, so it would not train them: use the whole compressed model in it, or parts of "
+                "smh.materialize(model), or freeze the layer by trainable = False"
+            )
 
     @contextmanager
     def built(self) -> Iterator[None]:
@@ -100,7 +124,7 @@ class Source:
 
     def layer(self, names: Sequence[str], after: Sequence[Array]) -> AbstractContextManager[None]:
         """Return what holds the named weights while a layer runs, if weights are built layer by layer."""
-        run = self._run()
+        run = self.running
         by_layer = names and isinstance(run, _LayerRun) and run.eager == tf.executing_eagerly()
         return run.holding(names, after) if by_layer else nullcontext()
 
@@ -173,11 +197,26 @@ class GeneratedVariable(keras.Variable):
     def assign(self, value: Any) -> Any:
         """Refuse with a :class:`~smh.VariableError`: the weight is generated."""
         raise VariableError(
-            f"{self.smh_name!r} is generated from a pool and cannot be assigned to: "
-            "make a plain model by smh.materialize(model) first, or change the variables of model.pool"
+            f"{self.smh_name!r} is generated from a pool and cannot be assigned to: make a plain model by "
+            "smh.materialize(model) first, or change the variables of model.smh_pool; if its layer assigns to it, keep "
+            f"it by smh.compress(..., exclude=[{self.smh_name!r}])"
         )
 
     _direct_assign = assign
+
+    @property
+    def handle(self) -> Any:
+        """Refuse with a :class:`~smh.VariableError`: tapes ask for it, and have no gradient of what is no variable."""
+        raise VariableError(
+            f"{self.smh_name!r} is generated, and no variable: take gradients with respect to "
+            "model.trainable_variables, or of a plain model, smh.materialize(model)"
+        )
+
+    def _export_to_saved_model_graph(self, *args: Any, **kwargs: Any) -> Any:
+        raise ExportError(
+            "tf.saved_model.save cannot store generated weights: export the model by model.export(path), or make a "
+            "plain model by smh.materialize(model) first"
+        )
 
     def _serialize_to_tensors(self) -> dict[str, Array]:
         return {}  # to tf.train.Checkpoint
@@ -189,13 +228,16 @@ class GeneratedVariable(keras.Variable):
 def held_while_running(layer: keras.Layer, source: Source, names: tuple[str, ...]) -> None:
     """Make a layer hold the weights that it and its layers use, while it runs; a model leaves that to its layers.
 
-    What runs by itself, outside of a pass of the whole model, builds them at once.
+    What runs by itself, outside of a pass of the whole model, builds them at once. It is not trained by a model that
+    lacks the pool.
     """
     held = () if isinstance(layer, keras.Model) else names
     call = layer.call
 
     @functools.wraps(call)
     def holding(*args: Any, **kwargs: Any) -> Any:
+        if source.running is None:
+            source.check_trainer(layer)
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x) and not isinstance(x, tf.Variable)]
         with source.part(names), source.layer(held, tensors):
             return call(*args, **kwargs)

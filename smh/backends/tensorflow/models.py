@@ -12,9 +12,9 @@ import numpy as np
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.adapter import backend
-from smh.backends.tensorflow.keras_model import Compressed, weights_of
+from smh.backends.tensorflow.keras_model import Compressed, as_plain, compressed, weights_of
 from smh.core.plan import Plan
-from smh.errors import BackendError, PlanError
+from smh.errors import PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.models.adapter import ModelAdapter
 from smh.models.compression import Compression, ModelTensor
@@ -27,12 +27,10 @@ class KerasModels(ModelAdapter):
 
     def compression(self, model: Any) -> Compression | None:
         """Return how a model was compressed."""
-        return model.source.compression if isinstance(model, Compressed) else None
+        return model.smh_source.compression if isinstance(model, Compressed) else None
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
-        """Return the weights of a built model; raises :class:`~smh.BackendError` where Keras runs elsewhere."""
-        if (got := keras.backend.backend()) != "tensorflow":
-            raise BackendError(f"Keras must run on TensorFlow: set KERAS_BACKEND=tensorflow; got {got}")
+        """Return the weights of a built model."""
         if not isinstance(model, keras.Model):
             raise PlanError(f"only a keras.Model can be compressed; got {type(model).__name__}")
         if any(isinstance(layer, Compressed) for layer in model._flatten_layers()):
@@ -49,14 +47,18 @@ class KerasModels(ModelAdapter):
     def install(self, model: keras.Model, compression: Compression) -> Compressed:
         """Return a compressed model beside the plain one, with variables that are zero."""
         generated = [tensor.name for tensor in compression.plan.tensors]
-        return Compressed(keras_tensors.copy_of(model, weights_of(model), leave=generated), compression)
+        return compressed(keras_tensors.copy_of(model, weights_of(model), leave=generated), compression)
 
     def variables(self, model: Compressed) -> dict[str, keras.Variable]:
         """Return the variables."""
-        return model.source.variables
+        return model.smh_source.variables
 
-    def kept(self, model: keras.Model, plan: Plan) -> dict[str, keras.Variable]:
-        """Return the weights that are not generated."""
+    def kept(self, model: keras.Model, plan: Plan) -> dict[str, Any]:
+        """Return the weights that are not generated, and what layers store besides, such as vocabularies."""
+        states = {name: x for name, (_, _, x) in keras_tensors.states_of(model).items()}
+        return {**self._kept_weights(model, plan), **states}
+
+    def _kept_weights(self, model: keras.Model, plan: Plan) -> dict[str, keras.Variable]:
         generated = {tensor.name for tensor in plan.tensors}
         return {name: x for name, x in weights_of(model).items() if name not in generated}
 
@@ -64,25 +66,28 @@ class KerasModels(ModelAdapter):
         self, model: Compressed, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
     ) -> Compressed:
         """Assign values to the variables of a model."""
-        for name, variable in model.source.variables.items():
+        for name, variable in model.smh_source.variables.items():
             variable.assign(variables[name])
-        for name, variable in self.kept(model, model.source.plan).items() if kept else ():
-            variable.assign(kept[name])
+        if kept:
+            for name, variable in self._kept_weights(model, model.smh_source.plan).items():
+                variable.assign(kept[name])
+            keras_tensors.load_states(model, kept)
         return model
 
     def materialize(self, model: Compressed) -> keras.Model:
         """Return a new plain model of the same configuration, not compiled."""
-        with model.source.built(), model.source.passing():
-            return keras_tensors.copy_of(model.inner, model.source.weights)
+        with model.smh_source.built(), model.smh_source.passing():
+            return keras_tensors.copy_of(as_plain(model), model.smh_source.weights)
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Return a context in which eager code builds weights once."""
-        return model.source.built()
+        return model.smh_source.built()
 
     def renamed(self, checkpoint: Checkpoint, model: Any) -> Checkpoint:
         """Return a checkpoint in the names of a model, if only the numbers that Keras gave to layers differ."""
         compression = self.compression(model)
         names = {t.name for t in (self.tensors(model) if compression is None else compression.tensors)}
+        names |= set(keras_tensors.states_of(model))
         plan = checkpoint.plan
         stored = [tensor.name for tensor in plan.tensors]
         stored += [name for name in checkpoint.dense if not name.startswith(CARRIED)]

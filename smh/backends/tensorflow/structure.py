@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 
 from smh.backends.tensorflow.flattening import layouts
-from smh.backends.tensorflow.keras_model import Compressed, weights_of
+from smh.backends.tensorflow.keras_model import weights_of
 from smh.core.views import View
 from smh.errors import PortError
 from smh.porting.layers import GATES, Layer, Setting, Slot, Structure, tensor_layer
@@ -52,12 +52,12 @@ def describe(model: keras.Model) -> Structure:
     """Return the structure of a built Keras model, compressed or not."""
     if not isinstance(model, keras.Model) or not model.built:
         raise PortError(f"a built keras.Model is needed: build it, or call it once; got {type(model).__name__}")
-    inner, weights = model.inner if isinstance(model, Compressed) else model, weights_of(model)
+    weights = weights_of(model)
     names = {id(x): name for name, x in weights.items()}
-    known = layouts(inner)
+    known = layouts(model)
     layers: list[Layer] = []
     taken: set[str] = set()
-    for kind in (kind for layer in inner._flatten_layers() for kind in _kinds(layer)):
+    for kind in (kind for layer in model._flatten_layers() for kind in _kinds(layer)):
         slots = _slots(kind, names)
         name = next((slot.name.rpartition("/")[0] for slot in slots.values()), "") or kind.layer.name
         slots = {role: slot for role, slot in slots.items() if slot.name not in taken}
@@ -65,7 +65,7 @@ def describe(model: keras.Model) -> Structure:
         if slots:
             features = known.get(id(kind.layer), (None, None))
             layers.append(Layer(name + kind.suffix, kind.kind, slots, _settings(kind), *features, kind.problem))
-    owners = {id(x): id(layer) for layer in inner._flatten_layers() for x in vars(layer).values()}
+    owners = {id(x): id(layer) for layer in model._flatten_layers() for x in vars(layer).values()}
     for name, x in weights.items():
         if name not in taken:
             of = "tensor" if keras.backend.is_float_dtype(x.dtype) else "state"

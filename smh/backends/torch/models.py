@@ -262,9 +262,9 @@ def _turn_back(store: Store, model: nn.Module, parameters: Mapping[str, nn.Param
         module.__class__ = plain_class(module)
         if module in own:
             module.__dict__["_parameters"] = own[module]
-    model.__dict__["_parameters"] = store.root._parameters
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
+    model.__dict__["_parameters"] = store.root._parameters
 
 
 def set_residency(model: nn.Module, residency: str) -> None:
