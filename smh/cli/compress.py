@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -22,7 +23,6 @@ from smh.core.patterns import compile_pattern
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, OPTIMIZERS
 from smh.core.rules import RULES
-from smh.core.selection import why_not
 from smh.core.views import MAX_AXES
 from smh.errors import PlanError, SmhError, near_names
 from smh.files.atomic import replacing
@@ -31,6 +31,7 @@ from smh.files.dense import FLOATS, DenseFile
 from smh.files.header import are_sizes
 from smh.files.integers import pool_arrays
 from smh.models.compression import Compression, ModelTensor, check_fit, make_report, plan_for
+from smh.models.roles import complete
 from smh.strict_json import MAX_HEADER, check_limits, parse, short
 from smh.text import printable
 
@@ -111,9 +112,8 @@ def run_plan(
             plan = _make_plan(tensors, context.params, file)
     else:
         sizes = _from_json(path) if path is not None else _from_words(shapes)
-        tensors = [
-            ModelTensor(name, shape, 4 * math.prod(shape), _axes(convention, shape)) for name, shape in sizes.items()
-        ]
+        named = [ModelTensor(name, shape, 4 * math.prod(shape)) for name, shape in sizes.items()]
+        tensors = complete(named, functools.partial(_axes, convention))
         plan = _make_plan(tensors, context.params, None)
     if out is not None:
         with replacing(out) as temporary:
@@ -240,7 +240,7 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
     include, exclude = given["include"], given["exclude"]
     generated = _selected(tensors, include, exclude)
     for tensor in tensors:
-        if scale in RULES and tensor.name in generated and len(tensor.shape) > _RANKS:
+        if scale in RULES and tensor.name in generated and "o" not in (tensor.axes or "o"):
             raise PlanError(
                 f"scale {scale!r} needs to know what the axes of {tensor.name!r} mean, and for {len(tensor.shape)} of "
                 "them there is no convention: exclude the tensor, or choose a number or match as the scale"
@@ -259,14 +259,14 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
         return plan_for(tensors, values=Lazy(values.shapes, read), **options)
 
 
-def _tensors_of(file: DenseFile, convention: str) -> list[ModelTensor]:
+def _tensors_of(file: DenseFile, convention: str) -> tuple[ModelTensor, ...]:
     """Return the tensors of a plain file, with the meaning of their axes by a convention."""
     tensors = []
     for name, shape in file.shapes.items():
         dtype = file.dtypes[name]
         kept = f"it is of dtype {dtype}" if dtype not in FLOATS else "" if math.prod(shape) else "it is empty"
-        tensors.append(ModelTensor(name, shape, file.sizes[name], _axes(convention, shape), kept=kept))
-    return tensors
+        tensors.append(ModelTensor(name, shape, file.sizes[name], kept=kept))
+    return complete(tensors, functools.partial(_axes, convention))
 
 
 def _savings(tensors: Sequence[ModelTensor], plan: Plan) -> dict[str, Any]:
@@ -315,10 +315,10 @@ def _axes(convention: str, shape: tuple[int, ...]) -> str | None:
 def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Return the names of the tensors to be generated."""
     names = [tensor.name for tensor in tensors]
-    free = {tensor.name: tensor.shape for tensor in tensors if not tensor.kept}
-    chosen = {name for name, shape in free.items() if not why_not(name, shape)}
+    chosen = {tensor.name for tensor in tensors if not tensor.why_kept}
     if include:
-        chosen = _matching("--include", include, names) & free.keys()
+        free = {tensor.name for tensor in tensors if not tensor.kept}
+        chosen = _matching("--include", include, names) & free
     chosen -= _matching("--exclude", exclude, names)
     if (include or exclude) and not chosen:
         kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]

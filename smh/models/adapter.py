@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -17,6 +17,22 @@ from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.models.compression import Compression, ModelTensor
+
+
+class Values(Mapping[str, np.ndarray]):
+    """The values of tensors by name, each of which is read when it is asked for, and not kept."""
+
+    def __init__(self, given: Mapping[str, Any], read: Callable[[Any], np.ndarray]) -> None:
+        self._given, self._read = given, read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._read(self._given[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
 
 
 class ModelAdapter(ABC):
@@ -41,7 +57,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
-        """Return the values of all tensors that may be generated of a plain model, by name."""
+        """Return the values of tensors that may be generated of a plain model, by name, those that are known."""
 
     @abstractmethod
     def install(self, model: Any, compression: Compression) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +24,7 @@ from smh.models.compression import (
     plan_for,
 )
 from smh.models.fit import FitReport, fit_variables
+from smh.models.roles import structure_of
 
 Model = TypeVar("Model")
 Compressed = TypeVar("Compressed")
@@ -128,7 +130,7 @@ class ModelApi(Generic[Model, Compressed]):
         adapter = self._adapter_of(model)
         check_residency(residency)
         check_gradients(gradients)
-        tensors = adapter.tensors(model, plan)
+        tensors, values = adapter.tensors(model, plan), adapter.values(model, plan)
         chosen = plan_for(
             tensors,
             plan=plan,
@@ -147,10 +149,12 @@ class ModelApi(Generic[Model, Compressed]):
             views=views,
             include=include,
             exclude=exclude,
-            values=adapter.values(model) if plan is None and "match" in str(scale) else None,
+            values=values if plan is None and "match" in str(scale) else None,
         )
         asked = None if ratio is None else float(ratio)
-        compression = Compression(chosen, tensors, residency, asked, gradients)
+        notes = {tensor.name: structure_of(values[tensor.name]) for tensor in chosen.tensors if tensor.name in values}
+        noted = tuple(dataclasses.replace(tensor, note=notes.get(tensor.name, "")) for tensor in tensors)
+        compression = Compression(chosen, noted, residency, asked, gradients)
         compressed = adapter.install(adapter.copy(model), compression)
         made: Compressed = adapter.assign(compressed, initial_variables(chosen), {})
         return made

@@ -13,11 +13,12 @@ import numpy as np
 
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.derivatives import Arrays, fast_pullback, with_pullback
+from smh.backends.jax.layers import with_roles
 from smh.backends.jax.pytrees import Compressed, Structure, describe, flatten, register_with_flax
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor
 
 _MOST_CACHED = 4
@@ -35,12 +36,13 @@ class JaxModels(ModelAdapter):
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return all leaves that are arrays, once each."""
-        return describe(flatten(model)[1])
+        return with_roles(model, describe(flatten(model)[1]))
 
-    def values(self, model: Any, plan: Plan | None = None) -> dict[str, np.ndarray]:
-        """Return the values of all float32 arrays."""
+    def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
+        """Return the values of all float32 arrays, but of those that are traced or were donated."""
         named = flatten(model)[1]
-        return {tensor.name: np.asarray(named[tensor.name]) for tensor in describe(named) if not tensor.kept}
+        free = {tensor.name: named[tensor.name] for tensor in describe(named) if not tensor.kept}
+        return Values({name: x for name, x in free.items() if _is_readable(x)}, np.asarray)
 
     def install(self, model: Any, compression: Compression) -> Compressed:
         """Return a pytree of what is kept, without variables."""
@@ -110,6 +112,10 @@ def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[M
         else:
             for name in (tensor.name, *tensor.aliases):
                 yield dataclasses.replace(tensor, name=name, aliases=())
+
+
+def _is_readable(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer) and not (isinstance(x, jax.Array) and x.is_deleted())
 
 
 def _is_key(x: Any) -> bool:

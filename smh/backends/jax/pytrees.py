@@ -26,6 +26,9 @@ from smh.models.compression import (
     fingerprint,
 )
 
+Path = tuple[Any, ...]
+"""Keys of JAX that lead to a leaf."""
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -127,16 +130,27 @@ def flatten(params: Any) -> tuple[Any, dict[str, Any]]:
     if any(isinstance(x, Compressed) for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Compressed))):
         raise PlanError(f"the parameters are compressed already: smh.materialize them first; got {params!r:.200}")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    named = {name: leaf for name, (_, leaf) in _by_name(leaves).items()}
+    return treedef, named
+
+
+def paths(params: Any) -> dict[str, Path]:
+    """Return where the leaves of parameters are, by the names that :func:`flatten` gives them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {name: path for name, (path, _) in _by_name(leaves).items()}
+
+
+def _by_name(leaves: Sequence[tuple[Path, Any]]) -> dict[str, tuple[Path, Any]]:
     crowds = Counter(path[:i] for path, _ in leaves for i in range(len(path)))
-    named: dict[str, Any] = {}
+    named: dict[str, tuple[Path, Any]] = {}
     for path, leaf in leaves:
         wrapped = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") and crowds[path[:-1]] == 1
         name = join(path[:-1] if wrapped else path)
         if name in named:
             what = f"two leaves of the parameters have the name {name!r}: rename a key"
             raise PlanError(f"{what}; got one at {jax.tree_util.keystr(path)}")
-        named[name] = leaf
-    return treedef, named
+        named[name] = path, leaf
+    return named
 
 
 def describe(named: Mapping[str, Any]) -> tuple[ModelTensor, ...]:

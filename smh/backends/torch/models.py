@@ -21,8 +21,9 @@ from smh.backends.torch.generated import NAMES, STORE, generated_class, plain_cl
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency, not_compressed
+from smh.models.roles import complete
 
 
 class TorchModels(ModelAdapter):
@@ -41,12 +42,12 @@ class TorchModels(ModelAdapter):
         compressed = [prefix or "it" for prefix, module in model.named_modules() if STORE in module.__dict__]
         if compressed:
             raise PlanError(f"the model is compressed already ({compressed[0]}): smh.materialize_(model) first")
-        return tuple(found.tensor for found in discover(model, plan).values())
+        return complete(found.tensor for found in discover(model, plan).values())
 
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return present values, float32."""
-        free = (found for found in discover(model, plan).values() if not found.tensor.kept)
-        return {found.tensor.name: found.x.detach().to("cpu", torch.float32).numpy() for found in free}
+        free = {name: found.x for name, found in discover(model, plan).items() if not found.tensor.kept}
+        return Values(free, lambda x: x.detach().to("cpu", torch.float32).numpy())
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
