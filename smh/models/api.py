@@ -94,8 +94,8 @@ class ModelApi(Generic[Model, Compressed]):
             framework's own float32 products, without a promise of bits.
         bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, include, exclude : optional
             As for :meth:`smh.Plan.build`, with the same defaults. The framework and its layers tell what axes mean, and
-            ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 tensors of two
-            or more axes are generated, but biases; a :func:`report` says why others are kept.
+            ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 weight
+            matrices are generated; a :func:`report` says why others are kept.
         allow_expansion : bool
             Whether to take a ratio of 1 or more, with which nothing gets smaller.
 

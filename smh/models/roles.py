@@ -18,6 +18,9 @@ from smh.models.compression import ModelTensor
 
 Shape = tuple[int, ...]
 
+ADAPTER = "it is an adapter: compress the model before it is adapted"
+"""Why adapters are kept: they start at zero, and the model that they adapt is frozen."""
+
 _LAYERS = {
     "torch": {"Linear", "Bilinear", "_ConvNd", "MultiheadAttention", "RNNBase", "RNNCellBase"},
     "equinox": {"Linear", "Conv", "ConvTranspose", "GRUCell", "LSTMCell"},
@@ -60,8 +63,6 @@ def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor]) -> str:
     *path, attribute = re.split("[./]", name)
     if len(shape) < 2:
         return "fewer than two axes"
-    if any(part.lower().startswith("lora_") for part in (*path, attribute)):
-        return "it is an adapter: compress the model before it is adapted"
     for pattern, why in _NAMES:
         if pattern.fullmatch(attribute):
             return why
@@ -97,7 +98,9 @@ def complete(
     found = []
     for tensor in tensors:
         left, axes = tensor.left, tensor.axes
-        if left is None:
+        if not left and re.search("(^|[./])lora_", tensor.name, re.IGNORECASE):  # whatever the class of its layer
+            left = ADAPTER
+        elif left is None:
             left = by_name(tensor.name, tensor.shape, layers[_split(tensor.name)[0]])
         if axes is None:
             axes = _axes(tensor.name, tensor.shape, depths.get(tensor.name, 0), axes_of)

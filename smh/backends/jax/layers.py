@@ -14,7 +14,7 @@ import jax
 
 from smh.backends.jax.pytrees import Path, paths
 from smh.models.compression import ModelTensor
-from smh.models.roles import by_class, complete
+from smh.models.roles import ADAPTER, by_class, complete
 
 _SPATIAL = ("", "w", "h w", "d h w")
 
@@ -39,12 +39,10 @@ def _nodes(params: Any, path: Path) -> list[tuple[Any, str]]:
         name = jax.tree_util.keystr((key,), simple=True)
         nodes.append((x, name))
         try:
-            x = getattr(x, key.name) if isinstance(key, jax.tree_util.GetAttrKey) else x[getattr(key, "key", name)]
+            attribute = isinstance(key, jax.tree_util.GetAttrKey)
+            x = getattr(x, key.name) if attribute else x[key.idx if hasattr(key, "idx") else key.key]
         except (AttributeError, LookupError, TypeError):
-            try:
-                x = x[key.idx]
-            except (AttributeError, LookupError, TypeError):
-                break
+            break
     return nodes
 
 
@@ -55,7 +53,7 @@ def _why_left(nodes: list[tuple[Any, str]], k: int) -> str:
     kind = type(node).__name__
     if kinds.get("Variable") == "flax":
         if "LoRAParam" in kinds:
-            return "it is an adapter: compress the model before it is adapted"
+            return ADAPTER
         return "" if "Param" in kinds or kind in ("Variable", "VariableState") else f"it is a {kind}, no Param"
     if "optax" in kinds.values():
         return f"it is the state of an optimiser ({kind})"
