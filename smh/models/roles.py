@@ -77,7 +77,7 @@ def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor]) -> str:
     for other, x in beside.items():
         if other != attribute and x.kept and len(x.shape) > 1 and _QUANTISED.fullmatch(other):
             return f"it means something only together with {other!r}, which is kept"
-    if attribute != "w" and not attribute.endswith("kernel") and sum(size > 1 for size in shape) < 2:
+    if attribute != "w" and not attribute.endswith("kernel") and sum(size != 1 for size in shape) < 2:
         return "fewer than two axes of more than one element"
     return ""
 

@@ -38,6 +38,8 @@ def _nodes(params: Any, path: Path) -> list[tuple[Any, str]]:
     for key in path:
         name = jax.tree_util.keystr((key,), simple=True)
         nodes.append((x, name))
+        if len(nodes) == len(path):  # the leaf itself tells nothing, and to ask a variable of Flax for it warns
+            break
         try:
             attribute = isinstance(key, jax.tree_util.GetAttrKey)
             x = getattr(x, key.name) if attribute else x[key.idx if hasattr(key, "idx") else key.key]

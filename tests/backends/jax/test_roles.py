@@ -27,7 +27,7 @@ def whys(params):
 class Block(nn.Module):
     @nn.compact
     def __call__(self, x, _):
-        x = nn.SelfAttention(2)(nn.LayerNorm()(x))
+        x = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
         return nn.Dense(16, use_bias=False)(nn.BatchNorm(use_running_average=False)(x)), None
 
 
