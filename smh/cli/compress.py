@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import warnings
@@ -15,19 +16,19 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from smh.backends import numpy as smh_numpy
-from smh.cli.model import RANKS, axes_of, convention_of, from_json, from_words, read_json, tensors_of
+from smh.cli.model import axes_of, convention_of, from_json, from_words, read_json, tensors_of
 from smh.cli.output import AsJson, Force, Lazy, check_out, emit, first_lines, marked, number, progress
 from smh.core.patterns import compile_pattern
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, OPTIMIZERS
 from smh.core.rules import RULES
-from smh.core.selection import why_not
 from smh.errors import PlanError, SmhError, near_names
 from smh.files.atomic import replacing
 from smh.files.checkpoint import CARRIED, METADATA
 from smh.files.dense import DenseFile
 from smh.files.integers import pool_arrays
 from smh.models.compression import Compression, ModelTensor, check_fit, make_report, plan_for
+from smh.models.roles import complete
 from smh.strict_json import canonical_json, short
 from smh.text import printable
 
@@ -117,10 +118,8 @@ def run_plan(
             plan = _make_plan(tensors, context.params, file)
     else:
         sizes = from_json(path) if path is not None else from_words(shapes)
-        tensors = [
-            ModelTensor(name, shape, 4 * math.prod(shape), axes_of(convention or "default", shape))
-            for name, shape in sizes.items()
-        ]
+        named = [ModelTensor(name, shape, 4 * math.prod(shape)) for name, shape in sizes.items()]
+        tensors = complete(named, functools.partial(axes_of, convention or "default"))
         plan = _make_plan(tensors, context.params, None)
     if out is not None:
         with replacing(out) as temporary:
@@ -257,7 +256,7 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
     include, exclude = given["include"], given["exclude"]
     generated = _selected(tensors, include, exclude)
     for tensor in tensors:
-        if scale in RULES and tensor.name in generated and len(tensor.shape) > RANKS:
+        if scale in RULES and tensor.name in generated and "o" not in (tensor.axes or "o"):
             raise PlanError(
                 f"scale {scale!r} needs to know what the axes of {tensor.name!r} mean, and for {len(tensor.shape)} of "
                 "them there is no convention: exclude the tensor, or choose a number or match as the scale"
@@ -322,10 +321,10 @@ def _savings_lines(saved: Mapping[str, Any]) -> Iterator[RenderableType]:
 def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Return the names of the tensors to be generated."""
     names = [tensor.name for tensor in tensors]
-    free = {tensor.name: tensor.shape for tensor in tensors if not tensor.kept}
-    chosen = {name for name, shape in free.items() if not why_not(name, shape)}
+    chosen = {tensor.name for tensor in tensors if not tensor.why_kept}
     if include:
-        chosen = _matching("--include", include, names) & free.keys()
+        free = {tensor.name for tensor in tensors if not tensor.kept}
+        chosen = _matching("--include", include, names) & free
     chosen -= _matching("--exclude", exclude, names)
     if (include or exclude) and not chosen:
         kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import string
@@ -16,6 +17,7 @@ from smh.errors import PlanError
 from smh.files.dense import FLOATS, DenseFile
 from smh.files.header import are_sizes
 from smh.models.compression import ModelTensor
+from smh.models.roles import complete
 from smh.strict_json import MAX_HEADER, check_limits, parse, short
 
 _WORD = re.compile(r"(?P<name>.+)=(?P<sizes>\d{1,18}(x\d{1,18})*)", re.ASCII | re.DOTALL)
@@ -62,14 +64,14 @@ def read_json(path: Path) -> bytes:
         return file.read(MAX_HEADER + 1)
 
 
-def tensors_of(file: DenseFile, convention: str) -> list[ModelTensor]:
+def tensors_of(file: DenseFile, convention: str) -> tuple[ModelTensor, ...]:
     """Return the tensors of a plain file, with the meaning of their axes by a convention."""
     tensors = []
     for name, shape in file.shapes.items():
         dtype = file.dtypes[name]
         kept = f"it is of dtype {dtype}" if dtype not in FLOATS else "" if math.prod(shape) else "it is empty"
-        tensors.append(ModelTensor(name, shape, file.sizes[name], axes_of(convention, shape), kept=kept))
-    return tensors
+        tensors.append(ModelTensor(name, shape, file.sizes[name], kept=kept))
+    return complete(tensors, functools.partial(axes_of, convention))
 
 
 def convention_of(file: DenseFile, given: str | None, scale: str) -> tuple[str, list[str]]:

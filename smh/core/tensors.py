@@ -53,7 +53,7 @@ class TensorSpec:
     modifiers : tuple of str
         Applied in order after the scale; at most 16.
     axes : str
-        What its axes mean, for fans: ``o`` out, ``i`` in, ``s`` a stack, other letters spatial.
+        What its axes mean, for fans: ``o`` out, ``i`` in, ``s`` each stack, other letters spatial.
     view : View or None
         How the model sees it.
     """
@@ -126,10 +126,11 @@ class TensorSpec:
         whole_number(f"kappa of {what}", self.kappa, 0, rules.MAX_KAPPA if self.learn_scale else 0)
         letters = self.axes.split() if isinstance(self.axes, str) else [""]
         plain = all(len(letter) == 1 and letter.isalpha() for letter in letters)
-        if not plain or not len(set(letters)) == len(letters) == len(self.shape):
+        own = [letter for letter in letters if letter != "s"]
+        if not plain or len(set(own)) != len(own) or len(letters) != len(self.shape):
             raise PlanError(
                 f"axes of {what} must be {len(self.shape)} different letters separated by spaces, one per axis of "
-                f"{self.shape}; got {self.axes!r}"
+                f"{self.shape}, s also for several stacks; got {self.axes!r}"
             )
         if len(self.modifiers) > MAX_MODIFIERS:
             raise PlanError(f"{what} must have at most {MAX_MODIFIERS} modifiers; got {len(self.modifiers)}")

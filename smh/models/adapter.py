@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -17,6 +17,22 @@ from smh.core.plan import Plan
 from smh.errors import BackendError, PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.models.compression import Compression, ModelTensor, not_compressed
+
+
+class Values(Mapping[str, np.ndarray]):
+    """The values of tensors by name, each of which is read when it is asked for, and not kept."""
+
+    def __init__(self, given: Mapping[str, Any], read: Callable[[Any], np.ndarray]) -> None:
+        self._given, self._read = given, read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._read(self._given[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
 
 
 class ModelAdapter(ABC):
@@ -45,7 +61,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
-        """Return the values of all tensors that may be generated of a plain model, by name."""
+        """Return the values of tensors that may be generated of a plain model, by name, those that are known."""
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context in which a model may change, and which leaves it as it was if it ends in an error.

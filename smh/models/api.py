@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from smh.models.compression import (
     warn_of_little,
 )
 from smh.models.fit import FitReport, fit_variables
+from smh.models.roles import structure_of
 
 Model = TypeVar("Model")
 Compressed = TypeVar("Compressed")
@@ -114,8 +116,8 @@ class ModelApi(Generic[Model, Compressed]):
             framework's own float32 products, without a promise of bits.
         bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, include, exclude : optional
             As for :meth:`smh.Plan.build`, with the same defaults. The framework and its layers tell what axes mean, and
-            ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 tensors of two
-            or more axes are generated, but biases; a :func:`report` says why others are kept.
+            ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 weight
+            matrices are generated; a :func:`report` says why others are kept.
         allow_expansion : bool
             Whether to take a ratio of 1 or more, with which nothing gets smaller.
 
@@ -151,7 +153,7 @@ class ModelApi(Generic[Model, Compressed]):
         adapter = self._adapter_of(model)
         check_residency(residency)
         check_gradients(gradients)
-        tensors = adapter.tensors(model, plan)
+        tensors, values = adapter.tensors(model, plan), adapter.values(model, plan)
         chosen = plan_for(
             tensors,
             plan=plan,
@@ -170,12 +172,14 @@ class ModelApi(Generic[Model, Compressed]):
             views=views,
             include=include,
             exclude=exclude,
-            values=adapter.values(model) if plan is None and "match" in str(scale) else None,
+            values=values if plan is None and "match" in str(scale) else None,
         )
         if plan is None and include is None and exclude is None:
             warn_of_little(tensors, chosen)
         asked = None if ratio is None else float(ratio)
-        compression = Compression(chosen, tensors, residency, asked, gradients)
+        notes = {tensor.name: structure_of(values[tensor.name]) for tensor in chosen.tensors if tensor.name in values}
+        noted = tuple(dataclasses.replace(tensor, note=notes.get(tensor.name, "")) for tensor in tensors)
+        compression = Compression(chosen, noted, residency, asked, gradients)
         target = adapter.copy(model)
         with adapter.restored_on_error(target, values=False):
             made: Compressed = adapter.assign(adapter.install(target, compression), initial_variables(chosen), {})

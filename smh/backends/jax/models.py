@@ -14,11 +14,12 @@ import numpy as np
 from smh.backends.jax import libraries
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.derivatives import Arrays, fast_pullback, with_pullback
+from smh.backends.jax.layers import with_roles
 from smh.backends.jax.pytrees import Compressed, Structure, check_framework, describe, flatten, place_of_compressed
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor
 
 _MOST_CACHED = 4
@@ -41,17 +42,18 @@ class JaxModels(ModelAdapter):
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return all leaves that are arrays, once each."""
-        return describe(model)
+        return with_roles(model, describe(model))
 
-    def values(self, model: Any, plan: Plan | None = None) -> dict[str, np.ndarray]:
-        """Return the values of all arrays that can be generated."""
+    def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
+        """Return the values of all arrays that can be generated, but of those that are abstract, traced or donated."""
         named = flatten(model)[1]
         tensors = plan.tensors if plan is not None else [tensor for tensor in describe(model) if not tensor.kept]
         free = {tensor.name: named[tensor.name] for tensor in tensors}
-        for name, x in free.items():
-            if isinstance(x, (jax.ShapeDtypeStruct, jax.core.Tracer)):
+        for name, x in free.items() if plan is not None else ():
+            if not _is_readable(x):
                 raise PlanError(f"{name!r} has no values to start from; got the abstract array {x}")
-        return {name: np.asarray(x, dtype=np.float32) for name, x in free.items()}
+        readable = {name: x for name, x in free.items() if _is_readable(x)}
+        return Values(readable, lambda x: np.asarray(x, dtype=np.float32))
 
     def install(self, model: Any, compression: Compression) -> Compressed:
         """Return a pytree of what is kept, without variables."""
@@ -128,6 +130,11 @@ def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[M
 
 def _on_host(x: Any) -> bool:
     return type(x) is np.ndarray or isinstance(x, np.generic)
+
+
+def _is_readable(x: Any) -> bool:
+    abstract = isinstance(x, (jax.ShapeDtypeStruct, jax.core.Tracer))
+    return not abstract and not (isinstance(x, jax.Array) and x.is_deleted())
 
 
 def _is_key(x: Any) -> bool:

@@ -22,6 +22,9 @@ ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 _TYPES = ("float32", "bfloat16", "float16")
 """Of arrays that can be generated: in float32, and rounded where they are of another type."""
 
+Path = tuple[Any, ...]
+"""Keys of JAX that lead to a leaf."""
+
 
 class NotMaterializedError(PlanError, AttributeError):
     """Compressed parameters, used as those of the model are."""
@@ -200,6 +203,11 @@ def _located(params: Any) -> tuple[Any, dict[str, tuple[Any, Any]]]:
             raise PlanError(f"{what}; got one at {jax.tree_util.keystr(path)}")
         located[name] = path, leaf
     return treedef, located
+
+
+def paths(params: Any) -> dict[str, Path]:
+    """Return where the leaves of parameters are, by the names that :func:`flatten` gives them."""
+    return {name: path for name, (path, _) in _located(params)[1].items()}
 
 
 def check_framework(model: Any) -> None:

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from smh.errors import PlanError
 from smh.models.compression import ModelTensor
+from smh.models.roles import by_class
 
 _ASSETS = "assets/"
 _DEPTHWISE = {3: "w o m", 4: "h w o m"}
@@ -94,6 +95,7 @@ def tensors_of(model: keras.Model) -> tuple[ModelTensor, ...]:
             axes=_axes(owners[id(variable)], variable),
             aliases=aliases,
             kept=_why_kept(owners[id(variable)], variable, id(variable) in changed),
+            left=by_class(owners[id(variable)], variable.name),
         )
         for (name, aliases), variable in zip(names_of(model).items(), model.weights, strict=True)
     )
@@ -294,7 +296,7 @@ def _axes(layer: keras.Layer, variable: keras.Variable) -> str | None:
 
     Of the two channel axes of a depthwise kernel, ``o`` is that of the input's channels, for each has outputs of its
     own: fan_in is then the product of the spatial axes, times the multiplier. Of several axes of an einsum kernel that
-    count outputs, ``o`` is the largest.
+    count outputs, ``o`` is the largest, and the others are stacks, such as heads.
     """
     layers = keras.layers
     rank = len(variable.shape)
@@ -315,7 +317,7 @@ def _einsum_axes(equation: str, shape: tuple[int, ...]) -> str | None:
     """Return axes of a kernel ``b`` in ``a,b->c``: outputs are the axes that ``c`` has, inputs the others.
 
     >>> _einsum_axes("abc,cde->abde", (64, 4, 16)), _einsum_axes("abcd,cde->abe", (4, 16, 64))
-    ('i a o', 'a i o')
+    ('i s o', 'a i o')
     """
     kernel = equation.replace(".", "").replace(" ", "").split("->")[0].split(",")[1]
     result = equation.split("->")[1]
@@ -325,4 +327,4 @@ def _einsum_axes(equation: str, shape: tuple[int, ...]) -> str | None:
         return None
     roles = {max(outputs, key=lambda axis: shape[axis]): "o", max(inputs, key=lambda axis: shape[axis]): "i"}
     others = iter("abcdefgh")
-    return " ".join(roles.get(axis) or next(others) for axis in range(len(shape)))
+    return " ".join(roles.get(axis) or ("s" if axis in outputs else next(others)) for axis in range(len(shape)))

@@ -16,8 +16,9 @@ from smh.backends.tensorflow.keras_model import Compressed, as_plain, compressed
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor
+from smh.models.roles import complete
 
 
 class KerasModels(ModelAdapter):
@@ -37,12 +38,13 @@ class KerasModels(ModelAdapter):
             raise PlanError("the model is compressed already: make a plain one by smh.materialize(model) first")
         if not model.built:
             raise PlanError(f"model {model.name!r} is not built, so it has no weights yet: build it, or call it once")
-        return keras_tensors.tensors_of(model)
+        return complete(keras_tensors.tensors_of(model))
 
     def values(self, model: keras.Model, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return present values."""
         weights = weights_of(model)
-        return {tensor.name: weights[tensor.name].numpy() for tensor in self.tensors(model) if not tensor.kept}
+        free = {tensor.name: weights[tensor.name] for tensor in self.tensors(model) if not tensor.kept}
+        return Values(free, lambda variable: variable.numpy())
 
     def install(self, model: keras.Model, compression: Compression) -> Compressed:
         """Return a compressed model beside the plain one, with variables that are zero."""

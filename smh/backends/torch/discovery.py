@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from smh.backends.torch.sharded import is_cut
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import ModelTensor
+from smh.models.roles import by_class
 
 Site = tuple[nn.Module, str]
 """A module and one of its attributes."""
@@ -78,9 +80,10 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
                 name=name,
                 shape=tuple(piece.shape),
                 nbytes=piece.numel() * piece.element_size(),
-                axes=_axes(module, piece.ndim),
+                axes=_axes(module, attribute, tuple(piece.shape)),
                 aliases=tuple(f"{alias}{suffix}" for alias in aliases),
                 kept=why,
+                left=by_class(module, attribute),
             )
             found[name] = Found(tensor, piece, whole, parts, tuple(places.values()))
     return found
@@ -115,6 +118,8 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
         return "its layer asks for sparse gradients"
     if getattr(module, "max_norm", None) is not None:
         return "its layer changes it in place (max_norm)"
+    if (row := getattr(module, "padding_idx", None)) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return f"its layer keeps row {row} fixed (padding_idx={row}; with None it can be generated)"
     return ""
 
 
@@ -130,20 +135,20 @@ def _of_adapters(model: nn.Module) -> dict[int, str]:
     return reasons
 
 
-def pattern(x: torch.Tensor) -> str:
-    """Return what is special about values that have a meaning, or nothing, as for random ones."""
-    if x.is_meta or x.numel() < 2 or x.ndim < 2:
-        return ""
-    if (x == x.flatten()[0]).all():
-        return f"before, all its values were {x.flatten()[0]:.4g}"
-    if any((x == x.narrow(axis, 0, 1)).all() for axis, size in enumerate(x.shape) if size > 1):
-        return "before, its values were the same along an axis"
-    return "before, most of its values were 0" if 2 * x.count_nonzero() < x.numel() else ""
+def _axes(module: nn.Module, attribute: str, shape: tuple[int, ...]) -> str | None:
+    """Return what the axes of a weight mean in PyTorch: out, in, then spatial ones.
 
-
-def _axes(module: nn.Module, ndim: int) -> str | None:
-    """Return what the axes of a weight mean in PyTorch: out, in, then spatial ones."""
-    if not 2 <= ndim <= 5:
+    A parameter of three axes that belongs to no convolution is a stack of matrices, such as those of experts. Other
+    sizes of 1 in front let a table broadcast.
+    """
+    rank = len(shape)
+    if not 2 <= rank <= 5:
         return None
-    first = "i o" if isinstance(module, nn.modules.conv._ConvTransposeNd) else "o i"
-    return " ".join([first, *("d", "h", "w")[5 - ndim :]])
+    name = type(module).__name__
+    known = by_class(module, attribute) == "" or re.search("conv", f"{name}.{attribute}", re.IGNORECASE)
+    if not known and rank > 2 and (rank == 3 or shape[0] == 1):
+        turned = getattr(module, "is_transposed", False) is True  # experts of transformers
+        own = {2: "i o" if turned else "o i", 3: "o i w", 4: "o i h w"}
+        return f"s {own[rank - 1]}"
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or (name == "Conv1D" and rank == 2)  # of GPT-2
+    return " ".join(["i o" if transposed else "o i", *("d", "h", "w")[5 - rank :]])

@@ -17,7 +17,7 @@ from torch import nn
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.checks import check_places, compressed_parts, not_compressed
 from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
-from smh.backends.torch.discovery import discover, pattern
+from smh.backends.torch.discovery import discover
 from smh.backends.torch.empty import allocate
 from smh.backends.torch.generated import Registered, generated_class
 from smh.backends.torch.references import check_alone, held_outside, instances
@@ -26,8 +26,9 @@ from smh.backends.torch.sharded import check_uncut, cut_like
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
-from smh.models.adapter import ModelAdapter
+from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
+from smh.models.roles import complete
 
 _FRESH = "_smh_fresh"
 """What a copy is marked with until it is compressed: no other module can hold a part of it."""
@@ -59,13 +60,13 @@ class TorchModels(ModelAdapter):
                 f"the model is compressed already ({', '.join(compressed)}): turn that back first, for example "
                 f"smh.materialize_(model.get_submodule({compressed[0]!r}))"
             )
-        found = discover(model, plan).values()
-        return tuple(one.tensor if one.tensor.kept else replace(one.tensor, note=pattern(one.x)) for one in found)
+        return complete(found.tensor for found in discover(model, plan).values())
 
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
-        """Return present values, float32."""
-        free = (found for found in discover(model, plan).values() if not found.tensor.kept)
-        return {found.tensor.name: backend.to_numpy(found.x.detach().to(torch.float32)) for found in free}
+        """Return present values, float32, without a plan of what is not on the meta device."""
+        found = {name: one.x for name, one in discover(model, plan).items() if not one.tensor.kept}
+        free = {name: x for name, x in found.items() if plan is not None or not x.is_meta}
+        return Values(free, lambda x: backend.to_numpy(x.detach().to(torch.float32)))
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context that undoes what happens in it, if it ends in an error."""

@@ -1,0 +1,110 @@
+"""What the nodes of a pytree tell of its leaves: variables and collections of Flax, layers of Flax NNX and Equinox.
+
+Neither is imported: classes are told by their names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from smh.backends.jax.pytrees import Path, paths
+from smh.models.compression import ModelTensor
+from smh.models.roles import ADAPTER, by_class, complete
+
+_SPATIAL = ("", "w", "h w", "d h w")
+
+
+def with_roles(params: Any, tensors: Iterable[ModelTensor]) -> tuple[ModelTensor, ...]:
+    """Return the tensors of parameters with what is known of them: what is no weight matrix, what axes mean."""
+    places = paths(params)
+    found = []
+    for tensor in tensors:
+        nodes = _nodes(params, places[tensor.name])
+        left = next(filter(None, (_why_left(nodes, k) for k in range(len(nodes)))), None)
+        owner, attribute = _owner(nodes)
+        left = by_class(owner, attribute) if left is None else left
+        found.append(dataclasses.replace(tensor, left=left, axes=_axes(owner, attribute, tensor.shape)))
+    return complete(found)
+
+
+def _nodes(params: Any, path: Path) -> list[tuple[Any, str]]:
+    """Return all nodes on the way to a leaf, each with the name of the next one, as far as keys can be followed."""
+    nodes, x = [], params
+    for key in path:
+        name = jax.tree_util.keystr((key,), simple=True)
+        nodes.append((x, name))
+        if len(nodes) == len(path):  # the leaf itself tells nothing, and to ask a variable of Flax for it warns
+            break
+        try:
+            attribute = isinstance(key, jax.tree_util.GetAttrKey)
+            x = getattr(x, key.name) if attribute else x[key.idx if hasattr(key, "idx") else key.key]
+        except (AttributeError, LookupError, TypeError):
+            break
+    return nodes
+
+
+def _why_left(nodes: list[tuple[Any, str]], k: int) -> str:
+    """Return why a leaf is no trained parameter, by one of the nodes on the way to it, or nothing."""
+    node, child = nodes[k]
+    kinds = {cls.__name__: cls.__module__.partition(".")[0] for cls in type(node).__mro__}
+    kind = type(node).__name__
+    if kinds.get("Variable") == "flax":
+        if "LoRAParam" in kinds:
+            return ADAPTER
+        return "" if "Param" in kinds or kind in ("Variable", "VariableState") else f"it is a {kind}, no Param"
+    if "optax" in kinds.values():
+        return f"it is the state of an optimiser ({kind})"
+    if kinds.get("StateIndex") == "equinox" or kinds.get("State") == "equinox":
+        return "it is the state of a layer"
+    held = node.keys() if isinstance(node, Mapping) else ("params",) if hasattr(node, "opt_state") else ()
+    return f"it is in {child!r}, not in 'params'" if "params" in held and child != "params" else ""
+
+
+def _owner(nodes: list[tuple[Any, str]]) -> tuple[Any, str]:
+    """Return the object that holds a leaf, and as what."""
+    for node, child in reversed(nodes):
+        if not any(cls.__name__ in ("Variable", "AxisMetadata") for cls in type(node).__mro__):
+            return node, child
+    return None, ""
+
+
+def _axes(layer: Any, attribute: str, shape: tuple[int, ...]) -> str | None:
+    """Return what the axes of a weight mean in a layer of Equinox or Flax NNX, which may be a stack of layers."""
+    letters = next(filter(None, (_letters(cls, layer, attribute) for cls in type(layer).__mro__)), None)
+    if letters is None or len(letters) > len(shape):
+        return None
+    known = {"i": ("in_features", "in_channels"), "o": ("out_features", "out_channels")}
+    sizes = {key: next((getattr(layer, name, None) for name in names), None) for key, names in known.items()}
+    depth = len(shape) - len(letters)
+    found = []
+    for places in itertools.combinations(range(len(shape)), depth):  # the first one: axes in front
+        rest = iter(letters)
+        axes = ["s" if axis in places else next(rest) for axis in range(len(shape))]
+        fits = all(sizes[key] in (None, shape[axes.index(key)]) or type(sizes[key]) is not int for key in ("i", "o"))
+        found.append((not fits, places, " ".join(axes)))
+    return min(found)[2]
+
+
+def _letters(cls: type, layer: Any, attribute: str) -> list[str] | None:
+    """Return what the axes of a weight mean that a class of Equinox or Flax NNX gives a single layer."""
+    package, name = cls.__module__.partition(".")[0], cls.__name__
+    if package == "equinox" and attribute.startswith("weight"):
+        if name in ("Linear", "GRUCell", "LSTMCell", "Embedding"):
+            return ["o", "i"]
+        if name in ("Conv", "ConvTranspose"):
+            return ["o", "i", *_SPATIAL[layer.num_spatial_dims].split()]
+    if package == "flax" and attribute == "kernel":
+        if name == "Linear":
+            return ["i", "o"]
+        if name == "LinearGeneral":
+            ins, outs = len(layer.in_features), len(layer.out_features)
+            return ["i", *"abcdefgh"[: ins - 1], *"s" * (outs - 1), "o"]
+        if name in ("Conv", "ConvTranspose"):
+            turned = getattr(layer, "transpose_kernel", False)
+            return [*_SPATIAL[len(layer.kernel_size)].split(), *("oi" if turned else "io")]
+    return ["o", "i"] if package == "flax" and name == "Embed" and attribute == "embedding" else None

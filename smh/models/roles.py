@@ -1,0 +1,191 @@
+"""What is a weight matrix, and what is not: by the class of a layer where that tells, else by names and sizes.
+
+No framework is imported: classes are told by their names. What is no weight matrix is kept, unless ``include`` asks for
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from smh.core.rules import default_axes
+from smh.models.compression import ModelTensor
+
+Shape = tuple[int, ...]
+
+ADAPTER = "it is an adapter: compress the model before it is adapted"
+"""Why adapters are kept: they start at zero, and the model that they adapt is frozen."""
+
+_LAYERS = {
+    "torch": {"Linear", "Bilinear", "_ConvNd", "MultiheadAttention", "RNNBase", "RNNCellBase"},
+    "equinox": {"Linear", "Conv", "ConvTranspose", "GRUCell", "LSTMCell"},
+}
+_NORM = re.compile(r"Norm(alization)?(Gated|Act)?\w{0,4}|PReLU|LayerScale")  # ends of names: LlamaRMSNorm, LayerNorm2d
+_OF_NORM = re.compile(r"(weight|scale|gamma|gain|g|bias|beta|b|offset|alpha|(.*_)?bias)\d?")
+_MATRIX = re.compile(r"(.*_)?kernel|w|weight|embeddings?")
+_NAMES = tuple(
+    (re.compile(pattern, re.IGNORECASE), why)
+    for pattern, why in (
+        (r"(.*_)?bias|bias_.*|beta|offset", "it is a bias"),
+        (r"(.*_)?scales?(_inv)?|gamma|gain|(.*_)?layer_?scale.*", "it is a scale"),
+        (r"alpha|negative_slope", "it is a slope"),
+        (r"((running|moving)_)?(mean|var|variance)", "it is a running statistic"),
+        (r"cached?_.*|(.*_)?(key|value|kv?)_cache", "it is a cache"),
+        (r"q?zeros|(.*_)?zero_points?|(.*_)?absmax|amax|(.*_)?quant_map|scb", "it belongs to quantised weights"),
+        (r"(.*_)?(cls|class|mask|dist|distillation|register|query)_tokens?", "it is a token"),
+        (r"(.*_)?rel(ative)?_(pos|position|attention|bias)(_.*)?", "it is a table of relative positions"),
+        (r"a_log", "its starting values have a meaning"),
+    )
+)
+_PAIRS = (("_v", "_g"), ("_orig", "_u"), ("_v", "_orig"))  # of weight_norm and spectral_norm in PyTorch
+_QUANTISED = re.compile(r"q?(weight|kernel|embeddings?)(_packed|_q)?", re.IGNORECASE)
+
+
+def by_class(layer: object, attribute: str) -> str | None:
+    """Return why a tensor of a layer is no weight matrix, nothing if it is one, or None if the class does not tell."""
+    for cls in type(layer).__mro__:
+        package = cls.__module__.partition(".")[0]
+        if cls.__name__ in _LAYERS.get(package, ()):
+            return "" if re.search("(^|_)weight", attribute) else None
+        known = package in ("torch", "keras", "flax", "equinox")
+        if re.search(f"({_NORM.pattern})$", cls.__name__) and (known or _OF_NORM.fullmatch(attribute)):
+            return f"it is a parameter of {type(layer).__name__}"
+    return None
+
+
+def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor]) -> str:
+    """Return why a tensor is no weight matrix by its name and sizes, or nothing; ``beside`` are those of its layer."""
+    *path, attribute = re.split("[./]", name)
+    if len(shape) < 2:
+        return "fewer than two axes"
+    for pattern, why in _NAMES:
+        if pattern.fullmatch(attribute):
+            return why
+    if attribute == "b" and "w" in beside:
+        return "it is a bias"
+    if _MATRIX.fullmatch(attribute) and any(x in beside and beside[x].shape == shape for x in ("bias", "b")):
+        return "it has the shape of its bias, as the parameters of norms have"
+    ends = (attribute.removesuffix(end) + other for end, other in _PAIRS if attribute.endswith(end))
+    needed = next((other for other in ends if other in beside), None)
+    if "parametrizations" in path or needed:
+        return f"it means something only together with {needed or 'what else its layer is made of'!r}"
+    for other, x in beside.items():
+        if other != attribute and x.kept and len(x.shape) > 1 and _QUANTISED.fullmatch(other):
+            return f"it means something only together with {other!r}, which is kept"
+    if attribute != "w" and not attribute.endswith("kernel") and sum(size != 1 for size in shape) < 2:
+        return "fewer than two axes of more than one element"
+    return ""
+
+
+def complete(
+    tensors: Iterable[ModelTensor], axes_of: Callable[[Shape], str | None] = lambda shape: None
+) -> tuple[ModelTensor, ...]:
+    """Return tensors with all that their names tell: what is no weight matrix, and what lies in stacks.
+
+    ``axes_of`` gives the meaning of axes by shape where it is not that of :meth:`smh.Plan.build`.
+    """
+    tensors = tuple(tensors)
+    layers: dict[str, dict[str, ModelTensor]] = defaultdict(dict)
+    for tensor in tensors:
+        layer, attribute = _split(tensor.name)
+        layers[layer][attribute] = tensor
+    depths = stacks({tensor.name: tensor.shape for tensor in tensors if not tensor.kept})
+    found = []
+    for tensor in tensors:
+        left, axes = tensor.left, tensor.axes
+        if not left and re.search("(^|[./])lora_", tensor.name, re.IGNORECASE):  # whatever the class of its layer
+            left = ADAPTER
+        elif left is None:
+            left = by_name(tensor.name, tensor.shape, layers[_split(tensor.name)[0]])
+        if axes is None:
+            axes = _axes(tensor.name, tensor.shape, depths.get(tensor.name, 0), axes_of)
+        found.append(dataclasses.replace(tensor, left=left, axes=axes))
+    return tuple(found)
+
+
+def stacks(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Return for each tensor how many leading axes count layers of a stack, or experts.
+
+    A part of a model is a stack if its tensors have the same first size, and its biases and scales, which are vectors
+    in a single layer, an axis more. Where there are none, it is one if it is called experts.
+
+    >>> stacks({"scan/fc/kernel": (4, 9, 7), "scan/fc/bias": (4, 7), "out/kernel": (7, 3), "out/bias": (3,)})
+    {'scan/fc/kernel': 1, 'scan/fc/bias': 1, 'out/kernel': 0, 'out/bias': 0}
+    """
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in shapes:
+        for end in (0, *(separator.end() for separator in re.finditer("[./]", name))):
+            parts[name[:end]].append(name)
+    depths = dict.fromkeys(shapes, 0)
+    for _, names in sorted(parts.items(), key=lambda part: len(part[0])):
+        while _is_stack({name: shapes[name][depths[name] :] for name in names}):
+            for name in names:
+                depths[name] += 1
+    for name, shape in shapes.items():
+        if len(shape) - depths[name] == 3 and re.search(r"(^|[./_])experts?[./](?!\d)", name, re.IGNORECASE):
+            depths[name] += 1
+    return depths
+
+
+def structure_of(x: np.ndarray) -> str:
+    """Return what is regular in values, which random ones in their place would not have, or nothing.
+
+    >>> structure_of(np.zeros((3, 4))), structure_of(np.log(np.ones((3, 1)) * np.arange(1, 5)))
+    ('all its values were 0', 'its values were the same along axis 0')
+    """
+    if x.size < 2:
+        return ""
+    if (x == x.flat[0]).all():
+        return f"all its values were {float(x.flat[0]):.4g}"
+    for axis, size in enumerate(x.shape):
+        if size > 1 and (x == x.take([0], axis)).all():
+            return f"its values were the same along axis {axis}"
+    zeros = 1.0 - np.count_nonzero(x) / x.size
+    return f"{zeros:.0%} of its values were 0" if zeros >= 0.5 else ""
+
+
+def _is_stack(shapes: Mapping[str, Shape]) -> bool:
+    """Return whether tensors, all of a part of a model, have an axis in front that counts layers."""
+    first = next(iter(shapes.values()))[:1]
+    if first <= (1,) or any(shape[:1] != first for shape in shapes.values()):
+        return False
+    evident = False
+    for name, shape in shapes.items():
+        layer, attribute = _split(name)
+        like_bias = any(shapes.get(layer + bias) == shape for bias in ("bias", "b"))
+        if not like_bias and _MATRIX.fullmatch(attribute):
+            if len(shape) < 3:
+                return False
+        elif attribute == "b" or any(pattern.fullmatch(attribute) for pattern, _ in _NAMES):
+            if len(shape) < 2:
+                return False
+            evident |= sum(size > 1 for size in shape) > 1
+    return evident
+
+
+def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | None]) -> str | None:
+    """Return what the axes of a tensor mean that lies in so many stacks, or None where the default by rank holds."""
+    layer, attribute = _split(name)
+    if not _MATRIX.fullmatch(attribute):  # sizes of 1 in front let tables and vectors broadcast
+        while len(shape) - depth > 2 and shape[depth] == 1:
+            depth += 1
+    inner = shape[depth:]
+    own = axes_of(inner)
+    if own is None and len(inner) == 2 and attribute.startswith("embedding"):
+        own = "o i"
+    elif own is None and len(inner) == 3 and re.search("(^|/)(query|key|value)/kernel$", name):
+        own = "i s o"  # heads
+    if own is None and depth and len(inner) <= 5:
+        own = default_axes(inner)
+    return own if own is None else " ".join([*"s" * depth, own])
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the name of a layer, up to the last dot or slash, and that of its tensor."""
+    attribute = re.split("[./]", name)[-1]
+    return name[: len(name) - len(attribute)], attribute

@@ -1,0 +1,137 @@
+"""What is generated of a pytree: weight matrices that are trained, and stacks of them as one layer would start."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+from smh import jax as smh
+
+KEYS = jax.random.split(jax.random.key(0), 5)
+
+
+def axes_of(params):
+    """Return the axes of what is generated, by name."""
+    return {tensor.name: tensor.axes for tensor in smh.plan_of(smh.compress(params, ratio=0.5)).tensors}
+
+
+def whys(params):
+    return {line.name: line.why for line in smh.report(smh.compress(params, ratio=0.5)).tensors if not line.generated}
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        return nn.Dense(16, use_bias=False)(nn.BatchNorm(use_running_average=False)(x)), None
+
+
+class Layers(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.conv = nnx.Linear(6, 7, rngs=rngs), nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.embed, self.norm = nnx.Embed(9, 8, rngs=rngs), nnx.LayerNorm(8, rngs=rngs)
+        self.attention, self.batch = nnx.MultiHeadAttention(2, 16, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+        self.lora, self.mine = nnx.LoRA(6, 2, 6, rngs=rngs), nnx.Cache(jnp.ones((6, 6)))
+
+
+LETTERS = {
+    "linear/kernel": "i o",
+    "conv/kernel": "h w i o",
+    "embed/embedding": "o i",
+    "attention/query/kernel": "i s o",
+}
+TWICE = {"attention/out/kernel", "attention/key/kernel", "attention/value/kernel"}
+
+
+@pytest.mark.parametrize("state", [lambda x: x, nnx.state], ids=["module", "state"])
+def test_layers_of_nnx_and_stacks_of_them(state):
+    single = axes_of(state(Layers(nnx.Rngs(0))))
+    assert single.keys() == LETTERS.keys() | TWICE
+    assert {name: single[name] for name in LETTERS} == LETTERS
+    stack = state(nnx.vmap(lambda key: Layers(nnx.Rngs(key)), in_axes=0, out_axes=0)(KEYS))
+    assert axes_of(stack) == {name: f"s {axes}" for name, axes in single.items()}
+    assert {"batch/mean", "mine", "lora/lora_a", "norm/scale"} < whys(stack).keys()
+
+
+def test_a_stack_axis_of_nnx_that_is_not_the_first():
+    stack = nnx.vmap(lambda key: nnx.Linear(6, 7, rngs=nnx.Rngs(key)), in_axes=0, out_axes=1)(KEYS)
+    assert axes_of(stack) == {"kernel": "i s o"}
+
+
+def test_nn_scan_and_collections():
+    x = jnp.ones((2, 5, 16))
+    single = Block().init(jax.random.key(0), x, None)
+    scan = nn.scan(Block, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=4)
+    stack = scan().init(jax.random.key(0), x, None)
+    assert len(axes_of(single)) == 5
+    assert all(axes[0] == "s" for axes in axes_of(stack).values())
+    assert axes_of(stack).keys() == axes_of(single).keys()
+    assert whys(stack)["batch_stats/BatchNorm_0/mean"] == "it is in 'batch_stats', not in 'params'"
+    scales = [
+        {t.name: t.initial_scale for t in smh.plan_of(smh.compress(p, ratio=0.5)).tensors} for p in (single, stack)
+    ]
+    assert scales[0] == scales[1]
+
+
+def test_states_of_training():
+    params = Block().init(jax.random.key(0), jnp.ones((2, 5, 16)), None)["params"]
+    tx = optax.adam(0.1)
+    names = set(axes_of(params))
+    assert set(axes_of(TrainState.create(apply_fn=None, params=params, tx=tx))) == {f"params/{x}" for x in names}
+    assert set(axes_of([params, tx.init(params)])) == {f"0/{x}" for x in names}
+
+
+def test_layers_of_equinox_and_stacks_of_them():
+    def make(key):
+        return [
+            eqx.nn.Linear(6, 7, key=key),
+            eqx.nn.Conv2d(3, 5, 3, key=key),
+            eqx.nn.Embedding(5, 6, key=key),
+            eqx.nn.GRUCell(3, 4, key=key),
+            eqx.nn.LayerNorm((3, 4, 5)),
+        ]
+
+    single = axes_of(eqx.filter(make(KEYS[0]), eqx.is_array))
+    wanted = {"0/weight": "o i", "1/weight": "o i h w", "2/weight": "o i", "3/weight_ih": "o i", "3/weight_hh": "o i"}
+    assert single == wanted
+    stack = eqx.filter(eqx.filter_vmap(make)(KEYS), eqx.is_array)
+    assert axes_of(stack) == {name: f"s {axes}" for name, axes in wanted.items()}
+
+
+def test_stacks_by_the_names_of_haiku_and_nested_ones():
+    ones = jnp.ones
+    stack = {"layer_stack/linear": {"w": ones((4, 8, 6)), "b": ones((4, 6))}}
+    stack["layer_stack/norm"] = {"scale": ones((4, 8)), "offset": ones((4, 8))}
+    assert axes_of({**stack, "out": {"w": ones((8, 1)), "b": ones((1,))}}) == {
+        "layer_stack/linear/w": "s i o",
+        "out/w": "i o",
+    }
+    experts = {"experts": {"kernel": ones((3, 4, 8, 7)), "bias": ones((3, 4, 7))}, "norm": {"scale": ones((3, 8))}}
+    assert axes_of({"layers": experts}) == {"layers/experts/kernel": "s s i o"}
+    assert axes_of({"experts": {"wi": ones((4, 8, 7))}}) == {"experts/wi": "s i o"}
+
+
+@pytest.mark.parametrize("how", ["compress", "fit"])
+def test_what_is_no_matrix_keeps_its_bits(how):
+    draw = np.random.default_rng(0).standard_normal
+    params = {"norm": {"scale": draw((4, 32)), "bias": draw((4, 32))}, "kernel": draw((4, 32, 32))}
+    params["token"] = draw((1, 1, 32))
+    params = jax.tree.map(lambda x: jnp.asarray(x, "float32"), params)
+    made = smh.compress(params, ratio=0.2) if how == "compress" else smh.fit(params, ratio=0.9)[0]
+    after = smh.materialize(made)
+    assert not np.array_equal(after["kernel"], params["kernel"])
+    del params["kernel"], after["kernel"]
+    same = jax.tree.map(
+        lambda x, y: np.array_equal(np.asarray(x).view("uint32"), np.asarray(y).view("uint32")), params, after
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_traced_parameters_can_be_compressed():
+    shapes = jax.eval_shape(lambda p: smh.compress(p, ratio=0.5), {"kernel": jnp.ones((8, 8))})
+    assert set(shapes.variables) == {"pool/left", "pool/right", "scale/kernel"}
