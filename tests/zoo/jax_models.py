@@ -8,15 +8,21 @@ import typing
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 
 
-def noise(*shape, seed=1):
-    return jax.random.normal(jax.random.key(seed), shape)
+def noise(*shape):
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), "float32")
 
 
 def tokens(*shape):
-    return jax.random.randint(jax.random.key(1), shape, 0, 40)
+    return jnp.asarray(np.random.default_rng(1).integers(0, 40, shape), "int32")
+
+
+def scaled(rng, *shape):
+    """Return a weight whose inputs are the axis before the last."""
+    return jnp.asarray(rng.normal(size=shape) / shape[-2] ** 0.5, "float32")
 
 
 def linen_cnn(seed):
@@ -68,8 +74,7 @@ def linen_recurrent(seed):
     class Net(linen.Module):
         @linen.compact
         def __call__(self, x):
-            x = linen.RNN(linen.OptimizedLSTMCell(24))(x)
-            return linen.Dense(4)(linen.RNN(linen.GRUCell(24))(x))
+            return linen.Dense(4)(linen.RNN(linen.OptimizedLSTMCell(24))(x))
 
     x = noise(4, 5, 12)
     net = Net()
@@ -213,10 +218,9 @@ def equinox_stack(seed):
 
 def haiku_mlp(seed):
     """The names of Haiku: paths of modules, and in each of them ``w`` and ``b``."""
-    keys, sizes = jax.random.split(jax.random.key(seed), 3), (20, 48, 48, 4)
+    rng, sizes = np.random.default_rng(seed), (20, 48, 48, 4)
     params = {
-        f"mlp/~/linear_{i}": {"w": jax.random.normal(key, sizes[i : i + 2]) / sizes[i] ** 0.5, "b": jnp.zeros(sizes[i + 1])}
-        for i, key in enumerate(keys)
+        f"mlp/~/linear_{i}": {"w": scaled(rng, *sizes[i : i + 2]), "b": jnp.zeros(sizes[i + 1])} for i in range(3)
     }
     params["mlp/~/layer_norm"] = {"scale": jnp.ones(48), "offset": jnp.zeros(48)}
 
@@ -236,12 +240,12 @@ def haiku_mlp(seed):
 def haiku_stack(seed):
     """What Haiku's ``layer_stack`` makes: all parameters of a block, biases and norms too, have an axis of layers."""
     path = "net/__layer_stack_no_per_layer/block/"
-    first, second, last = jax.random.split(jax.random.key(seed), 3)
+    rng = np.random.default_rng(seed)
     params = {
-        f"{path}linear": {"w": jax.random.normal(first, (3, 24, 48)) / 24**0.5, "b": jnp.zeros((3, 48))},
-        f"{path}linear_1": {"w": jax.random.normal(second, (3, 48, 24)) / 48**0.5, "b": jnp.zeros((3, 24))},
+        f"{path}linear": {"w": scaled(rng, 3, 24, 48), "b": jnp.zeros((3, 48))},
+        f"{path}linear_1": {"w": scaled(rng, 3, 48, 24), "b": jnp.zeros((3, 24))},
         f"{path}layer_norm": {"scale": jnp.ones((3, 24)), "offset": jnp.zeros((3, 24))},
-        "net/linear": {"w": jax.random.normal(last, (24, 4)) / 24**0.5, "b": jnp.zeros(4)},
+        "net/linear": {"w": scaled(rng, 24, 4), "b": jnp.zeros(4)},
     }
 
     def block(x, layer):
@@ -263,9 +267,8 @@ class Affine(typing.NamedTuple):
 
 def plain(seed):
     """Lists, tuples and dictionaries, with numbers and functions beside arrays."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    sizes = ((20, 40), (40, 40), (40, 4))
-    layers = [Affine(jax.random.normal(k, s) / s[0] ** 0.5, jnp.zeros(s[1])) for k, s in zip(keys, sizes, strict=True)]
+    rng = np.random.default_rng(seed)
+    layers = [Affine(scaled(rng, *sizes), jnp.zeros(sizes[1])) for sizes in ((20, 40), (40, 40), (40, 4))]
     params = {"layers": layers, "steps": 3, "activation": jnp.tanh, "gain": jnp.ones((1, 40))}
 
     def apply(params, x):

@@ -17,15 +17,10 @@ from tests.backends.torch.checks import (  # noqa: E402
     quiet,
     step,
 )
+from tests.support import xfailing  # noqa: E402
 from tests.zoo.transformers_models import FAMILIES, FAN_IN, NO_MATRICES, noise, tokens  # noqa: E402
 
 RESIDENCIES = ("full", "cached", "layer")
-
-
-def xfailing(names, faults):
-    """Return the names as parameters; those of faults fail today."""
-    why = {name: [pytest.mark.xfail(strict=True, reason=faults[name])] for name in faults}
-    return [pytest.param(name, marks=why.get(name, ())) for name in names]
 
 
 def made(name, seed=0):
