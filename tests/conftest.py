@@ -23,7 +23,9 @@ CHECK = ("core", "models", "files", "cli", "backends/test_numpy.py", "backends/t
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what `make check` runs."""
+    """Mark what `make check` runs, and the zoo."""
     for item in items:
         if any(item.path.is_relative_to(TESTS / place) for place in CHECK):
             item.add_marker(pytest.mark.check)
+        if item.path.is_relative_to(TESTS / "zoo"):
+            item.add_marker(pytest.mark.zoo)
