@@ -1,4 +1,4 @@
-"""What the nodes of a pytree tell of its leaves: variables and collections of Flax, layers of Flax NNX and Equinox.
+"""What the nodes of a pytree tell of its leaves: layers of Flax NNX and Equinox.
 
 Neither is imported: classes are told by their names.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 
 from smh.backends.jax.pytrees import Path, paths
+from smh.backends.jax.trained import is_a
 from smh.models.compression import ModelTensor
 from smh.models.roles import ADAPTER, by_class, complete
 
@@ -25,9 +26,9 @@ def with_roles(params: Any, tensors: Iterable[ModelTensor]) -> tuple[ModelTensor
     found = []
     for tensor in tensors:
         nodes = _nodes(params, places[tensor.name])
-        left = next(filter(None, (_why_left(nodes, k) for k in range(len(nodes)))), None)
         owner, attribute = _owner(nodes)
-        left = by_class(owner, attribute) if left is None else left
+        adapts = any(is_a(node, "flax", "LoRAParam") for node, _ in nodes)
+        left = ADAPTER if adapts else by_class(owner, attribute)
         found.append(dataclasses.replace(tensor, left=left, axes=_axes(owner, attribute, tensor.shape)))
     return complete(found)
 
@@ -46,23 +47,6 @@ def _nodes(params: Any, path: Path) -> list[tuple[Any, str]]:
         except (AttributeError, LookupError, TypeError):
             break
     return nodes
-
-
-def _why_left(nodes: list[tuple[Any, str]], k: int) -> str:
-    """Return why a leaf is no trained parameter, by one of the nodes on the way to it, or nothing."""
-    node, child = nodes[k]
-    kinds = {cls.__name__: cls.__module__.partition(".")[0] for cls in type(node).__mro__}
-    kind = type(node).__name__
-    if kinds.get("Variable") == "flax":
-        if "LoRAParam" in kinds:
-            return ADAPTER
-        return "" if "Param" in kinds or kind in ("Variable", "VariableState") else f"it is a {kind}, no Param"
-    if "optax" in kinds.values():
-        return f"it is the state of an optimiser ({kind})"
-    if kinds.get("StateIndex") == "equinox" or kinds.get("State") == "equinox":
-        return "it is the state of a layer"
-    held = node.keys() if isinstance(node, Mapping) else ("params",) if hasattr(node, "opt_state") else ()
-    return f"it is in {child!r}, not in 'params'" if "params" in held and child != "params" else ""
 
 
 def _owner(nodes: list[tuple[Any, str]]) -> tuple[Any, str]:

@@ -48,7 +48,7 @@ class JaxModels(ModelAdapter):
         """Return the values of all arrays that can be generated, but of those that are abstract, traced or donated."""
         named = flatten(model)[1]
         tensors = plan.tensors if plan is not None else [tensor for tensor in describe(model) if not tensor.kept]
-        free = {tensor.name: named[tensor.name] for tensor in tensors}
+        free = {tensor.name: named[tensor.name] for tensor in tensors if tensor.name in named}
         for name, x in free.items() if plan is not None else ():
             if not _is_readable(x):
                 raise PlanError(f"{name!r} has no values to start from; got the abstract array {x}")

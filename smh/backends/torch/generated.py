@@ -227,7 +227,8 @@ class _Recurrent(_Generated):
 
     @property
     def _flat_weights(self) -> list[Any]:
-        if not hasattr(self.__dict__.get(STORE), "root"):  # while a copy is put together
+        places = getattr(self.__dict__.get(STORE), "slots", {}).values()
+        if not places or any("_parameters" not in module.__dict__ for module, _ in places):  # a copy is put together
             return []
         return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
 

@@ -123,13 +123,13 @@ def from_pretrained(cls: Any, path: Any, **options: Any) -> nn.Module:
     Examples
     --------
     >>> import tempfile
-    >>> from transformers import BertConfig, BertModel
+    >>> from transformers import GPT2Config, GPT2Model
     >>> from smh import torch as smh
-    >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    >>> model = smh.compress(BertModel(config), ratio=0.1)
+    >>> config = GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2)
+    >>> model = smh.compress(GPT2Model(config), ratio=0.1)
     >>> directory = tempfile.mkdtemp()
     >>> model.save_pretrained(directory)
-    >>> smh.digest(smh.from_pretrained(BertModel, directory)) == smh.digest(model)
+    >>> smh.digest(smh.from_pretrained(GPT2Model, directory)) == smh.digest(model)
     True
     """
     from safetensors.torch import load_file

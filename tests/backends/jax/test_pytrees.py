@@ -579,7 +579,7 @@ def test_files_of_other_plans_and_broken_ones_are_refused(tmp_path):
 
 
 def test_arrays_that_files_cannot_hold_are_refused(tmp_path):
-    compressed = smh_jax.compress({**mlp(), "phase": jnp.ones(2, jnp.complex64)}, ratio=0.5)
+    compressed = smh_jax.compress({**mlp(), "phase": jnp.ones(2, jnp.int4)}, ratio=0.5)
     with pytest.raises(smh.VariableError, match="phase"):
         smh_jax.save(tmp_path / "model", compressed)
     assert list(tmp_path.iterdir()) == []
@@ -609,7 +609,7 @@ def test_parameters_that_cannot_be_compressed_are_refused():
         "say how much to compress": (mlp(), {}),
         "residency must be one of": (mlp(), {"ratio": 0.5, "residency": 1}),
         "the model has nothing to generate: it has no tensors": ({"f": jnp.tanh}, {"ratio": 0.5}),
-        r"nothing to generate: 'b': its shape is \(3,\)": ({"b": jnp.ones(3)}, {"ratio": 0.5}),
+        r"nothing to generate: 'b': fewer than two axes": ({"b": jnp.ones(3)}, {"ratio": 0.5}),
         "nothing to generate: 'w': its type is int32": ({"w": jnp.ones((3, 3), int)}, {"ratio": 0.5}),
         "two leaves of the parameters have the name 'a/b'": ({"a/b": jnp.ones(3), "a": {"b": 1}}, {"ratio": 0.5}),
         "two leaves of the parameters have the name '0'": (collections.OrderedDict([(0, 1), ("0", 2)]), {"ratio": 0.5}),

@@ -71,7 +71,7 @@ def test_nn_scan_and_collections():
     assert len(axes_of(single)) == 5
     assert all(axes[0] == "s" for axes in axes_of(stack).values())
     assert axes_of(stack).keys() == axes_of(single).keys()
-    assert whys(stack)["batch_stats/BatchNorm_0/mean"] == "it is in 'batch_stats', not in 'params'"
+    assert whys(stack)["batch_stats/BatchNorm_0/mean"] == "it is of the collection 'batch_stats', not of 'params'"
     scales = [
         {t.name: t.initial_scale for t in smh.plan_of(smh.compress(p, ratio=0.5)).tensors} for p in (single, stack)
     ]

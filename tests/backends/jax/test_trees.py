@@ -98,7 +98,7 @@ def test_only_params_of_nnx_are_generated():
     model = Model(kinds)
     for tree in (model, nnx.state(model)):
         compressed = smh_jax.compress(tree, ratio=0.9)
-        params = {f"x{i}" for i, kind in enumerate(kinds) if issubclass(kind, nnx.Param)}
+        params = {f"x{i}" for i, kind in enumerate(kinds) if issubclass(kind, nnx.Param) and kind is not nnx.LoRAParam}
         assert {tensor.name for tensor in compressed.plan.tensors} == {"w"} | params
         assert whys(compressed)["x0"] == "it is a Mine, not a Param"
     back = smh_jax.materialize(smh_jax.compress(model, ratio=0.9))
@@ -179,10 +179,11 @@ def test_abstract_trees_have_plans_and_are_filled_by_files(tmp_path):
             assert (x == y).all()
     with pytest.raises(smh.VariableError, match="abstract arrays have no values"):
         smh_jax.save(tmp_path / "other", planned)
+    missing = "has no values to start from; got the abstract|needs its present values"
     for call in (smh_jax.fit, functools.partial(smh_jax.compress, scale="match")):
-        with pytest.raises(smh.PlanError, match="has no values to start from; got the abstract array"):
+        with pytest.raises(smh.PlanError, match=missing):
             call(abstract, ratio=0.5)
-        with pytest.raises(smh.PlanError, match="has no values to start from"):
+        with pytest.raises(smh.PlanError, match=missing):
             jax.eval_shape(lambda tree, call=call: call(tree, ratio=0.5), params())
 
 

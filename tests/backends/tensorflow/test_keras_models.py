@@ -250,7 +250,7 @@ LAYERS = {
     "depthwise": ((6, 6, 8), lambda: layers.DepthwiseConv2D(3), "h w o m"),
     "separable": ((6, 6, 4), lambda: layers.SeparableConv2D(6, 3), "h w o m"),
     "dense": ((7,), lambda: layers.Dense(9), "i o"),
-    "einsum": ((5, 7), lambda: layers.EinsumDense("abc,cde->abde", output_shape=(None, 4, 6)), "i a o"),
+    "einsum": ((5, 7), lambda: layers.EinsumDense("abc,cde->abde", output_shape=(None, 4, 6)), "i s o"),
     "lstm": ((5, 4), lambda: layers.LSTM(6), "i o"),
     "gru": ((5, 4), lambda: layers.GRU(6, return_sequences=True), "i o"),
     "bidirectional": ((5, 4), lambda: layers.Bidirectional(layers.LSTM(3)), "i o"),
@@ -293,7 +293,7 @@ def test_attention_and_embedding(residency):
     model = smh_tf.compress(plain, ratio=0.5, residency=residency)
     axes = {tensor.name: tensor.axes for tensor in smh_tf.plan_of(model).tensors}
     assert axes["tokens/embeddings"] == "o i"
-    assert axes["attention/query/kernel"] == "i a o"
+    assert axes["attention/query/kernel"] == "i s o"
     assert axes["attention/attention_output/kernel"] == "a i o"
     x = tf.constant([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]])
     assert_same_bits(model(x).numpy(), smh_tf.materialize(model)(x).numpy(), "outputs")  # masks arrive
