@@ -1,6 +1,7 @@
 """The public functions of ``smh`` go to the framework of the model, and pass on everything that they are given."""
 
 import contextlib
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def stand_in(request, monkeypatch):
     """Put stand-ins in the places of one framework and of its adapter; return the adapter."""
     for name in FRAMEWORKS:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    framework = types.SimpleNamespace(nn=types.SimpleNamespace(Module=Model), Layer=Model)
+    runs = types.SimpleNamespace(backend=lambda: "tensorflow")
+    framework = types.SimpleNamespace(nn=types.SimpleNamespace(Module=Model), Layer=Model, backend=runs)
     monkeypatch.setitem(sys.modules, request.param, framework)
     module = f"smh.backends.{FRAMEWORKS[request.param]}"
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace())
@@ -99,7 +101,8 @@ def test_compress_passes_every_option_on(options, monkeypatch):
     api = ModelApi(lambda model: Adapter())
     made = api.compress(Model(), 0.25, residency="layer", gradients="fast", **options)
     assert asked == {**options, "ratio": 0.25, "values": None}
-    assert made == Compression(plan, Adapter.tensors_, "layer", 0.25, "fast")
+    noted = tuple(dataclasses.replace(tensor, note="all its values were 1") for tensor in Adapter.tensors_)
+    assert made == Compression(plan, noted, "layer", 0.25, "fast")
     api.compress(Model(), scale="match")
     assert list(asked["values"]) == ["w"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def _mark(x: torch.Tensor) -> tuple[int, list[float]]:
 
 def check_whole(store: Store, what: str) -> None:
     """Warn of what is done to a part alone, unless the whole model said that it is under way."""
-    if not store.whole:
+    if threading.get_ident() not in store.whole:
         _warn_once(store, what, f"{what}: use the whole model, or a part of smh.materialize(model)")
 
 

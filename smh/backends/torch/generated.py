@@ -12,6 +12,7 @@ import copyreg
 import functools
 import inspect
 import pickle
+import threading
 import warnings
 from typing import Any
 
@@ -148,7 +149,7 @@ class _Generated:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if is_whole(self):
-            self.__dict__[STORE].whole = True
+            self.__dict__[STORE].whole.add(threading.get_ident())
         reduced: Any = super().__reduce_ex__(max(2, protocol))
         make, args, *rest = reduced
         if make is not copyreg.__newobj__ or args[0] is not type(self):  # type: ignore[attr-defined]
@@ -181,11 +182,11 @@ class _Root(_Generated):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state of the whole model."""
         store = self.__dict__[STORE]
-        store.whole = True
+        store.whole.add(threading.get_ident())
         try:
             return super().state_dict(*args, **kwargs)  # type: ignore[misc]
         finally:
-            store.whole = False
+            store.whole.discard(threading.get_ident())
 
     def get_extra_state(self) -> Any:
         """Return the fingerprint of the plan, and what the model's own class stores besides."""

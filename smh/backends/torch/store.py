@@ -65,14 +65,14 @@ class Store:
     backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
     seen: tuple[int, Any] = (0, None)  # when to look again whether the pool is trained, and parameters as they were
-    whole: bool = False  # whether the whole model is being pickled or written, and not a part of it
+    whole: set[int] = field(default_factory=set)  # threads that pickle or write the whole model, and not a part of it
     apart: tuple[State | None, set[str], int] = (None, set(), 0)  # what was built in parts of them, and how often
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: neither passes under way nor weights."""
         check_whole(self, "with a part of a compressed model the whole is pickled, for its pool")
-        self.whole = False
-        fresh: dict[str, Any] = {"scopes": {}, "cache": None, "packed": None, "apart": (None, set(), 0)}
+        self.whole.discard(threading.get_ident())
+        fresh: dict[str, Any] = {"scopes": {}, "cache": None, "packed": None, "whole": set(), "apart": (None, set(), 0)}
         return {**self.__dict__, **fresh, "told": set(), "seen": (0, None)}
 
     def parameters(self) -> dict[str, torch.Tensor]:

@@ -252,7 +252,7 @@ def test_a_weight_that_changes_unseen_refuses_in_training():
     model = smh.compress(plain, ratio=0.4)
     before = snapshot(model)
     model.compile("sgd", "mse", jit_compile=False)
-    with pytest.raises(any_smh.VariableError, match=r"exclude=\['clipping/kernel'\]"):
+    with pytest.raises(any_smh.VariableError, match=r"exclude=\['clipping\w*/kernel'\]"):
         model.fit(X, np.zeros((16, 20)), verbose=0)
     assert snapshot(model)[: len(before)] == before
 
