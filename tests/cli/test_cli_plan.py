@@ -108,7 +108,7 @@ def test_plan_of_a_plain_file(files):
     [
         (["a.weight", "b.bias"], "o i"),
         (["a/kernel", "b/bias"], "i o"),
-        (["a/embedding", "b.scale"], "i o"),
+        (["a/embedding", "b.scale"], "o i"),
         (["w", "b"], None),
         (["a.weight", "b/kernel"], None),
     ],
@@ -467,7 +467,7 @@ def plans(tmp_path):
     ("dense", "options", "words"),
     [
         ("none", ["--ratio", "0.3"], ["No such file"]),
-        ("", ["--ratio", "0.3"], ["Is a directory"]),
+        ("", ["--ratio", "0.3"], ["it is a folder"]),
         ("truncated.safetensors", ["--ratio", "0.3"], ["data section"]),
         ("lying.safetensors", ["--ratio", "0.3"], ["at most"]),
         ("model.safetensors", ["--ratio", "0.3"], ["a checkpoint of smh", "smh materialize"]),

@@ -37,7 +37,8 @@ class TorchKernels(Kernels):
 
     def refusal(self, x: Array) -> str:
         """Take dense tensors."""
-        return "" if x.layout is torch.strided else "a dense tensor, as x.to_dense()"
+        dense = torch.compiler.is_compiling() or x.layout is torch.strided
+        return "" if dense else "a dense tensor, as x.to_dense()"
 
     def device(self, x: Array) -> torch.device:
         """Return the device of a tensor."""
