@@ -24,6 +24,7 @@ _DEFAULT = Kernels(np)
 class NumpyKernels(Kernels):
     """Kernels for NumPy arrays."""
 
+    array_types = np.ndarray, np.memmap, np.float32  # masks and the rules of matrices would be lost, or change results
     block_elements = 1 << 18
     """About how many virtual weights are computed at a time."""
     product_elements = 1 << 20
@@ -35,12 +36,6 @@ class NumpyKernels(Kernels):
 
     def __init__(self, smooth: bool = False) -> None:
         super().__init__(np, smooth)
-
-    def refusal(self, x: Array) -> str:
-        """Take no subclasses: masks and the rules of matrices would be lost, or change results."""
-        return (
-            "" if type(x) in (np.ndarray, np.memmap) or isinstance(x, np.generic) else "a plain numpy.ndarray, float32"
-        )
 
     def device(self, x: Array) -> str:
         """Return ``"cpu"``, the only device."""

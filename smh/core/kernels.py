@@ -47,6 +47,9 @@ class Kernels:
     array([[5.5]])
     """
 
+    array_types: tuple[type, ...] = ()
+    """The types of arrays that these kernels take, where subclasses are other things; by default any."""
+
     def __init__(self, xp: Any, smooth: bool = False) -> None:
         self.xp = xp
         self.smooth = smooth
@@ -60,10 +63,6 @@ class Kernels:
     def index_dtype(self) -> Any:
         """The type for indices into arrays."""
         return self.xp.int64
-
-    def refusal(self, x: Array) -> str:
-        """Return what an array should be, if these kernels cannot compute with it, or nothing."""
-        return ""
 
     def device(self, x: Array) -> Any:
         """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""

@@ -119,6 +119,8 @@ def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     for name, x in variables.items():
         if not isinstance(x, torch.Tensor):
             raise VariableError(f"variable {name!r} must be a torch.Tensor, float32; got {type(x).__name__}")
+        if not torch.compiler.is_compiling() and x.layout is not torch.strided:
+            raise VariableError(f"variable {name!r} must be a dense tensor, as x.to_dense(); got {x.layout}")
     check_variables(KERNELS, plan, variables)
     return [variables[name] for name in plan.variable_shapes]
 

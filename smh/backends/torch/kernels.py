@@ -35,11 +35,6 @@ class TorchKernels(Kernels):
         """int64: the unsigned types of PyTorch have no arithmetic."""
         return torch.int64
 
-    def refusal(self, x: Array) -> str:
-        """Take dense tensors."""
-        dense = torch.compiler.is_compiling() or x.layout is torch.strided
-        return "" if dense else "a dense tensor, as x.to_dense()"
-
     def device(self, x: Array) -> torch.device:
         """Return the device of a tensor."""
         return x.device
