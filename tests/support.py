@@ -1,7 +1,5 @@
 """What tests of several folders share."""
 
-import pytest
-
 
 def of_torch(tensors, name):
     """Return a tensor of a plan from those of a torch module, where one may hold three of the plan's."""
@@ -14,9 +12,3 @@ def of_torch(tensors, name):
 def scale_of_torch(name):
     """Return the parameter of a torch module that holds the scale of a tensor of a plan."""
     return f"{name.replace('in_proj_weight.', 'in_proj_weight_')}_scale"
-
-
-def xfailing(names, faults):
-    """Return names as parameters of a test, of which those of faults fail today."""
-    marks = {name: [pytest.mark.xfail(strict=True, reason=reason)] for name, reason in faults.items()}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in names]

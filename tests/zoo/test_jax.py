@@ -15,7 +15,6 @@ pytest.importorskip("equinox", reason="Equinox is not installed")
 import smh as core  # noqa: E402
 from smh import jax as smh  # noqa: E402
 from smh.backends.jax.pytrees import flatten  # noqa: E402
-from tests.support import xfailing  # noqa: E402
 from tests.zoo.jax_models import MODELS, NO_MATRICES, STACKS  # noqa: E402
 
 
@@ -48,7 +47,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32), err_msg=name)
 
 
-@pytest.mark.parametrize("name", xfailing(MODELS, {"nnx_stack": "running statistics of stacked layers are generated"}))
+@pytest.mark.parametrize("name", MODELS)
 def test_model(name, tmp_path):
     params, _, step = made(name)
     before = arrays(params)
@@ -103,7 +102,7 @@ def test_layer_by_layer(name):
     assert_same(arrays(smh.materialize(compressed.with_residency("layer"))), weights)
 
 
-@pytest.mark.parametrize("name", xfailing(NO_MATRICES, dict.fromkeys(NO_MATRICES, "the rank alone decides")))
+@pytest.mark.parametrize("name", NO_MATRICES)
 def test_what_is_no_weight_matrix_is_kept(name):
     params = made(name)[0]
     compressed = smh.compress(params, ratio=0.4)
@@ -113,17 +112,7 @@ def test_what_is_no_weight_matrix_is_kept(name):
         assert set(names) <= set(compressed.kept), pattern
 
 
-WRONG = {
-    "equinox_stack": "the axis of layers is taken for one of the weight",
-    "haiku_stack": "the axis of layers is taken for one of the weight",
-    "linen_scan": "the axis of layers is taken for one of the weight",
-    "nnx_stack": "the axis of layers is taken for one of the weight",
-    "linen_setup": "the axis of heads is taken for one of the inputs or outputs",
-    "nnx_vit": "the axis of heads is taken for one of the inputs or outputs",
-}
-
-
-@pytest.mark.parametrize("name", xfailing(STACKS, WRONG))
+@pytest.mark.parametrize("name", STACKS)
 def test_weights_start_with_the_deviation_of_their_fan_in(name):
     plan = smh.plan_of(smh.compress(made(name)[0], ratio=0.4))
     weights = core.materialize(plan, core.initialize(plan))

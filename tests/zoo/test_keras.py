@@ -47,7 +47,7 @@ def test_family(name, tmp_path):
     before = arrays(fresh)
     model = smh.compress(fresh, ratio=0.2)
     plan = smh.plan_of(model)
-    weights = core.materialize(plan, {n: v.numpy() for n, v in model.source.variables.items()})
+    weights = core.materialize(plan, {n: v.numpy() for n, v in model.smh_source.variables.items()})
     bits = {x.tobytes() for x in weights.values()}
     plain = smh.materialize(model)
     after = arrays(plain)
@@ -67,7 +67,7 @@ def test_family(name, tmp_path):
     with tf.GradientTape() as tape:
         loss = loss_of(model)
     gradients = tape.gradient(loss, model.trainable_variables)
-    pool = [model.source.variables[f"pool/{name}"] for name in plan.pool.variable_shapes()]
+    pool = [model.smh_source.variables[f"pool/{name}"] for name in plan.pool.variable_shapes()]
     moved = [v.numpy() for v in pool]
     assert all(g is not None and np.isfinite(g).all() for g in gradients)
     keras.optimizers.SGD(0.1).apply(gradients, model.trainable_variables)

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from smh import VariableError  # noqa: E402
 from smh import torch as smh  # noqa: E402
 from tests.backends.torch.checks import (  # noqa: E402
     assert_same,
@@ -17,8 +18,10 @@ from tests.backends.torch.checks import (  # noqa: E402
     quiet,
     step,
 )
-from tests.support import xfailing  # noqa: E402
 from tests.zoo.transformers_models import FAMILIES, FAN_IN, NO_MATRICES, noise, tokens  # noqa: E402
+
+# Where most of a small model is kept, as of encodec's parametrised layers.
+pytestmark = pytest.mark.filterwarnings("ignore:only .* numbers are generated:UserWarning")
 
 RESIDENCIES = ("full", "cached", "layer")
 
@@ -32,9 +35,7 @@ def made(name, seed=0):
     return kind(kind.config_class(**config)), lambda model: model(**inputs)
 
 
-@pytest.mark.parametrize(
-    "name", xfailing(FAMILIES, {"rwkv": "its forward pass writes to weights, which is not refused"})
-)
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"rwkv"}))
 def test_family(name, tmp_path):
     fresh, call = made(name)
     before = {key: x.clone() for key, x in fresh.state_dict().items()}
@@ -69,7 +70,7 @@ def test_family(name, tmp_path):
 
 
 WRITERS = ("CausalLM", "LMHead", "ForConditionalGeneration", "MarianMT")
-GENERATE = [name for name, (kind, _, _) in FAMILIES.items() if any(part in kind for part in WRITERS)]
+GENERATE = [name for name, (kind, _, _) in FAMILIES.items() if any(x in kind for x in WRITERS) and name != "rwkv"]
 
 
 @pytest.mark.parametrize(("name", "residency"), [(name, RESIDENCIES[i % 3]) for i, name in enumerate(GENERATE)])
@@ -85,7 +86,13 @@ def test_generate(name, residency):
     assert_same(found.logits, expected.logits, name)
 
 
-@pytest.mark.parametrize("name", xfailing(NO_MATRICES, dict.fromkeys(NO_MATRICES, "the rank alone decides")))
+def test_a_model_that_changes_its_weights_is_refused_when_it_does():
+    model, call = made("rwkv")  # which divides weights of its layers in its first forward pass of inference
+    with torch.no_grad(), pytest.raises(VariableError, match="div_ cannot change a generated weight in place"):
+        call(smh.compress(model, ratio=0.3).eval())
+
+
+@pytest.mark.parametrize("name", NO_MATRICES)
 def test_what_is_no_weight_matrix_is_kept(name):
     fresh, _ = made(name)
     before, kept = fresh.state_dict(), smh.compress(fresh, ratio=0.3).state_dict()
@@ -97,15 +104,9 @@ def test_what_is_no_weight_matrix_is_kept(name):
             assert torch.equal(kept[key], before[key])
 
 
-UNKNOWN_AXES = {
-    "gpt2": "axes of Conv1D are taken for those of nn.Linear",
-    "mixtral": "the axis of experts is taken for one of the outputs",
-}
-
-
-@pytest.mark.parametrize("name", xfailing(FAN_IN, UNKNOWN_AXES))
+@pytest.mark.parametrize("name", FAN_IN)
 def test_weights_start_with_the_deviation_of_their_fan_in(name):
-    weights = dict(smh.materialize_(smh.compress(made(name)[0], ratio=0.3)).named_parameters())
+    weights = dict(smh.materialize_(smh.compress(made(name)[0], ratio=0.9)).named_parameters())
     for pattern, inputs in FAN_IN[name].items():
         names = fnmatch.filter(weights, pattern)
         assert names, pattern
