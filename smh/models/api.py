@@ -153,7 +153,7 @@ class ModelApi(Generic[Model, Compressed]):
         adapter = self._adapter_of(model)
         check_residency(residency)
         check_gradients(gradients)
-        tensors, values = adapter.tensors(model, plan), adapter.values(model, plan)
+        tensors, values = adapter.tensors(model, plan), adapter.values(model)
         chosen = plan_for(
             tensors,
             plan=plan,

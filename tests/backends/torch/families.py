@@ -451,7 +451,7 @@ class PaddedEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.EmbeddingBag(60, width, mode="mean", padding_idx=0)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.encoder = nn.TransformerEncoder(layer, 3)
         self.out = nn.Linear(width, 20)
 
     def forward(self, ids):

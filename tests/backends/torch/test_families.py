@@ -23,6 +23,11 @@ KEPT = {
     "gan_discriminator": {f"{layer}.parametrizations.weight.original": "its layer is parametrised" for layer in (0, 8)},
     "gan_discriminator_old": {f"{layer}.weight_orig": "SpectralNorm computes 'weight' from it" for layer in (0, 8)},
     "experts": {"router.weight": "it is frozen"},
+    "vit": {"cls_token": "it is a token"},
+    "bert": {"words.weight": "its layer keeps row 0 fixed"},
+    "encoder_padded": {"embedding.weight": "its layer keeps row 0 fixed"},
+    "perceiver": {"cross.bias_k": "it is a bias", "cross.bias_v": "it is a bias"},
+    "hypernetwork": {f"codes.{part}": "fewer than two axes of more than one element" for part in "ab"},
 }
 """Parameters of two or more axes that stay, and why; all others are generated."""
 
