@@ -25,7 +25,7 @@ _AXES: dict[str, dict[int, str]] = {
     "default": {},  # those of Plan.build, by rank
     "torch": {2: "o i", 3: "o i w", 4: "o i h w", 5: "o i d h w"},
 }
-RANKS = 5  # the most axes that have a meaning
+_RANKS = 5  # the most axes that have a meaning
 _LETTERS = [letter for letter in string.ascii_letters if letter not in "io"]
 
 
@@ -93,6 +93,6 @@ def axes_of(convention: str, shape: tuple[int, ...]) -> str | None:
     """Return what axes mean, or None where the default of :meth:`smh.Plan.build` holds."""
     if convention not in _AXES:
         raise PlanError(f"convention must be one of {', '.join(_AXES)}; got {convention!r}")
-    if len(shape) > RANKS:  # no meaning, but names, for scales that do not ask
+    if len(shape) > _RANKS:  # no meaning, but names, for scales that do not ask
         return " ".join(_LETTERS[: len(shape)])
     return _AXES[convention].get(len(shape))

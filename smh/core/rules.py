@@ -100,12 +100,15 @@ def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tupl
     """Return a scale rule as plans hold it: ``match`` becomes the standard deviation of a tensor's present values."""
     if not (isinstance(rule, str) and rule == "match"):
         return rule if isinstance(rule, str) else number(rule)
-    if values is None or name not in values:
-        raise PlanError(f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}")
     try:
-        value = np.asarray(values[name], dtype=np.float64)
+        present = (values or {})[name]
+    except KeyError as error:
+        what = f"scale 'match' of tensor {name!r} needs its present values: pass values={{name: array}}"
+        raise PlanError(what) from error
+    try:
+        value = np.asarray(present, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"the values of {name!r} must be numbers; got {type(values[name]).__name__}") from error
+        raise PlanError(f"the values of {name!r} must be numbers; got {type(present).__name__}") from error
     if value.size != math.prod(shape):
         raise PlanError(f"the values of {name!r} have shape {value.shape}, which does not hold the elements of {shape}")
     deviation = float(np.std(value))

@@ -20,16 +20,21 @@ from smh.models.compression import Compression, ModelTensor, not_compressed
 
 
 class Values(Mapping[str, np.ndarray]):
-    """The values of tensors by name, each of which is read when it is asked for, and not kept."""
+    """The values of tensors by name, each read when it is asked for; those that can be read are in it."""
 
-    def __init__(self, given: Mapping[str, Any], read: Callable[[Any], np.ndarray]) -> None:
-        self._given, self._read = given, read
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        read: Callable[[Any], np.ndarray],
+        readable: Callable[[Any], bool] = lambda x: True,
+    ) -> None:
+        self._given, self._read, self._readable = given, read, readable
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._read(self._given[name])
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._given
+    def __contains__(self, name: Any) -> bool:
+        return name in self._given and self._readable(self._given[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._given)

@@ -243,7 +243,7 @@ def warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.name not in generated:
-            sizes[tensor.kept or why_not(tensor.name, tensor.shape)] += math.prod(tensor.shape)
+            sizes[tensor.why_kept] += math.prod(tensor.shape)
     total = plan.num_weights + sizes.total()
     if 2 * plan.num_weights < total and total >= _FEW:
         reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))

@@ -308,6 +308,7 @@ STACKS = {
     "haiku_stack": {"*/linear_1/w": 48},
     "linen_scan": {"*/Dense_1/kernel": 64},
     "nnx_stack": {"layers/linear/kernel": 24},
+    "linen_setup": {"params/blocks_0/kernel": 32, "params/back/kernel": 32},
     "nnx_vit": {"layers/0/attention/query/kernel": 32, "layers/0/attention/out/kernel": 32, "layers/0/down/kernel": 64},
 }
 """How many inputs weights have that have an axis of layers or of heads."""

@@ -21,7 +21,7 @@ _SPATIAL = ("", "w", "h w", "d h w")
 
 
 def with_roles(params: Any, tensors: Iterable[ModelTensor]) -> tuple[ModelTensor, ...]:
-    """Return the tensors of parameters with what is known of them: what is no weight matrix, what axes mean."""
+    """Return the tensors with the roles and the meaning of axes that their layers tell."""
     places = paths(params)
     found = []
     for tensor in tensors:

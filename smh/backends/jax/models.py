@@ -45,15 +45,11 @@ class JaxModels(ModelAdapter):
         return with_roles(model, describe(model))
 
     def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
-        """Return the values of all arrays that can be generated, but of those that are abstract, traced or donated."""
+        """Return the values of all arrays that can be generated."""
         named = flatten(model)[1]
         tensors = plan.tensors if plan is not None else [tensor for tensor in describe(model) if not tensor.kept]
         free = {tensor.name: named[tensor.name] for tensor in tensors if tensor.name in named}
-        for name, x in free.items() if plan is not None else ():
-            if not _is_readable(x):
-                raise PlanError(f"{name!r} has no values to start from; got the abstract array {x}")
-        readable = {name: x for name, x in free.items() if _is_readable(x)}
-        return Values(readable, lambda x: np.asarray(x, dtype=np.float32))
+        return Values(free, _read, _is_readable)
 
     def install(self, model: Any, compression: Compression) -> Compressed:
         """Return a pytree of what is kept, without variables."""
@@ -130,6 +126,12 @@ def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[M
 
 def _on_host(x: Any) -> bool:
     return type(x) is np.ndarray or isinstance(x, np.generic)
+
+
+def _read(x: Any) -> np.ndarray:
+    if not _is_readable(x):
+        raise PlanError(f"a weight has no values to start from; got the abstract array {x}")
+    return np.asarray(x, dtype=np.float32)
 
 
 def _is_readable(x: Any) -> bool:

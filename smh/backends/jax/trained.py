@@ -1,4 +1,4 @@
-"""Which arrays of a pytree are no trained parameters: what says so is the type of a variable, or a collection."""
+"""Find the arrays of a pytree that are not trained, by the type of a variable or by a collection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 
 
 def untrained(params: Any) -> dict[tuple[Any, ...], str]:
-    """Return why leaves are no trained parameters, by their paths."""
+    """Return the reasons why leaves are not trained, by their paths."""
     return dict(_below(params, (), ""))
 
 

@@ -63,10 +63,9 @@ class TorchModels(ModelAdapter):
         return complete(found.tensor for found in discover(model, plan).values())
 
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
-        """Return present values, float32, without a plan of what is not on the meta device."""
-        found = {name: one.x for name, one in discover(model, plan).items() if not one.tensor.kept}
-        free = {name: x for name, x in found.items() if plan is not None or not x.is_meta}
-        return Values(free, lambda x: backend.to_numpy(x.detach().to(torch.float32)))
+        """Return present values, float32."""
+        free = {name: one.x for name, one in discover(model, plan).items() if not one.tensor.kept}
+        return Values(free, lambda x: backend.to_numpy(x.detach().to(torch.float32)), lambda x: not x.is_meta)
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context that undoes what happens in it, if it ends in an error."""

@@ -134,17 +134,13 @@ def test_buffers_that_no_file_holds_are_named(tmp_path):
         smh.digest,
         lambda model: smh.save("/nowhere", model),
         lambda model: smh.fit(on_meta(), ratio=0.9),
+        lambda model: smh.compress(on_meta(), ratio=0.3, scale="match"),
     ],
 )
 def test_what_needs_values_is_refused(use):
     model = smh.compress(on_meta(), ratio=0.3)
     with pytest.raises(VariableError, match="on the meta device has no values: fill it first"):
         use(model)
-
-
-def test_deviations_need_values():
-    with pytest.raises(PlanError, match="scale 'match' of tensor 'embedding.weight' needs its present values"):
-        smh.compress(on_meta(), ratio=0.3, scale="match")
 
 
 def test_models_of_accelerate(tmp_path):
