@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -18,12 +21,12 @@ from smh.errors import PlanError, near_names
 from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
+    ModelTensor,
     Report,
     check_gradients,
     check_residency,
     make_report,
     plan_for,
-    warn_of_little,
 )
 from smh.models.fit import FitReport, fit_variables
 from smh.models.roles import structure_of
@@ -31,6 +34,7 @@ from smh.models.roles import structure_of
 Model = TypeVar("Model")
 Compressed = TypeVar("Compressed")
 P = ParamSpec("P")
+_FEW = 10_000  # models of fewer numbers are toys, which nobody compresses to save bytes
 
 
 def _named_options(function: Callable[P, Model]) -> Callable[P, Model]:
@@ -175,7 +179,7 @@ class ModelApi(Generic[Model, Compressed]):
             values=values if plan is None and "match" in str(scale) else None,
         )
         if plan is None and include is None and exclude is None:
-            warn_of_little(tensors, chosen)
+            _warn_of_little(tensors, chosen)
         asked = None if ratio is None else float(ratio)
         notes = {tensor.name: structure_of(values[tensor.name]) for tensor in chosen.tensors if tensor.name in values}
         noted = tuple(dataclasses.replace(tensor, note=notes.get(tensor.name, "")) for tensor in tensors)
@@ -365,3 +369,21 @@ def with_signature_of(other: Callable[P, Model]) -> Callable[[Callable[..., Mode
         return fn
 
     return decorate
+
+
+def _warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
+    """Warn if less than half of the numbers of a model are generated, and say what keeps the others."""
+    generated = {tensor.name for tensor in plan.tensors}
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.name not in generated:
+            sizes[tensor.why_kept] += math.prod(tensor.shape)
+    total = plan.num_weights + sizes.total()
+    if 2 * plan.num_weights < total and total >= _FEW:
+        reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))
+        warnings.warn(
+            f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model gets little "
+            f"smaller. Kept are {reasons}; smh.report(model) lists them all",
+            UserWarning,
+            stacklevel=4,
+        )

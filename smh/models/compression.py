@@ -7,8 +7,6 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 from __future__ import annotations
 
 import math
-import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -28,8 +26,6 @@ RESIDENCIES = ("full", "cached", "layer")
 """When weights are built: once per forward pass, once until a variable changes, or layer by layer."""
 GRADIENTS = ("exact", "fast")
 """How gradients of variables are computed: with the bits of the specification, or by float32 products."""
-
-_FEW = 10_000  # models of fewer numbers are toys, which nobody compresses to save bytes
 
 
 @dataclass(frozen=True)
@@ -235,24 +231,6 @@ def plan_for(
         )
     check_fit(tensors, built)  # a view may give another shape
     return built
-
-
-def warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
-    """Warn if less than half of the numbers of a model are generated, and say what keeps the others."""
-    generated = {tensor.name for tensor in plan.tensors}
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        if tensor.name not in generated:
-            sizes[tensor.why_kept] += math.prod(tensor.shape)
-    total = plan.num_weights + sizes.total()
-    if 2 * plan.num_weights < total and total >= _FEW:
-        reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))
-        warnings.warn(
-            f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model gets little "
-            f"smaller. Kept are {reasons}; smh.report(model) lists them all",
-            UserWarning,
-            stacklevel=4,
-        )
 
 
 def check_ratio(ratio: Any, allow_expansion: bool) -> None:

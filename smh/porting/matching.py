@@ -169,7 +169,10 @@ def describe(model: Any) -> Structure:
     check_keras(model, "tensorflow")
     roots = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     module = next((name for root, name in _DESCRIBERS.items() if root in roots), _OTHERS)
-    structure: Structure = importlib.import_module(module).describe(model)
+    try:
+        structure: Structure = importlib.import_module(module).describe(model)
+    except PlanError as error:
+        raise PortError(f"a model with no tensors, or of another kind: {error}") from error
     if not structure.layers:
         raise PortError(f"there are no tensors in what should be a model; got {type(model).__name__}")
     return structure

@@ -493,5 +493,5 @@ def test_missing_statistics_are_an_error():
 
 @pytest.mark.parametrize("model", [3, {}, "model", None, [1.0]])
 def test_what_is_no_model(model):
-    with pytest.raises((smh.PortError, smh.PlanError), match="no tensors|takes a pytree of arrays"):
+    with pytest.raises(smh.PortError, match="no tensors"):
         match(model, {"a": dense(3, 4)})

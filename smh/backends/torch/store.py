@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import warnings
@@ -20,6 +19,7 @@ from smh.backends.torch.checks import check_pass, check_whole
 from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
 from smh.backends.torch.empty import check_not_offloaded
+from smh.backends.torch.saved import kept_aside, rebuilt, traced
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
 from smh.errors import PlanError
 from smh.models.compression import Compression
@@ -94,8 +94,8 @@ class Store:
     def build(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return weights, in the type of the variables; autograd sees how they came about."""
         chosen = tuple(self.weights if names is None else names)
-        if torch.is_grad_enabled() or _traced():
-            with _kept_aside():
+        if torch.is_grad_enabled() or traced():
+            with kept_aside():
                 return self._built(chosen)
         # PyTorch chooses kernels by requires_grad and inference, also where no gradient is wanted: as of parameters.
         learns = any(x.requires_grad for x in self.parameters().values())
@@ -151,7 +151,7 @@ class Store:
 
     def _served(self, weight: torch.Tensor, name: str, scope: Scope) -> torch.Tensor:
         """Return a weight as layers read it."""
-        if type(weight) in (torch.Tensor, PassWeight) and not _traced():
+        if type(weight) in (torch.Tensor, PassWeight) and not traced():
             weight.__class__ = PassWeight
             weight.__dict__ = self.attributes.setdefault(name, {})
             scope.read.append((name, weight, weight._version))
@@ -177,7 +177,7 @@ class Store:
             raise PlanError(f"torch.jit does not take compressed models, torch.onnx.export needs dynamo=True: {ADVICE}")
         stack = self.scopes.setdefault(_thread(), [])
         if not stack and torch.is_grad_enabled():
-            check_pass(self, _traced())
+            check_pass(self, traced())
         if self.cut and not stack:
             self._cut_again()
         if not stack and self.packed is not None and not _same(self.packed[0], self._state(values=True)):
@@ -186,7 +186,7 @@ class Store:
         if self.compression.residency == "layer" and kept is None:
             scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
             if scope.lazy and scope.promises:
-                scope.hooks = _rebuilt(self, scope.weights)
+                scope.hooks = rebuilt(self, scope.weights)
                 scope.hooks.__enter__()
             stack.append(scope)
         elif stack and not isinstance(stack[-1], Kept) and not stack[-1].lazy:  # the model calls itself
@@ -253,11 +253,11 @@ class Store:
 
     def _promises(self) -> dict[str, torch.Tensor]:
         """Return placeholders, where gradients are wanted and plain autograd records them."""
-        if _traced() or not self._needs_grad():
+        if traced() or not self._needs_grad():
             return {}
         plan = self.compression.plan
         names = tuple(tensor.name for tensor in plan.tensors)
-        with _kept_aside():
+        with kept_aside():
             promises = Promise.apply(plan, names, self.compression.fast, *self.variables().values())
             self._watch_backward(promises)
             return dict(zip(names, promises, strict=True))
@@ -272,7 +272,7 @@ class Store:
 
         Only their values tell for sure: fused optimisers raise no version, nor does what writes through ``.data``.
         """
-        found = () if self.cut or _traced() else tuple(self.parameters().values())
+        found = () if self.cut or traced() else tuple(self.parameters().values())
         if not found or any(type(x) is not nn.Parameter or x.is_inference() or x.is_meta for x in found):
             return None
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
@@ -288,7 +288,7 @@ class Store:
         def count(cotangents: Any) -> None:
             self.backwards += 1
 
-        if not _traced() and built and built[0].grad_fn is not None:
+        if not traced() and built and built[0].grad_fn is not None:
             built[0].grad_fn.register_prehook(count)
 
     def _kept(self, kept: Kept) -> dict[str, torch.Tensor]:
@@ -346,54 +346,6 @@ def find_store(model: Any) -> Store | None:
     return None
 
 
-def _rebuilt(store: Store, weights: Mapping[str, torch.Tensor]) -> AbstractContextManager[Any]:
-    """Return a context in which autograd keeps no generated weight, but how the backward pass builds it again.
-
-    Other tensors are kept as the hooks around it say, such as those of checkpointing.
-    """
-    around: Any = torch._C._autograd._top_saved_tensors_default_hooks(False) or (lambda x: x, lambda x: x)
-
-    def versions() -> list[int]:
-        return [] if store.cut else [x._version for x in store.parameters().values()]
-
-    def pack(x: torch.Tensor) -> Any:
-        place = x.untyped_storage().data_ptr()
-        for name, weight in weights.items():
-            if weight.untyped_storage().data_ptr() == place and x.dtype == weight.dtype:
-                return functools.partial(build, name, versions(), x.size(), x.stride(), x.storage_offset())
-        return functools.partial(around[1], around[0](x))
-
-    def build(name: str, before: list[int], *geometry: Any) -> torch.Tensor:
-        if before != versions():
-            raise RuntimeError(_CHANGED)
-        with torch.no_grad():
-            return store.build([name])[name].as_strided(*geometry)
-
-    hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept())
-    return hooks
-
-
-_CHANGED = "a variable of the model was changed in place between the forward and the backward pass"
-
-
-def _kept_aside() -> AbstractContextManager[Any]:
-    """Return a context in which autograd keeps tensors itself: hooks from outside, as of checkpointing, see none.
-
-    Weights may be built inside of a checkpoint the first time and outside of it the second, or the other way round.
-    """
-    if _traced() or not torch.is_grad_enabled():
-        return nullcontext()
-    hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(lambda x: (x, x._version), _checked)
-    return hooks
-
-
-def _checked(kept: tuple[torch.Tensor, int]) -> torch.Tensor:
-    x, version = kept
-    if x._version != version:
-        raise RuntimeError(_CHANGED)
-    return x
-
-
 def _same(before: State | None, now: State | None) -> bool:
     """Say whether variables did not change, as far as can be told."""
     if before is None or now is None or before[0] != now[0]:
@@ -401,11 +353,6 @@ def _same(before: State | None, now: State | None) -> bool:
     if not all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(before[1], now[1], strict=True)):
         return False
     return now[2] is None or (before[2] is not None and torch.equal(before[2], now[2]))
-
-
-def _traced() -> bool:
-    """Say whether a compiler or a transform of ``torch.func`` runs: they take no hooks, tensors have no identity."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _in_backward() -> bool:
