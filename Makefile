@@ -1,6 +1,7 @@
 # make demo    train a classifier from a pool a tenth its size, save it, load it, compare the bits
 # make test    everything that the tests need, in a fresh environment, then the tests and the conformance suite
 # make check   the tests of core, NumPy, files and command line, in an environment that is made once, without frameworks
+# make versions  the same tests with Python 3.11, 3.12 and 3.13, and with the lowest versions of all packages
 # make lint    ruff and mypy
 # make docs    the documentation, warnings are errors
 # make trust   hours of attacks: fuzzing, faults, long runs, hash seeds and orders of import, packages, conformance, an
@@ -17,6 +18,9 @@ PYTHON ?= python3
 # neighbours share, as compiled programs, and takes tests of the other when it is done.
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
+# What needs no framework.
+CHECK = tests/core tests/models tests/files tests/cli tests/backends/test_numpy.py tests/backends/test_registry.py
+
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # $(call environment,FOLDER,WHAT): a fresh virtual environment with WHAT installed. What pip compiles on one processor
@@ -29,23 +33,37 @@ define environment
 	$(1)/bin/python -m compileall -q -j 0 $(1)/lib >/dev/null || true
 endef
 
-.PHONY: demo test check lint docs experiments bench trust fuzz faults soak numerics orders packages conformance deep clean
+.PHONY: demo test check versions lint docs experiments bench trust fuzz faults soak numerics orders packages conformance deep clean
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
 	.venv-demo/bin/smh demo --force
 
 test:
-	$(call environment,.venv-test,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")
+	$(call environment,.venv-test,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)keras]")
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
 	.venv-test/bin/smh conformance
 
 check: .venv-check/made
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-check/bin/python -m pytest $(PYTEST_ARGS) -m check
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-check/bin/python -m pytest $(PYTEST_ARGS) $(CHECK)
 
 .venv-check/made: pyproject.toml constraints.txt
 	$(call environment,.venv-check,--editable ".[test]")
 	touch $@
+
+# For example PYTHONS="python3.12 python3.13"; the first one gets the lowest versions as well.
+PYTHONS ?= python3.11 python3.12 python3.13
+
+versions:
+	for python in $(PYTHONS); do \
+	    rm -rf .venv-versions && $$python -m venv .venv-versions || exit 1; \
+	    .venv-versions/bin/python $(PIP_INSTALL) --editable ".[test]" || exit 1; \
+	    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-versions/bin/python -m pytest $(PYTEST_ARGS) $(CHECK) || exit 1; \
+	done
+	rm -rf .venv-versions && $(firstword $(PYTHONS)) -m venv .venv-versions
+	.venv-versions/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
+	    --editable ".[test]"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-versions/bin/python -m pytest $(PYTEST_ARGS) $(CHECK)
 
 lint: .venv-dev/made
 	.venv-dev/bin/ruff check .
@@ -75,7 +93,7 @@ bench: .venv-bench/made
 	.venv-bench/bin/python -m benchmarks report
 
 .venv-bench/made: pyproject.toml constraints.txt
-	$(call environment,.venv-bench,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")
+	$(call environment,.venv-bench,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)keras]")
 	touch $@
 
 trust: fuzz faults soak numerics orders packages conformance deep
@@ -86,11 +104,11 @@ fuzz faults soak numerics orders packages conformance deep: .venv-trust/made
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-trust/bin/python -m trust $@
 
 .venv-trust/made: pyproject.toml constraints.txt
-	$(call environment,.venv-trust,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)tensorflow]")
+	$(call environment,.venv-trust,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)keras]")
 	touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-check .venv-dev .venv-experiments .venv-bench .venv-trust site build dist
+	rm -rf .venv-demo .venv-test .venv-check .venv-versions .venv-dev .venv-experiments .venv-bench .venv-trust site build dist
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

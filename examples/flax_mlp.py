@@ -1,6 +1,6 @@
 """Handwritten digits with Flax NNX: a network whose weights are generated from a tenth as many variables.
 
-Needs: pip install 'smh[jax]' flax optax scikit-learn
+Needs: pip install "structured-multi-hashing[jax]" flax optax scikit-learn
 """
 
 import os

@@ -64,11 +64,22 @@ class UnknownNameError(SmhError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+def install_line(extra: str) -> str:
+    """Return the command that installs smh with an extra.
+
+    Examples
+    --------
+    >>> install_line("torch")
+    'pip install "structured-multi-hashing[torch]"'
+    """
+    return f'pip install "structured-multi-hashing[{extra}]"'
+
+
 def needs(package: str, extra: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    """Return the error for a framework that is not installed; of another module that is missing, its own."""
+    """Return the error for a framework that is not installed, or the given one if another module is missing."""
     if error.name != package:
         return error
-    return ModuleNotFoundError(f"{package} is not installed: pip install 'smh[{extra}]'", name=package)
+    return ModuleNotFoundError(f"{package} is not installed: {install_line(extra)}", name=package)
 
 
 def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Hypothesis profiles, and markers by folder.
+"""Hypothesis profiles, and the marker of the zoo.
 
 The default profile is for every change, ``HYPOTHESIS_PROFILE=deep`` for hours.
 """
@@ -19,13 +19,9 @@ settings.register_profile("deep", parent=settings.get_profile("default"), max_ex
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 TESTS = Path(__file__).parent
-CHECK = ("core", "models", "files", "cli", "backends/test_numpy.py", "backends/test_registry.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what `make check` runs, and the zoo."""
     for item in items:
-        if any(item.path.is_relative_to(TESTS / place) for place in CHECK):
-            item.add_marker(pytest.mark.check)
         if item.path.is_relative_to(TESTS / "zoo"):
             item.add_marker(pytest.mark.zoo)

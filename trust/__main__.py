@@ -114,7 +114,9 @@ def orders(results: _RESULTS = record.RESULTS) -> None:
 
 @app.command()
 def packages(
-    extras: Annotated[str, typer.Option(help="Some of none, torch, jax, tensorflow.")] = "none,torch,jax,tensorflow",
+    extras: Annotated[
+        str, typer.Option(help="Some of none, torch, jax, keras, conformance.")
+    ] = "none,torch,jax,keras,conformance",
     pip: Annotated[str, typer.Option(help="More options of pip install, such as an index.")] = "",
     results: _RESULTS = record.RESULTS,
 ) -> None:

@@ -20,7 +20,10 @@ from pathlib import Path
 
 from trust.record import ROOT, Findings
 
-EXTRAS = ("none", "torch", "jax", "tensorflow")
+EXTRAS = ("none", "torch", "jax", "keras", "conformance")
+BACKENDS = {"torch": "torch", "jax": "jax", "keras": "tensorflow"}
+"""The backend of an extra; NumPy for all others."""
+NAME = "structured-multi-hashing"
 SOURCE = ("smh/", "conformance/", "tests/", "docs/", "examples/", "benchmarks/", "experiments/", "trust/")
 """What of the checkout the source distribution holds, besides single files."""
 PLANS = 2
@@ -47,7 +50,8 @@ extra = sys.argv[1]
 plan = smh.Plan.build({"fc1": (30, 40), "fc2": (40, 5)}, ratio=0.2)
 digest = smh.save("model.safetensors", plan, smh.initialize(plan))
 found = {"file": smh.__file__, "typed": (pathlib.Path(smh.__file__).parent / "py.typed").exists(), "missing": {}}
-own = "numpy" if extra == "none" else extra
+extras = {"torch": "torch", "jax": "jax", "tensorflow": "keras"}
+own = next((name for name in extras if extras[name] == extra), "numpy")
 module = importlib.import_module(f"smh.backends.{own}")
 found["digest"] = smh.get_backend(own).name == own and smh.Plan is module.Plan
 loaded = smh.load("model.safetensors")
@@ -55,11 +59,11 @@ backend = smh.get_backend(own)
 weights = backend.materialize(plan, {name: backend.asarray(x, None) for name, x in loaded.variables.items()})
 expected = smh.materialize(plan, loaded.variables)
 found["same"] = all(backend.to_numpy(weights[name]).tobytes() == x.tobytes() for name, x in expected.items())
-for other in {"torch", "jax", "tensorflow"} - {extra}:
+for other in extras.keys() - {own}:
     try:
         smh.get_backend(other)
     except BackendError as error:
-        found["missing"][other] = f"pip install 'smh[{other}]'" in str(error)
+        found["missing"][other] = f'pip install "structured-multi-hashing[{extras[other]}]"' in str(error)
 print(json.dumps(found))
 """
 
@@ -167,9 +171,9 @@ def _look_into_source(findings: Findings, source: Path) -> None:
 
 def use(folder: Path, wheel: Path, extra: str, pip: Iterable[str] = ()) -> Findings:
     """Install the wheel with one extra, and use it as somebody who has nothing else."""
-    findings = Findings("packages", labels={"environment": f"smh[{extra}]" if extra != "none" else "smh"})
+    findings = Findings("packages", labels={"environment": NAME if extra == "none" else f"{NAME}[{extra}]"})
     environment = Environment(folder / extra, pip)
-    target = f"{wheel}[{extra}]" if extra != "none" else str(wheel)
+    target = str(wheel) if extra == "none" else f"{wheel}[{extra}]"
     if not _succeeds(findings, f"the installation of {findings.labels['environment']}", environment.install(target)):
         return findings
     packages = json.loads(environment.run("python", "-m", "pip", "list", "--format", "json").stdout)
@@ -185,12 +189,19 @@ def use(folder: Path, wheel: Path, extra: str, pip: Iterable[str] = ()) -> Findi
         for name, told in found["missing"].items():
             findings.expect(told, f"the error for the missing {name} does not say how to install it")
             findings.count("errors for missing frameworks that say what to install")
+    if extra == "none":
+        done = environment.run("smh", "info")
+        findings.expect(f"{NAME}[cli]" in done.stderr, f"without the extra cli, smh says {done.stderr[-300:]!r}")
+        findings.expect(done.returncode == 2, f"without the extra cli, smh exits with {done.returncode}")
+    if extra != "conformance":
+        _succeeds(findings, "the installation of the extra cli", environment.install(f"{wheel}[cli]"))
+        done = environment.run("smh", "conformance", "--backend", "numpy")
+        findings.expect(f"{NAME}[conformance]" in done.stderr, f"without pytest, it says {done.stderr[-300:]!r}")
+        _succeeds(findings, "the installation of the extra", environment.install(f"{wheel}[conformance]"))
     done = environment.run("smh", "info", "--json")
     if _succeeds(findings, "smh info", done):
         findings.expect("specification" in done.stdout, f"smh info says {done.stdout[:200]!r}")
-    done = environment.run("smh", "conformance", "--backend", "numpy")
-    findings.expect("smh[test]" in done.stderr, f"without pytest, smh conformance says {done.stderr[-300:]!r}")
-    _conformance(findings, environment, "numpy" if extra == "none" else extra)
+    _conformance(findings, environment, BACKENDS.get(extra, "numpy"))
     if extra == "none":
         _types(findings, environment)
     return findings
@@ -198,8 +209,6 @@ def use(folder: Path, wheel: Path, extra: str, pip: Iterable[str] = ()) -> Findi
 
 def _conformance(findings: Findings, environment: Environment, backend: str) -> None:
     """Run the suite that the wheel brings, with few plans, in the first mode of a backend."""
-    if not _succeeds(findings, "the installation of pytest", environment.install("pytest", "hypothesis")):
-        return
     options = ("--mode", "eager", "--plans", str(PLANS), "--json")
     done = environment.run("smh", "conformance", "--backend", backend, *options)
     if _succeeds(findings, "smh conformance", done):

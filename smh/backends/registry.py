@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from smh.backends.protocol import Backend
-from smh.errors import BackendError, near_names
+from smh.errors import BackendError, install_line, near_names
 
 if TYPE_CHECKING:  # a fifth of the time that importing the library takes
     from importlib.metadata import EntryPoint
@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # a fifth of the time that importing the library takes
 GROUP = "smh.backends"
 VARIABLE = "SMH_BACKEND"
 DEFAULT = "numpy"
+
+EXTRAS = {"torch": "torch", "jax": "jax", "tensorflow": "keras"}
+"""Which extra installs the framework of a built-in backend."""
 
 # By the names of the packages that they need.
 _BUILT_IN = {name: f"smh.backends.{name}:backend" for name in ("numpy", "torch", "jax", "tensorflow")}
@@ -85,8 +88,9 @@ def _load(entry: EntryPoint) -> Backend:
     try:
         backend = entry.load()
     except ImportError as error:
-        extra = f"pip install 'smh[{entry.name}]'" if entry.name in _BUILT_IN else f"install what {entry.value} needs"
-        raise BackendError(f"backend {entry.name!r} cannot be imported ({error}): {extra}") from error
+        extra = EXTRAS.get(entry.name)
+        advice = f"install what {entry.value} needs" if extra is None else install_line(extra)
+        raise BackendError(f"backend {entry.name!r} cannot be imported ({error}): {advice}") from error
     if not isinstance(backend, Backend):
         raise BackendError(f"{entry.value} must be a smh.backends.protocol.Backend; got {type(backend).__name__}")
     return backend

@@ -28,7 +28,7 @@ from smh.core.pools import Pool, Sum
 from smh.core.pools.base import LeafPool
 from smh.core.scales import LEAST, LIMIT, modified
 from smh.core.tensors import TensorSpec
-from smh.errors import PlanError, SmhError, VariableError
+from smh.errors import PlanError, SmhError, VariableError, install_line
 from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Grids, fit_pool
 from smh.models.rounding import dot
 
@@ -159,7 +159,7 @@ def _check(plan: Plan, values: Values) -> None:
     try:
         import scipy.linalg  # noqa: F401
     except ImportError as error:
-        raise SmhError("fitting needs SciPy: pip install 'smh[fit]'") from error
+        raise SmhError(f"fitting needs SciPy: {install_line('fit')}") from error
     parts: list[Pool] = [plan.pool]
     while parts:
         part = parts.pop()

@@ -136,7 +136,7 @@ def test_a_backend_whose_framework_is_missing_names_what_to_install(entry, monke
     with pytest.raises(smh.BackendError, match="a_framework_that_is_not_there"):
         smh.get_backend("other")
     monkeypatch.setattr(registry, "_BUILT_IN", {"torch": "a_framework_that_is_not_there:backend"})
-    with pytest.raises(smh.BackendError, match=r"pip install 'smh\[torch\]'"):
+    with pytest.raises(smh.BackendError, match=r'pip install "structured-multi-hashing\[torch\]"'):
         smh.get_backend("torch")
 
 
@@ -159,10 +159,14 @@ def test_every_built_in_backend_says_what_it_is(name):
     assert len({mode.name for mode in backend.modes()}) == len(backend.modes())
 
 
-@pytest.mark.parametrize(("module", "package"), [("torch", "torch"), ("jax", "jax"), ("keras", "tensorflow")])
-def test_a_framework_that_is_missing_is_named_with_the_extra_that_brings_it(module, package):
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [("torch", "torch", "torch"), ("jax", "jax", "jax"), ("keras", "tensorflow", "keras")],
+)
+def test_a_framework_that_is_missing_is_named_with_the_extra_that_brings_it(module, package, extra):
     for line in (f"from smh import {module}", f"import smh; smh.{module}", f"from smh.backends import {package}"):
         code = f"import sys; sys.modules.update(dict.fromkeys(['torch', 'jax', 'tensorflow', 'keras'])); {line}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         last = done.stderr.splitlines()[-1]
-        assert last == f"ModuleNotFoundError: {package} is not installed: pip install 'smh[{package}]'"
+        advice = f'pip install "structured-multi-hashing[{extra}]"'
+        assert last == f"ModuleNotFoundError: {package} is not installed: {advice}"

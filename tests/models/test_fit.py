@@ -528,7 +528,7 @@ plan = smh.Plan.build({"a": (4, 3)}, ratio=1)
 try:
     fit_variables(plan, {"a": np.ones((4, 3))})
 except smh.SmhError as error:
-    assert str(error) == "fitting needs SciPy: pip install 'smh[fit]'", error
+    assert str(error) == 'fitting needs SciPy: pip install "structured-multi-hashing[fit]"', error
 else:
     raise SystemExit("nothing was raised")
 """

@@ -76,7 +76,9 @@ def test_the_page_has_every_figure_of_the_last_lines():
     old.count("savers", 1)
     broken = findings("soak")
     broken.measure("MiB grown by", 8.5, 8)
-    lines = [x.line() for x in (old, broken, findings(), findings("packages", environment="smh[torch]"))]
+    lines = [
+        x.line() for x in (old, broken, findings(), findings("packages", environment="structured-multi-hashing[torch]"))
+    ]
     page = report.page(lines)
     assert page.count("| savers | 1,234 |") == 3
     assert "1,235" not in page  # of the first line of faults
@@ -85,7 +87,7 @@ def test_the_page_has_every_figure_of_the_last_lines():
     assert "Not done here: full disk, because this process may not mount disks." in page
     assert page.index("## Faults while saving") < page.index("## Long training") < page.index("## Packages")
     assert "Smh[torch]" not in page
-    assert "### smh[torch]" in page
+    assert "### structured-multi-hashing[torch]" in page
 
 
 def test_the_command_writes_the_page(tmp_path):

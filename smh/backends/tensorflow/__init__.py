@@ -5,7 +5,7 @@ from smh.errors import needs
 try:
     import tensorflow  # noqa: F401
 except ModuleNotFoundError as error:
-    raise needs("tensorflow", "tensorflow", error) from error
+    raise needs("tensorflow", "keras", error) from error
 
 import keras
 
