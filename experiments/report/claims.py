@@ -24,30 +24,30 @@ def claims(groups: Places) -> str:
     """Return the table."""
     rows = [
         [
-            "A model keeps most of its accuracy: about a quarter of the variables",
+            "A model keeps most of its accuracy at about 25 % of the variables",
             _points(_SMH[0.258] - _FULL, 0.258),
             _join(_to_dense(groups, 0.25)),
         ],
-        ["a tenth", _points(_SMH[0.1] - _FULL, 0.1), _join(_to_dense(groups, 0.1))],
-        ["3 %", _points(_SMH[0.031] - _FULL, 0.031), _join(_to_dense(groups, 0.03))],
+        ["at 10 %", _points(_SMH[0.1] - _FULL, 0.1), _join(_to_dense(groups, 0.1))],
+        ["at 3 %", _points(_SMH[0.031] - _FULL, 0.031), _join(_to_dense(groups, 0.03))],
         [
-            "It is better than a narrower network of the same size",
+            "It is more accurate than a narrower network of the same size",
             f"{signed(_SMH[0.258] - _WIDTH[0.254])} at {percent(0.258)} against {percent(0.254)}",
             _join(_to_width(groups)),
         ],
         [
-            "and at half the size",
+            "and of twice the size",
             f"{signed(_SMH[0.031] - _WIDTH[0.064])} at {percent(0.031)} against {percent(0.064)}",
             _join(_to_wider(groups)),
         ],
-        ["A learnable scale for each tensor helps", f"{signed(_SCALES)} on average", _join(_scales(groups))],
+        ["A learnable scale per tensor helps", f"{signed(_SCALES)} on average", _join(_scales(groups))],
         [
-            "It trains faster than ten hashes for each weight, at the same size",
+            "It trains faster than ten hashes per weight of the same size",
             f"{_FASTER:g} times",
             _join(_times(groups)),
         ],
     ]
-    return table(["claim", "figures of the paper, points of accuracy", "measured here"], rows)
+    return table(["claim", "paper, points of accuracy", "measured here"], rows)
 
 
 def _points(difference: float, share: float) -> str:
