@@ -1,4 +1,4 @@
-"""The networks, each with a width: every hidden layer has its usual number of units times that, at least one."""
+"""The networks, each with a width that multiplies the number of units of every hidden layer (at least one unit)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Shape = tuple[int, int, int]
 
 
 def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
-    """Return a network with fresh weights, drawn from PyTorch's global generator.
+    """Return a network with fresh weights from PyTorch's global generator.
 
     Parameters
     ----------
     name : str
         ``mlp``: 784-1000-1000-10 on 28 x 28, the three layers of HashedNets (Chen et al. 2015).
         ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
-        ``convnet``: four convolutions with batch norm, averaged, one dense layer; 278,368 weights on 28 x 28.
-        ``resnet32``, ``resnet20``: those for CIFAR-10 (He et al. 2016), 3 x 3 inputs of any size.
+        ``convnet``: four convolutions with batch norm, average pooling, one dense layer; 278,368 weights on 28 x 28.
+        ``resnet32``, ``resnet20``: the networks for CIFAR-10 (He et al. 2016), images of any size.
         ``tiny``: two small layers, for quick checks.
     shape : tuple of int
-        Channels, height and width of images.
+        Channels, height and width of the images.
     classes : int
-        How many outputs.
+        The number of outputs.
     width : float
-        Of all hidden layers.
+        The width multiplier of all hidden layers.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
 
 
 def widths(name: str) -> Iterator[float]:
-    """Iterate over widths at which the number of units of some layer changes, from 1 down."""
+    """Iterate over the widths at which the number of units of a layer changes, from 1 down."""
     units = sorted(_UNITS[name])
     edges = {(2 * k - 1) / (2 * u) for u in units for k in range(1, u + 1)}
     # just above an edge, where u * width rounds up
@@ -114,7 +114,7 @@ def _convnet(shape: Shape, classes: int, units: _Units) -> nn.Module:
 
 
 class _Block(nn.Module):
-    """Two convolutions and a shortcut without weights: subsampled, padded with channels of zeros."""
+    """Two convolutions and a shortcut without weights, subsampled and padded with zero channels."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class _Block(nn.Module):
         self.more = after - before
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run it."""
+        """Run the block."""
         y = functional.relu(self.norm1(self.conv1(x)))
         short = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
         return functional.relu(self.norm2(self.conv2(y)) + short)

@@ -1,7 +1,7 @@
-"""What the paper claims, what its figures say, and what was measured here, with sizes counted the same way.
+"""Claims of the paper, its figures, and the measurements of this project, with sizes counted alike.
 
-Its figures are those of *Structured Multi-Hashing for Model Compression* (CVPR 2020, arXiv 1911.11177) for ResNet-32 on
-CIFAR-10, in percent; the share of variables is in the names.
+The figures are those of *Structured Multi-Hashing for Model Compression* (CVPR 2020, arXiv 1911.11177) for ResNet-32 on
+CIFAR-10, in percent, by the share of variables.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _to_width(groups: Places) -> Iterator[str]:
 
 
 def _to_wider(groups: Places) -> Iterator[str]:
-    """Compare with the width multiplier at the next of the larger ratios, which is at least twice as large."""
+    """Compare with the width multiplier at the next ratio that is at least twice as large."""
     for group in _tables(groups):
         for method in _OURS:
             parts = []
@@ -112,7 +112,7 @@ def _scales(groups: Places) -> Iterator[str]:
 
 
 def _times(groups: Places) -> Iterator[str]:
-    """Compare runs of one commit only: those of others may have been made on another machine."""
+    """Compare runs of one commit only, because other commits may have run on other machines."""
     for group in _tables(groups):
         for ratio in ratios(groups[group].values()):
             ten, ours = place(groups, group, "hash10", ratio), place(groups, group, "matmul", ratio)

@@ -1,4 +1,4 @@
-"""The page as a whole."""
+"""The page of results."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _METHODS = {
     "hash10": "every weight is the sum of ten such entries",
     "sum": "the sum of both, with half of the variables each",
     "width": "a narrower network, all hidden layers by the same factor",
-    "lowrank": "every layer is a product of two factors, trained from the start; all layers have the same rank, and a layer "
-    "that would not become smaller stays whole; convolutions are matrices of outputs x (inputs x window)",
-    "pruned": f"the smallest weights over all layers are set to zero, gradually from {percent(START)} to {percent(STOP)} of "
-    "the steps (Zhu and Gupta 2017); the positions of the remaining weights are not counted",
+    "lowrank": "every layer is a product of two factors, trained from the start; all layers have the same rank, and a "
+    "layer that would not become smaller stays whole; convolutions are matrices of outputs x (inputs x window)",
+    "pruned": f"the smallest weights over all layers are set to zero, gradually from {percent(START)} to "
+    f"{percent(STOP)} of the steps (Zhu and Gupta 2017); the positions of the remaining weights are not counted",
     "random": "a matrix product with a frozen initial pool: only scales, biases and batch norm are trained and counted",
 }
 _NETWORKS = {
@@ -45,16 +45,17 @@ _NETWORKS = {
     "resnet20": "ResNet-20 for CIFAR-10 (He et al. 2016)",
     "tiny": "one hidden layer of 40 units",
 }
-_COUNTED = """On this page, a *ratio* is the number of all stored variables over that of the dense model. Stored variables
-are the variables of pools, scales, biases, and the parameters and running statistics of batch norm. Kept tensors therefore
-leave less room for the pool. Each method uses its largest model within the ratio. Accuracies are percentages of the test
-images, mean ± standard deviation over seeds. The seed determines the initial values and the order of the images. Repeating
-a run on the same machine reproduces its figures. A different processor adds in a different order, which has the effect of
-a different seed: means change by about the standard deviation shown, and three seeds estimate it only roughly.
+_COUNTED = """On this page, a *ratio* is the number of all stored variables over that of the dense model. Stored
+variables are the variables of pools, scales, biases, and the parameters and running statistics of batch norm. Kept
+tensors therefore leave less room for the pool. Each method uses its largest model within the ratio. Accuracies are
+percentages of the test images, mean ± standard deviation over seeds. The seed determines the initial values and the
+order of the images. Repeating a run on the same machine reproduces its figures. A different processor adds in a
+different order, which has the effect of a different seed: means change by about the standard deviation shown, and three
+seeds estimate it only roughly.
 """
 _CLAIMS = """The figures of the paper ([arXiv 1911.11177](https://arxiv.org/abs/1911.11177)) are for ResNet-32 on
-CIFAR-10. The last column was measured with the networks above and counts all stored variables. Differences are points of
-test accuracy.
+CIFAR-10. The last column was measured with the networks above and counts all stored variables. Differences are points
+of test accuracy.
 """
 _RATES = """Accuracy on validation images by learning rate, one seed. The selected rate is bold, and marked † if it is
 the lowest or highest of the list.
@@ -68,18 +69,18 @@ nothing. [Performance](../performance.md) has steps measured side by side.
 
 
 def write(config: Config, found: Results, output: Path) -> None:
-    """Write the page and its plots into a folder.
+    """Write the page and its plots to a folder.
 
     Raises
     ------
     ExperimentError
-        If there are no results that the configuration asks for.
+        If no cell of the configuration has a result.
     """
     groups = gather(config, found)
     tuned = tunings(config, found)
     lines = _used(groups, tuned, config, found)
     if not lines:
-        raise ExperimentError(f"there are no results of {config.name}: python -m experiments run makes them")
+        raise ExperimentError(f"there are no results of {config.name}: run python -m experiments run first")
     output.mkdir(parents=True, exist_ok=True)
     parts = [_head(config, groups, lines)]
     for group in (group for group in groups if group in MODELS):
@@ -111,7 +112,7 @@ def _network(group: str, groups: Places, output: Path) -> str:
 
 
 def _used(groups: Places, tuned: list[Tuning], config: Config, found: Results) -> list[Line]:
-    """Return every line that the page shows, once."""
+    """Return each line of results on the page once."""
     lines = [line for places in groups.values() for place in places.values() for line in place.lines]
     lines += [line for t in tuned for s in config.tuning_of(t.base) if (line := found.lines.get(s.key))]
     return list({line["id"]: line for line in lines}.values())
@@ -135,11 +136,11 @@ Test accuracy by ratio on {data}, for Structured Multi-Hashing and its alternati
 
 def _methods(groups: Places) -> str:
     used = {place.settings.method for places in groups.values() for place in places.values()}
-    return table(["method", "what it is"], ([NAMES[m], what] for m, what in _METHODS.items() if m in used))
+    return table(["method", "description"], ([NAMES[m], what] for m, what in _METHODS.items() if m in used))
 
 
 def _training(settings: list[dict[str, object]]) -> str:
-    """Describe the training of all runs, and where networks differ."""
+    """Describe the training of all runs, and the differences between networks."""
     rows = dict.fromkeys(
         (str(s["model"]), f"{s['training']:,}", f"{s['validation']:,}", str(s["epochs"]), str(s["batch"]))
         for s in settings

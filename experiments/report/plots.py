@@ -1,4 +1,4 @@
-"""The plots, as SVG; equal results give equal files."""
+"""The plots, as SVG. Equal results give equal files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKERS = "osD^v<>Pp*h"
 
 
 def accuracy(title: str, places: list[Place], path: Path) -> None:
-    """Draw accuracy over stored variables, one line for each method; bars are standard deviations over seeds."""
+    """Draw accuracy over stored variables, one line per method. Bars are standard deviations over seeds."""
     drawing = Figure(figsize=(8, 5), layout="constrained")
     axes = drawing.subplots()
     for label in (name for name in labels(places) if name != "dense"):
@@ -44,7 +44,7 @@ def accuracy(title: str, places: list[Place], path: Path) -> None:
 
 
 def rates(found: list[Tuning], path: Path) -> None:
-    """Draw accuracy on validation images over learning rates, a panel for each network, at the first tuned ratio."""
+    """Draw accuracy on validation images over learning rates, one panel per network, at the first tuned ratio."""
     of = [tuning for tuning in found if tuning.base.optimizer == "adamw" and _plain(tuning)]
     models = list(dict.fromkeys(tuning.base.model for tuning in of))
     if not models:
@@ -66,14 +66,14 @@ def rates(found: list[Tuning], path: Path) -> None:
 
 
 def _style(method: str) -> dict[str, Any]:
-    """Return what a method looks like in all plots."""
+    """Return the line style of a method in all plots."""
     number = list(NAMES).index(method)
     color = "black" if method == "dense" else f"C{number - 1}"
     return {"color": color, "marker": _MARKERS[number % len(_MARKERS)], "label": NAMES[method]}
 
 
 def _plain(tuning: Tuning) -> bool:
-    """Say whether settings are those of the tables."""
+    """Return whether settings are those of the tables."""
     defaults = type(tuning.base).__dataclass_fields__
     return all(
         getattr(tuning.base, name) == defaults[name].default
