@@ -74,6 +74,22 @@ class Data:
     classes: int
 
 
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that fits into memory.
+
+    ``read`` takes the folder of ``--data``, or None, and returns training images [n, channels, height, width], their
+    classes [n], test images and their classes.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    read: Callable[[Path | None], Arrays]
+
+
 @functools.lru_cache(maxsize=2)
 def load(name: str, folder: Path | None, training: int, validation: int) -> Data:
     """Return a data set.
@@ -94,14 +110,8 @@ def load(name: str, folder: Path | None, training: int, validation: int) -> Data
     """
     if name == "images":
         return _split_folders(_needed(name, folder), training, validation)
-    readers: dict[str, Callable[[], _Arrays]] = {
-        "fashion-mnist": lambda: _fashion(folder or FASHION),
-        "digits": _digits,
-        "cifar10": lambda: _cifar(_needed(name, folder)),
-        "mnist": lambda: small_images.read(_needed(name, folder), (1, 28, 28)),
-    }
     shape, classes = describe(name, folder)
-    x, y, test_x, test_y = readers[name]()
+    x, y, test_x, test_y = SOURCES[name].read(folder)
     first, second = split(len(y), training, validation)
     mean, deviation = _moments(x[first])
 
@@ -122,13 +132,9 @@ def describe(name: str, folder: Path | None) -> tuple[tuple[int, int, int], int]
     """Return the shape of the images and the number of classes, without reading images."""
     if name == "images":
         return (3, folders.SIZE, folders.SIZE), len(folders.read(_needed(name, folder) / "train").classes)
-    shapes = {"fashion-mnist": (1, 28, 28), "digits": (1, 8, 8), "cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
-    if name not in shapes:
-        raise ExperimentError(f"data must be one of {', '.join((*shapes, 'images'))}; got {name!r}")
-    return shapes[name], 10
-
-
-_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    if name not in SOURCES:
+        raise ExperimentError(f"data must be one of {', '.join((*SOURCES, 'images'))}; got {name!r}")
+    return SOURCES[name].shape, SOURCES[name].classes
 
 
 def split(count: int, training: int, validation: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +175,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _fashion(folder: Path) -> _Arrays:
+def _fashion(folder: Path) -> Arrays:
     if not folder.is_dir():
         raise ExperimentError(
             f"Fashion-MNIST is not in {folder}: install the Debian package dataset-fashion-mnist "
@@ -186,11 +192,11 @@ def _fashion(folder: Path) -> _Arrays:
     return x[:, None], y, test_x[:, None], test_y
 
 
-def _cifar(folder: Path) -> _Arrays:
+def _cifar(folder: Path) -> Arrays:
     return small_images.read(folder, (3, 32, 32)) if (folder / "train").is_dir() else cifar.read(folder)
 
 
-def _digits() -> _Arrays:
+def _digits() -> Arrays:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -232,3 +238,12 @@ def _split_folders(folder: Path, training: int, validation: int) -> Data:
         shape=(3, folders.SIZE, folders.SIZE),
         classes=len(images.classes),
     )
+
+
+SOURCES = {
+    "fashion-mnist": Source((1, 28, 28), 10, lambda folder: _fashion(folder or FASHION)),
+    "digits": Source((1, 8, 8), 10, lambda _: _digits()),
+    "cifar10": Source((3, 32, 32), 10, lambda folder: _cifar(_needed("cifar10", folder))),
+    "mnist": Source((1, 28, 28), 10, lambda folder: small_images.read(_needed("mnist", folder), (1, 28, 28))),
+}
+"""Data sets that fit into memory, by name."""

@@ -36,21 +36,21 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
     ExperimentError
         For an unknown name.
     """
-    if name not in _BUILDERS:
-        raise ExperimentError(f"model must be one of {', '.join(_BUILDERS)}; got {name!r}")
-    return _BUILDERS[name](shape, classes, lambda units: max(1, round(units * width)))
+    if name not in BUILDERS:
+        raise ExperimentError(f"model must be one of {', '.join(BUILDERS)}; got {name!r}")
+    return BUILDERS[name](shape, classes, lambda units: max(1, round(units * width)))
 
 
 def widths(name: str) -> Iterator[float]:
     """Iterate over the widths at which the number of units of a layer changes, from 1 down."""
-    units = sorted(_UNITS[name])
+    units = sorted(UNITS[name])
     edges = {(2 * k - 1) / (2 * u) for u in units for k in range(1, u + 1)}
     # just above an edge, where u * width rounds up
     yield from (edge + 1e-9 for edge in sorted(edges, reverse=True))
 
 
-_Units = Callable[[int], int]
-_UNITS = {
+Units = Callable[[int], int]
+UNITS: dict[str, set[int]] = {
     "mlp": {1000},
     "cnn": {32, 64, 216},
     "convnet": {32, 64, 128, 160},
@@ -58,9 +58,10 @@ _UNITS = {
     "resnet20": {16, 32, 64},
     "tiny": {40},
 }
+"""The numbers of units of the hidden layers of each network, at width 1."""
 
 
-def _mlp(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _mlp(shape: Shape, classes: int, units: Units) -> nn.Module:
     inputs, hidden = shape[0] * shape[1] * shape[2], units(1000)
     return nn.Sequential(
         nn.Flatten(),
@@ -72,7 +73,7 @@ def _mlp(shape: Shape, classes: int, units: _Units) -> nn.Module:
     )
 
 
-def _tiny(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _tiny(shape: Shape, classes: int, units: Units) -> nn.Module:
     inputs, hidden = shape[0] * shape[1] * shape[2], units(40)
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
@@ -94,7 +95,7 @@ def _halved(size: int, times: int) -> int:
     return size
 
 
-def _cnn(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _cnn(shape: Shape, classes: int, units: Units) -> nn.Module:
     channels = [units(32), units(64), units(64)]
     pixels = _halved(shape[1], 3) * _halved(shape[2], 3)
     return nn.Sequential(
@@ -106,7 +107,7 @@ def _cnn(shape: Shape, classes: int, units: _Units) -> nn.Module:
     )
 
 
-def _convnet(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _convnet(shape: Shape, classes: int, units: Units) -> nn.Module:
     channels = [units(32), units(64), units(128), units(160)]
     return nn.Sequential(
         *_convolutions(shape, channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes)
@@ -132,8 +133,8 @@ class _Block(nn.Module):
         return functional.relu(self.norm2(self.conv2(y)) + short)
 
 
-def _resnet(blocks: int) -> Callable[[Shape, int, _Units], nn.Module]:
-    def make(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _resnet(blocks: int) -> Callable[[Shape, int, Units], nn.Module]:
+    def make(shape: Shape, classes: int, units: Units) -> nn.Module:
         before = units(16)
         layers: list[nn.Module] = [
             nn.Conv2d(shape[0], before, 3, 1, 1, bias=False),
@@ -149,7 +150,7 @@ def _resnet(blocks: int) -> Callable[[Shape, int, _Units], nn.Module]:
     return make
 
 
-_BUILDERS: dict[str, Callable[[Shape, int, _Units], nn.Module]] = {
+BUILDERS: dict[str, Callable[[Shape, int, Units], nn.Module]] = {
     "mlp": _mlp,
     "cnn": _cnn,
     "convnet": _convnet,
@@ -157,3 +158,4 @@ _BUILDERS: dict[str, Callable[[Shape, int, _Units], nn.Module]] = {
     "resnet20": _resnet(3),
     "tiny": _tiny,
 }
+"""Each builds a network for a shape, a number of classes, and a function from units at width 1 to units."""

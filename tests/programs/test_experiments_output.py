@@ -1,6 +1,7 @@
 """Runs report missing data once, before any work, and print their progress at once."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -95,3 +96,14 @@ def test_the_lines_are_flushed_while_a_run_goes_on(monkeypatch):
         assert stream.seen.count("a run") == len(losses) // 2 + (len(losses) == 3)
     assert "epoch 1 of 1.5  loss 2.0000" in stream.seen
     assert "epoch 1.5 of 1.5  loss 5.0000" in stream.seen
+
+
+def test_the_page_names_all_columns(tmp_path):
+    config = tmp_path / "tiny.toml"
+    config.write_text(CONFIG.replace("epochs = 3", "epochs = 1").replace("[0.3]", "[0.3, 0.01]"))
+    read = cells.read(config)
+    runner.Runner(read, tmp_path / "results.jsonl", Console(quiet=True)).run(list(read.cells), 1)
+    page = (__main__.HERE.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("## Columns of the results")[2], re.MULTILINE)
+    columns = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert columns == {name for line in results.read(tmp_path / "results.jsonl") for name in line}
