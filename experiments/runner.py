@@ -47,15 +47,15 @@ def choose(config: Config, only: str | None) -> list[Cell]:
     return [cell for cell in config.cells if cell.id in names or (cell.tuning and cell.settings.key in needed)]
 
 
-def status(cell: Cell, config: Config, found: Results) -> str:
+def status(cell: Cell, config: Config, lines: Results) -> str:
     """Return ``done``, ``cannot``, ``to do``, or ``waits`` (for its tuning)."""
     try:
-        settings = found.resolve(cell, config)
+        settings = lines.resolve(cell, config)
     except Waiting:
         settings = cell.settings
-        if found.get(settings) is None and reachable(settings, config.folder) is None:
+        if lines.get(settings) is None and reachable(settings, config.folder) is None:
             return "waits"
-    line = None if settings is None else found.get(settings)
+    line = None if settings is None else lines.get(settings)
     return "to do" if line is None else "cannot" if "cannot" in line else "done"
 
 

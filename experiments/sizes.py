@@ -104,10 +104,10 @@ def ranks(shapes: Matrices, kept: int, allowed: int) -> dict[str, int | None]:
     return chosen(rank, more)
 
 
-def factorised(shapes: Matrices, chosen: Mapping[str, int | None]) -> int:
+def factorised(shapes: Matrices, rank_of: Mapping[str, int | None]) -> int:
     """Return the number of elements of all factors and whole layers."""
     total = 0
     for name, (rows, columns) in shapes.items():
-        rank = chosen[name]
+        rank = rank_of[name]
         total += rows * columns if rank is None else rank * (rows + columns)
     return total

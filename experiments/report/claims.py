@@ -54,8 +54,8 @@ def _points(difference: float, share: float) -> str:
     return f"{signed(difference)} at {percent(share)}"
 
 
-def _join(found: Iterator[str]) -> str:
-    return "; ".join(found) or "not measured yet"
+def _join(parts: Iterator[str]) -> str:
+    return "; ".join(parts) or "not measured yet"
 
 
 def _tables(groups: Places) -> list[str]:
@@ -70,9 +70,9 @@ def _to_dense(groups: Places, ratio: float) -> Iterator[str]:
     for group in _tables(groups):
         dense = place(groups, group, "dense", None)
         for method in _OURS:
-            found = place(groups, group, method, ratio)
-            if found and dense:
-                yield f"{_named(group, method)}: {_difference(found.accuracies, dense.accuracies)}"
+            entry = place(groups, group, method, ratio)
+            if entry and dense:
+                yield f"{_named(group, method)}: {_difference(entry.accuracies, dense.accuracies)}"
 
 
 def _to_width(groups: Places) -> Iterator[str]:
@@ -80,9 +80,9 @@ def _to_width(groups: Places) -> Iterator[str]:
         for method in _OURS:
             parts = []
             for ratio in ratios(groups[group].values()):
-                found, width = place(groups, group, method, ratio), place(groups, group, "width", ratio)
-                if found and width:
-                    parts.append(f"{_difference(found.accuracies, width.accuracies)} at {percent(ratio)}")
+                entry, width = place(groups, group, method, ratio), place(groups, group, "width", ratio)
+                if entry and width:
+                    parts.append(f"{_difference(entry.accuracies, width.accuracies)} at {percent(ratio)}")
             if parts:
                 yield f"{_named(group, method)}: {', '.join(parts)}"
 
@@ -93,11 +93,11 @@ def _to_wider(groups: Places) -> Iterator[str]:
         for method in _OURS:
             parts = []
             for ratio in ratios(groups[group].values()):
-                found = place(groups, group, method, ratio)
+                entry = place(groups, group, method, ratio)
                 wider = [r for r in ratios(groups[group].values()) if r >= 2 * ratio]
                 width = place(groups, group, "width", min(wider)) if wider else None
-                if found and width:
-                    difference = _difference(found.accuracies, width.accuracies)
+                if entry and width:
+                    difference = _difference(entry.accuracies, width.accuracies)
                     parts.append(f"{difference} at {percent(ratio)} against {percent(min(wider))}")
             if parts:
                 yield f"{_named(group, method)}: {', '.join(parts)}"
@@ -123,8 +123,8 @@ def _times(groups: Places) -> Iterator[str]:
                     yield f"{MODELS[group]} at {percent(ratio)}: {times[0] / times[1]:.1f} times"
 
 
-def _seconds(found: Place, commits: set[str]) -> float:
-    return median(line["training_seconds"] for line in found.lines if line["commit"] in commits)
+def _seconds(entry: Place, commits: set[str]) -> float:
+    return median(line["training_seconds"] for line in entry.lines if line["commit"] in commits)
 
 
 def _difference(these: list[float], those: list[float]) -> str:

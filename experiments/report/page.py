@@ -68,7 +68,7 @@ nothing. [Performance](../performance.md) has steps measured side by side.
 """
 
 
-def write(config: Config, found: Results, output: Path) -> None:
+def write(config: Config, results: Results, output: Path) -> None:
     """Write the page and its plots to a folder.
 
     Raises
@@ -76,9 +76,9 @@ def write(config: Config, found: Results, output: Path) -> None:
     ExperimentError
         If no cell of the configuration has a result.
     """
-    groups = gather(config, found)
-    tuned = tunings(config, found)
-    lines = _used(groups, tuned, config, found)
+    groups = gather(config, results)
+    tuned = tunings(config, results)
+    lines = _used(groups, tuned, config, results)
     if not lines:
         raise ExperimentError(f"there are no results of {config.name}: run python -m experiments run first")
     output.mkdir(parents=True, exist_ok=True)
@@ -111,10 +111,10 @@ def _network(group: str, groups: Places, output: Path) -> str:
     return "\n".join(parts)
 
 
-def _used(groups: Places, tuned: list[Tuning], config: Config, found: Results) -> list[Line]:
+def _used(groups: Places, tuned: list[Tuning], config: Config, results: Results) -> list[Line]:
     """Return each line of results on the page once."""
     lines = [line for places in groups.values() for place in places.values() for line in place.lines]
-    lines += [line for t in tuned for s in config.tuning_of(t.base) if (line := found.lines.get(s.key))]
+    lines += [line for t in tuned for s in config.tuning_of(t.base) if (line := results.lines.get(s.key))]
     return list({line["id"]: line for line in lines}.values())
 
 

@@ -79,26 +79,26 @@ Key = tuple[str, float | None]
 Places = dict[str, dict[Key, Place]]
 
 
-def gather(config: Config, found: Results) -> Places:
+def gather(config: Config, results: Results) -> Places:
     """Return places by group, then by label and ratio, in the order of the configuration."""
     groups: Places = {}
     for cell in config.cells:
         if not cell.tuning:
             places = groups.setdefault(cell.group, {})
             place = places.setdefault((cell.label, cell.settings.ratio), Place(cell.label, cell.settings))
-            _take(place, cell, config, found)
+            _take(place, cell, config, results)
     return groups
 
 
-def _take(place: Place, cell: Cell, config: Config, found: Results) -> None:
+def _take(place: Place, cell: Cell, config: Config, results: Results) -> None:
     place.asked += 1
-    line = found.get(cell.settings)
+    line = results.get(cell.settings)
     if line is None:
         try:
-            settings = found.resolve(cell, config)
+            settings = results.resolve(cell, config)
         except Waiting:
             return
-        line = None if settings is None else found.get(settings)
+        line = None if settings is None else results.get(settings)
     if line is None:
         return
     if "cannot" in line:
@@ -128,12 +128,12 @@ class Tuning:
         return self.best in (min(self.accuracies), max(self.accuracies)) if self.complete else False
 
 
-def tunings(config: Config, found: Results) -> list[Tuning]:
+def tunings(config: Config, lines_of: Results) -> list[Tuning]:
     """Return the tuning of rates, in the order of the configuration."""
     bases = dict.fromkeys(cell.settings.replace(lr=None) for cell in config.cells if cell.tuning)
     results = []
     for base in bases:
-        lines = {rate: found.lines.get(base.replace(lr=rate).key) for rate in config.rates[base.optimizer]}
+        lines = {rate: lines_of.lines.get(base.replace(lr=rate).key) for rate in config.rates[base.optimizer]}
         accuracies = {rate: line["validation_accuracy"] for rate, line in lines.items() if line is not None}
         results.append(Tuning(base, accuracies, len(accuracies) == len(lines)))
     return [tuning for tuning in results if tuning.accuracies]

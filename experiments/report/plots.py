@@ -21,13 +21,13 @@ def accuracy(title: str, places: list[Place], path: Path) -> None:
     drawing = Figure(figsize=(8, 5), layout="constrained")
     axes = drawing.subplots()
     for label in (name for name in labels(places) if name != "dense"):
-        found = [place for place in places if place.label == label and place.stored and place.mean is not None]
-        found.sort(key=lambda place: (place.stored or 0, place.settings.ratio or 0))
-        if found:
+        series = [place for place in places if place.label == label and place.stored and place.mean is not None]
+        series.sort(key=lambda place: (place.stored or 0, place.settings.ratio or 0))
+        if series:
             axes.errorbar(
-                [place.stored or 0 for place in found],
-                [100 - (place.mean or 0) for place in found],
-                yerr=[place.deviation or 0 for place in found],
+                [place.stored or 0 for place in series],
+                [100 - (place.mean or 0) for place in series],
+                yerr=[place.deviation or 0 for place in series],
                 linestyle="none" if label == "random" else "-",
                 markersize=5,
                 capsize=2,
@@ -43,9 +43,9 @@ def accuracy(title: str, places: list[Place], path: Path) -> None:
     _save(drawing, path)
 
 
-def rates(found: list[Tuning], path: Path) -> None:
+def rates(tuned: list[Tuning], path: Path) -> None:
     """Draw accuracy on validation images over learning rates, one panel per network, at the first tuned ratio."""
-    of = [tuning for tuning in found if tuning.base.optimizer == "adamw" and _plain(tuning)]
+    of = [tuning for tuning in tuned if tuning.base.optimizer == "adamw" and _plain(tuning)]
     models = list(dict.fromkeys(tuning.base.model for tuning in of))
     if not models:
         return

@@ -55,8 +55,8 @@ def training_loss(rows: Rows) -> str:
     """Return the mean training loss in the last epoch, over all runs that did not diverge."""
 
     def loss(place: Place) -> str:
-        found = [line["training_loss"] for line in place.lines if line["training_loss"] is not None]
-        return f"{mean(found):.3f}" if found else ""
+        losses = [line["training_loss"] for line in place.lines if line["training_loss"] is not None]
+        return f"{mean(losses):.3f}" if losses else ""
 
     return _by_ratio(rows, loss, of_dense="first")
 
@@ -69,8 +69,8 @@ def _by_ratio(rows: Rows, text: Callable[[Place], str], of_dense: str = "") -> s
             if of_dense:
                 lines.append([NAMES.get(label, label), text(rows[label, None]), *[""] * (len(columns) - 1)])
             continue
-        found = [rows.get((label, ratio)) for ratio in columns]
-        lines.append([NAMES.get(label, label), *("" if place is None else text(place) for place in found)])
+        entries = [rows.get((label, ratio)) for ratio in columns]
+        lines.append([NAMES.get(label, label), *("" if place is None else text(place) for place in entries)])
     return table(["method", *map(percent, columns)], lines)
 
 
@@ -103,11 +103,11 @@ def _rate(line: Line) -> str:
     return "".join(f"{what}{settings[name]:g}" for what, name in named if settings[name] is not None)
 
 
-def rates(found: list[Tuning]) -> str:
+def rates(tuned: list[Tuning]) -> str:
     """Return accuracies on validation images by rate. The selected rate is bold, and marked if it is at an edge."""
     tables = []
-    for optimizer in dict.fromkeys(tuning.base.optimizer for tuning in found):
-        of = [tuning for tuning in found if tuning.base.optimizer == optimizer]
+    for optimizer in dict.fromkeys(tuning.base.optimizer for tuning in tuned):
+        of = [tuning for tuning in tuned if tuning.base.optimizer == optimizer]
         columns = sorted({rate for tuning in of for rate in tuning.accuracies})
         lines = []
         for tuning in of:
@@ -129,8 +129,8 @@ _PLAIN = ("bits", "scale", "learn_scale", "scale_rate", "include", "initial")
 def _special(tuning: Tuning) -> str:
     """Return the settings that differ from those of the tables."""
     defaults = type(tuning.base).__dataclass_fields__
-    found = {name: getattr(tuning.base, name) for name in _PLAIN}
-    return ", ".join(f"{name} {value}" for name, value in found.items() if value != defaults[name].default)
+    values = {name: getattr(tuning.base, name) for name in _PLAIN}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value != defaults[name].default)
 
 
 def _accuracy(tuning: Tuning, rate: float) -> str:

@@ -17,10 +17,10 @@ def rest(x: Any) -> Any:
 
 def check_rest(compute: Callable[[], Any]) -> None:
     """Raise :class:`~smh.BackendError` unless :func:`rest`, compiled, is 0 for ``TERMS``."""
-    found = float(compute())
-    if found != 0.0:
+    result = float(compute())
+    if result != 0.0:
         raise BackendError(
-            f"XLA reorders sums: (1 + 2**-60) - 1 gave {found:.3g} instead of 0, so weights and gradients would "
+            f"XLA reorders sums: (1 + 2**-60) - 1 gave {result:.3g} instead of 0, so weights and gradients would "
             "differ between machines: remove the flag --xla_cpu_enable_fast_math=true from the environment "
             "variable XLA_FLAGS"
         )

@@ -66,7 +66,7 @@ class NumpyKernels(Kernels):
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
         """Compute adjacent parts in one array and return views of it."""
-        columns, found = right.shape[1], []
+        columns, results = right.shape[1], []
         breaks = [k for k in range(1, len(parts)) if parts[k][1] != parts[k - 1][2]]
         for first, last in itertools.pairwise([0, *breaks, len(parts)]):
             start, stop = parts[first][1], parts[last - 1][2]
@@ -75,11 +75,11 @@ class NumpyKernels(Kernels):
             origin = start if end - row == 1 else row * columns
             here = [(scale, begin - origin, end - origin) for scale, begin, end in parts[first:last]]
             w = self._scaled(left[row:end], some, np.float32(unit), exact_terms, here).reshape(-1)
-            found += [
+            results += [
                 w[begin:end] if len(here) > 1 or end - begin > 0.97 * w.size else w[begin:end].copy()
                 for _, begin, end in here
             ]
-        return found
+        return results
 
     def _scaled(
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
@@ -226,11 +226,11 @@ def _within(some: slice, first: int) -> slice:
 def _largest(x: Array) -> Array:
     """Return the largest magnitude in a flat array, NaN if any element is NaN."""
     room = np.empty(min(x.size, _CHUNK), dtype=np.float32)
-    found = np.float32(0.0)
+    largest = np.float32(0.0)
     for at in range(0, x.size, _CHUNK):
         part = x[at : at + _CHUNK]
-        found = np.maximum(found, np.max(np.abs(part, out=room[: part.size])))
-    return found
+        largest = np.maximum(largest, np.max(np.abs(part, out=room[: part.size])))
+    return largest
 
 
 def _sums_dtype(left: Array, right: Array, exact_terms: int) -> type:

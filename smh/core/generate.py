@@ -33,9 +33,9 @@ def materialize(
 
     Computes only the virtual weights of the named tensors.
     """
-    chosen = plan.select(names)
+    selected = plan.select(names)
     check_variables(kernels, plan, variables)
-    return build(kernels, plan, put_on_grids(kernels, plan, variables), variables, chosen)
+    return build(kernels, plan, put_on_grids(kernels, plan, variables), variables, selected)
 
 
 def build(
@@ -66,8 +66,8 @@ def vjp(
         if g is not None:
             g = xp.reshape(tensor.view.invert(xp, g, tensor.shape) if tensor.view else g, (-1,))
         parts.append(Part(tensor, scale_of(kernels, tensor, variables), g))
-    found = pull(kernels, plan, put_on_grids(kernels, plan, variables), parts)
-    return {name: found[name] for name in plan.variable_shapes}
+    gradients = pull(kernels, plan, put_on_grids(kernels, plan, variables), parts)
+    return {name: gradients[name] for name in plan.variable_shapes}
 
 
 def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Grid]:
@@ -100,14 +100,14 @@ def weights_of(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: S
     if parts and isinstance(pool, Matmul) and all(tensor.stop <= pool.capacity for tensor, _, _ in parts):
         left, right = grids["left"], grids["right"]
         places = [(scale, tensor.offset, tensor.stop) for tensor, scale, _ in parts]
-        found = kernels.scaled_products(
+        weights = kernels.scaled_products(
             left.integers, right.integers, pool.unit(kernels, left, right), pool.exact_terms, places
         )
     else:
-        found = [
+        weights = [
             kernels.scale(cells(kernels, plan, grids, tensor.offset, tensor.stop), scale) for tensor, scale, _ in parts
         ]
-    return [scales.modified(kernels, w, part.tensor.modifiers) for w, part in zip(found, parts, strict=True)]
+    return [scales.modified(kernels, w, part.tensor.modifiers) for w, part in zip(weights, parts, strict=True)]
 
 
 def cells(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], start: int, stop: int) -> Array:
@@ -164,10 +164,10 @@ def _fused(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[
     pool = plan.pool
     if not isinstance(pool, Matmul) or plan.num_weights > plan.capacity or any(t.modifiers for t, _, _ in parts):
         return None
-    found = kernels.matmul_gradients(grids["left"], grids["right"], pool.exact_terms, pool.factor, parts)
-    if found is None:
+    gradients = kernels.matmul_gradients(grids["left"], grids["right"], pool.exact_terms, pool.factor, parts)
+    if gradients is None:
         return None
-    left, right, of_scales = found
+    left, right, of_scales = gradients
     named = {part.tensor.scale_variable: x for part, x in zip(parts, of_scales, strict=True)}
     return named | {"pool/left": left, "pool/right": right}
 

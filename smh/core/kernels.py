@@ -111,13 +111,13 @@ class Kernels:
         A part is a scale and the range of its elements, counted row by row: ``(scale, start, stop)``. Results have the
         shapes (stop - start,), float32. There is at least one part; parts are not empty and do not overlap.
         """
-        columns, found = right.shape[1], []
+        columns, results = right.shape[1], []
         for scale, start, stop in parts:
             first = start // columns
             rows = self.product(left[first : -(-stop // columns), :], right, unit, exact_terms)
             v = self.xp.reshape(rows, (-1,))[start - first * columns : stop - first * columns]
-            found.append(self.scale(v, scale))
-        return found
+            results.append(self.scale(v, scale))
+        return results
 
     def scale(self, v: Array, scale: Array | float) -> Array:
         """Return ``float32(scale * v)``, with -0 replaced by +0 (specification, section 3.4)."""

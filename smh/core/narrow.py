@@ -82,9 +82,9 @@ class NarrowKernels(Kernels):
         for other in others:
             sums = self._sum(sums, other)
         magnitude = pairs.right(xp, sums.magnitude, sums.exponent * 0 + 3)  # whose last three bits are 0
-        found = self._float(pairs.signed(xp, magnitude, sums.sign), sums.exponent + 3, k)
+        total = self._float(pairs.signed(xp, magnitude, sums.sign), sums.exponent + 3, k)
         special = add_up([xp.where(xp.isfinite(part), 0.0, part) for part in parts])
-        return xp.where(xp.isfinite(special), found, special)
+        return xp.where(xp.isfinite(special), total, special)
 
     def rounded_dot(self, g: Array, v: Array, exponent: Array, kappa: int) -> Array:
         """Multiply significands, and round and add the products of 48 bits as integers."""
@@ -127,8 +127,8 @@ class NarrowKernels(Kernels):
         if self.smooth:
             return self.segment_sum(x, segments, size)
         xp = self.xp
-        found = [self.segment_sum(xp.astype(part, xp.int32), segments, size) for part in self._slices(x, 2, 11)]
-        low, high = (xp.astype(one, xp.int32) for one in found)
+        sums = [self.segment_sum(xp.astype(part, xp.int32), segments, size) for part in self._slices(x, 2, 11)]
+        low, high = (xp.astype(one, xp.int32) for one in sums)
         return pairs.plus(xp, pairs.placed(xp, low, 0), pairs.placed(xp, high, 11))
 
     def sum_tiles(self, fn: Callable[[int, int], Any], start: int, stop: int) -> Any:
@@ -187,14 +187,14 @@ class NarrowKernels(Kernels):
         xp = self.xp
         exponent = xp.where(x.exponent < y.exponent, y.exponent, x.exponent)
         terms = (pairs.right(xp, one.magnitude, xp.clip(exponent - one.exponent, 0, 59)) for one in (x, y))
-        found = pairs.plus(xp, *(pairs.signed(xp, term, one.sign) for term, one in zip(terms, (x, y), strict=True)))
-        sign = self._sign(found.high)
-        found = pairs.signed(xp, found, sign)
-        zero = (found.high == 0) & (found.low == 0)
-        top = xp.where(found.high > 0, 30 + self._log2(found.high), self._log2(found.low))
+        total = pairs.plus(xp, *(pairs.signed(xp, term, one.sign) for term, one in zip(terms, (x, y), strict=True)))
+        sign = self._sign(total.high)
+        total = pairs.signed(xp, total, sign)
+        zero = (total.high == 0) & (total.low == 0)
+        top = xp.where(total.high > 0, 30 + self._log2(total.high), self._log2(total.low))
         # At most one place to the right, after up to 57 bits were shifted to the left as far as possible.
-        found = pairs.right(xp, pairs.left(xp, found, xp.clip(57 - top, 0, 59)), exponent * 0 + 2)
-        return Wide(sign, pairs.to_even(xp, found, 3), xp.where(zero, -1000, exponent + top - 55))
+        total = pairs.right(xp, pairs.left(xp, total, xp.clip(57 - top, 0, 59)), exponent * 0 + 2)
+        return Wide(sign, pairs.to_even(xp, total, 3), xp.where(zero, -1000, exponent + top - 55))
 
     def _log2(self, x: Array) -> Array:
         """Return the position of the leading 1 of positive integers. Clears the next bit, or float32 might round up."""
@@ -214,13 +214,13 @@ class NarrowKernels(Kernels):
         high = xp.where(few, xp.bitwise_right_shift(all_bits, 16), x.high)
         low = xp.where(few, xp.bitwise_and(all_bits, 2**16 - 1), xp.bitwise_or(xp.bitwise_right_shift(x.low, 6), rest))
         high, low = xp.astype(high, xp.float32), xp.astype(low, xp.float32)
-        found = xp.where(few, high * 2.0**16 + low, high * 2.0**30 + low * 2.0**6) * xp.astype(sign, xp.float32)
+        value = xp.where(few, high * 2.0**16 + low, high * 2.0**30 + low * 2.0**6) * xp.astype(sign, xp.float32)
         if k is None:
-            return found
+            return value
         # The product of both powers may not be a float32 number, and one may be too small where the result is small.
         first = xp.bitwise_right_shift(exponent, 1)
         for power in (first, exponent - first):
-            found = found * self.of_bits(xp.bitwise_left_shift(xp.clip(power, -126, 127) + 127, 23))
+            value = value * self.of_bits(xp.bitwise_left_shift(xp.clip(power, -126, 127) + 127, 23))
         limit = pairs.left(xp, Pair(power * 0, power * 0 + 1), xp.clip(k - exponent, 0, 59))
         below = (x.high < limit.high) | (x.high == limit.high) & (x.low < limit.low)
-        return xp.where(below, 0.0, found)
+        return xp.where(below, 0.0, value)

@@ -27,21 +27,21 @@ def by_name(
     """
     if every and not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
-    found: dict[str, Any] = dict.fromkeys(names)
+    values: dict[str, Any] = dict.fromkeys(names)
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise PlanError(f"{what} must be a mapping by name; got {given!r}")
     for name in given:
-        if name not in found:
+        if name not in values:
             why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
             raise PlanError(f"{what} names {name!r}, which {why}")
-        found[name] = given[name]
+        values[name] = given[name]
     for name in names if every else ():
         if name not in given:
             raise PlanError(
                 f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
             )
-    return found
+    return values
 
 
 def modifier_list(given: Any) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def largest_that_fits(pool: Pool, weights: int, size: int, besides: int) -> Pool
     least = file_bytes(at(low)) + besides
     if least > size:
         raise PlanError(
-            f"{weights:,} weights, and what is kept, need at least {least:,} bytes with this pool and these bits; "
+            f"{weights:,} weights and the kept tensors need at least {least:,} bytes with this pool and these bits; "
             f"got {size:,}"
         )
     high = max(low, 2 * size + 1)
@@ -83,9 +83,9 @@ def parse_size(size: Any) -> int:
     >>> parse_size("1.5 MB"), parse_size("2KiB"), parse_size(300)
     (1500000, 2048, 300)
     """
-    found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
-    if found is not None and found[2] in _UNITS:
-        return int(Fraction(found[1]) * _UNITS[found[2]])
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is not None and match[2] in _UNITS:
+        return int(Fraction(match[1]) * _UNITS[match[2]])
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     raise PlanError(f"size must be a number of bytes, or text such as '500 kB' or '2 MiB'; got {size!r}")

@@ -158,8 +158,8 @@ class View:
         """Return the sizes of all named axes. In each dimension, at most one size is inferred."""
         sizes = dict(self.sizes)
         for group, size in zip(self._sides()[0], canonical, strict=True):
-            known = math.prod([sizes[axis] for axis in group if axis in sizes])
-            sizes.update({axis: size // known for axis in group if axis not in sizes})
+            product = math.prod([sizes[axis] for axis in group if axis in sizes])
+            sizes.update({axis: size // product for axis in group if axis not in sizes})
         return sizes
 
     def _check_pattern(self) -> None:

@@ -111,7 +111,7 @@ def compare_all(
 
     All NaNs are equal in the tensors named in ``any_nan``. ``advance`` is called for every common name.
     """
-    found = Comparison(
+    comparison = Comparison(
         only_first=[name for name in first if name not in second],
         only_second=[name for name in second if name not in first],
     )
@@ -119,12 +119,12 @@ def compare_all(
         if name in second:
             a = first[name]
             difference = compare(name, a, second[name], name in any_nan)
-            found.compared += 1
-            found.bits += 8 * a.dtype.itemsize * difference.elements
+            comparison.compared += 1
+            comparison.bits += 8 * a.dtype.itemsize * difference.elements
             if not difference.same:
-                found.differences.append(difference)
+                comparison.differences.append(difference)
             advance()
-    return found
+    return comparison
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

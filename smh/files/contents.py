@@ -30,10 +30,10 @@ class Weights(Tensors):
     Raises :class:`~smh.VariableError` if the variables do not fit the plan.
     """
 
-    def __init__(self, found: Checkpoint) -> None:
-        self.shapes = {tensor.name: tensor.viewed_shape for tensor in found.plan.tensors}
-        self._plan, self._variables = found.plan, found.variables
-        self._tensors = {tensor.name: tensor for tensor in found.plan.tensors}
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.shapes = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
+        self._plan, self._variables = checkpoint.plan, checkpoint.variables
+        self._tensors = {tensor.name: tensor for tensor in checkpoint.plan.tensors}
         check_variables(_KERNELS, self._plan, self._variables)
         with np.errstate(all="ignore"):  # once, for all tensors
             self._grids = generate.put_on_grids(_KERNELS, self._plan, self._variables)
@@ -67,9 +67,9 @@ class ModelTensors(Tensors):
     Raises :class:`~smh.CheckpointError` if a kept tensor has the name of a weight.
     """
 
-    def __init__(self, found: Checkpoint) -> None:
-        self.weights = Weights(found)
-        self._kept = {name: x for name, x in found.dense.items() if not name.startswith(CARRIED)}
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.weights = Weights(checkpoint)
+        self._kept = {name: x for name, x in checkpoint.dense.items() if not name.startswith(CARRIED)}
         if clash := [name for name in self._kept if name in self.weights]:
             raise CheckpointError(f"a weight and a kept tensor have the same name: {clash[0]!r}")
         self.shapes = self.weights.shapes | {name: x.shape for name, x in self._kept.items()}
@@ -89,9 +89,9 @@ class StoredTensors(DenseFile):
 def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[ModelTensors | StoredTensors]:
     """Open a checkpoint, if its weights take at most ``max_bytes``, or a plain file."""
     if is_checkpoint(path):
-        found = read(path)
-        check_file(found, max_bytes)
-        yield ModelTensors(found)
+        checkpoint = read(path)
+        check_file(checkpoint, max_bytes)
+        yield ModelTensors(checkpoint)
     else:
         with StoredTensors(path) as file:
             yield file

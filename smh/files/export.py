@@ -48,7 +48,7 @@ class Exported:
 
 def export(
     path: str | os.PathLike[str],
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     names: Iterable[str] | None = None,
     *,
     view: bool = True,
@@ -65,21 +65,21 @@ def export(
     before anything is written, and ``advance`` with the number of bytes written since. Raises :class:`~smh.ExportError`
     if names clash or the disk has too little space.
     """
-    plan = found.plan if view else canonical(found.plan)
-    tensors, kept = _chosen(plan, found, names)
+    plan = checkpoint.plan if view else canonical(checkpoint.plan)
+    tensors, kept = _chosen(plan, checkpoint, names)
     wide = [name for name, x in kept.items() if x.dtype.itemsize > 4]
     narrow = list(kept)[len(wide) :]
     viewed = {tensor.name: tensor.viewed_shape for tensor in tensors}
     shapes = {name: kept[name].shape if name in kept else viewed[name] for name in (*wide, *viewed, *narrow)}
-    header, size = _header(shapes, {name: x.dtype for name, x in kept.items()}, _metadata(found))
-    limit = default(found) if max_bytes is None else max_bytes
+    header, size = _header(shapes, {name: x.dtype for name, x in kept.items()}, _metadata(checkpoint))
+    limit = default(checkpoint) if max_bytes is None else max_bytes
     check_plan(plan, limit, viewed)
     if size > limit:
         raise LimitError(
             f"the file would have {size:,} bytes, and the limit is {limit:,}: raise the limit with max_bytes={size} "
             f"(on the command line --max-bytes {size}), or select tensors"
         )
-    weights = _weights(dataclasses.replace(found, plan=plan), tensors, backend)
+    weights = _weights(dataclasses.replace(checkpoint, plan=plan), tensors, backend)
     with replacing(path) as temporary, open(temporary, "r+b") as file:
         folder = os.path.dirname(os.path.dirname(temporary))
         free = shutil.disk_usage(folder).free
@@ -101,11 +101,11 @@ def canonical(plan: Plan) -> Plan:
 
 
 def _chosen(
-    plan: Plan, found: Checkpoint, names: Iterable[str] | None
+    plan: Plan, checkpoint: Checkpoint, names: Iterable[str] | None
 ) -> tuple[list[TensorSpec], dict[str, np.ndarray]]:
     """Return the tensors to build, in the order of the plan, and the tensors to copy, the widest first."""
     generated = {tensor.name for tensor in plan.tensors}
-    kept = {name: x for name, x in found.dense.items() if not name.startswith(CARRIED)}
+    kept = {name: x for name, x in checkpoint.dense.items() if not name.startswith(CARRIED)}
     if clash := sorted(generated & set(kept)):
         raise ExportError(f"a weight and a kept tensor have the same name, so one file cannot hold both: {clash[0]!r}")
     wanted = generated | set(kept) if names is None else set(names)
@@ -119,11 +119,11 @@ def _chosen(
     return tensors, {name: kept[name] for name in order}
 
 
-def _metadata(found: Checkpoint) -> dict[str, str]:
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the metadata of the plain file from which a checkpoint was made."""
-    if METADATA not in found.dense:
+    if METADATA not in checkpoint.dense:
         return {}
-    metadata = parse(found.dense[METADATA].tobytes(), "the metadata that it carries")
+    metadata = parse(checkpoint.dense[METADATA].tobytes(), "the metadata that it carries")
     texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
     check(texts and "smh" not in metadata, "the metadata that it carries must be texts by name", metadata)
     return dict(metadata)
@@ -149,12 +149,12 @@ def _header(
     return len(text).to_bytes(8, "little") + text, 8 + len(text) + position
 
 
-def _weights(found: Checkpoint, tensors: list[TensorSpec], backend: Backend | None) -> Iterator[np.ndarray]:
+def _weights(checkpoint: Checkpoint, tensors: list[TensorSpec], backend: Backend | None) -> Iterator[np.ndarray]:
     """Return an iterator over the weights of tensors, in the order of the file. Checks the variables immediately."""
     if backend is None or type(backend) is NumpyBackend:
-        weights = Weights(found)
+        weights = Weights(checkpoint)
         return (block for tensor in tensors for block in weights.blocks(tensor.name))
-    own = {name: backend.asarray(x) for name, x in found.variables.items()}
-    check_variables(NumpyKernels(), found.plan, found.variables)
-    built = (backend.materialize(found.plan, own, [tensor.name])[tensor.name] for tensor in tensors)
+    own = {name: backend.asarray(x) for name, x in checkpoint.variables.items()}
+    check_variables(NumpyKernels(), checkpoint.plan, checkpoint.variables)
+    built = (backend.materialize(checkpoint.plan, own, [tensor.name])[tensor.name] for tensor in tensors)
     return map(backend.to_numpy, built)

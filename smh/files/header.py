@@ -62,8 +62,8 @@ _OTHERS = {
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file for reading, without waiting for the writer of a named pipe."""
     if os.path.isdir(path):
-        found = sorted(name for name in os.listdir(path) if os.fsdecode(name).endswith(".safetensors"))
-        what = f"name one in it, such as {os.fsdecode(found[0])!r}" if found else "it holds no .safetensors file"
+        files = sorted(name for name in os.listdir(path) if os.fsdecode(name).endswith(".safetensors"))
+        what = f"name one in it, such as {os.fsdecode(files[0])!r}" if files else "it holds no .safetensors file"
         raise OtherFileError(f"it is a folder, not a file: {what}")
     nonblocking = getattr(os, "O_NONBLOCK", 0)
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking))

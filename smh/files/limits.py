@@ -20,7 +20,7 @@ FLOOR = 1 << 30  # bytes of weights allowed for every file
 GROWTH = 1024  # bytes of weights allowed per stored byte
 
 
-def default(found: Checkpoint) -> int:
+def default(checkpoint: Checkpoint) -> int:
     """Return the default limit on the bytes of the weights of a file.
 
     The limit is 1 GiB or 1,024 times the stored bytes, whichever is more: 268 million weights from a file of any size,
@@ -34,8 +34,8 @@ def default(found: Checkpoint) -> int:
     >>> default(smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64)) == 2**30
     True
     """
-    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in found.dense.values())
-    return max(FLOOR, GROWTH * (found.plan.file_bytes + kept))
+    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in checkpoint.dense.values())
+    return max(FLOOR, GROWTH * (checkpoint.plan.file_bytes + kept))
 
 
 def check_plan(plan: Plan, max_bytes: int, names: Iterable[str] | None = None) -> None:
@@ -58,6 +58,6 @@ def check_plan(plan: Plan, max_bytes: int, names: Iterable[str] | None = None) -
         )
 
 
-def check_file(found: Checkpoint, max_bytes: int | None = None) -> None:
+def check_file(checkpoint: Checkpoint, max_bytes: int | None = None) -> None:
     """Raise :class:`~smh.LimitError` if the weights of a file exceed a limit, by default that of the file."""
-    check_plan(found.plan, default(found) if max_bytes is None else max_bytes)
+    check_plan(checkpoint.plan, default(checkpoint) if max_bytes is None else max_bytes)

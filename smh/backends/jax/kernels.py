@@ -37,7 +37,7 @@ class JaxKernels(BlockKernels):
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
         """Hold the rows of one tensor at a time."""
-        found = []
+        results = []
         for scale, start, stop in parts:
 
             def weights(
@@ -47,8 +47,8 @@ class JaxKernels(BlockKernels):
                     0
                 ]
 
-            found.append(self.alone(weights, unit, left, right, scale))
-        return found
+            results.append(self.alone(weights, unit, left, right, scale))
+        return results
 
     def largest(self, x: Array) -> Array:
         """Use the maximum, which propagates NaN in JAX."""

@@ -22,7 +22,7 @@ def modes() -> tuple[Mode, ...]:
     """Return the modes, each of which compiles every plan. Counting devices initialises them, so this is a function."""
     lonely = "one device only: start Python with XLA_FLAGS=--xla_force_host_platform_device_count=8"
     missing = lonely if jax.device_count() == 1 else ""
-    found = (
+    declared = (
         EAGER,
         Mode("jit", "jax.jit", around=jax.jit),
         Mode("eager_ops", "jax.disable_jit()", around=_under(jax.disable_jit)),
@@ -38,7 +38,7 @@ def modes() -> tuple[Mode, ...]:
         Mode("remat", "jax.checkpoint", within=jax.checkpoint),
         Mode("sharded", "arrays spread over all devices", around=_sharded, missing=missing),
     )
-    return tuple(dataclasses.replace(mode, slowness=24) for mode in found)
+    return tuple(dataclasses.replace(mode, slowness=24) for mode in declared)
 
 
 def _under(context: Callable[..., AbstractContextManager[Any]], *settings: Any) -> Callable[[Function], Function]:

@@ -58,7 +58,7 @@ class TorchKernels(Kernels):
             return super().scaled_products(left, right, unit, exact_terms, parts)
         columns = right.shape[1]
         unit, *scales = self._numbers([unit, *(scale for scale, _, _ in parts)], left)
-        found = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
+        results = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
         dtype, zero = self._sums_dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
         for rows, some in _bands(parts, columns):
             for cell, sums in self._rows(left, right, dtype, rows):
@@ -69,8 +69,8 @@ class TorchKernels(Kernels):
                         v, factor = sums[a - cell : b - cell], unit * scales[k]
                         if not 2.0**-126 <= abs(factor) < math.inf:
                             v, factor = v * unit, scales[k]
-                        torch.add(zero, v, alpha=factor, out=found[k][a - start : b - start])  # -0 becomes +0
-        return found
+                        torch.add(zero, v, alpha=factor, out=results[k][a - start : b - start])  # -0 becomes +0
+        return results
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
         """Use float32 also if only the present integers allow it."""
