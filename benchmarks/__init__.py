@@ -1,5 +1,5 @@
-"""Official benchmarks: smh against the same computation without it, as ratios measured by turns in one process.
+"""Official benchmarks: ratios of smh to the same computation without it, measured by turns in one process.
 
 `python -m benchmarks kernels|step|inference` measures and records, `python -m benchmarks report` writes the page
-docs/performance.md from what is recorded in benchmarks/results/.
+docs/performance.md from the results in benchmarks/results/.
 """

@@ -17,10 +17,10 @@ INFERENCE = ["resnet34 32x32", "resnet34 224x224", "language model"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and record, or write the page."""
-    options = parser().parse_args(arguments)
+    """Measure, print and record results, or write the page."""
+    options = make_parser().parse_args(arguments)
     if options.command == "report":
-        from benchmarks import report  # matplotlib is not needed to measure
+        from benchmarks import report  # measuring does not need matplotlib
 
         report.write(options.results, options.output)
         return
@@ -31,13 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
     for row in run(options):
         spread = f"  ({row['low']:.2f} to {row['high']:.2f}, {row['seconds']:.4f} s)" if "low" in row else ""
         print(*(row[name] for name in ("network", "ratio", "mode", "what")), f"{row['value']:.2f}{spread}", flush=True)
-        rows.append(row)  # recorded one by one: a run that is stopped leaves what it has
+        rows.append(row)  # recorded one by one, so an interrupted run keeps its results
         path = measure.record(options.command, options.backend, options.rounds, rows, options.results)
     print("recorded in", path)
 
 
 def run(options: argparse.Namespace) -> Iterator[measure.Row]:
-    """Iterate over the results of a command. Frameworks are imported now, with their threads limited."""
+    """Iterate over the results of a command. Imports frameworks only now, with their threads limited."""
     names, ratios, rounds = options.shapes, options.ratios, options.rounds
     if options.command == "kernels":
         from benchmarks import kernels
@@ -54,15 +54,15 @@ def run(options: argparse.Namespace) -> Iterator[measure.Row]:
     return torch_models.measure_inference(names or INFERENCE, ratios[0], rounds)
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = found.add_subparsers(dest="command", required=True)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
     abouts = {
-        "kernels": "build and gradients of all weights, over raw float32 products of their shapes",
-        "step": "a training step over that of the plain model, batch 32",
-        "inference": "a forward pass, and generate(), over those of the plain model, PyTorch",
-        "report": "write docs/performance.md and its plots from what is recorded",
+        "kernels": "build and gradients of all weights, relative to raw float32 products of the same shapes",
+        "step": "a training step with batch 32, relative to the plain model",
+        "inference": "a forward pass and generate() in PyTorch, relative to the plain model",
+        "report": "write docs/performance.md and its plots from recorded results",
     }
     every = {name: commands.add_parser(name, help=about, description=about) for name, about in abouts.items()}
     for name, command in every.items():
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         backends = {"kernels": ["numpy", "torch", "jax", "tensorflow"], "step": list(STEP), "inference": ["torch"]}
         command.add_argument("--backend", choices=backends[name], default="torch")
         command.add_argument("--rounds", type=int, default=7)
-        command.add_argument("--threads", type=int, default=1, help="0 for as many as each framework takes")
+        command.add_argument("--threads", type=int, default=1, help="0 for the default of each framework")
         ratios = {"kernels": [0.02, 0.1, 0.5], "step": [0.1, 0.02], "inference": [0.1]}
         command.add_argument("--ratios", type=float, nargs="+", default=ratios[name])
         if name == "kernels":
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         shapes = ["resnet34", "efficientnet_b0", "square2300", "square4612"] if name == "kernels" else None
         what = {"kernels": "resnet34, efficientnet_b0 or squareN"}.get(name, 'networks, such as "resnet34 32x32"')
         command.add_argument("--shapes", nargs="+", default=shapes, help=what)
-    return found
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training steps of compressed models in JAX and TensorFlow, over those of the plain model, which is one of Keras."""
+"""Training steps of compressed Keras models in JAX and TensorFlow, relative to the plain model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def inputs(model: Any) -> np.ndarray:
 
 
 def network(name: str) -> Any:
-    """Return ResNet-34 or the MLP of experiments/, for images of the size with which the name ends."""
+    """Return ResNet-34 or the MLP of experiments/, for images of the size at the end of the name."""
     import keras
     from keras import layers
 
@@ -83,7 +83,7 @@ def network(name: str) -> Any:
         hidden = [layers.Dense(1000, activation="relu") for _ in range(2)]
         return keras.Sequential([keras.Input((size, size, 1)), layers.Flatten(), *hidden, layers.Dense(10)])
     if kind != "resnet34":
-        raise SystemExit(f"networks of this backend are resnet34 and mlp; got {kind!r}")
+        raise SystemExit(f"the network must be resnet34 or mlp with this backend; got {kind!r}")
     images = keras.Input((size, size, 3))
     x = layers.MaxPooling2D(3, 2, padding="same")(layers.ReLU()(_convolution(images, 64, 7, 2)))
     for channels, blocks in RESNET34:

@@ -1,4 +1,4 @@
-"""Building all weights, and all gradients, over the raw float32 products of their shapes."""
+"""Building all weights, and all gradients, relative to raw float32 products of the same shapes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 
 FLOORS = {"build": "product", "exact gradients": "both products", "fast gradients": "both products"}
-"""What each is relative to."""
+"""The floor of each measurement."""
 
 
 class Work(NamedTuple):
-    """A plan with values: its variables, a cotangent for every tensor, and one for the whole matrix."""
+    """A plan with its variables, a cotangent for every tensor, and a cotangent for the whole matrix."""
 
     plan: Plan
     variables: dict[str, Any]
@@ -33,7 +33,7 @@ class Work(NamedTuple):
         return cls(plan, initial_variables(plan), g, random.standard_normal((n, n), dtype=np.float32))
 
     def map(self, array: Callable[[Any], Any]) -> Work:
-        """Return the same with other arrays."""
+        """Return a copy with a function applied to all arrays."""
         variables, cotangents = ({k: array(x) for k, x in d.items()} for d in (self.variables, self.cotangents))
         return Work(self.plan, variables, cotangents, array(self.matrix))
 
@@ -45,15 +45,15 @@ class Work(NamedTuple):
 def measure(
     backend: str, names: Iterable[str], ratios: Iterable[float], rounds: int, modes: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """Iterate over the results of a backend, in all its modes or only some."""
+    """Iterate over the results of a backend, in all modes or some."""
     for name in names:
         for ratio in ratios:
             cases = CASES[backend](Work.of(name, ratio)).items()
-            found = by_turns({case: x for case, x in cases if not modes or case.partition(":")[0] in modes}, rounds)
-            for case, times in found.items():
+            seconds = by_turns({case: x for case, x in cases if not modes or case.partition(":")[0] in modes}, rounds)
+            for case, times in seconds.items():
                 mode, _, what = case.partition(": ")
                 if what in FLOORS:
-                    floor = found[f"{mode}: {FLOORS[what]}"]
+                    floor = seconds[f"{mode}: {FLOORS[what]}"]
                     yield over(times, floor, network=name, ratio=ratio, mode=mode, what=what)
             peak = peak_in_fresh_process("kernels.peak_of_build", backend, name, ratio, mode)
             weights = 4 * sum(tensor.size for tensor in Plan.build(shapes_of(name), ratio=ratio).tensors)
@@ -61,7 +61,7 @@ def measure(
 
 
 def peak_of_build(backend: str, name: str, ratio: float, mode: str) -> int:
-    """Return the peak of memory of building in a mode, once compiled, beyond the framework and the arguments."""
+    """Return the peak memory of a build in a mode, after compilation, beyond the framework and the arguments."""
     return peak_beyond(None, CASES[backend](Work.of(name, ratio))[f"{mode}: build"]())
 
 
@@ -80,7 +80,7 @@ def numpy_cases(work: Work) -> dict[str, Case]:
 
 
 def torch_cases(work: Work) -> dict[str, Case]:
-    """PyTorch, eager and compiled. Gradients are what autograd's backward pass takes."""
+    """PyTorch, eager and compiled. Gradients are those of autograd's backward pass."""
     import torch
 
     from smh import torch as smh

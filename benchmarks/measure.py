@@ -1,4 +1,4 @@
-"""How things are measured and recorded: by turns, medians and quartiles of ratios, peak memory in a fresh process."""
+"""Measuring and recording: runs by turns, medians and quartiles of ratios, peak memory in a fresh process."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from typing import Any, TypeVar
 
 K = TypeVar("K")
 Row = dict[str, Any]
-"""A result: what was measured on which network, its value over its floor, and the quartiles of that over rounds."""
+"""A result: network, measured quantity, its value relative to its floor, and the quartiles over rounds."""
 Case = Callable[[], Callable[[], object]]
-"""Prepares a round, which is not timed, and returns what is."""
+"""Prepares a round, untimed, and returns the function to time."""
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 _INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def limit_threads(count: int) -> None:
-    """Limit all frameworks to some threads. They read this when they are imported, so call it before."""
+    """Limit the threads of all frameworks. Call it before importing them, because they read the limit at import."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
     for library in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
@@ -39,7 +39,7 @@ def limit_threads(count: int) -> None:
 
 
 def by_turns(cases: Mapping[K, Case], rounds: int) -> dict[K, list[float]]:
-    """Return the seconds of each case, round by round; a first round, which also compiles, does not count."""
+    """Return the seconds of each case, round by round, without a first round, which also compiles."""
     seconds: dict[K, list[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):
         for name, prepare in cases.items():
@@ -51,8 +51,8 @@ def by_turns(cases: Mapping[K, Case], rounds: int) -> dict[K, list[float]]:
 
 
 def over(times: list[float], floor: list[float], **what: Any) -> Row:
-    """Return the row of a case whose times are taken relative to those of its floor in the same rounds."""
-    ratios = [one / other for one, other in zip(times, floor, strict=True)]
+    """Return the row of a case, with times relative to its floor in the same rounds."""
+    ratios = [time / least for time, least in zip(times, floor, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     seconds = {"seconds": statistics.median(times), "floor": statistics.median(floor)}
     row = what | {"value": middle, "low": low, "high": high} | seconds
@@ -60,7 +60,7 @@ def over(times: list[float], floor: list[float], **what: Any) -> Row:
 
 
 def kinds(function: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """Return the kinds of gradients that a function of the library has, with the options that choose them."""
+    """Return the kinds of gradients of a function of the library, with the options that select them."""
     fast = "gradients" in inspect.signature(function).parameters
     return {"exact": {}} | ({"fast": {"gradients": "fast"}} if fast else {})
 
@@ -68,7 +68,7 @@ def kinds(function: Callable[..., Any]) -> dict[str, dict[str, Any]]:
 def steps(
     make: Callable[..., Case], mode: str, networks: Iterable[str], ratios: Iterable[float], rounds: int
 ) -> Iterator[Row]:
-    """Iterate over training steps ``make(network, ratio, **options)`` over that of the plain model, ratio None."""
+    """Iterate over training steps ``make(network, ratio, **options)`` relative to the plain model, with ratio None."""
     from smh import compress
 
     for network in networks:
@@ -76,22 +76,22 @@ def steps(
         for ratio in ratios:
             for kind, options in kinds(compress).items():
                 cases[ratio, kind] = make(network, ratio, **options)
-        found = by_turns(cases, rounds_of(network, rounds))
+        seconds = by_turns(cases, rounds_of(network, rounds))
         for case in list(cases)[1:]:
             what = {"network": network, "ratio": case[0], "mode": mode, "what": case[1]}
-            yield over(found[case], found[None, "plain"], **what)
+            yield over(seconds[case], seconds[None, "plain"], **what)
 
 
 def rounds_of(network: str, rounds: int) -> int:
-    """Return how many rounds a network gets: half as many where images are large."""
+    """Return the number of rounds of a network: half as many for large images."""
     return max(3, rounds // 2) if "224" in network and rounds > 3 else rounds
 
 
 def peak_in_fresh_process(function: str, *arguments: Any) -> int | None:
-    """Return what ``MODULE.FUNCTION(*arguments)`` of this package returns in a separate process; None off Linux."""
+    """Return the result of ``MODULE.FUNCTION(*arguments)`` of this package in a separate process; None off Linux."""
     if not on_linux():
         return None
-    # Memory that is freed goes back at once, so that what is resident is what is in use.
+    # Freed memory is returned at once, so resident memory is memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
@@ -99,17 +99,17 @@ def peak_in_fresh_process(function: str, *arguments: Any) -> int | None:
 
 
 def on_linux() -> bool:
-    """Say whether the system tells the peak of memory and can forget it."""
+    """Return whether the system reports peak memory and can reset it."""
     return Path("/proc/self/clear_refs").exists()
 
 
 def memory_row(peak: int | None, floor: int | None, **what: Any) -> list[Row]:
-    """Return a row of memory, or nothing where it was not measured."""
+    """Return a row of memory, or an empty list if it was not measured."""
     return [] if peak is None or floor is None else [what | {"value": round(peak / floor, 5), "bytes": peak}]
 
 
 def resident(field: str = "VmRSS") -> int:
-    """Return the bytes of memory of this process: now, or ``VmHWM``, the most since :func:`peak_beyond` began."""
+    """Return the resident bytes of this process now, or for ``VmHWM`` their peak since :func:`peak_beyond` began."""
     gc.collect()
     if field == "VmRSS":
         ctypes.CDLL(None).malloc_trim(0)
@@ -118,7 +118,7 @@ def resident(field: str = "VmRSS") -> int:
 
 
 def peak_beyond(base: int | None, run: Callable[[], object]) -> int:
-    """Return the most bytes beyond ``base``, by default what is resident before, while ``run`` runs a second time."""
+    """Return the peak bytes beyond ``base``, by default the resident bytes before, in a second call of ``run``."""
     run()
     base = resident() if base is None else base
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -127,7 +127,7 @@ def peak_beyond(base: int | None, run: Callable[[], object]) -> int:
 
 
 def record(command: str, backend: str, rounds: int, rows: list[Row], folder: Path) -> Path:
-    """Write the results of a command for a backend, with what is needed to judge them."""
+    """Write the results of a command for a backend, with machine, versions and commit."""
     libraries = {"numpy": ["numpy"], "torch": ["torch"], "jax": ["jax"], "tensorflow": ["tensorflow", "keras"]}
     conditions = {
         "command": command,
@@ -156,7 +156,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit that changed the library last, with a plus if it was changed since."""
+    """Return the last commit that changed the library, with a plus for later changes."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
@@ -165,7 +165,7 @@ def commit() -> str:
 
 
 def _cpu(field: str) -> str:
-    """Return a field of the first processor, where Linux tells it."""
+    """Return a field of the first processor in /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The page of performance: tables with targets and what misses them, and two plots, from recorded results."""
+"""The performance page: tables with targets and missed targets, and two plots, from recorded results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOORS = {"build": 1.0, "exact gradients": 2.5, "fast gradients": 1.0}
 
 
 class Result(NamedTuple):
-    """A row, where it comes from, and what is aimed at."""
+    """A row, its run, its target and the note on a missed target."""
 
     run: dict[str, Any]
     row: Row
@@ -44,7 +44,7 @@ class Result(NamedTuple):
 
     @property
     def missed(self) -> float:
-        """By how many percent, 0 if the target is met or there is none."""
+        """The percentage by which the target is missed; 0 if it is met or absent."""
         return 0.0 if self.target is None else max(0.0, 100 * (round(self.row["value"], 2) / self.target - 1))
 
     @property
@@ -57,29 +57,29 @@ class Result(NamedTuple):
 
 def write(results: Path, output: Path, texts: Path = HERE) -> None:
     """Write ``performance.md`` and its plots from a folder of results."""
-    found = read(results, tomllib.loads((texts / "targets.toml").read_text(encoding="utf-8")))
+    recorded = read(results, tomllib.loads((texts / "targets.toml").read_text(encoding="utf-8")))
     by_network = [lambda r: r.network, lambda r: r.backend, lambda r: f"{r.row['ratio']:g}"]
-    kernels = [r for r in found["kernels"] if r.row["network"] == KERNELS_NETWORK]
+    kernels = [r for r in recorded["kernels"] if r.row["network"] == KERNELS_NETWORK]
     page = (HERE / "page.md").read_text(encoding="utf-8")
-    page = page.replace("@@step@@", section(found["step"], ["network", "backend", "ratio"], by_network))
-    page = page.replace("@@inference@@", section(found["inference"], ["network"], by_network[:1]))
+    page = page.replace("@@step@@", section(recorded["step"], ["network", "backend", "ratio"], by_network))
+    page = page.replace("@@inference@@", section(recorded["inference"], ["network"], by_network[:1]))
     page = page.replace("@@kernels@@", section(kernels, ["backend", "ratio"], by_network[1:]))
     (output / "assets").mkdir(parents=True, exist_ok=True)
     (output / "performance.md").write_text(page, encoding="utf-8")
     plot_kernels(kernels, output / "assets" / "performance-kernels.svg")
-    plot_step(found["step"], output / "assets" / "performance-step.svg")
+    plot_step(recorded["step"], output / "assets" / "performance-step.svg")
 
 
 def read(folder: Path, texts: dict[str, dict[str, Any]]) -> dict[str, list[Result]]:
     """Return all recorded results, by command."""
-    found: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": []}
+    recorded: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": []}
     for backend in NAMES:
-        for command, results in found.items():
+        for command, results in recorded.items():
             path = folder / f"{command}-{backend}.json"
             if path.exists():
                 run = json.loads(path.read_text(encoding="utf-8"))
                 results += [_result(run, row, texts) for row in run["rows"]]
-    return found
+    return recorded
 
 
 def _result(run: dict[str, Any], row: Row, texts: dict[str, dict[str, Any]]) -> Result:
@@ -90,9 +90,9 @@ def _result(run: dict[str, Any], row: Row, texts: dict[str, dict[str, Any]]) -> 
 
 
 def section(results: Sequence[Result], heads: list[str], keys: list[Callable[[Result], str]]) -> str:
-    """Return the table of some results, a column for each thing measured, with what is missed and the conditions."""
+    """Return a table of results, one column per measurement, with missed targets and conditions."""
     if not results:
-        return "Nothing is recorded yet."
+        return "No results are recorded yet."
     columns = list(dict.fromkeys(r.row["what"] for r in results))
     columns.sort(key=lambda what: what.startswith("memory"))
     cells: dict[tuple[str, ...], dict[str, str]] = {}
@@ -104,22 +104,24 @@ def section(results: Sequence[Result], heads: list[str], keys: list[Callable[[Re
 
 
 def misses(results: Iterable[Result]) -> list[str]:
-    """Return what is to be said of missed targets: by how much, and the note on it."""
-    groups: dict[tuple[str, str], list[Result]] = {}
+    """Return the list of missed targets: by how much each is missed, and its note."""
+    groups: dict[str, dict[str, list[Result]]] = {}
     for r in results:
         if r.missed:
-            groups.setdefault((r.row["what"], r.note or "Not explained yet."), []).append(r)
+            groups.setdefault(r.note or "Not explained yet.", {}).setdefault(r.row["what"], []).append(r)
     lines = []
-    for (what, note), found in groups.items():
-        most, least = max(r.missed for r in found), min(r.missed for r in found)
-        by = f"{most:.0f} %" if f"{most:.0f}" == f"{least:.0f}" else f"{least:.0f} to {most:.0f} %"
-        where = ", ".join(dict.fromkeys(r.backend for r in found))
-        lines.append(f"- {what}: {where}, missed by {by}. {note}")
+    for note, kinds in groups.items():
+        parts = []
+        for what, missed in kinds.items():
+            most, least = max(r.missed for r in missed), min(r.missed for r in missed)
+            by = f"{most:.0f} %" if f"{most:.0f}" == f"{least:.0f}" else f"{least:.0f} to {most:.0f} %"
+            parts.append(f"{what}: {', '.join(dict.fromkeys(r.backend for r in missed))}, missed by {by}")
+        lines.append(f"- {'; '.join(parts)}. {note}")
     return ["\n".join(lines)] if lines else []
 
 
 def conditions(results: Iterable[Result]) -> str:
-    """Return where and when results were measured."""
+    """Return the machine, versions and date of results."""
     lines: dict[str, list[str]] = {}
     for run in {id(r.run): r.run for r in results}.values():
         units = f"{', '.join(run['features'])}; {'with' if run['int8'] else 'without'} int8 units"
@@ -130,19 +132,19 @@ def conditions(results: Iterable[Result]) -> str:
 
 
 def plot_kernels(results: Sequence[Result], path: Path) -> None:
-    """Draw build and gradients over their raw products, a panel for each, bars by ratio."""
+    """Draw build and gradients relative to their raw products, one panel each, bars by ratio."""
     kinds = [kind for kind in FLOORS if any(r.row["what"] == kind for r in results)]
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, kind in zip(drawing.subplots(1, max(1, len(kinds)), squeeze=False)[0], kinds or ["build"], strict=True):
         of = [r for r in results if r.row["what"] == kind]
         _bars(axes, of, lambda r: r.backend, lambda r: f"ratio {r.row['ratio']:g}")
         axes.axhline(FLOORS[kind], color="0.3", linestyle=":")
-        axes.set(title=f"{kind}, ResNet-34", ylabel="over raw float32 products")
+        axes.set(title=f"{kind}, ResNet-34", ylabel="relative to raw float32 products")
     _save(drawing, path, "lower bound")
 
 
 def plot_step(results: Sequence[Result], path: Path) -> None:
-    """Draw training steps over those of the plain model."""
+    """Draw training steps relative to the plain model."""
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     axes = drawing.subplots()
     timed = [r for r in results if r.row["what"] != "memory"]
@@ -153,7 +155,7 @@ def plot_step(results: Sequence[Result], path: Path) -> None:
         lambda r: f"{r.row['what']}, ratio {r.row['ratio']:g}",
     )
     axes.axhline(1, color="0.3", linestyle=":")
-    axes.set(title="training step, batch 32", ylabel="over the plain model")
+    axes.set(title="training step, batch 32", ylabel="relative to the plain model")
     _save(drawing, path, "plain model")
 
 
@@ -178,10 +180,10 @@ def _bars(
 
 
 def _save(drawing: Figure, path: Path, dots: str) -> None:
-    """Save a drawing as SVG, below it a legend of its bars, targets and the dotted line."""
+    """Save a drawing as SVG, with a legend of bars, targets and the dotted line below it."""
     handles, labels = drawing.axes[0].get_legend_handles_labels()
     if labels:
-        title = f"line: target; dots: {dots}"
+        title = f"solid line: target; dotted line: {dots}"
         drawing.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small", title=title)
     with mpl.rc_context({"svg.hashsalt": "smh"}):
         drawing.savefig(path, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""Shapes of the tensors that smh generates: those of networks as PyTorch stores them, and squares."""
+"""Shapes of generated tensors: networks in PyTorch's layout, and squares."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shapes_of(name: str) -> Shapes:
     if name.startswith("square") and name[6:].isdecimal():
         return {"square": (int(name[6:]),) * 2}
     if name not in _NETWORKS:
-        raise SystemExit(f"shapes are squareN, {' or '.join(_NETWORKS)}; got {name!r}")
+        raise SystemExit(f"shapes must be squareN, {' or '.join(_NETWORKS)}; got {name!r}")
     return _NETWORKS[name]()
 
 

@@ -1,4 +1,4 @@
-"""Training steps and inference of compressed models in PyTorch, over those of the plain model."""
+"""Training steps and inference of compressed models in PyTorch, relative to the plain model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from benchmarks.measure import (
 from benchmarks.torch_networks import network
 
 MEMORY_NETWORK = "resnet34 32x32"
-"""Where the memory of a step is measured."""
+"""The network whose memory of a step is measured."""
 LANGUAGE_MODEL = "language model"
 TOKENS = 32
 
 
 def measure_step(names: Iterable[str], ratios: Iterable[float], rounds: int) -> Iterator[Row]:
-    """Iterate over the results of training steps of 32 images, and over the memory that they take."""
+    """Iterate over the results of training steps of 32 images, and of their memory."""
     for name in names:
         yield from steps(step, "eager", [name], ratios, rounds)
         if name == MEMORY_NETWORK:
@@ -56,16 +56,16 @@ def step(name: str, ratio: float | None, **options: Any) -> Case:
 
 
 def measure_inference(names: Iterable[str], ratio: float, rounds: int) -> Iterator[Row]:
-    """Iterate over the results of inference by residency, of ``generate``, and over the memory of `layer`."""
+    """Iterate over the results of inference by residency, of ``generate``, and of the memory of ``layer``."""
     for name in names:
         of: dict[str, Any] = {"ratio": ratio, "mode": "eager"}
         for batch in (32, 1) if name != LANGUAGE_MODEL else (1,):
             cases = {"plain": inference(name, None, batch)}
             cases |= {residency: inference(name, ratio, batch, residency) for residency in ("cached", "layer", "full")}
-            found = by_turns(cases, rounds_of(name, rounds))
+            seconds = by_turns(cases, rounds_of(name, rounds))
             label = f"{name}, batch {batch}" if name != LANGUAGE_MODEL else f"{name}, generate()"
             for residency in list(cases)[1:]:
-                yield over(found[residency], found["plain"], network=label, what=residency, **of)
+                yield over(seconds[residency], seconds["plain"], network=label, what=residency, **of)
         if name != LANGUAGE_MODEL:  # label is that of one image
             plain = peak_in_fresh_process("torch_models.peak_of_inference", name, None)
             layer = peak_in_fresh_process("torch_models.peak_of_inference", name, ratio, "layer")
@@ -84,19 +84,19 @@ def inference(name: str, ratio: float | None, batch: int, residency: str = "full
 
 
 def peak_of_step(name: str, ratio: float | None) -> int:
-    """Return the peak of memory of a step beyond what is imported: model, optimiser and gradients included."""
+    """Return the peak memory of a step beyond the imported libraries, including model, optimiser and gradients."""
     base = resident()
     return peak_beyond(base, step(name, ratio)())
 
 
 def peak_of_inference(name: str, ratio: float | None, residency: str = "full") -> int:
-    """Return the peak of memory for one image beyond what is imported, the model included."""
+    """Return the peak memory for one image beyond the imported libraries, including the model."""
     base = resident()
     return peak_beyond(base, inference(name, ratio, 1, residency)())
 
 
 def inputs(name: str, batch: int) -> Any:
-    """Return images for a network, whose name ends with their size."""
+    """Return images for a network. The name of the network ends with their size."""
     size = int(name.rpartition("x")[2])
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 1 if size == 28 else 3, size, size, generator=generator)

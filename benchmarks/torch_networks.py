@@ -15,7 +15,7 @@ from experiments import models
 
 
 def network(name: str) -> nn.Module:
-    """Return a network with fresh weights: one of these, or of :mod:`experiments.models` for images of 28 x 28."""
+    """Return a network with fresh weights, of this module or, for images of 28 x 28, of :mod:`experiments.models`."""
     torch.manual_seed(0)
     own = {"resnet34": resnet34, "efficientnet_b0": efficientnet_b0, "language model": language_model}
     return own[name]() if name in own else models.build(name, (1, 28, 28), 10)
@@ -44,7 +44,7 @@ def efficientnet_b0() -> nn.Module:
 
 
 def language_model() -> nn.Module:
-    """Return a small GPT-2 of transformers where that is installed, else a decoder much like it."""
+    """Return a small GPT-2 of transformers if installed, else a similar decoder."""
     if importlib.util.find_spec("transformers"):
         transformers: Any = importlib.import_module("transformers")
         sizes = {"vocab_size": 8000, "n_positions": 256, "n_embd": 384, "n_layer": 6, "n_head": 6}

@@ -12,32 +12,32 @@ from smh.errors import SmhError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 HERE = Path(__file__).parent
-_CONFIG = Annotated[Path, typer.Option(help="What to run, TOML.")]
+_CONFIG = Annotated[Path, typer.Option(help="The configuration, a TOML file.")]
 
 
 @app.command()
 def run(
     config: _CONFIG = HERE / "fashion.toml",
-    only: Annotated[str | None, typer.Option(help="A regular expression: only cells whose name has it.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, each with one thread; 1 runs in this one.")] = 2,
+    only: Annotated[str | None, typer.Option(help="Run only cells that match this regular expression.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each; 1 runs in this process.")] = 2,
     results_: Annotated[
-        Path | None, typer.Option("--results", help="Where lines are added; results/CONFIG.jsonl by default.")
+        Path | None, typer.Option("--results", help="The file to append results to; results/CONFIG.jsonl by default.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The folder of the data, where it is not in its usual place.")
+        Path | None, typer.Option(help="The folder of the data, if it is not in its default place.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to train; runs are repeatable on cpu only.")] = "cpu",
-    list_: Annotated[bool, typer.Option("--list", help="Only say which cells there are, and which are done.")] = False,
+    device: Annotated[str, typer.Option(help="The device to train on; results are reproducible on cpu only.")] = "cpu",
+    list_: Annotated[bool, typer.Option("--list", help="Only list the cells and their states.")] = False,
 ) -> None:
-    """Run every cell that is not in the file of results yet. Stop it at any time; call it again to go on."""
+    """Run every cell without a result. You can interrupt the command; the next call continues."""
     console = Console()
     read = cells.read(config, data)
     path = results_ or HERE / "results" / f"{config.stem}.jsonl"
-    chosen = runner.choose(read, only)
+    selected = runner.choose(read, only)
     if list_:
-        _list(console, chosen, read, path)
+        _list(console, selected, read, path)
         return
-    failed = runner.Runner(read, path, console, device).run(chosen, jobs)
+    failed = runner.Runner(read, path, console, device).run(selected, jobs)
     if failed:
         raise typer.Exit(1)
 
@@ -45,35 +45,35 @@ def run(
 @app.command()
 def report(
     files: Annotated[
-        list[Path] | None, typer.Argument(exists=True, help="Results; results/CONFIG.jsonl by default.")
+        list[Path] | None, typer.Argument(exists=True, help="Files of results; results/CONFIG.jsonl by default.")
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the page and its plots.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the page and its plots.")] = Path(
         "docs/results"
     ),
     config: _CONFIG = HERE / "fashion.toml",
     data: Annotated[
-        Path | None, typer.Option(help="The folder of the data, where it is not in its usual place.")
+        Path | None, typer.Option(help="The folder of the data, if it is not in its default place.")
     ] = None,
 ) -> None:
-    """Write tables and plots from results."""
+    """Write the page of tables and plots from results."""
     from experiments import report as pages
 
     paths = files or [HERE / "results" / f"{config.stem}.jsonl"]
-    found = results.Results(line for path in paths for line in results.read(path))
-    pages.write(cells.read(config, data), found, output)
+    lines = results.Results(line for path in paths for line in results.read(path))
+    pages.write(cells.read(config, data), lines, output)
 
 
-def _list(console: Console, chosen: list[cells.Cell], config: cells.Config, path: Path) -> None:
-    found = results.Results(results.read(path))
-    states = [(cell, runner.status(cell, config, found)) for cell in chosen]
+def _list(console: Console, selected: list[cells.Cell], config: cells.Config, path: Path) -> None:
+    lines = results.Results(results.read(path))
+    states = [(cell, runner.status(cell, config, lines)) for cell in selected]
     for cell, state in states:
         console.print(f"{state:8}{cell.id}", highlight=False, markup=False, soft_wrap=True)
-    settled = sum(state in ("done", "cannot") for _, state in states)
-    console.print(f"{settled} of {len(states)} are done")
+    done = sum(state in ("done", "cannot") for _, state in states)
+    console.print(f"{done} of {len(states)} cells are done")
 
 
 def main() -> None:
-    """Run the command line; errors that the project knows are one line, not a traceback."""
+    """Run the command line. Errors of the project print one line without a traceback."""
     try:
         app()
     except SmhError as error:

@@ -1,8 +1,8 @@
-"""A configuration, and the cells of the tables that it asks for, in the order in which they are run.
+"""A configuration and the cells of its tables, in the order of their runs.
 
-A *cell* is a place in a table: settings, in most of them the learning rate left open. Its rate is tuned: the same
-settings are run with every rate of a list, with one seed, at the nearest of a few ratios, and the rate with the best
-accuracy on validation images is taken. Runs with equal settings are one run, whatever cells they are for.
+A *cell* is one entry of a table, with its settings. Most cells leave the learning rate open, and it is tuned: the same
+settings are run with one seed and with every rate of a list, at the nearest of a few ratios. The rate with the best
+accuracy on validation images is used. Cells with equal settings share one run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,22 @@ from experiments.settings import FIELDS, Settings, from_dict
 
 @dataclass(frozen=True)
 class Cell:
-    """A place in a table.
+    """An entry of a table.
 
     Parameters
     ----------
     id : str
-        What people call it.
+        The name of the cell.
     group : str
         The model of a table, or the name of a question.
     label : str
         The row.
     settings : Settings
-        ``lr`` is None where it is tuned.
+        The settings; ``lr`` is None if it is tuned.
     tuned_as : Settings or None
-        The settings whose tuning gives the rate, ``lr`` None.
+        The settings whose tuning gives the rate, with ``lr`` None.
     tuning : bool
-        Whether it is a run that tunes.
+        Whether the cell is a tuning run.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Question:
-    """A small table that answers a question: ``note`` says what was done, ``answer`` what came of it."""
+    """A small table that answers a question. ``note`` describes the runs, ``answer`` the outcome."""
 
     name: str
     title: str
@@ -61,7 +61,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Config:
-    """What a TOML file says."""
+    """The content of a TOML file."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -70,7 +70,7 @@ class Config:
     folder: Path | None
 
     def tuning_of(self, settings: Settings) -> list[Settings]:
-        """Return the runs that tune settings."""
+        """Return the tuning runs of settings."""
         return [settings.replace(lr=lr) for lr in self.rates[settings.optimizer]]
 
 
@@ -82,29 +82,29 @@ def read(path: Path, folder: Path | None = None) -> Config:
     path : Path
         The TOML file.
     folder : Path, optional
-        Where the data lies.
+        The folder of the data.
 
     Raises
     ------
     ExperimentError
-        If it is absent, no TOML, or asks for what does not exist.
+        If the file is missing, not TOML, or has unknown keys or values.
     """
     try:
-        found = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ExperimentError(f"{path} cannot be read as a configuration: {error}") from error
-    _known(path.name, found, ("run", "tuning", "table", "question"))
-    tuning = found.get("tuning", {})
-    _known(f"{path.name}, [tuning]", tuning, ("seed", "ratios", "rates"))
+    _check_keys(path.name, content, ("run", "tuning", "table", "question"))
+    tuning = content.get("tuning", {})
+    _check_keys(f"{path.name}, [tuning]", tuning, ("seed", "ratios", "rates"))
     maker = _Maker(
-        base=found.get("run", {}),
+        base=content.get("run", {}),
         ratios=tuple(tuning.get("ratios", ())),
         seed=tuning.get("seed", 0),
         rates={name: tuple(map(float, rates)) for name, rates in tuning.get("rates", {}).items()},
         folder=folder,
     )
-    cells = [cell for table in found.get("table", []) for cell in maker.table(table)]
-    asked = [(question, maker.question(question)) for question in found.get("question", [])]
+    cells = [cell for table in content.get("table", []) for cell in maker.table(table)]
+    asked = [(question, maker.question(question)) for question in content.get("question", [])]
     questions = tuple(Question(q["name"], q["title"], q.get("note", ""), q.get("answer", "")) for q, _ in asked)
     ordered = [
         *maker.tuning(cells),
@@ -117,7 +117,7 @@ def read(path: Path, folder: Path | None = None) -> Config:
 
 @functools.cache
 def reachable(settings: Settings, folder: Path | None) -> CannotReachError | None:
-    """Return None, or why a method has no model as small as that."""
+    """Return None, or the error of a method without a model within the budget."""
     shape, classes = data.describe(settings.data, folder)
     try:
         methods.size(settings, shape, classes)
@@ -127,7 +127,7 @@ def reachable(settings: Settings, folder: Path | None) -> CannotReachError | Non
 
 
 def describe(settings: Settings) -> str:
-    """Return a name for a run: model, method, ratio, and whatever differs from the defaults."""
+    """Return the name of a run: data, model, method, ratio, and all settings that differ from the defaults."""
     parts = [settings.data, settings.model, settings.method]
     if settings.ratio is not None:
         parts.append(f"{settings.ratio:g}")
@@ -143,7 +143,7 @@ def describe(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class _Maker:
-    """What all cells of a configuration share."""
+    """Makes the cells of a configuration."""
 
     base: dict[str, Any]
     ratios: tuple[float, ...]
@@ -154,10 +154,10 @@ class _Maker:
     def table(self, table: dict[str, Any]) -> Iterator[Cell]:
         """Iterate over the cells of a table of methods by ratios."""
         special = ("methods", "ratios", "seeds", "only")
-        _known("a table", table, (*special, *FIELDS))
+        _check_keys("a table", table, (*special, *FIELDS))
         fixed = {key: value for key, value in table.items() if key not in special}
         only = table.get("only", {})
-        _known("'only' of a table", only, table["methods"])
+        _check_keys("'only' of a table", only, table["methods"])
         for seed in table["seeds"]:
             for method in table["methods"]:
                 for ratio in [None] if method == "dense" else only.get(method, table["ratios"]):
@@ -167,15 +167,15 @@ class _Maker:
     def question(self, question: dict[str, Any]) -> list[Cell]:
         """Return the cells of a question."""
         special = ("name", "title", "note", "answer", "seeds", "tune", "variant")
-        _known("a question", question, (*special, *FIELDS))
+        _check_keys("a question", question, (*special, *FIELDS))
         missing = sorted({"name", "title", "seeds", "variant"} - set(question))
         if missing:
             raise ExperimentError(f"a question needs {', '.join(missing)}; got {question}")
         fixed = {key: value for key, value in question.items() if key not in special}
-        found = []
+        cells = []
         for seed in question["seeds"]:
             for variant in question["variant"]:
-                _known(f"a variant of {question['name']}", variant, ("label", *FIELDS))
+                _check_keys(f"a variant of {question['name']}", variant, ("label", *FIELDS))
                 own = {key: value for key, value in variant.items() if key != "label"}
                 settings = self.settings({"method": "matmul", **fixed, **own, "seed": seed})
                 tuned_as = None
@@ -183,18 +183,18 @@ class _Maker:
                     tuned_as = self.settings(
                         {"method": settings.method, **fixed, "ratio": settings.ratio, "seed": seed}
                     )
-                found.append(self.cell(question["name"], variant["label"], settings, tuned_as))
-        return found
+                cells.append(self.cell(question["name"], variant["label"], settings, tuned_as))
+        return cells
 
     def settings(self, fields: dict[str, Any]) -> Settings:
-        """Return settings, those of all runs where nothing else is said."""
+        """Return settings, with the defaults of ``[run]``."""
         merged = {**self.base, **fields}
         if merged.get("method") == "dense":
             merged["ratio"] = None
         return from_dict(merged, "the configuration")
 
     def cell(self, group: str, label: str, settings: Settings, tuned_as: Settings | None = None) -> Cell:
-        """Return a cell that is tuned as other settings are, by default as its own."""
+        """Return a cell, tuned by its own settings unless ``tuned_as`` is given."""
         share = "" if settings.ratio is None else f"/{settings.ratio:g}"
         name = f"{group}/{label}{share}/seed={settings.seed}"
         if settings.lr is not None:
@@ -206,9 +206,9 @@ class _Maker:
         return Cell(name, group, label, settings, self.tuned(settings if tuned_as is None else tuned_as))
 
     def tuned(self, settings: Settings) -> Settings:
-        """Return settings with the seed and the ratio of tuning: the nearest that the method can reach.
+        """Return settings with the tuning seed and the nearest tuning ratio that the method can reach.
 
-        What is fitted takes the rate of the same pool trained from the start.
+        Method ``fit`` uses the rate of the same pool trained from the start.
         """
         method = "matmul" if settings.method == "fit" else settings.method
         fixed = settings.replace(method=method, seed=self.seed, lr=None)
@@ -221,7 +221,7 @@ class _Maker:
         return fixed
 
     def tuning(self, cells: list[Cell]) -> Iterator[Cell]:
-        """Iterate over the runs that tune the rates of cells, and those of the dense models that ``fit`` needs."""
+        """Iterate over the tuning runs of cells, including those of the dense models for ``fit``."""
         for base in dict.fromkeys(wanted for cell in cells for wanted in tunings(cell)):
             if reachable(base, self.folder) is None:
                 for lr in self.rates[base.optimizer]:
@@ -230,15 +230,17 @@ class _Maker:
 
 
 def tunings(cell: Cell) -> list[Settings]:
-    """Return the settings whose tuning a cell waits for: at most its own, and that of the dense model for ``fit``."""
-    found = [] if cell.tuned_as is None else [cell.tuned_as]
+    """Return the settings whose tuning a cell needs: its own, and for ``fit`` those of the dense model."""
+    needed = [] if cell.tuned_as is None else [cell.tuned_as]
     if cell.settings.method == "fit" and cell.settings.dense_lr is None:
         seed = cell.settings.seed if cell.tuned_as is None else cell.tuned_as.seed
-        found.append(cell.settings.replace(method="dense", ratio=None, lr=None, seed=seed))
-    return found
+        needed.append(cell.settings.replace(method="dense", ratio=None, lr=None, seed=seed))
+    return needed
 
 
-def _known(where: str, found: Mapping[str, Any], known: Any) -> None:
-    unknown = sorted(set(found) - set(known))
+def _check_keys(where: str, table: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    unknown = sorted(set(table) - set(allowed))
     if unknown:
-        raise ExperimentError(f"{where} has {', '.join(map(repr, unknown))}, which means nothing; known: {list(known)}")
+        raise ExperimentError(
+            f"{where} has unknown keys: {', '.join(map(repr, unknown))}; expected some of {', '.join(allowed)}"
+        )

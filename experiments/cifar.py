@@ -1,4 +1,4 @@
-"""CIFAR-10 from a folder, in either of the two forms that it is handed out in."""
+"""CIFAR-10 from a folder, as Python or binary batches."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     Parameters
     ----------
     folder : Path
-        Where ``data_batch_1`` to ``data_batch_5`` and ``test_batch`` lie (the form for Python), or the same with
-        ``.bin`` (the binary form), or a folder of the usual name with them.
+        The folder of ``data_batch_1`` to ``data_batch_5`` and ``test_batch`` (Python batches), or of the same names
+        with ``.bin`` (binary batches); or its parent, if the folder has its usual name.
 
     Raises
     ------
     ExperimentError
-        If files are absent or broken.
+        If files are missing or broken.
     """
     candidates = [folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"]
     for place in candidates:
@@ -38,32 +38,33 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
                 x, y = (np.concatenate(parts) for parts in zip(*batches[:-1], strict=True))
                 return x, y, *batches[-1]
     raise ExperimentError(
-        f"no CIFAR-10 in {folder}: it has to hold data_batch_1 to data_batch_5 and test_batch, or the same with .bin"
+        f"no CIFAR-10 in {folder}: it must contain data_batch_1 to data_batch_5 and test_batch, the same names with "
+        ".bin, or train/CLASS/IMAGE and test/CLASS/IMAGE"
     )
 
 
 def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
     content = np.frombuffer(_bytes(path), np.uint8)
     if not content.size or content.size % _RECORD:
-        raise ExperimentError(f"{path} is cut: it has to consist of records of {_RECORD} bytes; got {content.size}")
+        raise ExperimentError(f"{path} is truncated: it must have whole records of {_RECORD} bytes; got {content.size}")
     records = content.reshape(-1, _RECORD)
     return _checked(path, records[:, 1:], records[:, 0])
 
 
 def _read_python(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        found = _Arrays(io.BytesIO(_bytes(path)), encoding="bytes").load()
-        x, y = np.asarray(found[b"data"], np.uint8), np.asarray(found[b"labels"])
+        batch = _Arrays(io.BytesIO(_bytes(path)), encoding="bytes").load()
+        x, y = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ExperimentError(f"{path} is no batch of CIFAR-10 for Python: {error!r}") from error
+        raise ExperimentError(f"{path} is not a Python batch of CIFAR-10: {error!r}") from error
     return _checked(path, x, y)
 
 
 def _checked(path: Path, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if x.ndim != 2 or x.shape[1] != _RECORD - 1 or y.shape != x.shape[:1]:
-        raise ExperimentError(f"{path} has images of the shape {x.shape} and {y.shape} classes; that is not CIFAR-10")
+        raise ExperimentError(f"{path} is not a batch of CIFAR-10; got images {x.shape} and labels {y.shape}")
     if not len(y) or y.min() < 0 or y.max() > 9:
-        raise ExperimentError(f"{path} has classes other than 0 to 9, or none")
+        raise ExperimentError(f"{path} must have labels from 0 to 9; some are outside this range, or the file is empty")
     return x.reshape(-1, *_SHAPE), y
 
 
@@ -75,10 +76,10 @@ def _bytes(path: Path) -> bytes:
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads pickles of dictionaries and arrays; a pickle that asks for anything else is refused."""
+    """Reads pickles of dictionaries and arrays and rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few names that arrays need."""
+        """Return one of the few names that pickled arrays need."""
         allowed = {
             ("multiarray", "_reconstruct"): lambda *_: np.ndarray((0,), np.uint8),
             ("numpy", "ndarray"): np.ndarray,
@@ -88,4 +89,4 @@ class _Arrays(pickle.Unpickler):
         try:
             return allowed[module.rpartition(".")[2], name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of CIFAR-10 needs") from None
+            raise pickle.UnpicklingError(f"it imports {module}.{name}, which no batch of CIFAR-10 needs") from None

@@ -1,4 +1,4 @@
-"""What a result depends on besides its settings: machine, versions, commit."""
+"""Machine, versions and commit of a result."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def context() -> dict[str, Any]:
-    """Return what all runs of a call share."""
+    """Return the machine, versions and commit shared by all runs of one call."""
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD") or "unknown",
         "changed": bool(_git("status", "--porcelain", "--", "smh", "experiments/*.py")),

@@ -1,21 +1,21 @@
-"""What can go wrong in an experiment, in words for people."""
+"""Errors of experiments."""
 
 from smh.errors import SmhError
 
 
 class ExperimentError(SmhError):
-    """Data that is absent or broken, a configuration that makes no sense, or results that cannot be read."""
+    """Missing or broken data, an invalid configuration, or unreadable results."""
 
 
 class CannotReachError(ExperimentError):
-    """A method that has no model as small as was asked for.
+    """A method without a model within the budget.
 
     Parameters
     ----------
     least : int
-        The fewest stored variables that it can have.
+        The smallest number of stored variables that the method can reach.
     budget : int
-        How many were allowed.
+        The number of stored variables allowed.
     """
 
     def __init__(self, least: int, budget: int) -> None:

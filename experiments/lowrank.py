@@ -8,10 +8,10 @@ from torch import nn
 
 
 def factorise_(model: nn.Module, ranks: Mapping[str, int | None]) -> None:
-    """Put a product of two layers, with fresh weights, in the place of every layer that has a rank.
+    """Replace every layer that has a rank by a product of two layers with fresh weights.
 
-    The first layer is drawn as PyTorch draws it, the second such that the products have the variance of the weights of
-    a layer that PyTorch draws, 1 / (3 inputs). Biases stay what they are.
+    The first layer has PyTorch's initialisation. The second gives the products the variance of a layer initialised by
+    PyTorch, 1 / (3 inputs). Biases are unchanged.
     """
     for name, rank in ranks.items():
         if rank is None:

@@ -1,21 +1,21 @@
-"""The methods that are compared: each gives a model that stores at most a share of what the dense model stores.
+"""The methods under comparison. Each gives a model that stores at most a given share of the dense model.
 
 ============  =====================================================================================================
-method        what it is
+method        description
 ============  =====================================================================================================
-dense         the network as it is
+dense         the plain network
 matmul        Structured Multi-Hashing, one matrix product
 kronecker     Structured Multi-Hashing, a sum of Kronecker products
-hash1         HashedNets: every weight is an entry of a table, with a sign, one table for all layers
+hash1         HashedNets: every weight is a signed entry of one table for all layers
 hash2         sums of two such entries
-hash10        sums of ten
-sum           matmul and hash1 added, half of the variables each
-width         a narrower network, all hidden layers alike
+hash10        sums of ten such entries
+sum           the sum of matmul and hash1, with half of the variables each
+width         a narrower network, all hidden layers by the same factor
 lowrank       every layer as a product of two factors, trained from the start; convolutions as matrices of outputs x
-              inputs and window
-pruned        dense, then fewer and fewer weights
-fit           trained dense for half of the steps, then matmul fitted to it and trained for the other half
-random        matmul whose pool stays as it was drawn; scales, biases and norms are trained, and only they are stored
+              (inputs x window)
+pruned        dense at first, then with gradually fewer weights
+fit           dense for half of the steps, then matmul, fitted to the dense model and trained for the remaining steps
+random        matmul with a frozen initial pool; only scales, biases and norms are trained and stored
 ============  =====================================================================================================
 """
 
@@ -53,7 +53,7 @@ METHODS = ("dense", *POOLS, "width", "lowrank", "pruned")
 
 @dataclass(frozen=True)
 class Stored:
-    """How many variables a model stores, and what they are."""
+    """The number of stored variables of a model, by kind."""
 
     pool: int = 0
     scales: int = 0
@@ -62,16 +62,13 @@ class Stored:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The total number."""
         return self.pool + self.scales + self.weights + self.kept
 
 
 @dataclass(frozen=True)
 class Made:
-    """A model to train.
-
-    ``after_step`` is called with the number of steps that are done and with that of all.
-    """
+    """A model to train. ``after_step`` is called with the number of completed steps and of all steps."""
 
     model: nn.Module
     stored: Stored
@@ -81,7 +78,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Size:
-    """What a method makes of a network within its budget; ``choice`` is a ratio of pools, a width, ranks or a count."""
+    """The size of a method within a budget. ``choice`` is a pool ratio, a width, ranks or a number of weights."""
 
     dense: int
     kept: int
@@ -89,12 +86,12 @@ class Size:
 
 
 def size(settings: Settings, shape: Shape, classes: int) -> Size:
-    """Return sizes for settings, without making a model.
+    """Return sizes for settings without building a model.
 
     Raises
     ------
     CannotReachError
-        If the method has no model as small as that.
+        If the method has no model within the budget.
     ExperimentError
         For an unknown method or model.
     """
@@ -109,9 +106,9 @@ def size(settings: Settings, shape: Shape, classes: int) -> Size:
         return Size(dense, kept, None)
     allowed = sizes.budget(settings.ratio, dense)
     if settings.method in POOLS:
-        chosen = included(settings.include, whole)
-        generated = sum(weights[name] for name in chosen)
-        scales = len(chosen) if settings.learn_scale else 0
+        names = included(settings.include, whole)
+        generated = sum(weights[name] for name in names)
+        scales = len(names) if settings.learn_scale else 0
         ratio = sizes.pool_ratio(POOLS[settings.method], generated, dense - generated + scales, allowed)
         return Size(dense, dense - generated, ratio)
     if settings.method == "width":
@@ -124,44 +121,44 @@ def size(settings: Settings, shape: Shape, classes: int) -> Size:
 
 
 def included(what: str, model: nn.Module) -> list[str]:
-    """Return the names of the layers whose weights are generated."""
-    found = sizes.layers(model)
+    """Return the names of the layers with generated weights."""
+    layers = sizes.layers(model)
     if what == "convolutions":
-        return [name for name, layer in found.items() if isinstance(layer, nn.Conv2d)]
-    return list(found)[1:-1] if what == "inner" else list(found)
+        return [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
+    return list(layers)[1:-1] if what == "inner" else list(layers)
 
 
 def make(settings: Settings, shape: Shape, classes: int, dense: nn.Module | None = None) -> Made:
-    """Return the model of a method, drawn from PyTorch's global generator and the seed of the settings.
+    """Return the model of a method, initialised from PyTorch's global generator and the seed of the settings.
 
     Parameters
     ----------
     settings : Settings
-        What is asked for.
+        The settings of the run.
     shape : tuple of int
-        Of images.
+        Channels, height and width of the images.
     classes : int
-        How many.
+        The number of classes.
     dense : torch.nn.Module, optional
-        For method ``fit``, the trained model.
+        The trained model, for method ``fit``.
     """
-    found = size(settings, shape, classes)
+    sized = size(settings, shape, classes)
     if settings.method == "width":
-        model = models.build(settings.model, shape, classes, found.choice)
+        model = models.build(settings.model, shape, classes, sized.choice)
         weights = sum(layer.weight.numel() for layer in sizes.layers(model).values())
-        return Made(model, Stored(weights=weights, kept=sizes.count(model) - weights), {"width": found.choice})
+        return Made(model, Stored(weights=weights, kept=sizes.count(model) - weights), {"width": sized.choice})
     model = models.build(settings.model, shape, classes) if dense is None else dense
     if settings.method == "dense":
-        return Made(model, Stored(weights=found.dense - found.kept, kept=found.kept))
+        return Made(model, Stored(weights=sized.dense - sized.kept, kept=sized.kept))
     if settings.method == "lowrank":
         shapes = sizes.matrices(model)
-        factorise_(model, found.choice)
-        weights = sizes.factorised(shapes, found.choice)
-        return Made(model, Stored(weights=weights, kept=found.kept), {"ranks": found.choice})
+        factorise_(model, sized.choice)
+        weights = sizes.factorised(shapes, sized.choice)
+        return Made(model, Stored(weights=weights, kept=sized.kept), {"ranks": sized.choice})
     if settings.method == "pruned":
-        pruner = Pruner([layer.weight for layer in sizes.layers(model).values()], found.choice)
-        return Made(model, Stored(weights=found.choice, kept=found.kept), after_step=pruner.after_step)
-    return _compressed(model, settings, found.choice, found.kept, dense is not None)
+        pruner = Pruner([layer.weight for layer in sizes.layers(model).values()], sized.choice)
+        return Made(model, Stored(weights=sized.choice, kept=sized.kept), after_step=pruner.after_step)
+    return _compressed(model, settings, sized.choice, sized.kept, dense is not None)
 
 
 def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int, fit: bool) -> Made:
@@ -198,7 +195,7 @@ def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int
 
 
 def pool_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the variables of a compressed model's pool by their names in its plan; of a plain model none."""
+    """Return the pool variables of a compressed model by their names in its plan; none for a plain model."""
     own = dict(model.named_parameters())
     if not any(name.startswith("pool_") for name in own):
         return {}
@@ -207,5 +204,5 @@ def pool_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the learnable scales of a compressed model; of a plain model none."""
+    """Return the learnable scales of a compressed model; none for a plain model."""
     return [parameter for name, parameter in model.named_parameters() if name.endswith("_scale")]

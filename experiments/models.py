@@ -1,4 +1,4 @@
-"""The networks, each with a width: every hidden layer has its usual number of units times that, at least one."""
+"""The networks, each with a width that multiplies the number of units of every hidden layer (at least one unit)."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ Shape = tuple[int, int, int]
 
 
 def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
-    """Return a network with fresh weights, drawn from PyTorch's global generator.
+    """Return a network with fresh weights from PyTorch's global generator.
 
     Parameters
     ----------
     name : str
         ``mlp``: 784-1000-1000-10 on 28 x 28, the three layers of HashedNets (Chen et al. 2015).
         ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
-        ``convnet``: four convolutions with batch norm, averaged, one dense layer; 278,368 weights on 28 x 28.
-        ``resnet32``, ``resnet20``: those for CIFAR-10 (He et al. 2016), 3 x 3 inputs of any size.
+        ``convnet``: four convolutions with batch norm, average pooling, one dense layer; 278,368 weights on 28 x 28.
+        ``resnet32``, ``resnet20``: the networks for CIFAR-10 (He et al. 2016), images of any size.
         ``tiny``: two small layers, for quick checks.
     shape : tuple of int
-        Channels, height and width of images.
+        Channels, height and width of the images.
     classes : int
-        How many outputs.
+        The number of outputs.
     width : float
-        Of all hidden layers.
+        The width multiplier of all hidden layers.
 
     Raises
     ------
     ExperimentError
         For an unknown name.
     """
-    if name not in _BUILDERS:
-        raise ExperimentError(f"model must be one of {', '.join(_BUILDERS)}; got {name!r}")
-    return _BUILDERS[name](shape, classes, lambda units: max(1, round(units * width)))
+    if name not in BUILDERS:
+        raise ExperimentError(f"model must be one of {', '.join(BUILDERS)}; got {name!r}")
+    return BUILDERS[name](shape, classes, lambda units: max(1, round(units * width)))
 
 
 def widths(name: str) -> Iterator[float]:
-    """Iterate over widths at which the number of units of some layer changes, from 1 down."""
-    units = sorted(_UNITS[name])
+    """Iterate over the widths at which the number of units of a layer changes, from 1 down."""
+    units = sorted(UNITS[name])
     edges = {(2 * k - 1) / (2 * u) for u in units for k in range(1, u + 1)}
     # just above an edge, where u * width rounds up
     yield from (edge + 1e-9 for edge in sorted(edges, reverse=True))
 
 
-_Units = Callable[[int], int]
-_UNITS = {
+Units = Callable[[int], int]
+UNITS: dict[str, set[int]] = {
     "mlp": {1000},
     "cnn": {32, 64, 216},
     "convnet": {32, 64, 128, 160},
@@ -58,9 +58,10 @@ _UNITS = {
     "resnet20": {16, 32, 64},
     "tiny": {40},
 }
+"""The numbers of units of the hidden layers of each network, at width 1."""
 
 
-def _mlp(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _mlp(shape: Shape, classes: int, units: Units) -> nn.Module:
     inputs, hidden = shape[0] * shape[1] * shape[2], units(1000)
     return nn.Sequential(
         nn.Flatten(),
@@ -72,7 +73,7 @@ def _mlp(shape: Shape, classes: int, units: _Units) -> nn.Module:
     )
 
 
-def _tiny(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _tiny(shape: Shape, classes: int, units: Units) -> nn.Module:
     inputs, hidden = shape[0] * shape[1] * shape[2], units(40)
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
@@ -94,7 +95,7 @@ def _halved(size: int, times: int) -> int:
     return size
 
 
-def _cnn(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _cnn(shape: Shape, classes: int, units: Units) -> nn.Module:
     channels = [units(32), units(64), units(64)]
     pixels = _halved(shape[1], 3) * _halved(shape[2], 3)
     return nn.Sequential(
@@ -106,7 +107,7 @@ def _cnn(shape: Shape, classes: int, units: _Units) -> nn.Module:
     )
 
 
-def _convnet(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _convnet(shape: Shape, classes: int, units: Units) -> nn.Module:
     channels = [units(32), units(64), units(128), units(160)]
     return nn.Sequential(
         *_convolutions(shape, channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes)
@@ -114,7 +115,7 @@ def _convnet(shape: Shape, classes: int, units: _Units) -> nn.Module:
 
 
 class _Block(nn.Module):
-    """Two convolutions and a shortcut without weights: subsampled, padded with channels of zeros."""
+    """Two convolutions and a shortcut without weights, subsampled and padded with zero channels."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -126,14 +127,14 @@ class _Block(nn.Module):
         self.more = after - before
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run it."""
+        """Run the block."""
         y = functional.relu(self.norm1(self.conv1(x)))
         short = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
         return functional.relu(self.norm2(self.conv2(y)) + short)
 
 
-def _resnet(blocks: int) -> Callable[[Shape, int, _Units], nn.Module]:
-    def make(shape: Shape, classes: int, units: _Units) -> nn.Module:
+def _resnet(blocks: int) -> Callable[[Shape, int, Units], nn.Module]:
+    def make(shape: Shape, classes: int, units: Units) -> nn.Module:
         before = units(16)
         layers: list[nn.Module] = [
             nn.Conv2d(shape[0], before, 3, 1, 1, bias=False),
@@ -149,7 +150,7 @@ def _resnet(blocks: int) -> Callable[[Shape, int, _Units], nn.Module]:
     return make
 
 
-_BUILDERS: dict[str, Callable[[Shape, int, _Units], nn.Module]] = {
+BUILDERS: dict[str, Callable[[Shape, int, Units], nn.Module]] = {
     "mlp": _mlp,
     "cnn": _cnn,
     "convnet": _convnet,
@@ -157,3 +158,4 @@ _BUILDERS: dict[str, Callable[[Shape, int, _Units], nn.Module]] = {
     "resnet20": _resnet(3),
     "tiny": _tiny,
 }
+"""Each builds a network for a shape, a number of classes, and a function from units at width 1 to units."""

@@ -1,4 +1,4 @@
-"""Pruning by magnitude over all layers, a little at a time while training goes on (Zhu and Gupta 2017)."""
+"""Gradual magnitude pruning over all layers during training (Zhu and Gupta 2017)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _TIMES = 10
 class Pruner:
     """Sets the smallest weights of all layers to zero and keeps them there.
 
-    Pruning begins after a fifth of the steps and ends after three fifths, ten times in all; what is kept falls from all
-    weights to the final count as (1 - t)**3. A weight that is gone stays gone.
+    Ten prunings take place between 20 % and 60 % of the steps. The number of remaining weights falls from all weights
+    to the final count as (1 - t)**3. A pruned weight stays zero.
 
     Parameters
     ----------
     weights : sequence of torch.nn.Parameter
         The weights of all layers.
     final : int
-        How many shall be left.
+        The number of weights to keep.
     """
 
     def __init__(self, weights: Sequence[torch.nn.Parameter], final: int) -> None:
@@ -31,7 +31,7 @@ class Pruner:
         self._done = 0
 
     def after_step(self, step: int, steps: int) -> None:
-        """Prune if it is time to, and set what is gone back to zero."""
+        """Prune if a pruning is due, and set pruned weights to zero again."""
         progress = (step / steps - START) / (STOP - START)
         times = _TIMES if step == steps else min(_TIMES, int(progress * _TIMES))
         if times > self._done:

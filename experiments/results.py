@@ -1,4 +1,4 @@
-"""Results: a file of JSON lines that is only ever added to, and what follows from it."""
+"""Results: an append-only file of JSON lines, and the rates that follow from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Line = dict[str, Any]
 
 
 class Waiting(Exception):  # noqa: N818
-    """A cell whose learning rate is not known yet: tuning has not finished."""
+    """A cell without a learning rate so far, because its tuning has not finished."""
 
 
 class Results:
@@ -25,7 +25,7 @@ class Results:
     Parameters
     ----------
     lines : iterable of dict
-        What was found so far.
+        The lines of a file of results.
     """
 
     def __init__(self, lines: Iterable[Line] = ()) -> None:
@@ -34,39 +34,39 @@ class Results:
             self.add(line)
 
     def add(self, line: Line) -> None:
-        """Take a line; the last one of a run counts."""
+        """Add a line. The last line of a run counts."""
         self.lines[from_dict(line["settings"], f"the result {line.get('id')!r}").key] = line
 
     def get(self, settings: Settings) -> Line | None:
-        """Return the line of a run, or that its method cannot reach its ratio, or None."""
+        """Return the line of a run, the line saying that its method cannot reach its ratio, or None."""
         return self.lines.get(settings.key) or self.lines.get(settings.replace(lr=None).key)
 
     def best(self, runs: Iterable[Settings], without: Mapping[str, str] | None = None) -> Settings | None:
-        """Return the run of the best accuracy on validation images; of equal ones the first.
+        """Return the first run with the best accuracy on validation images.
 
         Parameters
         ----------
         runs : iterable of Settings
-            The runs that tune.
+            The tuning runs.
         without : mapping, optional
-            Keys of runs that have failed and are not waited for.
+            Keys of failed runs, which are skipped.
 
         Raises
         ------
         Waiting
-            If one of the others has not been run.
+            If one of the remaining runs has no result.
         """
-        found = []
+        done = []
         for settings in runs:
             line = self.lines.get(settings.key)
             if line is not None:
-                found.append((line["validation_accuracy"], settings))
+                done.append((line["validation_accuracy"], settings))
             elif settings.key not in (without or {}):
                 raise Waiting
-        return max(found, key=lambda pair: pair[0])[1] if found else None
+        return max(done, key=lambda pair: pair[0])[1] if done else None
 
     def resolve(self, cell: Cell, config: Config, failed: Mapping[str, str] | None = None) -> Settings | None:
-        """Return the settings of a cell with its rates filled in, or None if all runs that tune them have failed.
+        """Return the settings of a cell with its tuned rates, or None if all tuning runs have failed.
 
         Raises
         ------
@@ -83,12 +83,12 @@ class Results:
 
 
 def read(path: Path) -> list[Line]:
-    """Return the lines of a file, without one that was cut because its writer was stopped; none if there is no file.
+    """Return the lines of a file, except a truncated last line; an empty list for a missing file.
 
     Raises
     ------
     ExperimentError
-        If another line is no JSON object with settings.
+        If another line is not a JSON object with settings.
     """
     if not path.exists():
         return []
@@ -98,7 +98,7 @@ def read(path: Path) -> list[Line]:
         try:
             line = json.loads(text)
         except ValueError as error:
-            raise ExperimentError(f"{path}, line {number} is no JSON: {error}") from error
+            raise ExperimentError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(line, dict) or not isinstance(line.get("settings"), dict):
             raise ExperimentError(f"{path}, line {number} has no settings; got {text[:60]!r}")
         lines.append(line)
@@ -106,7 +106,7 @@ def read(path: Path) -> list[Line]:
 
 
 def append(path: Path, line: Line) -> None:
-    """Add a line to a file at once, in the place of a cut one if the file ends with it."""
+    """Append a line to a file and flush it, replacing a truncated last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)

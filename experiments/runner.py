@@ -1,4 +1,4 @@
-"""Runs what is not in the results yet, in order, in one process or several; only the parent writes."""
+"""Runs all cells without a result, in order, in one process or several. Only the parent process writes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments import results, training
+from experiments import data, results, training
 from experiments.cells import Cell, Config, describe, reachable, tunings
 from experiments.context import context
 from experiments.errors import ExperimentError
@@ -28,12 +27,12 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def choose(config: Config, only: str | None) -> list[Cell]:
-    """Return the cells whose name has a match of a pattern, and the runs that tune them, in order.
+    """Return the cells whose names match a pattern, and their tuning runs, in order.
 
     Raises
     ------
     ExperimentError
-        If the pattern is no regular expression or matches nothing.
+        If the pattern is not a regular expression or matches nothing.
     """
     if only is None:
         return list(config.cells)
@@ -42,37 +41,37 @@ def choose(config: Config, only: str | None) -> list[Cell]:
     except re.error as error:
         raise ExperimentError(f"--only must be a regular expression; got {only!r}: {error}") from error
     if not wanted:
-        raise ExperimentError(f"no cell matches {only!r}; --list shows all of them")
+        raise ExperimentError(f"no cell matches --only {only!r}; --list shows all cells")
     needed = {s.key for cell in wanted for base in tunings(cell) for s in config.tuning_of(base)}
     names = {cell.id for cell in wanted}
     return [cell for cell in config.cells if cell.id in names or (cell.tuning and cell.settings.key in needed)]
 
 
-def status(cell: Cell, config: Config, found: Results) -> str:
-    """Return ``done``, ``cannot``, ``to do``, or ``waits`` for what tunes its rate."""
+def status(cell: Cell, config: Config, lines: Results) -> str:
+    """Return ``done``, ``cannot``, ``to do``, or ``waits`` (for its tuning)."""
     try:
-        settings = found.resolve(cell, config)
+        settings = lines.resolve(cell, config)
     except Waiting:
         settings = cell.settings
-        if found.get(settings) is None and reachable(settings, config.folder) is None:
+        if lines.get(settings) is None and reachable(settings, config.folder) is None:
             return "waits"
-    line = None if settings is None else found.get(settings)
+    line = None if settings is None else lines.get(settings)
     return "to do" if line is None else "cannot" if "cannot" in line else "done"
 
 
 class Runner:
-    """Runs cells, and remembers which have failed in this call.
+    """Runs cells and remembers the failures of this call.
 
     Parameters
     ----------
     config : Config
-        What there is.
+        The configuration.
     path : Path
-        The file of results; what fails goes to a file beside it.
+        The file of results. Failures are written to a file beside it.
     console : rich.console.Console
-        Where progress is shown.
+        The console for progress lines.
     device : str
-        Where models are trained.
+        The device to train on.
     """
 
     def __init__(self, config: Config, path: Path, console: Console, device: str = "cpu") -> None:
@@ -86,16 +85,31 @@ class Runner:
         self.context = context() | {"device": device}
 
     def run(self, cells: list[Cell], jobs: int) -> int:
-        """Run what is missing, and return how many runs have failed."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console) as progress:
-            bar = progress.add_task("cells", total=len(cells))
-            steps = self._here(cells) if jobs == 1 else self._elsewhere(cells, jobs)
-            progress.update(bar, completed=self._settled(cells))
-            for message in steps:
-                progress.console.print(message, highlight=False, markup=False, soft_wrap=True)
-                progress.update(bar, completed=self._settled(cells))
+        """Run all cells without a result, and return the number of failed runs.
+
+        Raises
+        ------
+        ExperimentError
+            Before any work, if data is missing, broken or too small.
+        """
+        self._check_data(cells)
+        self._show(f"{self._settled(cells)} of {len(cells)} cells of {self.config.name} are done; results: {self.path}")
+        self._show(f"device: {self.device}, processes: {jobs}, one thread each")
+        self._show("    done  test accuracy  seconds  run")
+        for message in self._here(cells) if jobs == 1 else self._elsewhere(cells, jobs):
+            self._show(f"{self._settled(cells):>4}/{len(cells):<4} {message}")
         return len(self.failed)
+
+    def _show(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _check_data(self, cells: list[Cell]) -> None:
+        """Load each data set that a run needs, once, so that missing data is one error before any work."""
+        for settings in {
+            (s.data, s.training, s.validation): s
+            for s in (cell.settings for cell in cells if status(cell, self.config, self.found) in ("to do", "waits"))
+        }.values():
+            data.load(settings.data, self.config.folder, settings.training, settings.validation)
 
     def _here(self, cells: list[Cell]) -> Iterator[str]:
         torch.set_num_threads(1)
@@ -107,7 +121,7 @@ class Runner:
             yield self._keep(cell, settings, perform(settings, self.config.folder, self.device))
 
     def _elsewhere(self, cells: list[Cell], jobs: int) -> Iterator[str]:
-        """Keep so many processes busy. Where one dies, what ran is run once more: nothing says which of them it was."""
+        """Keep ``jobs`` processes busy. If one dies, all runs in progress start again: the pool does not say which."""
         running: dict[Future[Line], tuple[Cell, Settings]] = {}
         deaths: dict[str, int] = {}
         pool = _processes(jobs)
@@ -132,12 +146,12 @@ class Runner:
                 for cell, settings in died:
                     deaths[settings.key] = deaths.get(settings.key, 0) + 1
                     if deaths[settings.key] > 1:
-                        yield self._keep(cell, settings, {"error": "the process that ran it, or one beside it, died"})
+                        yield self._keep(cell, settings, {"error": "its process, or another process of the pool, died"})
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _next(self, cells: list[Cell], running: set[str]) -> tuple[Cell, Settings] | None:
-        """Return the first cell that can be run now; what cannot be reached is noted on the way."""
+        """Return the first cell that is ready to run. Records cells that cannot be reached."""
         for cell in cells:
             if self._unreachable(cell):
                 continue
@@ -151,7 +165,7 @@ class Runner:
         return None
 
     def _unreachable(self, cell: Cell) -> bool:
-        """Say whether a method cannot reach a ratio, and write it down the first time."""
+        """Say whether a method cannot reach a ratio, and record it the first time."""
         error = reachable(cell.settings, self.config.folder)
         if error is None:
             return False
@@ -161,14 +175,14 @@ class Runner:
         return True
 
     def _keep(self, cell: Cell, settings: Settings, outcome: Line) -> str:
-        """Write down how a run went, and say it in a line."""
+        """Record the outcome of a run, and return a line of text."""
         if "error" in outcome:
             self.failed[settings.key] = outcome["error"]
             line = {"cell": cell.id, "id": describe(settings), "settings": dataclasses.asdict(settings)}
             results.append(self.errors, line | outcome | self.context)
             return f"failed: {describe(settings)}: {outcome['error'].strip().splitlines()[-1]} (see {self.errors})"
         self._add(cell, settings, outcome)
-        return f"{outcome['test_accuracy']:6.2f} %  {outcome['seconds']:5.1f} s  {describe(settings)}"
+        return f"{outcome['test_accuracy']:13.2f} %  {outcome['seconds']:7.1f}  {describe(settings)}"
 
     def _add(self, cell: Cell, settings: Settings, outcome: Line) -> None:
         line = {"cell": cell.id, "id": describe(settings), "settings": dataclasses.asdict(settings)}
@@ -181,22 +195,22 @@ class Runner:
 
 
 def perform(settings: Settings, folder: Path | None, device: str = "cpu") -> Line:
-    """Return the outcome of a run, or ``error`` with a traceback if it raised something."""
+    """Return the outcome of a run, or ``error`` with a traceback."""
     try:
         return training.run(settings, folder, device)
-    except Exception:  # whatever it is, it must not stop the other runs
+    except Exception:  # one failure must not stop the remaining runs
         return {"error": traceback.format_exc()}
 
 
 def _processes(jobs: int) -> ProcessPoolExecutor:
-    """Return processes that use one thread each, and end when this one does."""
+    """Return processes with one thread each, which end with this process."""
     for name in _THREADS:
         os.environ[name] = "1"
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
 
 
 def _submit(pool: ProcessPoolExecutor, settings: Settings, folder: Path | None, device: str) -> Future[Line]:
-    """Return the future of a run; of a pool that broke while it was idle, one that says so."""
+    """Return the future of a run. If the pool broke while idle, the future has that exception."""
     try:
         return pool.submit(perform, settings, folder, device)
     except BrokenProcessPool as error:

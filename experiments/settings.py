@@ -1,4 +1,4 @@
-"""What decides the outcome of a run, all of it."""
+"""The settings that determine the outcome of a run."""
 
 from __future__ import annotations
 
@@ -17,43 +17,42 @@ SCALE_RATES = ("relative", "same")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one run. Two runs with equal settings, on one machine, give equal results.
+    """The settings of one run. Equal settings on one machine give equal results.
 
     Parameters
     ----------
     data, model, method : str
-        Names of :mod:`experiments.data`, :mod:`experiments.models` and :mod:`experiments.methods`.
+        Names in :mod:`experiments.data`, :mod:`experiments.models` and :mod:`experiments.methods`.
     ratio : float or None
-        Stored variables, all of them, over those of the dense model, at most; None for the dense model itself.
+        The maximum of all stored variables over those of the dense model; None for the dense model.
     lr : float or None
-        The learning rate at its peak; None stands for the tuned one.
+        The peak learning rate; None for the tuned rate.
     seed : int
-        Of initial values and of the order of images.
+        The seed of initial values and of the order of images.
     rest_lr : float or None
-        The rate of all but the variables of a pool and its scales: biases, norms; None for the same.
+        The rate of all variables outside the pool; None for ``lr``.
     scale_rate : str
-        The rate of scales: the ``same`` as that of the rest, for which the plan stores them; or ``relative``, ``lr``
-        times what each is stored as, so that a step of Adam changes it by that share of itself.
+        The rate of scales: ``same``, the rate of the rest; or ``relative``, ``lr`` times the stored initial value of
+        each scale, with which a step of Adam changes a scale by that share of its value.
     dense_lr : float or None
-        The rate of the dense model that method ``fit`` starts with; None stands for the tuned one.
+        The rate of the dense model in method ``fit``; None for the tuned rate.
     training, validation, epochs, batch : int
-        How much is trained on, and how.
+        The numbers of training images, validation images and epochs, and the batch size.
     optimizer : str
         ``adamw``, or ``sgd`` with a momentum of 0.9.
     weight_decay : float
-        How much.
+        The strength of the decay.
     decay : str
-        Of what: ``variables``, by the optimiser, decoupled from the rate of Adam; ``weights``, as a penalty of half the
-        sum of squares of all weights that layers use, generated or not.
+        The target of the decay: ``variables``, by the optimiser (decoupled in AdamW); or ``weights``, a penalty of half
+        the sum of squares of all weights of layers, generated or not.
     warmup : float
-        The share of steps in which the rate rises to its peak; after it, it falls as a cosine to 0.
+        The share of steps in which the rate rises to its peak. It then decays to 0 along a cosine.
     augment : bool
-        Whether images are flipped and shifted by up to four pixels while training.
+        Whether training images are mirrored and shifted by up to four pixels.
     bits, scale, learn_scale
-        Of :func:`smh.torch.compress`, which is given ``optimizer`` as well.
+        Options of :func:`smh.torch.compress`, which also receives ``optimizer``.
     include : str
-        What is generated: ``all`` weights of layers, those of ``convolutions``, or ``inner``: all but the first and
-        the last.
+        The layers to generate: ``all``, ``convolutions``, or ``inner``, all except the first and the last.
     initial : str
         The distribution of initial variables, ``normal`` or ``uniform``.
     """
@@ -83,7 +82,7 @@ class Settings:
     initial: str = "normal"
 
     def __post_init__(self) -> None:
-        """Refuse what no run can mean."""
+        """Reject invalid settings."""
         for what, value, allowed in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("decay", self.decay, DECAYS),
@@ -95,20 +94,20 @@ class Settings:
         if (self.ratio is None) != (self.method == "dense"):
             raise ExperimentError(f"every method but 'dense' has a ratio, and 'dense' has none; got {self}")
         if self.ratio is not None and not 0 < self.ratio < 1:
-            raise ExperimentError(f"ratio must lie between 0 and 1; got {self.ratio!r}")
+            raise ExperimentError(f"ratio must be between 0 and 1; got {self.ratio!r}")
         for what in ("training", "validation", "epochs", "batch"):
             if getattr(self, what) < 1:
                 raise ExperimentError(f"{what} must be at least 1; got {getattr(self, what)!r}")
         if self.training < self.batch:
-            raise ExperimentError(f"{self.training} images do not make a batch of {self.batch}")
+            raise ExperimentError(f"{self.training} training images do not make a batch of {self.batch}")
 
     @property
     def key(self) -> str:
-        """The settings as canonical JSON: what tells runs apart."""
+        """The settings as canonical JSON, which identifies a run."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     def replace(self, **changes: Any) -> Settings:
-        """Return other settings."""
+        """Return a copy with some settings replaced."""
         return dataclasses.replace(self, **changes)
 
 
@@ -116,10 +115,12 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
 def from_dict(fields: dict[str, Any], where: str) -> Settings:
-    """Return settings, or raise :class:`ExperimentError` for keys that do not exist or are missing."""
+    """Return settings, or raise :class:`ExperimentError` for unknown or missing keys."""
     unknown = sorted(set(fields) - set(FIELDS))
     if unknown:
-        raise ExperimentError(f"{where} has settings that do not exist: {', '.join(unknown)}; there are: {FIELDS}")
+        raise ExperimentError(
+            f"{where} has unknown settings: {', '.join(unknown)}; expected some of {', '.join(FIELDS)}"
+        )
     try:
         return Settings(**fields)
     except TypeError as error:

@@ -1,8 +1,8 @@
-"""How large models are, and the largest of each method within a budget. All counts are of the same things.
+"""Sizes of models, and the largest model of each method within a budget. All methods are counted alike.
 
-*Stored variables* are all floating-point numbers that a file of the model has to hold: weights or what they are
-generated from, scales, biases, and of batch norm its two parameters and its two running statistics. Positions of
-non-zero weights after pruning are not counted.
+*Stored variables* are all floating-point numbers in a file of the model: weights or the variables that generate them,
+scales, biases, and the two parameters and two running statistics of batch norm. The positions of nonzero weights after
+pruning are not counted.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ Matrices = Mapping[str, tuple[int, int]]
 
 
 def count(model: nn.Module) -> int:
-    """Return how many floating-point numbers the state of a model has."""
+    """Return the number of floating-point numbers in the state of a model."""
     return sum(x.numel() for x in model.state_dict().values() if x.is_floating_point())
 
 
 def skeleton(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
-    """Return a network without memory for its weights."""
+    """Return a network on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return models.build(name, shape, classes, width)
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that have weights, in order."""
+    """Return the layers with weights, in order."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
 
 
 def matrices(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return for every layer the shape of its weights as a matrix, outputs x inputs (with the window)."""
+    """Return the weight shape of each layer as a matrix, outputs x (inputs x window)."""
     return {name: (layer.weight.shape[0], layer.weight[0].numel()) for name, layer in layers(model).items()}
 
 
 def budget(ratio: float, dense: int) -> int:
-    """Return the most variables that may be stored; the ratio is read as the decimal that it prints as."""
+    """Return the maximum number of stored variables. The ratio is read as its printed decimal."""
     return math.floor(Fraction(repr(ratio)) * dense)
 
 
@@ -55,7 +55,7 @@ def pool_ratio(pool: Pool, generated: int, kept: int, allowed: int) -> Fraction:
     Raises
     ------
     CannotReachError
-        If the pool has no size as small as that.
+        If the smallest pool exceeds the budget.
     """
     room = Fraction(allowed - kept, generated)
     smallest = pool.smallest_ratio(generated)
@@ -65,31 +65,31 @@ def pool_ratio(pool: Pool, generated: int, kept: int, allowed: int) -> Fraction:
 
 
 def widest(name: str, shape: Shape, classes: int, allowed: int) -> float:
-    """Return the largest width that is within a budget."""
-    found = sorted(models.widths(name))
+    """Return the largest width within a budget."""
+    widths = sorted(models.widths(name))
 
     def size(width: float) -> int:
         return count(skeleton(name, shape, classes, width))
 
-    fitting = bisect_left(found, True, key=lambda width: size(width) > allowed)
+    fitting = bisect_left(widths, True, key=lambda width: size(width) > allowed)
     if not fitting:
-        raise CannotReachError(size(found[0]), allowed)
-    return found[fitting - 1]
+        raise CannotReachError(size(widths[0]), allowed)
+    return widths[fitting - 1]
 
 
 def ranks(shapes: Matrices, kept: int, allowed: int) -> dict[str, int | None]:
-    """Return the rank of every layer, None for one that is not factorised because that would not make it smaller.
+    """Return the rank of each layer, None for a layer that factors would not make smaller.
 
-    All layers get the same rank, the largest within the budget; what is left then goes to one more for layers in their
-    order. So small layers, such as the first and the last, stay whole unless the budget is very small.
+    All layers have the same rank, the largest within the budget. The rest of the budget raises the rank by one, layer
+    by layer in order. Small layers, such as the first and the last, stay whole unless the budget is very small.
     """
 
     def chosen(rank: int, more: Collection[str] = ()) -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
+        result: dict[str, int | None] = {}
         for name, (rows, columns) in shapes.items():
             own = rank + (name in more)
-            found[name] = own if own * (rows + columns) < rows * columns else None
-        return found
+            result[name] = own if own * (rows + columns) < rows * columns else None
+        return result
 
     def fits(rank: int, more: Collection[str] = ()) -> bool:
         return kept + factorised(shapes, chosen(rank, more)) <= allowed
@@ -104,10 +104,10 @@ def ranks(shapes: Matrices, kept: int, allowed: int) -> dict[str, int | None]:
     return chosen(rank, more)
 
 
-def factorised(shapes: Matrices, chosen: Mapping[str, int | None]) -> int:
-    """Return how many numbers all factors have."""
+def factorised(shapes: Matrices, rank_of: Mapping[str, int | None]) -> int:
+    """Return the number of elements of all factors and whole layers."""
     total = 0
     for name, (rows, columns) in shapes.items():
-        rank = chosen[name]
+        rank = rank_of[name]
         total += rows * columns if rank is None else rank * (rows + columns)
     return total

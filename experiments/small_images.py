@@ -1,4 +1,4 @@
-"""Small images of one size in a folder for each class, decoded once and kept in memory. This needs Pillow."""
+"""Small images of one size in one folder per class, decoded once and kept in memory. This needs Pillow."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def read(folder: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndar
     folder : Path
         Holds ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``.
     shape : tuple of int
-        Channels, height and width that every image must have.
+        Channels, height and width of every image.
 
     Raises
     ------
     ExperimentError
-        If a folder is absent or empty, or an image cannot be decoded or has another size.
+        If a folder is missing or empty, or an image cannot be decoded or has another size.
     """
     training = folders.read(folder / "train")
     test = folders.read(folder / "test", training.classes)
@@ -32,14 +32,8 @@ def read(folder: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndar
 
 
 def _decode(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
-    except OSError as error:
-        raise ExperimentError(f"{path} cannot be decoded: {error}") from error
-    found = pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
-    if found.shape != shape:
-        raise ExperimentError(f"images must have the shape {shape}, channels first; {path} has {found.shape}")
-    return np.ascontiguousarray(found)
+    pixels = np.asarray(folders.open_image(path, "L" if shape[0] == 1 else "RGB"))
+    image = pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
+    if image.shape != shape:
+        raise ExperimentError(f"images must have the shape {shape}, channels first; {path} has {image.shape}")
+    return np.ascontiguousarray(image)

@@ -1,4 +1,4 @@
-"""Training and testing a model: one function for all methods."""
+"""Training and testing a model, with one function for all methods."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from experiments import data, methods, sizes
+from experiments.cells import describe
 from experiments.data import Images
 from experiments.errors import ExperimentError
 from experiments.settings import Settings
@@ -31,35 +32,37 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
     Parameters
     ----------
     settings : Settings
-        All that decides the result; the learning rate has to be given.
+        All settings of the run, with a learning rate.
     folder : Path, optional
-        Where the data lies.
+        The folder of the data.
     device : str
-        Where to train. Equal settings give equal results on the CPU only.
+        The device to train on. Equal settings give equal results on the CPU only.
 
     Returns
     -------
     dict
-        Accuracies in percent, the loss of the last epoch, seconds, and what is stored.
+        Accuracies in percent, the loss of the last epoch, seconds, and the numbers of stored variables.
     """
     begun = time.perf_counter()
     loaded = data.load(settings.data, folder, settings.training, settings.validation)
     torch.manual_seed(settings.seed)
     batches = _batches(loaded.training, settings, device)
-    steps = settings.epochs * (len(loaded.training) // settings.batch)
+    per_epoch = len(loaded.training) // settings.batch
+    steps = settings.epochs * per_epoch
+    epochs = _Epochs(describe(settings), per_epoch)
     clock = time.process_time()
     if settings.method == "fit":
         first = round(steps * _FIT_SHARE)
         base = settings.replace(method="dense", ratio=None, lr=settings.dense_lr)
         made = methods.make(base, loaded.shape, loaded.classes)
-        _train(made.model.to(device), batches, first, base, None)
+        _train(made.model.to(device), batches, first, base, None, epochs)
         made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
-        losses = _train(made.model.to(device), batches, steps - first, settings, None)
+        losses = _train(made.model.to(device), batches, steps - first, settings, None, epochs)
     else:
         made = methods.make(settings, loaded.shape, loaded.classes)
-        losses = _train(made.model.to(device), batches, steps, settings, made.after_step)
+        losses = _train(made.model.to(device), batches, steps, settings, made.after_step, epochs)
     training_seconds = time.process_time() - clock
-    last = losses[-(len(loaded.training) // settings.batch) :]
+    last = losses[-per_epoch:]
     loss = sum(last) / len(last)
     return {
         "test_accuracy": accuracy(made.model, loaded.test, device),
@@ -77,7 +80,7 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Images, device: str = "cpu") -> float:
-    """Return how many images in a hundred a model gets right."""
+    """Return the percentage of images that a model classifies correctly."""
     model.eval()
     right = 0
     for indices in torch.arange(len(images)).split(_TEST_BATCH):
@@ -87,17 +90,39 @@ def accuracy(model: nn.Module, images: Images, device: str = "cpu") -> float:
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
-    """Return the learning rate of a step, counted from 0, over that of the peak."""
+    """Return the learning rate of a step, counted from 0, relative to its peak."""
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+class _Epochs:
+    """Prints a line after each epoch, flushed, so that a pipe or a log file shows the progress of a run."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name = name
+        self.steps = steps
+        self.begun = time.perf_counter()
+
+    def show(self, losses: list[float], steps: int) -> None:
+        """Print the mean loss of an epoch, if the last step ended one or the training."""
+        done = len(losses)
+        if done % self.steps == 0 or done == steps:
+            last = losses[-((done - 1) % self.steps + 1) :]
+            text = f"epoch {done / self.steps:g} of {steps / self.steps:g}  loss {sum(last) / len(last):.4f}"
+            print(f"    {text}  {time.perf_counter() - self.begun:7.1f} s  {self.name}", flush=True)
+
+
 def _train(
-    model: nn.Module, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, s: Settings, after: AfterStep
+    model: nn.Module,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    s: Settings,
+    after: AfterStep,
+    epochs: _Epochs,
 ) -> list[float]:
-    """Train a model; a loss that is not finite ends it."""
+    """Train a model. A loss that is not finite ends the training."""
     model.train()
     optimizer = _optimizer(model, s)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -118,11 +143,12 @@ def _train(
         optimizer.step()
         if after is not None:
             after(step + 1, steps)
+        epochs.show(losses, steps)
     return losses
 
 
 def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
-    """Return the optimiser. Pools and scales have rates of their own; vectors and numbers do not decay."""
+    """Return the optimiser, with separate rates for pools and scales. Vectors and scalars do not decay."""
     if s.lr is None:
         raise ExperimentError(f"a run needs a learning rate; got {s}")
     pool = {id(x) for x in methods.pool_parameters(model).values()}
@@ -137,12 +163,12 @@ def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
             lr = s.lr if id(x) in pool else scales.get(id(x), rest_lr)
             setting = lr, decay if x.ndim >= 2 else 0.0
             groups.setdefault(setting, []).append(x)
-    found = [{"params": xs, "lr": lr, "weight_decay": decay} for (lr, decay), xs in groups.items()]
-    return torch.optim.SGD(found, momentum=MOMENTUM) if s.optimizer == "sgd" else torch.optim.AdamW(found)
+    options = [{"params": xs, "lr": lr, "weight_decay": decay} for (lr, decay), xs in groups.items()]
+    return torch.optim.SGD(options, momentum=MOMENTUM) if s.optimizer == "sgd" else torch.optim.AdamW(options)
 
 
 def _batches(images: Images, s: Settings, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Iterate without end over batches, in an order that the seed decides; what is left of an epoch is dropped."""
+    """Iterate over batches without end, in an order given by the seed. Incomplete batches are dropped."""
     generator = torch.Generator().manual_seed(s.seed)
     while True:
         order = torch.randperm(len(images), generator=generator)
@@ -152,7 +178,7 @@ def _batches(images: Images, s: Settings, device: str) -> Iterator[tuple[torch.T
 
 
 def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return images shifted by up to four pixels each way, half of them mirrored; what is shifted in is zero."""
+    """Return images shifted by up to four pixels in each direction and padded with zeros, half of them mirrored."""
     count, _, height, width = x.shape
     padded = functional.pad(x, (4, 4, 4, 4))
     down, right = torch.randint(9, (2, count, 1), generator=generator)

@@ -1,7 +1,7 @@
-"""What the paper claims, what its figures say, and what was measured here, with sizes counted the same way.
+"""Claims of the paper, its figures, and the measurements of this project, with sizes counted alike.
 
-Its figures are those of *Structured Multi-Hashing for Model Compression* (CVPR 2020, arXiv 1911.11177) for ResNet-32 on
-CIFAR-10, in percent; the share of variables is in the names.
+The figures are those of *Structured Multi-Hashing for Model Compression* (CVPR 2020, arXiv 1911.11177) for ResNet-32 on
+CIFAR-10, in percent, by the share of variables.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ def claims(groups: Places) -> str:
     """Return the table."""
     rows = [
         [
-            "A model keeps most of its accuracy: about a quarter of the variables",
+            "A model keeps most of its accuracy at about 25 % of the variables",
             _points(_SMH[0.258] - _FULL, 0.258),
             _join(_to_dense(groups, 0.25)),
         ],
-        ["a tenth", _points(_SMH[0.1] - _FULL, 0.1), _join(_to_dense(groups, 0.1))],
-        ["3 %", _points(_SMH[0.031] - _FULL, 0.031), _join(_to_dense(groups, 0.03))],
+        ["at 10 %", _points(_SMH[0.1] - _FULL, 0.1), _join(_to_dense(groups, 0.1))],
+        ["at 3 %", _points(_SMH[0.031] - _FULL, 0.031), _join(_to_dense(groups, 0.03))],
         [
-            "It is better than a narrower network of the same size",
+            "It is more accurate than a narrower network of the same size",
             f"{signed(_SMH[0.258] - _WIDTH[0.254])} at {percent(0.258)} against {percent(0.254)}",
             _join(_to_width(groups)),
         ],
         [
-            "and at half the size",
+            "and of twice the size",
             f"{signed(_SMH[0.031] - _WIDTH[0.064])} at {percent(0.031)} against {percent(0.064)}",
             _join(_to_wider(groups)),
         ],
-        ["A learnable scale for each tensor helps", f"{signed(_SCALES)} on average", _join(_scales(groups))],
+        ["A learnable scale per tensor helps", f"{signed(_SCALES)} on average", _join(_scales(groups))],
         [
-            "It trains faster than ten hashes for each weight, at the same size",
+            "It trains faster than ten hashes per weight of the same size",
             f"{_FASTER:g} times",
             _join(_times(groups)),
         ],
     ]
-    return table(["claim", "figures of the paper, points of accuracy", "measured here"], rows)
+    return table(["claim", "paper, points of accuracy", "measured here"], rows)
 
 
 def _points(difference: float, share: float) -> str:
     return f"{signed(difference)} at {percent(share)}"
 
 
-def _join(found: Iterator[str]) -> str:
-    return "; ".join(found) or "not measured yet"
+def _join(parts: Iterator[str]) -> str:
+    return "; ".join(parts) or "not measured yet"
 
 
 def _tables(groups: Places) -> list[str]:
@@ -70,9 +70,9 @@ def _to_dense(groups: Places, ratio: float) -> Iterator[str]:
     for group in _tables(groups):
         dense = place(groups, group, "dense", None)
         for method in _OURS:
-            found = place(groups, group, method, ratio)
-            if found and dense:
-                yield f"{_named(group, method)}: {_difference(found.accuracies, dense.accuracies)}"
+            entry = place(groups, group, method, ratio)
+            if entry and dense:
+                yield f"{_named(group, method)}: {_difference(entry.accuracies, dense.accuracies)}"
 
 
 def _to_width(groups: Places) -> Iterator[str]:
@@ -80,24 +80,24 @@ def _to_width(groups: Places) -> Iterator[str]:
         for method in _OURS:
             parts = []
             for ratio in ratios(groups[group].values()):
-                found, width = place(groups, group, method, ratio), place(groups, group, "width", ratio)
-                if found and width:
-                    parts.append(f"{_difference(found.accuracies, width.accuracies)} at {percent(ratio)}")
+                entry, width = place(groups, group, method, ratio), place(groups, group, "width", ratio)
+                if entry and width:
+                    parts.append(f"{_difference(entry.accuracies, width.accuracies)} at {percent(ratio)}")
             if parts:
                 yield f"{_named(group, method)}: {', '.join(parts)}"
 
 
 def _to_wider(groups: Places) -> Iterator[str]:
-    """Compare with the width multiplier at the next of the larger ratios, which is at least twice as large."""
+    """Compare with the width multiplier at the next ratio that is at least twice as large."""
     for group in _tables(groups):
         for method in _OURS:
             parts = []
             for ratio in ratios(groups[group].values()):
-                found = place(groups, group, method, ratio)
+                entry = place(groups, group, method, ratio)
                 wider = [r for r in ratios(groups[group].values()) if r >= 2 * ratio]
                 width = place(groups, group, "width", min(wider)) if wider else None
-                if found and width:
-                    difference = _difference(found.accuracies, width.accuracies)
+                if entry and width:
+                    difference = _difference(entry.accuracies, width.accuracies)
                     parts.append(f"{difference} at {percent(ratio)} against {percent(min(wider))}")
             if parts:
                 yield f"{_named(group, method)}: {', '.join(parts)}"
@@ -112,7 +112,7 @@ def _scales(groups: Places) -> Iterator[str]:
 
 
 def _times(groups: Places) -> Iterator[str]:
-    """Compare runs of one commit only: those of others may have been made on another machine."""
+    """Compare runs of one commit only, because other commits may have run on other machines."""
     for group in _tables(groups):
         for ratio in ratios(groups[group].values()):
             ten, ours = place(groups, group, "hash10", ratio), place(groups, group, "matmul", ratio)
@@ -123,8 +123,8 @@ def _times(groups: Places) -> Iterator[str]:
                     yield f"{MODELS[group]} at {percent(ratio)}: {times[0] / times[1]:.1f} times"
 
 
-def _seconds(found: Place, commits: set[str]) -> float:
-    return median(line["training_seconds"] for line in found.lines if line["commit"] in commits)
+def _seconds(entry: Place, commits: set[str]) -> float:
+    return median(line["training_seconds"] for line in entry.lines if line["commit"] in commits)
 
 
 def _difference(these: list[float], those: list[float]) -> str:

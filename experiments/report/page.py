@@ -1,4 +1,4 @@
-"""The page as a whole."""
+"""The page of results."""
 
 from __future__ import annotations
 
@@ -24,62 +24,63 @@ _DATA = {
 }
 _METHODS = {
     "matmul": "Structured Multi-Hashing: all weights are one matrix product",
-    "kronecker": "the same with a sum of Kronecker products",
+    "kronecker": "Structured Multi-Hashing: all weights are one sum of Kronecker products",
     "hash1": "every weight is an entry of a table, with a sign, as in HashedNets (Chen et al. 2015), but all layers "
     "share one table",
-    "hash2": "every weight is a sum of two such entries",
-    "hash10": "of ten",
-    "sum": "both added, half of the variables each",
+    "hash2": "every weight is the sum of two such entries",
+    "hash10": "every weight is the sum of ten such entries",
+    "sum": "the sum of both, with half of the variables each",
     "width": "a narrower network, all hidden layers by the same factor",
-    "lowrank": "every layer is a product of two factors, and trained as that; all have the same rank, and a layer that "
-    "would not get smaller stays whole; convolutions are matrices of outputs x inputs and window",
-    "pruned": f"the smallest weights of all layers together are set to zero, more and more from {percent(START)} to "
-    f"{percent(STOP)} of the steps (Zhu and Gupta 2017); where the others are is not counted",
-    "random": "a matrix product that stays as it was drawn: only scales, biases and batch norm are trained, and count",
+    "lowrank": "every layer is a product of two factors, trained from the start; all layers have the same rank, and a "
+    "layer that would not become smaller stays whole; convolutions are matrices of outputs x (inputs x window)",
+    "pruned": f"the smallest weights over all layers are set to zero, gradually from {percent(START)} to "
+    f"{percent(STOP)} of the steps (Zhu and Gupta 2017); the positions of the remaining weights are not counted",
+    "random": "a matrix product with a frozen initial pool: only scales, biases and batch norm are trained and counted",
 }
 _NETWORKS = {
     "mlp": "784-1000-1000-10, ReLU, the three layers of HashedNets",
     "cnn": "three convolutions of stride 2 with batch norm, 32-64-64 channels, two dense layers of 216 and 10 units",
-    "convnet": "four convolutions of stride 2 with batch norm, 32-64-128-160 channels, their mean, a dense layer",
+    "convnet": "four convolutions of stride 2 with batch norm, 32-64-128-160 channels, average pooling, a dense layer",
     "resnet32": "ResNet-32 for CIFAR-10 (He et al. 2016)",
     "resnet20": "ResNet-20 for CIFAR-10 (He et al. 2016)",
     "tiny": "one hidden layer of 40 units",
 }
-_COUNTED = """A *ratio* is that of all stored variables to those of the dense model: variables of pools, scales, biases,
-and of batch norm its parameters and its running statistics. So what is kept leaves less for the pool, and every method
-gets the largest model that is not above the ratio. Accuracies are percent of the test images, mean ± standard deviation
-over seeds; a seed decides initial values and the order of images. A run that is repeated on the same machine ends with
-the same figures. A processor of another kind adds in another order, and there a run is as one with another seed: means
-move by about the deviation that stands beside them, which three seeds know only roughly.
+_COUNTED = """On this page, a *ratio* is the number of all stored variables over that of the dense model. Stored
+variables are the variables of pools, scales, biases, and the parameters and running statistics of batch norm. Kept
+tensors therefore leave less room for the pool. Each method uses its largest model within the ratio. Accuracies are
+percentages of the test images, mean ± standard deviation over seeds. The seed determines the initial values and the
+order of the images. Repeating a run on the same machine reproduces its figures. A different processor adds in a
+different order, which has the effect of a different seed: means change by about the standard deviation shown, and three
+seeds estimate it only roughly.
 """
 _CLAIMS = """The figures of the paper ([arXiv 1911.11177](https://arxiv.org/abs/1911.11177)) are for ResNet-32 on
-CIFAR-10, the others were measured here with the networks above; differences are points of test accuracy. Here
-everything that is stored counts.
+CIFAR-10. The last column was measured with the networks above and counts all stored variables. Differences are points
+of test accuracy.
 """
-_RATES = """Accuracy on validation images by learning rate, one seed. The rate in bold was chosen; † where it is the
-least or the greatest that was tried.
+_RATES = """Accuracy on validation images by learning rate, one seed. The selected rate is bold, and marked † if it is
+the lowest or highest of the list.
 
 ![Accuracy by learning rate](rates.svg)
 """
 
-_SECONDS = """Seconds of training, one thread, median. The machines on which it ran were not all equally fast, so small
-differences mean nothing; [Performance](../performance.md) has steps that were measured side by side.
+_SECONDS = """Seconds of training on one thread, median. The machines were not equally fast, so small differences mean
+nothing. [Performance](../performance.md) has steps measured side by side.
 """
 
 
-def write(config: Config, found: Results, output: Path) -> None:
-    """Write the page and its plots into a folder.
+def write(config: Config, results: Results, output: Path) -> None:
+    """Write the page and its plots to a folder.
 
     Raises
     ------
     ExperimentError
-        If there are no results that the configuration asks for.
+        If no cell of the configuration has a result.
     """
-    groups = gather(config, found)
-    tuned = tunings(config, found)
-    lines = _used(groups, tuned, config, found)
+    groups = gather(config, results)
+    tuned = tunings(config, results)
+    lines = _used(groups, tuned, config, results)
     if not lines:
-        raise ExperimentError(f"there are no results of {config.name}: python -m experiments run makes them")
+        raise ExperimentError(f"there are no results of {config.name}: run python -m experiments run first")
     output.mkdir(parents=True, exist_ok=True)
     parts = [_head(config, groups, lines)]
     for group in (group for group in groups if group in MODELS):
@@ -103,17 +104,17 @@ def _network(group: str, groups: Places, output: Path) -> str:
         parts.append(f"![Accuracy over stored variables](accuracy-{group}.svg)\n")
     lost = tables.lost(rows)
     if lost:
-        parts.append(f"Points of accuracy above (+) or below (−) the dense model:\n\n{lost}")
-    parts.append(f"Loss on training images in the last epoch:\n\n{tables.training_loss(rows)}")
+        parts.append(f"Accuracy relative to the dense model, in points:\n\n{lost}")
+    parts.append(f"Mean training loss in the last epoch:\n\n{tables.training_loss(rows)}")
     parts.append(f"Stored variables:\n\n{tables.stored(rows)}")
     parts.append(f"{_SECONDS}\n{tables.seconds(rows)}")
     return "\n".join(parts)
 
 
-def _used(groups: Places, tuned: list[Tuning], config: Config, found: Results) -> list[Line]:
-    """Return every line that the page shows, once."""
+def _used(groups: Places, tuned: list[Tuning], config: Config, results: Results) -> list[Line]:
+    """Return each line of results on the page once."""
     lines = [line for places in groups.values() for place in places.values() for line in place.lines]
-    lines += [line for t in tuned for s in config.tuning_of(t.base) if (line := found.lines.get(s.key))]
+    lines += [line for t in tuned for s in config.tuning_of(t.base) if (line := results.lines.get(s.key))]
     return list({line["id"]: line for line in lines}.values())
 
 
@@ -125,7 +126,7 @@ def _head(config: Config, groups: Places, lines: list[Line]) -> str:
 
 <!-- Written by `python -m experiments report`; changes by hand are lost. -->
 
-What each ratio of compression costs in accuracy, on {data}, against what one would pick instead.
+Test accuracy by ratio on {data}, for Structured Multi-Hashing and its alternatives.
 
 {_methods(groups)}
 {_COUNTED}
@@ -135,32 +136,31 @@ What each ratio of compression costs in accuracy, on {data}, against what one wo
 
 def _methods(groups: Places) -> str:
     used = {place.settings.method for places in groups.values() for place in places.values()}
-    return table(["method", "what it is"], ([NAMES[m], what] for m, what in _METHODS.items() if m in used))
+    return table(["method", "description"], ([NAMES[m], what] for m, what in _METHODS.items() if m in used))
 
 
 def _training(settings: list[dict[str, object]]) -> str:
-    """Describe the training of all runs, and where networks differ."""
+    """Describe the training of all runs, and the differences between networks."""
     rows = dict.fromkeys(
         (str(s["model"]), f"{s['training']:,}", f"{s['validation']:,}", str(s["epochs"]), str(s["batch"]))
         for s in settings
     )
     body = table(
-        ["network", "layers", "images for training", "for validation", "epochs", "batch"],
+        ["network", "layers", "training images", "validation images", "epochs", "batch"],
         ([MODELS[model], _NETWORKS[model], *rest] for model, *rest in rows),
     )
     warmup = ", ".join(dict.fromkeys(percent(float(str(s["warmup"]))) for s in settings))
     return (
-        "Training is AdamW without weight decay unless a table says otherwise; the rate rises in the first "
-        f"{warmup} of the steps and then falls to 0 as a cosine. Every method was tuned with the same rates. All that "
-        "is trained has one rate, but scales: theirs is that rate times what they start with, unless a table says "
-        f"otherwise.\n\n{body}"
+        "Unless a table says otherwise, training uses AdamW without weight decay. The learning rate rises during the "
+        f"first {warmup} of the steps and then decays to 0 along a cosine. Every method was tuned over the same rates, "
+        f"and all variables have the same rate.\n\n{body}"
     )
 
 
 def _state(places: list[Place]) -> str:
     asked = sum(place.asked for place in places if place.cannot is None)
     done = sum(len(place.lines) for place in places)
-    return "" if done == asked else f"Results are partial: {done} of {asked} places have been measured so far.\n\n"
+    return "" if done == asked else f"Results are partial: {done} of {asked} runs of the tables are complete.\n\n"
 
 
 def _conditions(lines: list[Line]) -> str:

@@ -1,4 +1,4 @@
-"""What results say about each place of the tables: accuracies over seeds, with what is still missing."""
+"""The results of each place of the tables: accuracies over seeds, and missing seeds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Place:
 
     @property
     def accuracies(self) -> list[float]:
-        """Test accuracy of each seed that has been run."""
+        """The test accuracy of each completed seed."""
         return [line["test_accuracy"] for line in self.lines]
 
     @property
@@ -61,11 +61,11 @@ class Place:
 
     @property
     def stored(self) -> int | None:
-        """How many variables are stored, or None."""
+        """The number of stored variables, or None."""
         return self.lines[0]["stored"] if self.lines else None
 
     def text(self) -> str:
-        """Return what stands in a table: mean, deviation, and how many seeds if some are missing."""
+        """Return the text of a table: mean, standard deviation, and the number of seeds if some are missing."""
         if self.cannot is not None:
             return "cannot"
         if self.mean is None:
@@ -79,26 +79,26 @@ Key = tuple[str, float | None]
 Places = dict[str, dict[Key, Place]]
 
 
-def gather(config: Config, found: Results) -> Places:
+def gather(config: Config, results: Results) -> Places:
     """Return places by group, then by label and ratio, in the order of the configuration."""
     groups: Places = {}
     for cell in config.cells:
         if not cell.tuning:
             places = groups.setdefault(cell.group, {})
             place = places.setdefault((cell.label, cell.settings.ratio), Place(cell.label, cell.settings))
-            _take(place, cell, config, found)
+            _take(place, cell, config, results)
     return groups
 
 
-def _take(place: Place, cell: Cell, config: Config, found: Results) -> None:
+def _take(place: Place, cell: Cell, config: Config, results: Results) -> None:
     place.asked += 1
-    line = found.get(cell.settings)
+    line = results.get(cell.settings)
     if line is None:
         try:
-            settings = found.resolve(cell, config)
+            settings = results.resolve(cell, config)
         except Waiting:
             return
-        line = None if settings is None else found.get(settings)
+        line = None if settings is None else results.get(settings)
     if line is None:
         return
     if "cannot" in line:
@@ -109,7 +109,7 @@ def _take(place: Place, cell: Cell, config: Config, found: Results) -> None:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How accurate a method was on validation images with each rate, as far as has been run."""
+    """Accuracy on validation images of a method with each completed rate."""
 
     base: Settings
     accuracies: dict[float, float]
@@ -117,25 +117,25 @@ class Tuning:
 
     @property
     def best(self) -> float | None:
-        """The rate that was chosen; None while some are missing."""
+        """The selected rate; None while runs are missing."""
         if not self.complete:
             return None
         return max(self.accuracies, key=lambda rate: self.accuracies[rate])
 
     @property
     def at_edge(self) -> bool:
-        """Whether the rate is the first or the last that was tried, so that a better one may lie beyond."""
+        """Whether the rate is the lowest or highest of the list, so a better rate may lie outside it."""
         return self.best in (min(self.accuracies), max(self.accuracies)) if self.complete else False
 
 
-def tunings(config: Config, found: Results) -> list[Tuning]:
-    """Return how rates were tuned, in the order of the configuration."""
+def tunings(config: Config, lines_of: Results) -> list[Tuning]:
+    """Return the tuning of rates, in the order of the configuration."""
     bases = dict.fromkeys(cell.settings.replace(lr=None) for cell in config.cells if cell.tuning)
     results = []
     for base in bases:
-        lines = {rate: found.lines.get(base.replace(lr=rate).key) for rate in config.rates[base.optimizer]}
-        known = {rate: line["validation_accuracy"] for rate, line in lines.items() if line is not None}
-        results.append(Tuning(base, known, len(known) == len(lines)))
+        lines = {rate: lines_of.lines.get(base.replace(lr=rate).key) for rate in config.rates[base.optimizer]}
+        accuracies = {rate: line["validation_accuracy"] for rate, line in lines.items() if line is not None}
+        results.append(Tuning(base, accuracies, len(accuracies) == len(lines)))
     return [tuning for tuning in results if tuning.accuracies]
 
 
@@ -151,5 +151,5 @@ def labels(places: Iterable[Place]) -> list[str]:
 
 def place(groups: Places, group: str, label: str, ratio: float | None) -> Place | None:
     """Return a place if it has results."""
-    found = groups.get(group, {}).get((label, ratio))
-    return found if found is not None and found.lines else None
+    entry = groups.get(group, {}).get((label, ratio))
+    return entry if entry is not None and entry.lines else None

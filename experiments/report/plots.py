@@ -1,4 +1,4 @@
-"""The plots, as SVG; equal results give equal files."""
+"""The plots, as SVG. Equal results give equal files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MARKERS = "osD^v<>Pp*h"
 
 
 def accuracy(title: str, places: list[Place], path: Path) -> None:
-    """Draw accuracy over stored variables, one line for each method; bars are standard deviations over seeds."""
+    """Draw accuracy over stored variables, one line per method. Bars are standard deviations over seeds."""
     drawing = Figure(figsize=(8, 5), layout="constrained")
     axes = drawing.subplots()
     for label in (name for name in labels(places) if name != "dense"):
-        found = [place for place in places if place.label == label and place.stored and place.mean is not None]
-        found.sort(key=lambda place: (place.stored or 0, place.settings.ratio or 0))
-        if found:
+        series = [place for place in places if place.label == label and place.stored and place.mean is not None]
+        series.sort(key=lambda place: (place.stored or 0, place.settings.ratio or 0))
+        if series:
             axes.errorbar(
-                [place.stored or 0 for place in found],
-                [100 - (place.mean or 0) for place in found],
-                yerr=[place.deviation or 0 for place in found],
+                [place.stored or 0 for place in series],
+                [100 - (place.mean or 0) for place in series],
+                yerr=[place.deviation or 0 for place in series],
                 linestyle="none" if label == "random" else "-",
                 markersize=5,
                 capsize=2,
@@ -43,9 +43,9 @@ def accuracy(title: str, places: list[Place], path: Path) -> None:
     _save(drawing, path)
 
 
-def rates(found: list[Tuning], path: Path) -> None:
-    """Draw accuracy on validation images over learning rates, a panel for each network, at the first tuned ratio."""
-    of = [tuning for tuning in found if tuning.base.optimizer == "adamw" and _plain(tuning)]
+def rates(tuned: list[Tuning], path: Path) -> None:
+    """Draw accuracy on validation images over learning rates, one panel per network, at the first tuned ratio."""
+    of = [tuning for tuning in tuned if tuning.base.optimizer == "adamw" and _plain(tuning)]
     models = list(dict.fromkeys(tuning.base.model for tuning in of))
     if not models:
         return
@@ -66,14 +66,14 @@ def rates(found: list[Tuning], path: Path) -> None:
 
 
 def _style(method: str) -> dict[str, Any]:
-    """Return what a method looks like in all plots."""
+    """Return the line style of a method in all plots."""
     number = list(NAMES).index(method)
     color = "black" if method == "dense" else f"C{number - 1}"
     return {"color": color, "marker": _MARKERS[number % len(_MARKERS)], "label": NAMES[method]}
 
 
 def _plain(tuning: Tuning) -> bool:
-    """Say whether settings are those of the tables."""
+    """Return whether settings are those of the tables."""
     defaults = type(tuning.base).__dataclass_fields__
     return all(
         getattr(tuning.base, name) == defaults[name].default

@@ -14,12 +14,12 @@ Rows = dict[Key, Place]
 
 
 def accuracy(rows: Rows) -> str:
-    """Return test accuracies of methods by ratio, and the dense model above them."""
+    """Return the test accuracy of methods by ratio, with the dense model on top."""
     return _by_ratio(rows, lambda place: place.text(), of_dense="all")
 
 
 def lost(rows: Rows) -> str:
-    """Return how far methods are from the dense model, or nothing while that is missing."""
+    """Return accuracies relative to the dense model, or nothing while it is missing."""
     dense = rows.get(("dense", None))
     if dense is None or dense.mean is None:
         return ""
@@ -32,7 +32,7 @@ def lost(rows: Rows) -> str:
 
 
 def stored(rows: Rows) -> str:
-    """Return how many variables methods store, and the fewest that they can where they cannot reach a ratio."""
+    """Return the numbers of stored variables, or the smallest possible number if a method cannot reach a ratio."""
 
     def count(place: Place) -> str:
         if place.cannot is not None:
@@ -43,7 +43,7 @@ def stored(rows: Rows) -> str:
 
 
 def seconds(rows: Rows) -> str:
-    """Return the median seconds of processor time that training takes."""
+    """Return the median processor time of training, in seconds."""
 
     def time(place: Place) -> str:
         return f"{median(line['training_seconds'] for line in place.lines):.1f}" if place.lines else ""
@@ -52,11 +52,11 @@ def seconds(rows: Rows) -> str:
 
 
 def training_loss(rows: Rows) -> str:
-    """Return the mean loss on training images in the last epoch, of the runs that did not diverge."""
+    """Return the mean training loss in the last epoch, over all runs that did not diverge."""
 
     def loss(place: Place) -> str:
-        found = [line["training_loss"] for line in place.lines if line["training_loss"] is not None]
-        return f"{mean(found):.3f}" if found else ""
+        losses = [line["training_loss"] for line in place.lines if line["training_loss"] is not None]
+        return f"{mean(losses):.3f}" if losses else ""
 
     return _by_ratio(rows, loss, of_dense="first")
 
@@ -69,8 +69,8 @@ def _by_ratio(rows: Rows, text: Callable[[Place], str], of_dense: str = "") -> s
             if of_dense:
                 lines.append([NAMES.get(label, label), text(rows[label, None]), *[""] * (len(columns) - 1)])
             continue
-        found = [rows.get((label, ratio)) for ratio in columns]
-        lines.append([NAMES.get(label, label), *("" if place is None else text(place) for place in found)])
+        entries = [rows.get((label, ratio)) for ratio in columns]
+        lines.append([NAMES.get(label, label), *("" if place is None else text(place) for place in entries)])
     return table(["method", *map(percent, columns)], lines)
 
 
@@ -103,11 +103,11 @@ def _rate(line: Line) -> str:
     return "".join(f"{what}{settings[name]:g}" for what, name in named if settings[name] is not None)
 
 
-def rates(found: list[Tuning]) -> str:
-    """Return accuracies on validation images by rate; the chosen one is bold, and marked where it is at an edge."""
+def rates(tuned: list[Tuning]) -> str:
+    """Return accuracies on validation images by rate. The selected rate is bold, and marked if it is at an edge."""
     tables = []
-    for optimizer in dict.fromkeys(tuning.base.optimizer for tuning in found):
-        of = [tuning for tuning in found if tuning.base.optimizer == optimizer]
+    for optimizer in dict.fromkeys(tuning.base.optimizer for tuning in tuned):
+        of = [tuning for tuning in tuned if tuning.base.optimizer == optimizer]
         columns = sorted({rate for tuning in of for rate in tuning.accuracies})
         lines = []
         for tuning in of:
@@ -127,10 +127,10 @@ _PLAIN = ("bits", "scale", "learn_scale", "scale_rate", "include", "initial")
 
 
 def _special(tuning: Tuning) -> str:
-    """Return what differs from the settings of the tables."""
+    """Return the settings that differ from those of the tables."""
     defaults = type(tuning.base).__dataclass_fields__
-    found = {name: getattr(tuning.base, name) for name in _PLAIN}
-    return ", ".join(f"{name} {value}" for name, value in found.items() if value != defaults[name].default)
+    values = {name: getattr(tuning.base, name) for name in _PLAIN}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value != defaults[name].default)
 
 
 def _accuracy(tuning: Tuning, rate: float) -> str:

@@ -1,4 +1,4 @@
-"""Kernels for frameworks that compile: long products in float32, and all gradients of a matmul pool block by block."""
+"""Kernels for compiling frameworks: long products in float32, and all gradients of a matmul pool by blocks."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from smh.core.kernels import Array, Kernels, add_up, floor, round7
 if TYPE_CHECKING:
     from smh.core.generate import Part
 
-_FEW = 5  # elements of a tensor below which the floor of cotangents shows in a scale gradient (section 13.7)
+_FEW = 5  # below this number of elements, the floor of cotangents affects a scale gradient (section 13.7)
 _POWERS = [2.0**e for e in range(-69, 91)]
 
 
 class BlockKernels(Kernels):
-    """Kernels whose shapes are static, and whose temporaries are small.
+    """Kernels with static shapes and small temporaries.
 
-    Fresh memory is what takes most of the time that products do not take.
+    Apart from products, allocating memory takes most of the time.
     """
 
     block_elements = 1 << 20
-    """The fewest virtual weights of a matmul pool for gradients at a time, if there are so many."""
+    """The minimum number of virtual weights of a matmul pool per block of gradients."""
     most_blocks = 16
-    """How many blocks of them there may be, so that programs stay small."""
+    """The maximum number of these blocks, which keeps programs small."""
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Add float32 products of as many terms as are exact in int32, which holds 127 of them."""
+        """Add exact float32 products in int32, which holds sums of 127 of them."""
         xp, terms = self.xp, left.shape[1]
         if self.smooth or not exact_terms < terms <= 127 * exact_terms:
             return super().product(left, right, unit, exact_terms)
         step = -(-terms // -(-terms // exact_terms))
         sums = [xp.matmul(left[:, k : k + step], right[k : k + step, :]) for k in range(0, terms, step)]
         total = xp.astype(add_up([xp.astype(x, xp.int32) for x in sums]), xp.float32)
-        return xp.where(xp.isfinite(sums[0]), total, sums[0]) * unit  # either no integer is NaN, or all are
+        return xp.where(xp.isfinite(sums[0]), total, sums[0]) * unit  # either all integers are NaN or none
 
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Part]
     ) -> tuple[Array, Array, list[Array]] | None:
-        """Go over rows of the pool once: the largest cotangents of tensors tell all units beforehand."""
+        """Compute all gradients in one pass over the rows. The largest cotangents determine all units beforehand."""
         xp, (side, terms) = self.xp, left.integers.shape
         given = [part for part in parts if part.g is not None]
         if not given:
@@ -49,7 +49,7 @@ class BlockKernels(Kernels):
             return self._smooth_gradients(left.integers, right.integers, gain, parts)
         largest = xp.stack([self.largest(g) for _, _, g in given])
         scale = xp.stack([s if t.learn_scale else xp.asarray(s, dtype=xp.float32) for t, s, _ in given])
-        q = grid(self, self.times(scale, largest), 22, 70, 90)  # whose unit is that of all cotangents
+        q = grid(self, self.times(scale, largest), 22, 70, 90)  # with the unit of all cotangents
         left_unit, right_unit, q_unit = (xp.astype(x.unit, xp.float64) for x in (left, right, q))
 
         bound = xp.astype(left.power, xp.float64) * xp.astype(right.power, xp.float64) * gain * 2.0 ** ceil_log2(terms)
@@ -145,14 +145,14 @@ class BlockKernels(Kernels):
         return of_left * gain, of_right * gain, of_scales
 
     def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
-        """Return ``fn(*arrays)``, whose temporaries need not lie beside those of other calls.
+        """Return ``fn(*arrays)``, whose temporaries need not coexist with those of other calls.
 
-        The first array has one element, NaN or not below 0.
+        The first array has one element, NaN or nonnegative.
         """
         return fn(*arrays)
 
     def transposed(self, x: Array) -> Array:
-        """Return a matrix transposed, in the order in which products read it fastest."""
+        """Return the transpose of a matrix, in the memory order that is fastest in products."""
         return self.xp.matrix_transpose(x)
 
     def dot_of_integers(self, g: Array, v: Array) -> Array:
@@ -161,7 +161,7 @@ class BlockKernels(Kernels):
         return xp.sum(xp.round(xp.astype(g, xp.float64) * xp.astype(v, xp.float64)))
 
     def _powers_above(self, x: Array) -> Array:
-        """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, float64, for elements from 2**-70 to 2**90; else any."""
+        """Return ``2**e`` with ``2**(e-1) <= x < 2**e``, float64, for elements from 2**-70 to 2**90; else any value."""
         xp = self.xp
         below = xp.reshape(x, (-1, 1)) >= xp.reshape(xp.asarray(_POWERS, dtype=xp.float32), (1, -1))
         count = xp.sum(xp.astype(below, xp.int64), axis=1)
@@ -177,7 +177,7 @@ def _rows_of(start: int, stop: int, side: int) -> Iterator[tuple[int, int]]:
 
 
 class _Block:
-    """Some rows of a pool, and the pieces of tensors whose cells they are."""
+    """Rows of a pool, and the pieces of tensors in their cells."""
 
     def __init__(
         self, kernels: BlockKernels, given: Sequence[Part], first: int, last: int, side: int, exact_terms: int
@@ -203,7 +203,7 @@ class _Block:
         of_right: Array,
         cotangents: list[Array],
     ) -> tuple[Array, Array, list[Array]]:
-        """Return sums for rows of the left factor, for the right factor with those before, and for scales."""
+        """Return sums for rows of the left factor, for the right factor including previous sums, and for scales."""
         kernels, xp = self.kernels, self.kernels.xp
         pieces = [
             (k, tensor, slice(at - self.start, end - self.start), g[at - tensor.offset : end - tensor.offset])
@@ -219,7 +219,7 @@ class _Block:
                 dots.append(xp.zeros((), dtype=xp.float64))
             if done < cells.start:
                 joined.append(xp.zeros((cells.start - done,), dtype=xp.float32))
-            # A scale and the unit are one factor: a power of two changes no rounding of what the grid does not make 0.
+            # Scale and unit are one factor: a power of two does not change the rounding of values that do not become 0.
             joined.append(xp.round(floor(kernels, g) * (scale[k] * inverse)))
             done = cells.stop
         if done < self.stop - self.start:

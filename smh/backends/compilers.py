@@ -1,4 +1,4 @@
-"""A check of compilers that a user's settings let break the arithmetic of floating-point numbers."""
+"""A check for compiler settings that break floating-point arithmetic."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def rest(x: Any) -> Any:
 
 def check_rest(compute: Callable[[], Any]) -> None:
     """Raise :class:`~smh.BackendError` unless :func:`rest`, compiled, is 0 for ``TERMS``."""
-    found = float(compute())
-    if found != 0.0:
+    result = float(compute())
+    if result != 0.0:
         raise BackendError(
-            f"XLA reorders sums here, (1 + 2**-60) - 1 gave {found:.3g} instead of 0, so weights and gradients would "
-            "differ from those elsewhere: leave the flag --xla_cpu_enable_fast_math=true out of the environment "
+            f"XLA reorders sums: (1 + 2**-60) - 1 gave {result:.3g} instead of 0, so weights and gradients would "
+            "differ between machines: remove the flag --xla_cpu_enable_fast_math=true from the environment "
             "variable XLA_FLAGS"
         )

@@ -1,4 +1,4 @@
-"""Where the core does without float64: on devices that have none, and where users say so."""
+"""The choice between kernels with and without float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIABLE = "SMH_FLOAT64"
 def _of_environment() -> bool:
     value = os.environ.get(VARIABLE, "1")
     if value not in ("0", "1"):
-        raise BackendError(f"{VARIABLE} must be 0, for no float64, or 1; got {value!r}")
+        raise BackendError(f"{VARIABLE} must be 0 (no float64) or 1; got {value!r}")
     return value == "1"
 
 
@@ -24,16 +24,16 @@ _allowed = _of_environment()
 
 
 def float64_allowed() -> bool:
-    """Say whether users let the core have float64, as they do unless SMH_FLOAT64 is 0."""
+    """Return whether the core may use float64: true unless SMH_FLOAT64 is 0 or within :func:`without_float64`."""
     return _allowed
 
 
 @contextmanager
 def without_float64() -> Iterator[None]:
-    """Let the core do without float64 for a while, in all threads: no bit changes.
+    """Run the core without float64 within the block, in all threads. No bit changes.
 
-    It pays where float64 is slow, as on consumer GPUs. What is compiled already stays as it is. The environment
-    variable ``SMH_FLOAT64=0`` does the same for a whole process.
+    This is faster on devices with slow float64, such as consumer GPUs. Functions that are already compiled do not
+    change. The environment variable ``SMH_FLOAT64=0`` does the same for a whole process.
 
     Examples
     --------
@@ -50,5 +50,5 @@ def without_float64() -> Iterator[None]:
 
 
 def no_float64(kernels: Kernels) -> Mode:
-    """Return the mode of a backend in which it does without float64, on the kernels that it then has."""
+    """Return the mode of a backend without float64, with the kernels of that mode."""
     return Mode("no-float64", "float32 and int32 only, as on Metal and TPUs", around=without_float64(), kernels=kernels)

@@ -1,4 +1,4 @@
-"""The NumPy backend: the reference in everyday use."""
+"""The NumPy backend."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["Plan", "backend", "digest", "initialize", "load", "materialize", "sa
 
 
 class NumpyBackend(Backend):
-    """Arrays are ``numpy.ndarray``; gradients come from :func:`smh.vjp`."""
+    """Arrays are ``numpy.ndarray``, and gradients come from :func:`smh.vjp`."""
 
     name = "numpy"
     kernels: Kernels = NumpyKernels()
 
     def asarray(self, x: Any, device: Any = None) -> np.ndarray:
-        """Return ``x`` as an array of its own."""
+        """Return a copy of ``x`` as an array."""
         if device is not None and not (isinstance(device, str) and device == "cpu"):
-            raise BackendError(f"the numpy backend has the device 'cpu' only; got {device!r}")
+            raise BackendError(f"the numpy backend has only the device 'cpu'; got {device!r}")
         return np.array(x)
 
     def to_numpy(self, x: Array) -> np.ndarray:
@@ -38,13 +38,13 @@ class NumpyBackend(Backend):
     def materialize(
         self, plan: Plan, variables: Mapping[str, Array], names: Iterable[str] | None = None
     ) -> dict[str, Array]:
-        """Return weights, in memory as they are indexed: writers of files take other arrays for what they are not."""
+        """Return weights, contiguous in memory: some writers of files misread other arrays."""
         weights = generate.materialize(self.kernels, plan, variables, names)
         return {name: np.asarray(w, order="C") for name, w in weights.items()}
 
     @np.errstate(all="ignore")
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
-        """Return gradients, as arrays also where NumPy makes scalars of them."""
+        """Return gradients, as arrays also where NumPy returns scalars."""
         return {name: np.asarray(x) for name, x in generate.vjp(self.kernels, plan, variables, cotangents).items()}
 
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""NumPy's kernels: short integers, and blocks that stay in the cache, with the bits of the default kernels."""
+"""NumPy's kernels: small integer types and cache-sized blocks, with the bits of the default kernels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from smh.backends.pulled import Pulled, areas
 from smh.core.grid import Grid
 from smh.core.kernels import Array, Kernels, round7
 
-_CHUNK = 1 << 16  # elements that stay in the cache through several passes
+_CHUNK = 1 << 16  # elements that stay in the cache during several passes
 
-_UNROLLED = 8  # rows or columns that BLAS computes at a time; others take longer
+_UNROLLED = 8  # rows or columns that BLAS computes at a time; other numbers take longer
 
 _DEFAULT = Kernels(np)
 
@@ -24,15 +24,15 @@ _DEFAULT = Kernels(np)
 class NumpyKernels(Kernels):
     """Kernels for NumPy arrays."""
 
-    array_types = np.ndarray, np.memmap, np.float32  # masks and the rules of matrices would be lost, or change results
+    array_types = np.ndarray, np.memmap, np.float32  # masks and matrices behave differently
     block_elements = 1 << 18
-    """About how many virtual weights are computed at a time."""
+    """The approximate number of virtual weights computed at a time."""
     product_elements = 1 << 20
-    """The same for products of whole rows, which are faster the more rows they have."""
+    """The same for products of whole rows, which are faster with more rows."""
     room_share = 0.055
-    """The room for float32 copies of integers that is always granted, as a share of the elements of a product."""
+    """The memory always available for float32 copies of integers, as a share of the elements of a product."""
     strip_share = 0.066
-    """The most terms whose sums are held in float64 at a time, as a share of the rows of a pool."""
+    """The maximum number of terms with float64 sums at a time, as a share of the rows of a pool."""
 
     def __init__(self, smooth: bool = False) -> None:
         super().__init__(np, smooth)
@@ -42,11 +42,11 @@ class NumpyKernels(Kernels):
         return "cpu"
 
     def largest(self, x: Array) -> Array:
-        """Go over the array once, without a copy of it."""
+        """Read the array once, without a copy."""
         return _largest(np.reshape(x, -1))
 
     def rounded(self, x: Array, factor: Array, bits: int, clip: bool = False) -> Array:
-        """Hold integers of up to 7 bits in a byte, of up to 15 in two."""
+        """Use one byte for integers of up to 7 bits, and two bytes for up to 15 bits."""
         held = np.float32 if bits > 15 or np.isnan(factor) else np.int16 if bits > 7 else np.int8
         flat, q, room = np.reshape(x, -1), np.empty(x.size, dtype=held), np.empty(min(x.size, _CHUNK), dtype=np.float32)
         for at in range(0, x.size, _CHUNK):
@@ -57,7 +57,7 @@ class NumpyKernels(Kernels):
         return q.reshape(x.shape)
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Fill the result block by block."""
+        """Compute the result block by block."""
         shape = left.shape[0], right.shape[1]
         (found,) = self.scaled_products(left, right, unit, exact_terms, [(1.0, 0, math.prod(shape))])
         return found.reshape(shape)
@@ -65,8 +65,8 @@ class NumpyKernels(Kernels):
     def scaled_products(
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
-        """Compute parts that follow one another in one array, of which they are views."""
-        columns, found = right.shape[1], []
+        """Compute adjacent parts in one array and return views of it."""
+        columns, results = right.shape[1], []
         breaks = [k for k in range(1, len(parts)) if parts[k][1] != parts[k - 1][2]]
         for first, last in itertools.pairwise([0, *breaks, len(parts)]):
             start, stop = parts[first][1], parts[last - 1][2]
@@ -75,16 +75,16 @@ class NumpyKernels(Kernels):
             origin = start if end - row == 1 else row * columns
             here = [(scale, begin - origin, end - origin) for scale, begin, end in parts[first:last]]
             w = self._scaled(left[row:end], some, np.float32(unit), exact_terms, here).reshape(-1)
-            found += [
+            results += [
                 w[begin:end] if len(here) > 1 or end - begin > 0.97 * w.size else w[begin:end].copy()
                 for _, begin, end in here
             ]
-        return found
+        return results
 
     def _scaled(
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> Array:
-        """Return a product with each part scaled; a unit and a scale are one factor where that is exact."""
+        """Return a product with each part scaled. Unit and scale are one factor if that is exact."""
         out = np.empty((left.shape[0], right.shape[1]), dtype=np.float32)
         scaled = []
         for scale, start, stop in parts:
@@ -107,13 +107,13 @@ class NumpyKernels(Kernels):
         return out
 
     def _products(self, left: Array, right: Array, dtype: type, out: Array) -> Iterator[tuple[int, int, Array]]:
-        """Fill ``out`` with a product of integers, rounded once, and yield its blocks, each with its place.
+        """Fill ``out`` with a product of integers, rounded once, and yield its blocks with their positions.
 
-        Copies of the integers, in the type for sums, lie in the rows of ``out`` that are not filled yet; for the last
-        rows, as many columns at a time are copied as there is room for.
+        Copies of the integers, in the type of sums, are in the rows of ``out`` that are not filled yet. For the last
+        rows, as many columns at a time are copied as fit.
         """
         (rows, columns), terms = out.shape, left.shape[1]
-        wanted = terms * (columns + columns // 5 + 1)  # for all of the right factor, and some rows of the left one
+        wanted = terms * (columns + columns // 5 + 1)  # for the whole right factor and some rows of the left factor
         granted = max(2 * terms, self.block_elements, int(self.room_share * columns**2))
         spare = np.empty(wanted if dtype is np.float64 else min(wanted, granted), dtype=dtype)
         done = 0
@@ -139,9 +139,9 @@ class NumpyKernels(Kernels):
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]] | None:
-        """Go over rows of virtual weights for scale gradients, and over rows of cotangents for both factors.
+        """Compute scale gradients by rows of virtual weights, and gradients of both factors by rows of cotangents.
 
-        Returns None, for the plain way, where a value is not finite or a cotangent or scale is out of the ordinary.
+        Returns None, for the default, if a value is not finite or a cotangent or scale is outside the usual range.
         """
         pulled = None if self.smooth else Pulled.of(self, left, right, gain, parts, _CHUNK)
         if pulled is None:
@@ -161,11 +161,11 @@ class NumpyKernels(Kernels):
             pulled.add_dots(sums.reshape(-1), row * side)
 
     def _factors(self, pulled: Pulled, left: Array, right: Array) -> tuple[Array, Array]:
-        """Return the gradients of both factors, of as many terms at a time as there is room for."""
+        """Return the gradients of both factors, for as many terms at a time as memory allows."""
         side, terms = left.shape
         of_left = np.empty((side, terms), dtype=np.float32)
         of_right = np.empty((terms, side), dtype=np.float32)
-        strip = -(-terms // -(-terms // max(1, int(self.strip_share * side))))  # as even as possible
+        strip = -(-terms // -(-terms // max(1, int(self.strip_share * side))))  # of nearly equal size
         strip += -strip % _UNROLLED
         pieces = max(6 if strip >= terms else 10, side // 512)
         step, width = (min(side, max(-(-side // n), self.block_elements // side)) for n in (pieces, 6))
@@ -193,13 +193,13 @@ class NumpyKernels(Kernels):
                     total[:padded, columns] += np.matmul(factor[:block, :padded].T, cotangents, out=here)
                 of_left[rows, span] = round7(_DEFAULT, of_rows[:, :count] * pulled.left_unit)
             of_left[end:, span] = 0.0
-            for some in range(0, count, 16):  # at once it would take as much memory again
+            for some in range(0, count, 16):  # in one step it would take as much memory again
                 here = total[some : min(some + 16, count)]
                 of_right[k + some : k + some + len(here)] = round7(_DEFAULT, here * pulled.right_unit)
         return of_left, of_right
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
-        """Count with weights."""
+        """Use ``bincount`` with weights."""
         return np.bincount(segments, weights=x, minlength=size)
 
     def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
@@ -219,22 +219,22 @@ class NumpyKernels(Kernels):
 
 
 def _within(some: slice, first: int) -> slice:
-    """Return where the numbers of a range are in a block that begins with one."""
+    """Return the slice of a range in a block with a given start."""
     return slice(max(0, some.start - first), max(0, some.stop - first))
 
 
 def _largest(x: Array) -> Array:
-    """Return the largest magnitude in a flat array, NaN if there is one."""
+    """Return the largest magnitude in a flat array, NaN if any element is NaN."""
     room = np.empty(min(x.size, _CHUNK), dtype=np.float32)
-    found = np.float32(0.0)
+    largest = np.float32(0.0)
     for at in range(0, x.size, _CHUNK):
         part = x[at : at + _CHUNK]
-        found = np.maximum(found, np.max(np.abs(part, out=room[: part.size])))
-    return found
+        largest = np.maximum(largest, np.max(np.abs(part, out=room[: part.size])))
+    return largest
 
 
 def _sums_dtype(left: Array, right: Array, exact_terms: int) -> type:
-    """Return float32 if it holds all sums, of the integers at hand if not of as many of any, else float64."""
+    """Return float32 if it holds all sums, of any integers of these bits or of the present ones; else float64."""
     if left.shape[1] <= exact_terms:
         return np.float32
     rows = np.max(np.sum(np.abs(left), axis=1, dtype=np.float64))

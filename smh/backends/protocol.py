@@ -1,4 +1,4 @@
-"""What a backend is: at most ten methods, each with the laws that the conformance suite checks."""
+"""The protocol of backends: at most ten methods, each with laws that the conformance suite checks."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from smh.core.plan import Plan
 from smh.errors import BackendError, near_names
 
 Function = Callable[..., Any]
-"""From arrays, or dicts of arrays, of a backend to the same."""
+"""A function from arrays, or dicts of arrays, of a backend to arrays or dicts of arrays."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A way in which people run a backend: eagerly, traced, compiled, transformed, in a context.
+    """A way to run a backend: eagerly, traced, compiled, transformed, in a context.
 
-    Modes are what a backend says of itself; the conformance suite runs every law in each of them.
+    A backend declares its modes, and the conformance suite runs every law in each of them.
     """
 
     name: str
     about: str
-    """One line: what is done."""
+    """A description of one line."""
     around: Callable[[Function], Function] = lambda fn: fn
-    """Wraps a whole call, as ``jax.jit`` or a context: from a function of arrays to one with the same results."""
+    """Wraps a whole call, like ``jax.jit`` or a context: maps a function of arrays to one with equal results."""
     within: Callable[[Function], Function] = lambda fn: fn
-    """Wraps the building of weights *inside* of what is differentiated, as ``torch.compile`` or ``jax.checkpoint``."""
+    """Wraps the build of weights *inside* the differentiated function, like ``torch.compile`` or ``jax.checkpoint``."""
     slowness: int = 4
-    """How many times fewer cases the conformance suite runs than eagerly; more for modes that compile every plan."""
+    """The factor by which the conformance suite runs fewer cases than eagerly; larger if each plan is compiled."""
     missing: str = ""
-    """Why the mode cannot run here, where it cannot."""
+    """The reason why the mode cannot run here, or an empty string."""
     kernels: Kernels | None = None
-    """The kernels that the backend has in this mode, if they are others."""
+    """The kernels of the backend in this mode, if they differ."""
 
 
 EAGER = Mode("eager", "calls as they are", slowness=1)
@@ -46,14 +46,15 @@ EAGER = Mode("eager", "calls as they are", slowness=1)
 class Backend(ABC):
     """A framework's way to run the core.
 
-    Laws for every method: no argument is changed; equal arguments give equal bits, in whatever process, thread count or
-    device; results are arrays of the backend, float32 unless said otherwise, on the device of the variables.
+    Laws for every method: arguments are not changed; equal arguments give equal bits, for every process, number of
+    threads and device; results are arrays of the backend, float32 unless stated otherwise, on the device of the
+    variables.
     """
 
     name: ClassVar[str]
     mode: Mode = EAGER
     kernels: Kernels | None = None
-    """The kernels on which this backend runs the core, if the conformance suite may check each of them by itself.
+    """The kernels on which this backend runs the core, if the conformance suite may check each of them separately.
 
     Law: every method gives the bits of the default, :class:`smh.core.kernels.Kernels`.
     """
@@ -81,45 +82,45 @@ class Backend(ABC):
 
     @abstractmethod
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
-        """Return gradients, as :func:`smh.vjp` describes, by the way in which the framework's users get theirs.
+        """Return gradients, as :func:`smh.vjp` describes, computed by the framework's usual differentiation.
 
-        Law: the bits of the specification, one gradient for every variable, zeros where nothing flows.
+        Law: the bits of the specification, one gradient for every variable, zeros for variables without influence.
         """
 
     @abstractmethod
     def indices(self, plan: Plan, start: int, stop: int) -> dict[str, Array]:
         """Return the hash index of virtual weights ``start`` to ``stop``, int64, computed by the framework.
 
-        Law: the same integers on every backend, and for every slice those of the whole range.
+        Law: equal integers on every backend; a slice equals the same slice of the whole range.
         """
 
     @abstractmethod
     def devices(self) -> list[str]:
-        """Return the devices that ``asarray`` takes, the default first."""
+        """Return the devices that ``asarray`` accepts, the default first."""
 
     def on_kernels(self, fn: Function, *args: Any) -> Any:
-        """Return ``fn(kernels, *args)``, run as this backend runs its core.
+        """Return ``fn(kernels, *args)``, run in the settings of the core of this backend.
 
-        A backend whose core needs a setting, such as 64-bit types in JAX, switches it on around the call.
+        A backend whose core needs a setting, such as 64-bit types in JAX, enables it during the call.
 
         Raises
         ------
         BackendError
-            If the backend does not show its kernels.
+            If the backend does not expose its kernels.
         """
         if self.kernels is None:
-            raise BackendError(f"the {self.name} backend does not show its kernels: it has no attribute 'kernels'")
+            raise BackendError(f"the {self.name} backend does not expose its kernels: it has no attribute 'kernels'")
         return fn(self.mode.kernels or self.kernels, *args)
 
     def modes(self) -> tuple[Mode, ...]:
-        """Return the ways in which people run this backend, also those that cannot run here; eager comes first.
+        """Return the modes of this backend, eager first, including modes that cannot run here.
 
         Law: no mode changes a bit.
         """
         return (EAGER,)
 
     def in_mode(self, name: str) -> Self:
-        """Return this backend with all its functions running in a mode.
+        """Return this backend with all functions running in a mode.
 
         Raises
         ------

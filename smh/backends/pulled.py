@@ -1,6 +1,6 @@
-"""What kernels that compute all gradients of a matmul pool in blocks have in common: cotangents and scales.
+"""Cotangents and scale gradients for kernels that compute all gradients of a matmul pool in blocks.
 
-For namespaces whose functions take ``out``: NumPy, and PyTorch where it does not compile.
+For namespaces whose functions accept ``out``: NumPy, and eager PyTorch.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from smh.core.kernels import Array, Kernels, floor, round7
 if TYPE_CHECKING:
     from smh.core.generate import Part
 
-_FEW = 5  # elements of a tensor below which the floor of cotangents shows in a scale gradient (section 13.7)
-_MAGIC = 1.5 * 2.0**52  # added to a float64 number it leaves the nearest integer in the last bits
+_FEW = 5  # below this number of elements, the floor of cotangents affects a scale gradient (section 13.7)
+_MAGIC = 1.5 * 2.0**52  # added to a float64 number, it leaves the nearest integer in the last bits
 
 
 @dataclass(eq=False)
 class Pulled:
-    """The cotangents of all tensors, and what has been added of their scale gradients.
+    """The cotangents of all tensors, and partial sums of their scale gradients.
 
-    The sums of integers of a factor's gradient times its unit are the gradient. ``stop`` is the cell behind the last
-    one with a cotangent; ``wants_dots`` says whether there are scale gradients to add.
+    The gradient of a factor is a sum of integers times a unit. ``stop`` is the end of the last cell with a cotangent.
+    ``wants_dots`` is true if any scale gradient is needed.
     """
 
     kernels: Kernels
     device: Any
-    chunk: int  # cells that stay in the cache through several passes
+    chunk: int  # cells that stay in the cache during several passes
     parts: Sequence[Part]
-    given: list[Any]  # those parts that have a cotangent
+    given: list[Any]  # the parts with a cotangent
     left_unit: float
     right_unit: float
     virtual: float  # the unit of virtual weights
-    factors: list[float]  # from cotangents to integers: powers of two change no rounding of what does not become 0
-    units: list[float]  # of scale gradients; 0 where there is nothing to add
+    factors: list[float]  # from cotangents to integers, by powers of two, which do not change the rounding
+    units: list[float]  # of scale gradients; 0 if nothing is added
 
     @classmethod
     def of(
         cls, kernels: Kernels, left: Grid, right: Grid, gain: float, parts: Sequence[Part], chunk: int
     ) -> Pulled | None:
-        """Return None where a value is not finite, or a cotangent or scale is out of the ordinary."""
+        """Return None if a value is not finite, or a cotangent or scale is outside the usual range."""
         xp, given = kernels.xp, [part for part in parts if part.g is not None]
         scalars = [left.unit, right.unit, left.power, right.power]
         scalars += [part.scale for part in given] + [kernels.largest(part.g) for part in given]
@@ -84,7 +84,7 @@ class Pulled:
         )
 
     def __post_init__(self) -> None:
-        """Begin with sums of 0."""
+        """Set all sums to 0."""
         xp, device = self.kernels.xp, self.device
         self.wants_dots, self.stop = any(self.units), self.given[-1].tensor.stop
         self.totals = xp.zeros((len(self.given),), dtype=xp.int64, device=device)
@@ -102,10 +102,10 @@ class Pulled:
         q[done:] = 0.0
 
     def add_dots(self, sums: Array, start: int) -> None:
-        """Add to the scale gradients what a range of cells has of them, whose sums of integers are given.
+        """Add the terms of a range of cells to the scale gradients, given the sums of integers of the cells.
 
-        The sum of rounded products is one of 64-bit integers, which may wrap around on its way (section 13.7): each is
-        found in the last bits of a float64 number. Not for tensors of few elements.
+        Rounded products are added as 64-bit integers, which may wrap around on the way (section 13.7). Each integer is
+        in the last bits of a float64 number. Not for tensors of few elements.
         """
         xp, size = self.kernels.xp, sums.shape[0]
         wide = xp.empty((2, min(size, self.chunk)), dtype=xp.float64, device=self.device)
@@ -133,7 +133,7 @@ class Pulled:
         totals = round7(kernels, xp.astype(self.totals, xp.float64) * units)
         named = {part.tensor.name: totals[k] for k, part in enumerate(self.given)}
         zero = xp.zeros((), dtype=xp.float32, device=device)
-        # Each in its own memory, as who gets a gradient may write to it.
+        # Each in separate memory, because callers may write to a gradient.
         return [xp.asarray(named.get(part.tensor.name, zero), device=device, copy=True) for part in self.parts]
 
     def _pieces(self, start: int, stop: int, most: int) -> Iterator[tuple[int, slice, Array]]:
@@ -148,7 +148,7 @@ class Pulled:
 
 
 def areas(start: int, stop: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a range of cells, counted row by row, into at most three areas, in order: their rows, and columns."""
+    """Split a range of cells, counted row by row, into at most three areas in order, as rows and columns."""
     while start < stop:
         row, column = divmod(start, columns)
         rows = max(1, (stop - start) // columns) if column == 0 else 1

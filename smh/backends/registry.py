@@ -1,4 +1,4 @@
-"""From a name to a backend: built-in ones and those that other packages bring as entry points."""
+"""Backends by name: built-in backends and entry points of other packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from smh.backends.protocol import Backend
 from smh.errors import BackendError, install_line, near_names
 
-if TYPE_CHECKING:  # a fifth of the time that importing the library takes
+if TYPE_CHECKING:  # a fifth of the import time of the library
     from importlib.metadata import EntryPoint
 
 GROUP = "smh.backends"
@@ -19,23 +19,23 @@ DEFAULT = "numpy"
 EXTRAS = {"torch": "torch", "jax": "jax", "tensorflow": "keras"}
 """Which extra installs the framework of a built-in backend."""
 
-# By the names of the packages that they need.
+# By the names of the packages they need.
 _BUILT_IN = {name: f"smh.backends.{name}:backend" for name in ("numpy", "torch", "jax", "tensorflow")}
 _loaded: dict[str, Backend] = {}
 
 
 def list_backends(installed: bool = False) -> list[str]:
-    """Return the names of the backends that are registered; no framework is imported for that.
+    """Return the names of the registered backends, without importing a framework.
 
     Parameters
     ----------
     installed : bool
-        Leave out built-in backends whose frameworks are not installed.
+        Omit built-in backends whose frameworks are not installed.
 
     Returns
     -------
     list of str
-        Built-in backends first, then those of other packages (entry points in the group ``smh.backends``).
+        Built-in backends first, then entry points of other packages (group ``smh.backends``).
 
     Examples
     --------
@@ -47,17 +47,17 @@ def list_backends(installed: bool = False) -> list[str]:
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """Return a :class:`~smh.backends.protocol.Backend`; nothing but the one asked for is imported.
+    """Return a :class:`~smh.backends.protocol.Backend`, importing only its framework.
 
     Parameters
     ----------
     name : str, optional
-        One of :func:`list_backends`. By default the environment variable ``SMH_BACKEND``, or ``"numpy"``.
+        A name of :func:`list_backends`; by default the environment variable ``SMH_BACKEND``, or ``"numpy"``.
 
     Raises
     ------
     BackendError
-        If there is no such backend, or its framework is not installed.
+        If the backend is unknown or its framework is not installed.
 
     Examples
     --------

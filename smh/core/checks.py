@@ -1,4 +1,4 @@
-"""Checks that plans, pools, tensors and views share."""
+"""Checks shared by plans, pools, tensors and views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smh.errors import PlanError, near_names
 
 
 def whole_number(what: str, value: Any, low: int, high: int) -> int:
-    """Return an integer within bounds, or raise :class:`~smh.PlanError` that says what was received."""
+    """Return an integer within bounds, or raise :class:`~smh.PlanError`."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -21,7 +21,7 @@ def whole_number(what: str, value: Any, low: int, high: int) -> int:
 
 
 def members(value: Any) -> tuple[Any, ...] | None:
-    """Return what a list, or whatever can be iterated over, holds; None for what cannot."""
+    """Return the members of an iterable; None for any other value."""
     try:
         return tuple(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Weights from variables, and gradients back: the whole way, twice (specification, sections 3 to 7).
+"""Weights from variables, and gradients of variables from gradients of weights (specification, sections 3 to 7).
 
 variables -> integers (grid) -> virtual weights (pool) -> cells (layout) -> scale, modifiers -> view
 """
@@ -19,7 +19,7 @@ from smh.errors import VariableError, near_names
 
 
 class Part(NamedTuple):
-    """A tensor, its cleaned scale, and its cotangent in canonical order, if it has one."""
+    """A tensor, its cleaned scale, and its cotangent in canonical order, or None."""
 
     tensor: TensorSpec
     scale: Array | float
@@ -31,11 +31,11 @@ def materialize(
 ) -> dict[str, Array]:
     """Build weights from variables: see :func:`smh.materialize`.
 
-    Only the virtual weights that the named tensors show are computed.
+    Computes only the virtual weights of the named tensors.
     """
-    chosen = plan.select(names)
+    selected = plan.select(names)
     check_variables(kernels, plan, variables)
-    return build(kernels, plan, put_on_grids(kernels, plan, variables), variables, chosen)
+    return build(kernels, plan, put_on_grids(kernels, plan, variables), variables, selected)
 
 
 def build(
@@ -45,7 +45,7 @@ def build(
     variables: Mapping[str, Array],
     tensors: Sequence[TensorSpec],
 ) -> dict[str, Array]:
-    """Return the weights of tensors, given the pool on its grids; of the variables, only scales are read."""
+    """Return the weights of tensors, given the pool on its grids. Of the variables, reads only scales."""
     parts = [Part(tensor, scale_of(kernels, tensor, variables)) for tensor in tensors]
     weights = {}
     for tensor, w in zip(tensors, weights_of(kernels, plan, grids, parts), strict=True):
@@ -66,8 +66,8 @@ def vjp(
         if g is not None:
             g = xp.reshape(tensor.view.invert(xp, g, tensor.shape) if tensor.view else g, (-1,))
         parts.append(Part(tensor, scale_of(kernels, tensor, variables), g))
-    found = pull(kernels, plan, put_on_grids(kernels, plan, variables), parts)
-    return {name: found[name] for name in plan.variable_shapes}
+    gradients = pull(kernels, plan, put_on_grids(kernels, plan, variables), parts)
+    return {name: gradients[name] for name in plan.variable_shapes}
 
 
 def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Grid]:
@@ -82,7 +82,7 @@ def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -
 
 
 def on_grid(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the variables with every array of the pool rounded to its grid, as files hold them: zeros are +0."""
+    """Return the variables with every array of the pool rounded to its grid, as in files: zeros are +0."""
     grids = put_on_grids(kernels, plan, variables)
     return dict(variables) | {f"pool/{name}": one.integers * one.unit + 0.0 for name, one in grids.items()}
 
@@ -100,18 +100,18 @@ def weights_of(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: S
     if parts and isinstance(pool, Matmul) and all(tensor.stop <= pool.capacity for tensor, _, _ in parts):
         left, right = grids["left"], grids["right"]
         places = [(scale, tensor.offset, tensor.stop) for tensor, scale, _ in parts]
-        found = kernels.scaled_products(
+        weights = kernels.scaled_products(
             left.integers, right.integers, pool.unit(kernels, left, right), pool.exact_terms, places
         )
     else:
-        found = [
+        weights = [
             kernels.scale(cells(kernels, plan, grids, tensor.offset, tensor.stop), scale) for tensor, scale, _ in parts
         ]
-    return [scales.modified(kernels, w, part.tensor.modifiers) for w, part in zip(found, parts, strict=True)]
+    return [scales.modified(kernels, w, part.tensor.modifiers) for w, part in zip(weights, parts, strict=True)]
 
 
 def cells(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], start: int, stop: int) -> Array:
-    """Return what the cells ``start`` to ``stop`` show, shape (stop - start,)."""
+    """Return the virtual weights of the cells ``start`` to ``stop``, shape (stop - start,)."""
     read = functools.partial(plan.pool.virtual_weights, kernels, grids, seed=plan.seed)
     return layout.cells(kernels, plan.layout, plan.capacity, read, start, stop)
 
@@ -145,7 +145,7 @@ def pull(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Pa
 
 
 def indices(kernels: Kernels, plan: Plan, i: Array) -> dict[str, Array]:
-    """Return which elements of which variables virtual weights read: see :meth:`smh.core.pools.Pool.indices`."""
+    """Return the hash index of virtual weights: see :meth:`smh.core.pools.Pool.indices`."""
     return {f"pool/{name}": found for name, found in plan.pool.indices(kernels, i, plan.seed).items()}
 
 
@@ -160,14 +160,14 @@ def _bound(kernels: Kernels, plan: Plan, bound: Array | None, tensor: TensorSpec
 
 
 def _fused(kernels: Kernels, plan: Plan, grids: Mapping[str, Grid], parts: list[Part]) -> dict[str, Array] | None:
-    """Return what the kernel for a matmul pool gives, where there is one and cells show virtual weights one to one."""
+    """Return the result of the kernel for matmul pools, or None without such a kernel or with a cyclic layout."""
     pool = plan.pool
     if not isinstance(pool, Matmul) or plan.num_weights > plan.capacity or any(t.modifiers for t, _, _ in parts):
         return None
-    found = kernels.matmul_gradients(grids["left"], grids["right"], pool.exact_terms, pool.factor, parts)
-    if found is None:
+    gradients = kernels.matmul_gradients(grids["left"], grids["right"], pool.exact_terms, pool.factor, parts)
+    if gradients is None:
         return None
-    left, right, of_scales = found
+    left, right, of_scales = gradients
     named = {part.tensor.scale_variable: x for part, x in zip(parts, of_scales, strict=True)}
     return named | {"pool/left": left, "pool/right": right}
 
@@ -185,7 +185,7 @@ def check_variables(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]
 
 
 def check_cotangents(kernels: Kernels, plan: Plan, cotangents: Mapping[str, Array]) -> None:
-    """Raise unless every cotangent is that of a tensor, in its viewed shape."""
+    """Raise unless every cotangent belongs to a tensor and has its viewed shape."""
     for tensor in plan.select(cotangents):
         _check_array(kernels, f"the cotangent of {tensor.name!r}", cotangents[tensor.name], tensor.viewed_shape)
 

@@ -10,22 +10,22 @@ import numpy as np
 from smh.core.kernels import Array, Kernels
 
 LEAST, LARGEST = -29, 30
-"""Exponents of variables."""
+"""The least and the largest exponent of variables."""
 _FIRST = -100
 _POWERS = [*(2.0**e for e in range(_FIRST, 128)), math.inf]
-"""Powers of two, wider than any grid or bound; 2**128 is above every float32 number."""
+"""Exponents of powers of two, beyond those of every grid and bound; 2**128 is above every float32 number."""
 _FLOAT32 = np.asarray(_POWERS, dtype=np.float32)
 
 
 class Grid(NamedTuple):
-    """An array on its grid; all three are NaN where the array is poisoned."""
+    """An array on its grid. All three fields are NaN if the array is poisoned."""
 
     integers: Array
-    """q, float32, or any type that holds them and that the kernels take."""
+    """q, in float32 or another type that holds the integers and that the kernels accept."""
     unit: Array
     """u, a power of two, float32, shape ()."""
     power: Array
-    """``2**e``, or 0 where every integer is 0, float32, shape ()."""
+    """``2**e``, or 0 if every integer is 0, float32, shape ()."""
 
 
 def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: int | None = None) -> Grid:
@@ -43,7 +43,7 @@ def grid(kernels: Kernels, x: Array, bits: int, low: int, high: int, exponent: i
         An array whose magnitudes are all below ``2**-low`` is zero; one that needs an exponent above ``high`` is
         poisoned.
     exponent : int, optional
-        A fixed exponent; then integers are clipped, and ``low`` and ``high`` do not count.
+        A fixed exponent. Integers are then clipped, and ``low`` and ``high`` have no effect.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def power_bound(kernels: Kernels, x: Array, low: int, high: int) -> Array:
 
 
 def exponent_of(kernels: Kernels, power: Array) -> Array:
-    """Return e of ``2**e``, -100 to 128, or minus infinity of 0: float32, as ``power`` is, shape ()."""
+    """Return e of ``2**e``, -100 to 128, or minus infinity for 0, float32 like ``power``, shape ()."""
     xp = kernels.xp
     powers = xp.asarray(_FLOAT32, device=kernels.device(power))
     count = xp.sum(xp.astype(power >= powers, power.dtype))
@@ -92,9 +92,9 @@ def ceil_log2(k: int) -> int:
 
 
 def _power(kernels: Kernels, x: Array, low: int, high: int, share: float, strict: bool) -> Array:
-    """Return the least ``2**e``, e from ``low`` to ``high``, that x is not above; NaN if it is above all of them.
+    """Return the least ``2**e >= x`` for e from ``low`` to ``high``; NaN if x is above all of them.
 
-    A power counts as ``share`` of it. With ``strict`` x may be equal to it.
+    Each power is multiplied by ``share`` before the comparison. With ``strict``, x must be below it.
     """
     xp, device, powers = kernels.xp, kernels.device(x), _POWERS[low - _FIRST : high + 1 - _FIRST]
     bounds = xp.asarray(powers, dtype=x.dtype, device=device) * share

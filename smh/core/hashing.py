@@ -1,8 +1,8 @@
 """Hash words: 32-bit murmur3 finalisers (specification, section 5.1).
 
-A word is computed from a key and an index whenever it is needed, on whatever device, so no index array as large as the
-weights is ever stored. Arrays of words are uint32 where the namespace has arithmetic that wraps, or int64 with a mask
-where it has not (PyTorch): both give the same 32 bits.
+Words are computed from a key and an index on demand, on any device, so no index array as large as the weights is ever
+stored. Arrays of words are uint32 if arithmetic of the namespace wraps, else int64 with a mask (PyTorch). Both give the
+same 32 bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _GOLDEN = 0x9E3779B9
 _C1, _C2 = 0x85EBCA6B, 0xC2B2AE35
 
 HASH_STREAMS = 1000
-"""Streams below this number belong to hash functions, those from it on to initial values."""
+"""Streams below this number belong to hash functions, all further streams to initial values."""
 PART_STREAM = 65536
 """Part p of a sum or product of pools has the seed ``key(seed, PART_STREAM + p)``."""
 
@@ -44,7 +44,7 @@ def _multiply(xp: Any, h: Any, constant: int) -> Any:
     """Return ``h * constant`` modulo 2**32."""
     if h.dtype == xp.uint32:
         return h * _word(xp, h, constant)
-    # In int64, without leaving its 63 bits: the upper half of the constant matters only through the
+    # In int64, within its 63 bits: the upper half of the constant matters only through the
     # lower 16 bits of its product.
     low = h * (constant & 0xFFFF)
     high = xp.bitwise_left_shift(xp.bitwise_and(h * (constant >> 16), 0xFFFF), 16)
@@ -52,7 +52,7 @@ def _multiply(xp: Any, h: Any, constant: int) -> Any:
 
 
 def _word(xp: Any, h: Any, constant: int) -> Any:
-    """Return a word to go with ``h``: JAX would take the number for an int32."""
+    """Return a word in the dtype of ``h``. JAX would convert the number to int32."""
     return xp.asarray(constant, dtype=h.dtype) if h.dtype == xp.uint32 else constant
 
 

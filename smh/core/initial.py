@@ -1,7 +1,7 @@
-"""Initial variables: the same on every machine (specification, section 8).
+"""Initial variables, equal on every machine (specification, section 8).
 
-Everything is computed on the host in NumPy, in float64 and with + - * / and square roots only, which IEEE 754 rounds
-correctly; no function is used whose last bit depends on a library.
+All values are computed on the host in NumPy, in float64, with + - * / and square roots only. IEEE 754 rounds these
+correctly; the last bit of other functions depends on the library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = 1 << 18
 
 
 def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.ndarray]:
-    """Return initial values, float32, for all variables of a plan, in its order.
+    """Return initial values, float32, of all variables of a plan, in order.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Kernels: the hot primitives that the core is written on, with the plain formulas as defaults.
+"""Kernels: the performance-critical primitives of the core, with the plain formulas as defaults.
 
 The core calls a namespace of the Python array API, ``kernels.xp``, and the methods below. The defaults are pure array
-API, so ``Kernels(xp)`` serves every conforming namespace. A backend overrides what its framework does better, under a
-single law: **no override changes a bit**. That is possible because the core calls kernels only where order and blocking
-cannot be seen (specification, section 3.7).
+API, so ``Kernels(xp)`` serves every conforming namespace. A backend overrides the primitives for which its framework
+has a faster way, under a single law: **no override changes a bit**. This is possible because order and blocking have no
+effect on the results of kernels (specification, section 3.7).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from smh.core.grid import Grid
 
 Array = Any
-"""An array of the backend's own type."""
+"""An array of the backend."""
 Sums = Any
-"""Integers of up to 53 bits and a sign: float64, or what else the kernels take for it."""
+"""Signed integers of up to 53 bits: float64, or another type that the kernels use instead."""
 _LEAST = -210
 _UNITS = np.ldexp(1.0, np.arange(_LEAST, 241))
 """The units of scale gradients (specification, section 13.1)."""
 
 
 class Kernels:
-    """A namespace, and the primitives.
+    """A namespace and the primitives.
 
     Parameters
     ----------
     xp : module
         An array-API namespace.
     smooth : bool
-        Leave out the grids: the same formulas in float32, which a framework can differentiate. For second derivatives
-        and fast gradients, which promise no bits (specification, section 7).
+        Whether to omit the grids: the same formulas in float32, which a framework can differentiate. For second
+        derivatives and fast gradients, whose bits are not guaranteed (specification, section 7).
 
     Examples
     --------
@@ -48,7 +48,7 @@ class Kernels:
     """
 
     array_types: tuple[type, ...] = ()
-    """The types of arrays that these kernels take, where subclasses are other things; by default any."""
+    """The exact types of arrays that these kernels accept, if subclasses do not qualify; by default any type."""
 
     def __init__(self, xp: Any, smooth: bool = False) -> None:
         self.xp = xp
@@ -56,33 +56,33 @@ class Kernels:
 
     @property
     def word_dtype(self) -> Any:
-        """The type for hash words: uint32 where its arithmetic wraps, int64 where there is none."""
+        """The type of hash words: uint32 if its arithmetic wraps, else int64."""
         return self.xp.uint32
 
     @property
     def index_dtype(self) -> Any:
-        """The type for indices into arrays."""
+        """The type of indices into arrays."""
         return self.xp.int64
 
     def device(self, x: Array) -> Any:
-        """Return the device on which arrays that meet ``x`` must be made, or None where the framework places them."""
+        """Return the device for new arrays combined with ``x``, or None if the framework places arrays."""
         return array_api_compat.device(x)
 
     def largest(self, x: Array) -> Array:
-        """Return the largest magnitude, shape (): NaN or an infinity where an element is one."""
+        """Return the largest magnitude, shape (); NaN or an infinity if any element is NaN or infinite."""
         xp = self.xp
         return xp.where(xp.all(xp.isfinite(x)), xp.max(xp.abs(x)), math.nan)
 
     def rounded(self, x: Array, factor: Array, bits: int, clip: bool = False) -> Array:
-        """Return ``rint(x * factor)`` in a type for magnitudes below ``2**bits``, which they have or are clipped to.
+        """Return ``rint(x * factor)`` in a type for magnitudes below ``2**bits``, clipped to this range.
 
-        All are NaN where the factor is.
+        All elements are NaN if the factor is NaN.
         """
         q = self.xp.round(x * factor)
         return self.xp.clip(q, 1.0 - 2.0**bits, 2.0**bits - 1.0) if clip else q
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Return one rounding of ``unit * (left @ right)``.
+        """Return ``unit * (left @ right)``, rounded once.
 
         Parameters
         ----------
@@ -91,7 +91,7 @@ class Kernels:
         unit : array, shape (), float32
             A power of two.
         exact_terms : int
-            How many terms a sum may have for float32 to hold it, with factors that bfloat16 holds; 0 if none.
+            The number of terms of which float32 holds every sum, with factors that bfloat16 holds; 0 if none.
 
         Returns
         -------
@@ -108,19 +108,19 @@ class Kernels:
     ) -> list[Array]:
         """Return :meth:`scale` of parts of :meth:`product`.
 
-        A part is a scale, and the range of its elements, counted row by row: ``(scale, start, stop)``. Results have the
-        shapes (stop - start,), float32. There are parts, none is empty, and none overlap.
+        A part is a scale and the range of its elements, counted row by row: ``(scale, start, stop)``. Results have the
+        shapes (stop - start,), float32. There is at least one part; parts are not empty and do not overlap.
         """
-        columns, found = right.shape[1], []
+        columns, results = right.shape[1], []
         for scale, start, stop in parts:
             first = start // columns
             rows = self.product(left[first : -(-stop // columns), :], right, unit, exact_terms)
             v = self.xp.reshape(rows, (-1,))[start - first * columns : stop - first * columns]
-            found.append(self.scale(v, scale))
-        return found
+            results.append(self.scale(v, scale))
+        return results
 
     def scale(self, v: Array, scale: Array | float) -> Array:
-        """Return ``float32(scale * v)``, +0 in the place of -0 (specification, section 3.4)."""
+        """Return ``float32(scale * v)``, with -0 replaced by +0 (specification, section 3.4)."""
         w = v * scale
         if self.smooth:
             return w
@@ -135,9 +135,9 @@ class Kernels:
         return round7(self, add_up([wide(self, part) for part in parts]), k)
 
     def dot(self, g: Array, v: Array, inverse: Array) -> Array:
-        """Return the sum of ``rint(g * v * inverse)``: an integer that float64 holds, whatever the order.
+        """Return the sum of ``rint(g * v * inverse)``, an integer that float64 holds for every order.
 
-        All are float64: ``g`` and ``v``, shape (k,), are float32 values, so that their products are exact, ``inverse``,
+        All are float64. ``g`` and ``v``, shape (k,), have float32 values, so their products are exact. ``inverse``,
         shape (), is a power of two.
         """
         return self.xp.sum(self.xp.round(g * v * inverse))
@@ -183,18 +183,18 @@ class Kernels:
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]] | None:
-        """Return all gradients of a matmul pool in one pass over cotangents, or None if the backend has no such kernel.
+        """Return all gradients of a matmul pool in one pass over cotangents, or None without such a kernel.
 
-        A backend that has one must give the bits of :func:`smh.core.generate.pull`.
+        An override must give the bits of :func:`smh.core.generate.pull`.
         """
         return None
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add the elements of ``x`` that share a segment number.
 
-        The values, shape (k,), float64, are integers whose absolute sum is at most 2**53, so every order gives the same
-        result, shape (size,), float64; or all are NaN. Segment numbers, int64, are in ``[0, size)``. This default sorts
-        by segment and subtracts running sums, which are integers below the same bound.
+        The values, shape (k,), float64, are integers with an absolute sum of at most 2**53, so every order gives the
+        same result, shape (size,), float64; or all are NaN. Segment numbers, int64, are in ``[0, size)``. The default
+        sorts by segment and subtracts running sums, which are integers below the same bound.
         """
         xp = self.xp
         order = xp.argsort(segments)
@@ -204,18 +204,18 @@ class Kernels:
         return at[1:] - at[:-1]
 
     def bucket_sums(self, x: Array, segments: Array, size: int) -> Sums:
-        """Return :meth:`segment_sum` of float32 integers of 22 bits, for sums that :meth:`rounded_sum` takes."""
+        """Return :meth:`segment_sum` of float32 integers of 22 bits, as sums for :meth:`rounded_sum`."""
         return self.segment_sum(self.xp.astype(x, self.xp.float64), segments, size)
 
     def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
-        """Return the concatenation of ``fn`` over ranges that make up ``start`` to ``stop``: by default a single one.
+        """Return the concatenation of ``fn`` over ranges that partition ``start`` to ``stop``; by default one range.
 
-        Law: equal to ``fn(start, stop)``, for a function whose elements do not depend on the range.
+        Law: equal to ``fn(start, stop)``, for functions whose elements do not depend on the range.
         """
         return fn(start, stop)
 
     def sum_tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
-        """Return the sum of ``fn`` over such ranges, whose sums are exact.
+        """Return the sum of ``fn`` over such ranges. The sums are exact.
 
         Law: equal to ``fn(start, stop)``.
         """
@@ -237,14 +237,14 @@ def round7(kernels: Kernels, x: Array, k: int = -120) -> Array:
 def wide(kernels: Kernels, x: Array) -> Array:
     """Return ``floor(x, -120)`` of float32 values in float64.
 
-    Cotangents need the floor (specification, section 7.1). All other values are 0 or larger; for them it stands between
-    two conversions, which a compiler might join and so drop a rounding.
+    Cotangents need the floor (specification, section 7.1). All other values are 0 or larger. For them, the floor
+    separates two conversions, which a compiler might otherwise merge, dropping a rounding.
     """
     return kernels.xp.astype(floor(kernels, x), kernels.xp.float64)
 
 
 def add_up(parts: Sequence[Array]) -> Array:
-    """Return the ascending sum of arrays: from the first, one after another."""
+    """Return the ascending sum of arrays: starting from the first, one at a time."""
     total = parts[0]
     for part in parts[1:]:
         total = operator.add(total, part)

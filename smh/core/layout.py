@@ -1,4 +1,4 @@
-"""Layouts: which virtual weight a cell shows, and what it gets back (specification, sections 5.2 and 7.2)."""
+"""Layouts: the map from cells to virtual weights, and cotangents back (specification, sections 5.2 and 7.2)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from smh.core.kernels import Array, Kernels
 
 LAYOUTS = ("basic", "cyclic", "padding")
 PADDING = 0.01
-"""What cells beyond the capacity show, in float32."""
+"""The value of cells beyond the capacity, in float32."""
 PADDING_EXPONENT = -6
-"""That of a power of two above it."""
+"""The exponent of a power of two above it."""
 
 
 def cells(
     kernels: Kernels, layout: str, capacity: int, read: Callable[[int, int], Array], start: int, stop: int
 ) -> Array:
-    """Return what the cells ``start`` to ``stop``, at least one, show; ``read`` gives ranges of virtual weights."""
+    """Return the values of cells ``start`` to ``stop``, at least one. ``read`` returns ranges of virtual weights."""
     xp = kernels.xp
     if stop <= capacity:
         return read(start, stop)

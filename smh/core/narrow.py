@@ -1,8 +1,8 @@
-"""Kernels without float64, for devices that have none or a slow one: float32 and int32, with the bits of the defaults.
+"""Kernels without float64, for devices where it is missing or slow: float32 and int32, with the bits of the defaults.
 
-Products of integers are products of slices of 8 bits, which float32 adds exactly. What is wider than 24 bits is a pair
-of int32, and is rounded once. A compiler may contract floating-point operations: only sums of exact products decide a
-bit. It must not flush the results of normal numbers, nor reassociate.
+Products of integers are products of slices of 8 bits, which float32 adds exactly. Integers wider than 24 bits are pairs
+of int32, rounded once. A compiler may contract floating-point operations, because only sums of exact products determine
+bits. It must not flush normal results to zero, and must not reassociate.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from smh.core.kernels import Array, Kernels, add_up, floor
 from smh.core.pairs import Pair
 
 _TERMS = 512
-"""How many products of a slice of 8 bits and an integer of 8 bits float32 adds exactly."""
+"""The number of products of a slice of 8 bits and an integer of 8 bits that float32 adds exactly."""
 _TILE = 2**19
-"""How many slices of 11 bits int32 adds."""
+"""The number of slices of 11 bits that int32 adds."""
 
 
 class Wide(NamedTuple):
-    """Numbers of float64: sign, 1 or -1; magnitude, 0 or from 2**55 to 2**56; exponent. All int32."""
+    """Float64 numbers: sign, 1 or -1; magnitude, 0 or from 2**55 to 2**56; exponent. All int32."""
 
     sign: Array
     magnitude: Pair
@@ -32,7 +32,7 @@ class Wide(NamedTuple):
 
 
 class NarrowKernels(Kernels):
-    """What kernels do in float64, done without; a mixin, to stand before the kernels of a backend.
+    """A mixin that replaces the float64 operations of kernels. It comes before the kernels of a backend.
 
     Sums are pairs. Elements of poisoned arrays may be any numbers: their units are NaN.
     """
@@ -46,7 +46,7 @@ class NarrowKernels(Kernels):
         return x.view(self.xp.float32)
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Multiply slices where float32 does not hold the sums."""
+        """Multiply slices if float32 does not hold the sums."""
         if self.smooth or left.shape[1] <= exact_terms:
             return super().product(left, right, unit, exact_terms)
         slices = 1 if exact_terms else 2
@@ -55,7 +55,7 @@ class NarrowKernels(Kernels):
     def scaled_products(
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
-        """Leave to the backend what fits into float32."""
+        """Use the kernel of the backend if float32 holds the sums."""
         if self.smooth or left.shape[1] <= exact_terms:
             return super().scaled_products(left, right, unit, exact_terms, parts)
         return Kernels.scaled_products(self, left, right, unit, exact_terms, parts)
@@ -63,8 +63,8 @@ class NarrowKernels(Kernels):
     def times(self, a: Array, b: Array, k: int = -120) -> Array:
         """Multiply in float32, where a product below ``2**k`` may round to ``2**k``.
 
-        Then that of the significands, integers of 24 bits, lies just below ``2**47`` or ``2**48``; where the product is
-        not below, just above these or ``2**46``. Its last 32 bits tell, with their sign.
+        In that case the product of the significands, integers of 24 bits, is just below ``2**47`` or ``2**48``;
+        otherwise it is just above these or ``2**46``. The sign of its last 32 bits decides.
         """
         if self.smooth:
             return a * b
@@ -74,7 +74,7 @@ class NarrowKernels(Kernels):
         return self.xp.where((size < 2.0**k) | (size == 2.0**k) & below, 0.0, found)
 
     def add(self, parts: Sequence[Array], k: int = -120) -> Array:
-        """Add as float64 does, in integers; IEEE 754 decides where a part is not finite."""
+        """Add like float64, in integers. Parts that are not finite follow IEEE 754."""
         if self.smooth:
             return add_up(parts)
         xp = self.xp
@@ -82,12 +82,12 @@ class NarrowKernels(Kernels):
         for other in others:
             sums = self._sum(sums, other)
         magnitude = pairs.right(xp, sums.magnitude, sums.exponent * 0 + 3)  # whose last three bits are 0
-        found = self._float(pairs.signed(xp, magnitude, sums.sign), sums.exponent + 3, k)
+        total = self._float(pairs.signed(xp, magnitude, sums.sign), sums.exponent + 3, k)
         special = add_up([xp.where(xp.isfinite(part), 0.0, part) for part in parts])
-        return xp.where(xp.isfinite(special), found, special)
+        return xp.where(xp.isfinite(special), total, special)
 
     def rounded_dot(self, g: Array, v: Array, exponent: Array, kappa: int) -> Array:
-        """Multiply significands, and round and add the products, of 48 bits, as integers."""
+        """Multiply significands, and round and add the products of 48 bits as integers."""
         xp, exponent = self.xp, self.xp.astype(exponent, self.xp.int32)
         g, v = floor(self, g), floor(self, v)
         terms = pairs.left(xp, pairs.product(xp, self._significand(g), self._significand(v)), self._exponent(g) * 0 + 9)
@@ -128,8 +128,8 @@ class NarrowKernels(Kernels):
         if self.smooth:
             return self.segment_sum(x, segments, size)
         xp = self.xp
-        found = [self.segment_sum(xp.astype(part, xp.int32), segments, size) for part in self._slices(x, 2, 11)]
-        low, high = (xp.astype(one, xp.int32) for one in found)
+        sums = [self.segment_sum(xp.astype(part, xp.int32), segments, size) for part in self._slices(x, 2, 11)]
+        low, high = (xp.astype(one, xp.int32) for one in sums)
         return pairs.plus(xp, pairs.placed(xp, low, 0), pairs.placed(xp, high, 11))
 
     def sum_tiles(self, fn: Callable[[int, int], Any], start: int, stop: int) -> Any:
@@ -141,7 +141,7 @@ class NarrowKernels(Kernels):
         return sums
 
     def _matmul(self, x: Array, y: Array, slices: tuple[int, int], terms: int) -> Any:
-        """Return a product of integers of so many slices of 8 bits, from the backend's products of so many terms."""
+        """Return a product of integers of several slices of 8 bits, from the backend's products of ``terms`` terms."""
         xp = self.xp
         sums: Any = None
         one = xp.ones((), dtype=xp.float32, device=self.device(x))
@@ -149,63 +149,63 @@ class NarrowKernels(Kernels):
             of_y = self._slices(y[k : k + terms, :], slices[1], 8)
             for i, left_slice in enumerate(self._slices(x[:, k : k + terms], slices[0], 8)):
                 for j, right_slice in enumerate(of_y):
-                    found = xp.astype(super().product(left_slice, right_slice, one, terms), xp.int32)
-                    found = pairs.placed(xp, found, 8 * (i + j))
-                    sums = found if sums is None else pairs.plus(xp, sums, found)
+                    part = xp.astype(super().product(left_slice, right_slice, one, terms), xp.int32)
+                    part = pairs.placed(xp, part, 8 * (i + j))
+                    sums = part if sums is None else pairs.plus(xp, sums, part)
         return sums
 
     def _slices(self, x: Array, count: int, bits: int) -> list[Array]:
-        """Return integers that make up ``x``, each times ``2**bits`` more than the one before, float32.
+        """Return float32 integers whose sum, with weights 1, ``2**bits``, ``2**(2 * bits)`` ..., is ``x``.
 
-        Their magnitudes are at most ``2**(bits - 1)``, but for the last.
+        All magnitudes except the last are at most ``2**(bits - 1)``.
         """
-        x, found = self.xp.astype(x, self.xp.float32), []
+        x, slices = self.xp.astype(x, self.xp.float32), []
         for k in range(count - 1, 0, -1):
-            found.append(self.xp.round(x * 2.0 ** -(bits * k)))
-            x = x - found[-1] * 2.0 ** (bits * k)
-        return [x, *reversed(found)]
+            slices.append(self.xp.round(x * 2.0 ** -(bits * k)))
+            x = x - slices[-1] * 2.0 ** (bits * k)
+        return [x, *reversed(slices)]
 
     def _significand(self, x: Array) -> Array:
-        """Return the significand of numbers that are 0 or normal, an integer of 24 bits."""
+        """Return the significands of numbers that are 0 or normal, integers of 24 bits."""
         return self.xp.where(x == 0.0, 0, self.xp.bitwise_and(self.bits(x), 2**23 - 1) + 2**23)
 
     def _exponent(self, x: Array) -> Array:
-        """Return that of the last bit of the significand."""
+        """Return the exponent of the last bit of the significand."""
         return self.xp.bitwise_and(self.xp.bitwise_right_shift(self.bits(x), 23), 255) - 150
 
     def _sign(self, x: Array) -> Array:
         return 1 - 2 * self.xp.astype(x < 0, self.xp.int32)
 
     def _wide(self, x: Array) -> Wide:
-        """Return numbers that are 0 or normal."""
+        """Return numbers that are 0 or normal as :class:`Wide`."""
         zero = self._exponent(x) * 0
         return Wide(
             self._sign(x), pairs.left(self.xp, Pair(zero, self._significand(x)), zero + 32), self._exponent(x) - 32
         )
 
     def _sum(self, x: Wide, y: Wide) -> Wide:
-        """Return the sum, rounded to 53 bits: three more bits, the last of which stands for all others, suffice."""
+        """Return the sum, rounded to 53 bits. Three more bits suffice, the last of which is sticky."""
         xp = self.xp
         exponent = xp.where(x.exponent < y.exponent, y.exponent, x.exponent)
         terms = (pairs.right(xp, one.magnitude, xp.clip(exponent - one.exponent, 0, 59)) for one in (x, y))
-        found = pairs.plus(xp, *(pairs.signed(xp, term, one.sign) for term, one in zip(terms, (x, y), strict=True)))
-        sign = self._sign(found.high)
-        found = pairs.signed(xp, found, sign)
-        zero = (found.high == 0) & (found.low == 0)
-        top = xp.where(found.high > 0, 30 + self._log2(found.high), self._log2(found.low))
-        # One place to the right at most, and that only after what may be 57 bits went as far to the left as they can.
-        found = pairs.right(xp, pairs.left(xp, found, xp.clip(57 - top, 0, 59)), exponent * 0 + 2)
-        return Wide(sign, pairs.to_even(xp, found, 3), xp.where(zero, -1000, exponent + top - 55))
+        total = pairs.plus(xp, *(pairs.signed(xp, term, one.sign) for term, one in zip(terms, (x, y), strict=True)))
+        sign = self._sign(total.high)
+        total = pairs.signed(xp, total, sign)
+        zero = (total.high == 0) & (total.low == 0)
+        top = xp.where(total.high > 0, 30 + self._log2(total.high), self._log2(total.low))
+        # At most one place to the right, after up to 57 bits were shifted to the left as far as possible.
+        total = pairs.right(xp, pairs.left(xp, total, xp.clip(57 - top, 0, 59)), exponent * 0 + 2)
+        return Wide(sign, pairs.to_even(xp, total, 3), xp.where(zero, -1000, exponent + top - 55))
 
     def _log2(self, x: Array) -> Array:
-        """Return the place of the first 1 in positive integers; the second is taken away, lest float32 rounds up."""
+        """Return the position of the leading 1 of positive integers. Clears the next bit, or float32 might round up."""
         one = self.xp.astype(x - self.xp.bitwise_and(x, self.xp.bitwise_right_shift(x, 1)), self.xp.float32)
         return self._exponent(one) + 23
 
     def _float(self, x: Pair, exponent: Array | int = 0, k: int | None = None) -> Array:
         """Return ``float32(floor(x * 2**exponent, k))`` of integers of at most 53 bits and a sign: rounded once.
 
-        That is the sum of two float32 numbers. Bits far behind the last that counts are one bit.
+        The result is the sum of two float32 numbers. Bits far below the last significant bit are merged into one.
         """
         xp, sign = self.xp, self._sign(x.high)
         x = pairs.signed(xp, x, sign)
@@ -215,13 +215,13 @@ class NarrowKernels(Kernels):
         high = xp.where(few, xp.bitwise_right_shift(all_bits, 16), x.high)
         low = xp.where(few, xp.bitwise_and(all_bits, 2**16 - 1), xp.bitwise_or(xp.bitwise_right_shift(x.low, 6), rest))
         high, low = xp.astype(high, xp.float32), xp.astype(low, xp.float32)
-        found = xp.where(few, high * 2.0**16 + low, high * 2.0**30 + low * 2.0**6) * xp.astype(sign, xp.float32)
+        value = xp.where(few, high * 2.0**16 + low, high * 2.0**30 + low * 2.0**6) * xp.astype(sign, xp.float32)
         if k is None:
-            return found
-        # The product of both powers may be no float32 number, and one may be too small where the result is.
+            return value
+        # The product of both powers may not be a float32 number, and one may be too small where the result is small.
         first = xp.bitwise_right_shift(exponent, 1)
         for power in (first, exponent - first):
-            found = found * self.of_bits(xp.bitwise_left_shift(xp.clip(power, -126, 127) + 127, 23))
+            value = value * self.of_bits(xp.bitwise_left_shift(xp.clip(power, -126, 127) + 127, 23))
         limit = pairs.left(xp, Pair(power * 0, power * 0 + 1), xp.clip(k - exponent, 0, 59))
         below = (x.high < limit.high) | (x.high == limit.high) & (x.low < limit.low)
-        return xp.where(below, 0.0, found)
+        return xp.where(below, 0.0, value)

@@ -1,7 +1,7 @@
 """Integers of up to 60 bits as pairs of int32, for devices without 64-bit types. Every step is exact.
 
 Functions take an array-API namespace first. Shifts are functions, not operators: TensorFlow's tensors have no operators
-for them. Magnitudes are pairs that are not negative.
+for them. Magnitudes are nonnegative pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from smh.core.kernels import Array
 BITS = 30
 _MASK = 2**BITS - 1
 _LIMB = 15
-"""int32 adds up to ``2**15`` integers of so many bits."""
+"""int32 adds up to ``2**15`` integers of this many bits."""
 
 
 class Pair(NamedTuple):
@@ -61,9 +61,9 @@ def left(xp: Any, x: Pair, n: Array) -> Pair:
 
 
 def right(xp: Any, x: Pair, n: Array) -> Pair:
-    """Return ``x / 2**n`` of magnitudes, for int32 numbers n from 0 to 59, without fraction.
+    """Return ``x / 2**n`` of magnitudes, for int32 numbers n from 0 to 59, without the fraction.
 
-    The last bit is 1 where there was a fraction.
+    The last bit is 1 where a fraction was dropped.
     """
     far = n >= BITS
     high, low, lost = xp.where(far, 0, x.high), xp.where(far, x.high, x.low), xp.where(far, x.low, 0)
@@ -75,17 +75,17 @@ def right(xp: Any, x: Pair, n: Array) -> Pair:
 
 
 def to_even(xp: Any, x: Pair, n: int) -> Pair:
-    """Return magnitudes rounded to multiples of ``2**n``, 1 < n < 30, ties to even ones."""
+    """Return magnitudes rounded to multiples of ``2**n``, 1 < n < 30, ties to even multiples."""
     odd = xp.bitwise_and(xp.bitwise_right_shift(x.low, n), 1)
     x = carried(xp, x.high, x.low + odd + (2 ** (n - 1) - 1))
     return Pair(x.high, x.low - xp.bitwise_and(x.low, 2**n - 1))
 
 
 def total(xp: Any, x: Pair) -> Pair:
-    """Return the sum of all elements, shape (); no partial sum may need more than 60 bits."""
+    """Return the sum of all elements, shape (). No partial sum may exceed 60 bits."""
     while True:
         limbs = x.high, xp.bitwise_right_shift(x.low, _LIMB), xp.bitwise_and(x.low, 2**_LIMB - 1)
-        high, first, second = (_row_sums(xp, limb) for limb in limbs)  # high as it is, modulo 2**32
+        high, first, second = (_row_sums(xp, limb) for limb in limbs)  # high is exact modulo 2**32
         x = plus(xp, placed(xp, first, _LIMB), placed(xp, second, 0))
         x = Pair(x.high + high, x.low)
         if x.low.shape[0] == 1:

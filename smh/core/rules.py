@@ -1,4 +1,4 @@
-"""What ``Plan.build`` says of each tensor: scales, kappas, axes, modifiers (specification, section 6)."""
+"""Rules of ``Plan.build`` for each tensor: scales, kappas, axes, modifiers (specification, section 6)."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _AXES = {0: "", 1: "o", 2: "i o", 3: "w i o", 4: "h w i o", 5: "d h w i o"}
 def by_name(
     what: str, given: Any, names: Sequence[str], shapes: Mapping[str, Any], every: bool = True
 ) -> dict[str, Any]:
-    """Return what an argument says of each generated tensor, by name.
+    """Return the value of an argument for each generated tensor, by name.
 
-    One value counts for all. A mapping must name every tensor, unless only some need it: then the others have None.
+    A single value applies to all tensors. A mapping must name every tensor, unless only some tensors need a value.
     """
     if every and not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
-    found: dict[str, Any] = dict.fromkeys(names)
+    values: dict[str, Any] = dict.fromkeys(names)
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise PlanError(f"{what} must be a mapping by name; got {given!r}")
     for name in given:
-        if name not in found:
+        if name not in values:
             why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
             raise PlanError(f"{what} names {name!r}, which {why}")
-        found[name] = given[name]
+        values[name] = given[name]
     for name in names if every else ():
         if name not in given:
             raise PlanError(
                 f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
             )
-    return found
+    return values
 
 
 def modifier_list(given: Any) -> tuple[str, ...]:
-    """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for what is no list."""
+    """Return a list of modifiers as a tuple, or raise :class:`~smh.PlanError` for any other value."""
     if isinstance(given, str):
         raise PlanError(f"modifiers must be a list; got the string {given!r}: write [{given!r}]")
     names = members(given)
@@ -55,7 +55,7 @@ def modifier_list(given: Any) -> tuple[str, ...]:
 
 
 def fans(shape: Sequence[int], axes: str) -> tuple[int, int, int]:
-    """Return fan_in (all axes but ``o``), fan_out (all but ``i``) and the size of ``o``; ``s`` counts in none.
+    """Return fan_in (all axes except ``o``), fan_out (all except ``i``) and the size of ``o``. ``s`` counts in none.
 
     >>> fans((12, 3, 3, 16, 32), "s h w i o")
     (144, 288, 32)
@@ -67,7 +67,7 @@ def fans(shape: Sequence[int], axes: str) -> tuple[int, int, int]:
 
 
 def initial(rule: str | float, shape: Sequence[int], axes: str) -> float:
-    """Return the initial scale of a tensor by a rule, or as given: computed in float64, rounded once to float32."""
+    """Return the initial scale of a tensor by a rule or a number, computed in float64 and rounded once to float32."""
     if not isinstance(rule, str):
         return number(rule)
     fan_in, fan_out, out = fans(shape, axes)
@@ -97,7 +97,7 @@ def number(value: Any) -> float:
 
 
 def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tuple[int, ...]) -> str | float:
-    """Return a scale rule as plans hold it: ``match`` becomes the standard deviation of a tensor's present values."""
+    """Return a scale rule for a plan: ``match`` becomes the standard deviation of the present values."""
     if not (isinstance(rule, str) and rule == "match"):
         return rule if isinstance(rule, str) else number(rule)
     try:
@@ -121,13 +121,13 @@ def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tupl
 
 
 def kappa(optimizer: str, scale: float, size: int) -> int:
-    """Return the exponent by which a learned scale is stored larger than it is (specification, section 6.1)."""
+    """Return kappa: a learned scale is stored multiplied by ``2**kappa`` (specification, section 6.1)."""
     x = 1.0 / scale if optimizer == "adam" else math.sqrt(size)
     return min(MAX_KAPPA, max(0, math.frexp(x)[1] - 1))
 
 
 def default_axes(shape: Sequence[int]) -> str:
-    """Return the default meaning of a tensor's axes by rank, or raise :class:`~smh.PlanError` for six or more."""
+    """Return the default axes of a tensor by rank, or raise :class:`~smh.PlanError` for rank 6 or more."""
     if len(shape) not in _AXES:
         raise PlanError(f"a tensor of {len(shape)} axes needs axes=..., for example 'a b c h i o'; got shape {shape}")
     return _AXES[len(shape)]

@@ -9,18 +9,18 @@ from smh.core.grid import ceil_log2, exponent_of, power_above
 from smh.core.kernels import Array, Kernels
 
 LEAST, LIMIT = 2.0**-30, 2.0**30
-"""Scales that are not 0 lie in [LEAST, LIMIT)."""
+"""Nonzero scales are in [LEAST, LIMIT)."""
 
 
 def cleaned(kernels: Kernels, rho: Array, kappa: int) -> Array:
-    """Return the scale ``2**-kappa * rho``: 0 where it is below 2**-30, NaN from 2**30 on."""
+    """Return the scale ``2**-kappa * rho``: 0 if it is below 2**-30, NaN from 2**30 on."""
     xp = kernels.xp
     s = rho * 2.0**-kappa
     return xp.where(xp.abs(s) < LEAST, 0.0, xp.where(xp.abs(s) < LIMIT, s, math.nan))
 
 
 def modified(kernels: Kernels, w: Array, modifiers: Sequence[str]) -> Array:
-    """Apply modifiers in order; NaN passes."""
+    """Apply modifiers in order. NaN passes through."""
     xp = kernels.xp
     for modifier in modifiers:
         if modifier == "relu":
@@ -31,7 +31,7 @@ def modified(kernels: Kernels, w: Array, modifiers: Sequence[str]) -> Array:
 
 
 def masked(kernels: Kernels, g: Array, w: Array, modifiers: Sequence[str]) -> Array:
-    """Return the cotangent before the modifiers: +0 where the input of a relu was not above 0."""
+    """Return the cotangent of the input of the modifiers: +0 where the input of a relu was not above 0."""
     xp = kernels.xp
     for k, modifier in enumerate(modifiers):
         if modifier == "relu":
@@ -42,8 +42,8 @@ def masked(kernels: Kernels, g: Array, w: Array, modifiers: Sequence[str]) -> Ar
 def gradient(kernels: Kernels, g: Array, v: Array, bound: Array, healthy: Array, kappa: int) -> Array:
     """Return the gradient of ``rho`` (specification, section 3.5).
 
-    ``g`` is the cotangent after modifiers, ``v`` what the cells of the tensor show, ``bound`` is E, and
-    ``healthy`` says that no array of the pool is poisoned.
+    ``g`` is the cotangent of the input of the modifiers, ``v`` the virtual weights of the cells, and ``bound`` is E.
+    ``healthy`` is true if no array of the pool is poisoned.
     """
     xp = kernels.xp
     if kernels.smooth:

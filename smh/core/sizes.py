@@ -1,4 +1,4 @@
-"""How large a pool is: by a ratio, or by what files take and can hold (specification, sections 4.7 and 12)."""
+"""Sizes of pools from a ratio or a number of bytes (specification, sections 4.7 and 12)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})")
 
 
 def sized_by_ratio(pool: Pool, weights: int, ratio: Any) -> Pool:
-    """Return a pool sized by a ratio, or raise :class:`~smh.PlanError` with the smallest one that is feasible."""
+    """Return a pool sized by a ratio, or raise :class:`~smh.PlanError` with the smallest feasible ratio."""
     is_number = isinstance(ratio, (int, float, Fraction, np.integer, np.floating)) and not isinstance(ratio, bool)
     if not is_number or not 0 < ratio < math.inf:
         raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
@@ -37,16 +37,16 @@ def sized_by_ratio(pool: Pool, weights: int, ratio: Any) -> Pool:
 
 
 def _ceil_digits(value: Fraction, digits: int = 4) -> str:
-    """Return a short decimal that is not below ``value``, so that a user who types it is not refused again."""
+    """Return a short decimal that is not below ``value``, so it is feasible as typed."""
     exponent = digits - 1 - math.floor(math.log10(value))
     scaled = math.ceil(value * Fraction(10) ** exponent)
     return f"{float(Fraction(scaled) / Fraction(10) ** exponent):.{digits}g}"
 
 
 def largest_that_fits(pool: Pool, weights: int, size: int, besides: int) -> Pool:
-    """Return the pool of the largest ratio at which its integers, and the bytes stored ``besides``, fit into a size.
+    """Return the pool of the largest ratio whose integers, with the bytes stored ``besides``, fit into a size.
 
-    Raises :class:`~smh.PlanError` if even the smallest pool is too large; the message says what would fit.
+    Raises :class:`~smh.PlanError` if even the smallest pool is too large. The message gives the smallest size.
     """
 
     def at(variables: int) -> Pool:
@@ -56,7 +56,7 @@ def largest_that_fits(pool: Pool, weights: int, size: int, besides: int) -> Pool
     least = file_bytes(at(low)) + besides
     if least > size:
         raise PlanError(
-            f"{weights:,} weights, and what is kept, need at least {least:,} bytes with this pool and these bits; "
+            f"{weights:,} weights and the kept tensors need at least {least:,} bytes with this pool and these bits; "
             f"got {size:,}"
         )
     high = max(low, 2 * size + 1)
@@ -67,7 +67,7 @@ def largest_that_fits(pool: Pool, weights: int, size: int, besides: int) -> Pool
 
 
 def file_bytes(pool: Pool) -> int:
-    """Return how many bytes the integers of a sized pool take: half a byte each up to 4 bits, one up to 8, else two."""
+    """Return the bytes of the integers of a sized pool: half a byte each up to 4 bits, one up to 8 bits, else two."""
     total = 0
     for leaf in pool.leaves(seed=0):
         bits = leaf.pool.bits or BITS
@@ -78,24 +78,24 @@ def file_bytes(pool: Pool) -> int:
 
 
 def parse_size(size: Any) -> int:
-    """Return a number of bytes, given as such or as text, or raise :class:`~smh.PlanError`.
+    """Return a number of bytes from a number or text, or raise :class:`~smh.PlanError`.
 
     >>> parse_size("1.5 MB"), parse_size("2KiB"), parse_size(300)
     (1500000, 2048, 300)
     """
-    found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
-    if found is not None and found[2] in _UNITS:
-        return int(Fraction(found[1]) * _UNITS[found[2]])
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is not None and match[2] in _UNITS:
+        return int(Fraction(match[1]) * _UNITS[match[2]])
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     raise PlanError(f"size must be a number of bytes, or text such as '500 kB' or '2 MiB'; got {size!r}")
 
 
 def check_storable(plan: str, pool: Pool, scales: Sequence[str]) -> None:
-    """Raise :class:`~smh.PlanError` if no file can hold a plan: its header would be larger than readers take.
+    """Raise :class:`~smh.PlanError` if no file can hold a plan, because its header would exceed the limit of readers.
 
-    ``plan`` is its JSON, ``scales`` are the names of learned scales. The header is that of a file without kept tensors,
-    but for digits that are not known yet (section 12).
+    ``plan`` is the JSON of the plan, ``scales`` are the names of learned scales. The header is that of a file without
+    kept tensors, with placeholders for unknown digits (section 12).
     """
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(scales, ())
     shapes |= {f"pool/{name}": shape for name, shape in pool.variable_shapes().items()}

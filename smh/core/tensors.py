@@ -1,4 +1,4 @@
-"""Tensors of a plan: shape, place, scale, modifiers and view (specification, sections 6, 9 and 10)."""
+"""Tensors of a plan: shape, offset, scale, modifiers and view (specification, sections 6, 9 and 10)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from smh.core.views import MAX_AXES, View
 from smh.errors import PlanError
 
 MAX_MODIFIERS = 16
-"""The most modifiers of a tensor: each costs time for every weight, and two kinds are all that there are."""
+"""The maximum number of modifiers of a tensor. Each takes time for every weight, and there are only two kinds."""
 
 
 def checked_shape(name: Any, shape: Any) -> tuple[int, ...]:
-    """Return the shape of a tensor, or raise :class:`~smh.PlanError` for what is no name or no shape."""
+    """Return the shape of a tensor, or raise :class:`~smh.PlanError` for an invalid name or shape."""
     if not isinstance(name, str) or not name:
         raise PlanError(f"a tensor's name must be a string that is not empty; got {name!r}")
     try:
@@ -45,17 +45,17 @@ class TensorSpec:
     offset : int
         The cell of its first element.
     scale : str or float
-        The rule of its initial scale, or the number.
+        The rule of its initial scale, or a number.
     learn_scale : bool
         Whether the scale is learned.
     kappa : int
-        The scale is ``2**-kappa`` times its variable; 0 where it is not learned.
+        The scale is ``2**-kappa`` times its variable; 0 if it is not learned.
     modifiers : tuple of str
         Applied in order after the scale; at most 16.
     axes : str
-        What its axes mean, for fans: ``o`` out, ``i`` in, ``s`` each stack, other letters spatial.
+        The meaning of its axes, for fans: ``o`` out, ``i`` in, ``s`` a stack, any other letter spatial.
     view : View or None
-        How the model sees it.
+        The conversion to the shape in the model.
     """
 
     name: str
@@ -70,7 +70,7 @@ class TensorSpec:
 
     @cached_property
     def size(self) -> int:
-        """How many weights it has."""
+        """The number of weights."""
         return math.prod(self.shape)
 
     @cached_property
@@ -80,12 +80,12 @@ class TensorSpec:
 
     @cached_property
     def scale_variable(self) -> str:
-        """The name of its scale among the variables."""
+        """The name of its scale variable."""
         return f"scale/{self.name}"
 
     @cached_property
     def initial_scale(self) -> float:
-        """The scale that it starts with, and keeps unless it is learnable; a float32 value."""
+        """The initial scale, which is final unless the scale is learned; a float32 value."""
         return rules.initial(self.scale, self.shape, self.axes)
 
     @cached_property
@@ -112,7 +112,7 @@ class TensorSpec:
         return cls(**{**data, "shape": tuple(data["shape"]), "modifiers": tuple(data["modifiers"]), "view": view})
 
     def check(self) -> None:
-        """Raise :class:`~smh.PlanError` unless all fields make sense together."""
+        """Raise :class:`~smh.PlanError` unless all fields are valid and consistent."""
         checked_shape(self.name, self.shape)
         what = f"tensor {self.name!r}"
         if len(self.shape) > MAX_AXES:

@@ -1,4 +1,4 @@
-"""The version of plans and files: what this smh reads, and what it says of newer ones (specification, section 1)."""
+"""The version of plans and files, and errors about newer versions (specification, section 1)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from smh.errors import SmhError
 
 VERSION = "2.0"
-"""What is written. A reader takes every minor number of the same major one, and refuses keys that it does not know."""
+"""The version that is written. A reader accepts every minor number of its major number, and rejects unknown keys."""
 
 _FORM = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 _MAJOR, _MINOR = map(int, VERSION.split("."))
 
 
 def is_readable(version: Any) -> bool:
-    """Say whether this smh reads a version.
+    """Return whether this smh reads a version.
 
     >>> [is_readable(version) for version in ("2.0", "2.7", "3.0", "2", 2.0)]
     [True, True, False, False, False]
@@ -28,7 +28,7 @@ def is_readable(version: Any) -> bool:
 
 @contextmanager
 def explained(version: str) -> Iterator[None]:
-    """Add to an error within the block that a newer smh wrote what is read, if its readable version says so."""
+    """Extend errors within the block if a newer smh wrote the content, according to its version."""
     try:
         yield
     except SmhError as error:

@@ -1,13 +1,12 @@
-"""Views: the shape in which a framework sees a tensor (specification, section 9).
+"""Views: the shape of a tensor in a framework (specification, section 9).
 
-A view is an einops pattern applied to the canonical tensor, and may put the elements along an axis in another order, as
-frameworks do with gates of recurrent layers and with the kernels of transposed convolutions. It moves elements only, so
-it changes no bit. Einops itself reads the pattern when a plan is made and refuses what is none; applying it takes
-a few array-API calls.
+A view is an einops pattern applied to the canonical tensor. It may also reorder the elements along an axis, as needed
+for the gates of recurrent layers and the kernels of transposed convolutions. It only moves elements, so it changes no
+bit. Einops validates the pattern when a plan is built. Applying the view takes a few array-API calls.
 
-Views can be composed and inverted (:func:`compose`, :func:`invert`). The result is in normal form: as few axes as will
-do, named after the axes of the canonical tensor. What composes to nothing is no view, so a model that is ported around
-a circle has the plan that it started with.
+Views can be composed and inverted (:func:`compose`, :func:`invert`). The result is in normal form, with as few axes as
+possible, named after the axes of the canonical tensor. Views that cancel compose to None, so a model ported through
+other frameworks and back has its original plan.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from smh.core.kernels import Array
 from smh.errors import PlanError
 
 MAX_ORDER = 256
-"""The most elements along an axis that are put in another order."""
+"""The maximum number of elements along a reordered axis."""
 MAX_PATTERN = 2000
-"""The most characters of a pattern."""
+"""The maximum number of characters of a pattern."""
 MAX_AXES = 64
-"""The most axes of a tensor, which is what NumPy takes."""
+"""The maximum number of axes of a tensor, the limit of NumPy."""
 
-_ARGUMENTS = ("tensor", "pattern", "reduction")  # of functions of einops, which take sizes beside them
+_ARGUMENTS = ("tensor", "pattern", "reduction")  # arguments of einops functions, which take sizes as keywords
 _TOKEN = re.compile(r"\([^()]*\)|\S+")
 
 Order = tuple[int, ...]
@@ -44,17 +43,17 @@ _Names = list[list[str]]  # of the axes of every dimension
 
 @dataclass(frozen=True)
 class View:
-    """An einops pattern from the canonical shape to the one that a layer uses.
+    """An einops pattern from the canonical shape to the shape that a layer uses.
 
     Parameters
     ----------
     pattern : str
         For example ``"h w i o -> o i h w"``.
     sizes : tuple of (str, int)
-        Sizes of axes that the pattern cannot tell, as ``(("h", 4),)`` for ``"(h w) o -> o h w"``.
+        Sizes of axes that the shape leaves open, as ``(("h", 4),)`` for ``"(h w) o -> o h w"``.
     order : tuple of (str, tuple of int)
-        For some axes of the pattern, which element of the canonical tensor comes where: ``(("g", (1, 0, 2)),)`` swaps
-        the first two.
+        For reordered axes of the pattern, the position of each element in the canonical tensor: ``(("g", (1, 0, 2)),)``
+        swaps the first two elements.
     """
 
     pattern: str
@@ -68,7 +67,7 @@ class View:
         Raises
         ------
         PlanError
-            If it is none of these.
+            For any other value.
         """
         if view is None or isinstance(view, View):
             return view
@@ -77,12 +76,12 @@ class View:
         if isinstance(view, (tuple, list)) and len(view) in (2, 3) and all(isinstance(x, Mapping) for x in view[1:]):
             order = view[2] if len(view) == 3 else {}
             if not all(isinstance(axis, str) for axis in (*view[1], *order)):
-                raise PlanError(f"sizes and orders of a view are given by names of axes; got {view[1:]!r}")
+                raise PlanError(f"sizes and orders of a view must be mappings from axis names; got {view[1:]!r}")
             if not all(isinstance(places, (tuple, list)) for places in order.values()):
-                raise PlanError(f"the order of a view maps axis names to lists of places; got {order!r}")
+                raise PlanError(f"the order of a view must map axis names to lists of positions; got {order!r}")
             ordered = tuple((axis, tuple(places)) for axis, places in sorted(order.items()))
             return cls(view[0], tuple(sorted(view[1].items())), ordered)
-        raise PlanError(f"a view is an einops pattern, (pattern, sizes) or (pattern, sizes, order); got {view!r}")
+        raise PlanError(f"a view must be an einops pattern, (pattern, sizes) or (pattern, sizes, order); got {view!r}")
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> View | None:
@@ -97,16 +96,16 @@ class View:
             if not isinstance(data[key], dict):
                 raise PlanError(f"{where}.{key} must be an object; got {data[key]!r}")
         if data.get("order") == {}:
-            raise PlanError(f"{where}.order must name an axis, or be left out; got {{}}")
+            raise PlanError(f"{where}.order must name an axis, or be omitted; got {{}}")
         return cls.make(tuple(data[key] for key in keys))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of the view; the key ``order`` is there only if there is one."""
+        """Return the JSON object of the view, with the key ``order`` only if an axis is reordered."""
         order = {"order": {axis: list(places) for axis, places in self.order}} if self.order else {}
         return {"pattern": self.pattern, "sizes": dict(self.sizes), **order}
 
     def __str__(self) -> str:
-        """Return the pattern, the sizes, and for an axis in another order its places in brackets."""
+        """Return the pattern, the sizes, and the positions of reordered axes in brackets."""
         sizes = "".join(f", {axis}={size}" for axis, size in self.sizes)
         return self.pattern + sizes + "".join(f", {axis}[{' '.join(map(str, places))}]" for axis, places in self.order)
 
@@ -116,15 +115,17 @@ class View:
         Raises
         ------
         PlanError
-            If the pattern is not one, does not fit the shape, or does more than move elements.
+            If the pattern is invalid, does not fit the shape, or does more than move elements.
         """
         self._check_pattern()
         for axis, size in self.sizes:
             if not isinstance(axis, str) or isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise PlanError(f"sizes of a view map axis names to positive integers; got {dict(self.sizes)!r}")
+                raise PlanError(f"sizes of a view must map axis names to positive integers; got {dict(self.sizes)!r}")
             if axis in _ARGUMENTS:
-                raise PlanError(f"an axis with a size must not be named {axis!r}, as an argument of einops: rename it")
-        # All strides are zero: nothing as large as the tensor is made.
+                raise PlanError(
+                    f"an axis with a size must not be named {axis!r}, which is an argument of einops: rename the axis"
+                )
+        # All strides are zero, so nothing as large as the tensor is allocated.
         stand_in = np.broadcast_to(np.zeros((), dtype=np.int8), canonical)
         try:
             shape = tuple(einops.rearrange(stand_in, self.pattern, **dict(self.sizes)).shape)
@@ -135,12 +136,12 @@ class View:
         return shape
 
     def apply(self, xp: Any, x: Array) -> Array:
-        """Return the viewed tensor of a canonical one of a fitting shape; ``xp`` is its array-API namespace."""
+        """Return the viewed tensor of a canonical tensor of a fitting shape. ``xp`` is its array-API namespace."""
         before, after = self._sides()
         return _rearrange(xp, x, before, after, self._axis_sizes(tuple(x.shape)), self.order)
 
     def invert(self, xp: Any, x: Array, canonical: tuple[int, ...]) -> Array:
-        """Return the canonical tensor of a viewed one."""
+        """Return the canonical tensor of a viewed tensor."""
         before, after = self._sides()
         order = [(axis, _inverse(places)) for axis, places in self.order]
         return _rearrange(xp, x, after, before, self._axis_sizes(canonical), order)
@@ -154,11 +155,11 @@ class View:
         return left, right
 
     def _axis_sizes(self, canonical: tuple[int, ...]) -> dict[str, int]:
-        """Return the sizes of all named axes; in each dimension at most one has to be worked out."""
+        """Return the sizes of all named axes. In each dimension, at most one size is inferred."""
         sizes = dict(self.sizes)
         for group, size in zip(self._sides()[0], canonical, strict=True):
-            known = math.prod([sizes[axis] for axis in group if axis in sizes])
-            sizes.update({axis: size // known for axis in group if axis not in sizes})
+            product = math.prod([sizes[axis] for axis in group if axis in sizes])
+            sizes.update({axis: size // product for axis in group if axis not in sizes})
         return sizes
 
     def _check_pattern(self) -> None:
@@ -166,51 +167,51 @@ class View:
         pattern = self.pattern
         if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN or pattern.count("->") != 1:
             raise PlanError(
-                "a view is an einops pattern like 'h w i o -> o i h w', no ellipsis, of at most "
+                "a view must be an einops pattern like 'h w i o -> o i h w', without ellipsis and with at most "
                 f"{MAX_PATTERN} characters; got {pattern!r}"
             )
         before, after = ([axis for group in side for axis in group] for side in self._sides())
         if max(len(before), len(after)) > MAX_AXES or not all(axis.isidentifier() for axis in (*before, *after)):
             raise PlanError(
-                f"a view has at most {MAX_AXES} axes with names, like those of variables, no ellipsis; got {pattern!r}"
+                f"a view has at most {MAX_AXES} axes, with names like Python variables and no ellipsis; got {pattern!r}"
             )
 
     def _check_order(self, canonical: tuple[int, ...]) -> None:
-        """Raise :class:`~smh.PlanError` unless every order has each place of an axis once."""
+        """Raise :class:`~smh.PlanError` unless every order is a permutation of an axis."""
         sizes = self._axis_sizes(canonical)
         for axis, places in self.order:
             if axis not in sizes:
-                raise PlanError(f"the order of a view names {axis!r}, which is no axis of {self.pattern!r}")
+                raise PlanError(f"the order of a view names {axis!r}, which is not an axis of {self.pattern!r}")
             numbers = all(isinstance(place, int) and not isinstance(place, bool) for place in places)
             if not numbers or not 0 < sizes[axis] <= MAX_ORDER or sorted(places) != list(range(sizes[axis])):
                 raise PlanError(
-                    f"the order of axis {axis!r} in view {self.pattern!r} must hold each of 0 to {sizes[axis] - 1} "
-                    f"once, and at most {MAX_ORDER} of them; got {places[:9]!r}{'...' if len(places) > 9 else ''}"
+                    f"the order of axis {axis!r} in view {self.pattern!r} must contain each of 0 to {sizes[axis] - 1} "
+                    f"once, and at most {MAX_ORDER} positions; got {places[:9]!r}{'...' if len(places) > 9 else ''}"
                 )
 
 
 def compose(first: View | None, second: View | None, shape: tuple[int, ...], axes: str = "") -> View | None:
-    """Return the view that does what two views do one after the other, in normal form.
+    """Return the composition of two views in normal form.
 
     Parameters
     ----------
     first, second : View or None
-        None leaves a tensor as it is.
+        None is the identity.
     shape : tuple of int
-        That of the tensor which ``first`` reads.
+        The shape of the input of ``first``.
     axes : str
-        One letter for each of its axes, separated by spaces, from which names are made; by default ``a b c ...``.
+        One letter per axis, separated by spaces, as the base of names; by default ``a b c ...``.
 
     Returns
     -------
     View or None
-        None if nothing moves.
+        None if no element moves.
 
     Raises
     ------
     PlanError
-        If a view does not fit, or no single pattern does the same: where ``second`` cuts an axis elsewhere than
-        ``first`` joined it, or cuts one whose elements have another order.
+        If a view does not fit, or no single pattern has the same effect: if ``second`` splits an axis at a different
+        place than ``first`` merged it, or splits a reordered axis.
 
     Examples
     --------
@@ -225,22 +226,22 @@ def compose(first: View | None, second: View | None, shape: tuple[int, ...], axe
     if not all(_divide(one, other) for one, other in zip(joined, cut, strict=True)):
         one, other = (repr(view.pattern) if view else "nothing" for view in (first, second))
         raise PlanError(
-            f"no single view does what {one} and then {other} do to shape {shape}: "
-            "one cuts an axis elsewhere than the other joined it, or where elements have another order"
+            f"no single view has the effect of {one} followed by {other} on shape {shape}: "
+            "the second splits an axis at a different place than the first merged it, or splits a reordered axis"
         )
     left, right = ([[part for axis in group for part in axis.parts] for group in side] for side in (left, right))
     return _normal(left, right, axes.split())
 
 
 def invert(view: View | None, shape: tuple[int, ...], axes: str = "") -> View | None:
-    """Return the view that undoes a view of a tensor of some shape, in normal form.
+    """Return the inverse of a view of a tensor of some shape, in normal form.
 
     Parameters
     ----------
     view : View or None
-        What to undo.
+        The view to invert.
     shape : tuple of int
-        That of the tensor which ``view`` reads.
+        The shape of the input of ``view``.
     axes : str
         One letter for each axis of the *viewed* tensor; see :func:`compose`.
 
@@ -262,10 +263,10 @@ def invert(view: View | None, shape: tuple[int, ...], axes: str = "") -> View | 
 
 @dataclass(eq=False)
 class _Axis:
-    """An axis with more than one element; in the two sides of a view the same axis is the same object."""
+    """An axis with more than one element. Both sides of a view share the object of an axis."""
 
     size: int
-    order: Order | None = None  # of its elements, where that changes
+    order: Order | None = None  # of its elements, if it is reordered
     parts: list[_Axis] = field(default_factory=list)  # into which another view divides it
 
 
@@ -273,7 +274,7 @@ _Side = list[list[_Axis]]  # the axes of every dimension
 
 
 def _axes_of(view: View | None, shape: tuple[int, ...]) -> tuple[_Side, _Side]:
-    """Return the axes of every dimension before and after a view; raises :class:`~smh.PlanError` if it does not fit."""
+    """Return the axes of every dimension before and after a view, or raise :class:`~smh.PlanError`."""
     if view is None:
         groups = [[_Axis(size)] if size > 1 else [] for size in shape]
         return groups, groups
@@ -285,9 +286,9 @@ def _axes_of(view: View | None, shape: tuple[int, ...]) -> tuple[_Side, _Side]:
 
 
 def _divide(joined: Sequence[_Axis], cut: Sequence[_Axis]) -> bool:
-    """Divide the axes of one dimension, as two views have it, into the same parts, or say that it cannot be done.
+    """Divide the axes of one dimension in two views into common parts, or return that this is impossible.
 
-    An axis reaches from one stride to another. The parts lie between neighbours among all strides of both views.
+    An axis reaches from one stride to another. The parts are between adjacent strides of both views.
     """
     ends = {stride for axes in (joined, cut) for stride in accumulate((axis.size for axis in reversed(axes)), mul)}
     strides = [1, *sorted(ends)]
@@ -315,9 +316,9 @@ def _composed(first: Order | None, second: Order) -> Order | None:
 
 
 def _normal(left: _Side, right: _Side, letters: Sequence[str]) -> View | None:
-    """Return the view of two sides with the same axes; those that stay together become one."""
+    """Return the view of two sides with common axes. Axes that stay adjacent are merged."""
     together = {(x, y) for group in right for x, y in pairwise(group) if not x.order and not y.order}
-    names: dict[_Axis, str] = {}  # by the first of the axes that become one
+    names: dict[_Axis, str] = {}  # by the first of the merged axes
     sizes, order = [], []
     for k, group in enumerate(left):
         runs: list[list[_Axis]] = []
@@ -342,7 +343,7 @@ def _normal(left: _Side, right: _Side, letters: Sequence[str]) -> View | None:
 
 
 def _rearrange(xp: Any, x: Array, before: _Names, after: _Names, sizes: Mapping[str, int], order: _Orders) -> Array:
-    """Split the dimensions of ``x``, put elements along some axes in another order, permute the axes and merge them."""
+    """Split the dimensions of ``x``, reorder the elements along some axes, permute the axes and merge them."""
     axes = [axis for group in before for axis in group]
     x = xp.reshape(x, tuple(sizes[axis] for axis in axes))
     for axis, places in order:

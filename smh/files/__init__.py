@@ -1,1 +1,1 @@
-"""Checkpoints and plain safetensors files: written whole, read without trust."""
+"""Checkpoints and plain safetensors files: written atomically, read as untrusted input."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is left of those that did not."""
+"""Atomic replacement of files, and removal of abandoned temporary files."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ _PRIVATE = re.compile(r"\.smh-[0-9a-f]{16}\.tmp")
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give the path of an empty temporary file, which replaces a file when the block ends without an error.
+    """Yield the path of an empty temporary file, which replaces a file when the block ends without an error.
 
-    At every moment there is the whole old file or the whole new one, which keeps the permissions of the old one and the
-    symbolic links to it. Raises :class:`~smh.CheckpointError` if the path is that of a device or the like.
+    At every moment the path has the complete old file or the complete new file. The new file keeps the permissions and
+    symbolic links of the old one. Raises :class:`~smh.CheckpointError` if the path is not a regular file, such as a
+    device.
 
-    The temporary file lies in a private folder beside the file, which is removed with all that it holds when the block
-    ends, fails or is interrupted. The folder is locked, so many processes can write side by side. A killed process
-    loses its lock, and the next call for a file in the same place removes its folder, unless it belongs to another
-    user, or there are no locks (Windows, some network disks).
+    The temporary file is in a private folder next to the file. The folder and its content are removed when the block
+    ends, fails or is interrupted. The folder is locked, so several processes can write at the same time. A killed
+    process loses its lock, and the next call for a file in the same folder removes the private folder, unless it
+    belongs to another user or locks are missing (Windows, some network disks).
     """
     target = os.path.realpath(path)
     mode = os.stat(target).st_mode if os.path.exists(target) else None
-    if mode is not None and not stat.S_ISREG(mode):  # a rename would put the file in the place of a device
+    if mode is not None and not stat.S_ISREG(mode):  # a rename would replace a device by the file
         raise CheckpointError(f"only a file can be replaced: choose another path, got {target!r}")
     folder = os.path.dirname(target)
-    if not os.path.exists(folder):  # the system would name the temporary folder
+    if not os.path.exists(folder):  # the error of the system would name the temporary folder
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", folder)
-    _remove_abandoned(folder)  # before anything is written, so that a full disk gets its room back
+    _remove_abandoned(folder)  # before anything is written, to free space on a full disk
     with _private_folder(folder) as private:
         temporary = os.path.join(private, "file")
         with open(temporary, "xb") as created:  # with the permissions of a new file
             mode = os.fstat(created.fileno()).st_mode if mode is None else mode
-        os.chmod(temporary, 0o600)  # while it is written: what it replaces may be private
+        os.chmod(temporary, 0o600)  # while it is written, because the old file may be private
         yield temporary
         with open(temporary, "r+b") as file:
             os.chmod(temporary, stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    if os.name != "nt":  # there, folders cannot be opened
+    if os.name != "nt":  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -59,16 +60,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _private_folder(folder: str) -> Iterator[str]:
-    """Make a locked folder within another one, and remove it when the block ends, with all that it holds."""
+    """Make a locked folder in a folder, and remove it with its content when the block ends."""
     private, lock = "", None
     try:
         while lock is None:
             private = os.path.join(folder, f".smh-{os.urandom(8).hex()}.tmp")
             try:
                 os.mkdir(private, 0o700)
-            except OSError as error:  # which names a folder that nobody knows
-                raise OSError(error.errno, f"no file can be written there: {error.strerror}", folder) from None
-            lock = _lock(private, wait=True)  # None if it was taken for abandoned: between these two lines it looks so
+            except OSError as error:  # the error names the private folder, unknown to users
+                raise OSError(error.errno, f"cannot write a file there: {error.strerror}", folder) from None
+            lock = _lock(private, wait=True)  # None if another process removed it as abandoned between these two lines
         yield private
     finally:
         if private:
@@ -76,7 +77,7 @@ def _private_folder(folder: str) -> Iterator[str]:
 
 
 def _remove_abandoned(folder: str) -> None:
-    """Remove the private folders within a folder whose owners have been killed."""
+    """Remove the private folders of killed processes from a folder."""
     for name in filter(_PRIVATE.fullmatch, os.listdir(folder)):
         private = os.path.join(folder, name)
         lock = _lock(private, wait=False)
@@ -85,16 +86,16 @@ def _remove_abandoned(folder: str) -> None:
 
 
 def _lock(private: str, wait: bool) -> int | None:
-    """Lock a private folder, for its maker (who waits) or to remove it; return an open file, or None if that cannot be.
+    """Lock a private folder, for its maker (waiting) or to remove it. Return an open file, or None without the lock.
 
-    The lock ends with the process. Where there are no locks, the maker needs none, because nobody else gets one.
+    The lock ends with the process. Without locks on the system, the maker needs none, because nobody else can lock.
     """
     if sys.platform == "win32":
         return -1 if wait else None
     path = os.path.join(private, "lock")
     try:
         status = os.lstat(private)
-        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()  # nobody else can exchange it
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()  # nobody else can replace it
         if not wait and not own:
             return None
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -112,14 +113,14 @@ def _lock(private: str, wait: bool) -> int | None:
     with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
-    os.close(descriptor)  # who held the lock before has removed the folder
+    os.close(descriptor)  # the previous holder of the lock has removed the folder
     return None
 
 
 def _remove(private: str, lock: int | None) -> None:
-    """Remove a private folder and give its lock back; what cannot be removed now is abandoned, for the next call."""
+    """Remove a private folder and release its lock. What cannot be removed now is left to the next call."""
     shutil.rmtree(private, ignore_errors=True)
     if lock is not None and lock >= 0:
         os.close(lock)
-        with contextlib.suppress(OSError):  # network disks keep an open file in its folder until now
+        with contextlib.suppress(OSError):  # network disks keep an open file in its folder until here
             os.rmdir(private)

@@ -1,10 +1,10 @@
-"""Checkpoint files: a plan, its variables and dense tensors in one safetensors file (specification, section 12).
+"""Checkpoint files: a plan, its variables and kept tensors in one safetensors file (specification, section 12).
 
-The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, if asked for, ``training/pool/...``.
-All else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``. Of its two checksums
-one is that of the data. It cannot see a changed seed, digest or name of a dense tensor, so the other is that of the
-header. They lie at the same place in every file, for the keys of fixed length sort first: the header is verified, then
-parsed.
+The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, optionally, ``training/pool/...``.
+Everything else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``. One checksum
+covers the data. It does not detect a changed seed, digest or name of a kept tensor, so a second checksum covers the
+header. Values of fixed length sort first, so both are at the same place in every file, and the header is verified
+before it is parsed.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from smh.strict_json import canonical_json, check, check_limits, parse, short
 from smh.text import SURROGATE
 
 CARRIED = "carried/"
-"""How names of dense tensors begin that belong to no model: they only travel along (see :mod:`smh.porting`)."""
+"""The prefix of kept tensors that are not part of the model and are only carried along (see :mod:`smh.porting`)."""
 
 METADATA = f"{CARRIED}__metadata__"
-"""The dense tensor that carries the metadata of a plain file, canonical JSON in uint8."""
+"""The kept tensor with the metadata of a plain file, canonical JSON in uint8."""
 
 Given = Mapping[str, np.ndarray]
-Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape in the words of the header
+Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape as in the header
 _KEYS = ["checksum", "digest", "header_checksum", "plan", "pool_exponents", "version"]
 _START = re.compile(
     rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
@@ -55,7 +55,7 @@ _START = re.compile(
 
 
 class _VersionError(OtherFileError):
-    """A file of a version that is not read here; the message says which smh reads it."""
+    """A file of an unsupported version. The message names the smh that reads it."""
 
     def __init__(self, version: Any) -> None:
         what = f"this smh reads files of version {VERSION}: upgrade it"
@@ -66,21 +66,21 @@ class _VersionError(OtherFileError):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes
     ----------
     plan : Plan
-        How the weights are generated.
+        The plan of the weights.
     variables : dict of str to numpy.ndarray
-        Pool variables and scales, float32, in the plan's order: the values that the stored integers stand for, or those
-        of training, if the file has them.
+        Pool variables and scales, float32, in the order of the plan: the values of the stored integers, or the training
+        values if the file has them.
     dense : dict of str to numpy.ndarray
-        The tensors that are kept as they are, sorted by name.
+        The kept tensors, sorted by name.
     digest : str
-        Digest of the generated weights as the writer stated it. Reading does not generate them to compare.
+        The digest of the generated weights according to the writer. Reading does not generate weights to verify it.
     training : bool
-        Whether the variables are those of training, with what lies below the grid.
+        Whether the variables are training values, with the parts below the grid.
     """
 
     plan: Plan
@@ -93,20 +93,20 @@ class Checkpoint:
 def write(
     path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str, training: bool = False
 ) -> None:
-    """Write a checkpoint file, whole or not at all; with ``training`` also the float32 values of the pool's arrays.
+    """Write a checkpoint file atomically, with ``training`` including the float32 values of the pool arrays.
 
-    Equal content gives equal bytes, whatever the order of the dictionaries or the memory and byte order of the arrays.
-    Raises :class:`~smh.VariableError` if an array or the digest does not fit, or an array of the pool is not finite.
+    Equal content gives equal bytes, for any order of the dictionaries and any memory and byte order of the arrays.
+    Raises :class:`~smh.VariableError` if an array or the digest is invalid, or a pool array is not finite.
     """
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-        raise VariableError(f"a digest must be 64 hexadecimal digits, as smh.digest gives it, got {digest!r}")
+        raise VariableError(f"a digest must be 64 hexadecimal digits, as returned by smh.digest, got {digest!r}")
     tensors, exponents = _checked(plan, variables, dense, training)
     zeros = "0" * 64
     values = (zeros, digest, zeros, plan.to_dict(), exponents, VERSION)
     metadata = canonical_json(dict(zip(_KEYS, values, strict=True)))
     with replacing(path) as temporary:
         try:
-            # Sorts tensors by dtype, then name, so by content only. Several metadata keys come at random.
+            # Sorts tensors by dtype, then name. The order of several metadata keys would be random.
             save_file(tensors, temporary, {"smh": metadata})
         except SafetensorError as error:
             raise OSError(f"cannot write {os.fspath(path)!r}: make sure the disk has room, got {error}") from error
@@ -115,7 +115,7 @@ def write(
 
 
 def _checked(plan: Plan, variables: Given, dense: Given, training: bool) -> tuple[Arrays, Exponents]:
-    """Return contiguous little-endian arrays under their names in the file, and the exponents of those of the pool."""
+    """Return contiguous little-endian arrays by their names in the file, and the exponents of the pool arrays."""
     tensors = {}
     shapes = plan.variable_shapes
     if odd := set(shapes) ^ set(variables):
@@ -146,15 +146,15 @@ def _host(want: str, name: str, value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.name not in DTYPES.values():
         raise VariableError(f"{want} ({', '.join(DTYPES.values())}): convert it, got {array.dtype}")
-    if array.dtype.name == "bool":  # a view as bool may have other bytes than 0 and 1
+    if array.dtype.name == "bool":  # a bool view of other data may have bytes other than 0 and 1
         array = np.asarray(array.view(np.uint8) != 0)
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
 def _seal(file: io.BufferedRandom) -> None:
-    """Put the checksums in the place of their zeros.
+    """Replace the zeros of the checksums.
 
-    They are taken from what the serialiser wrote: only it knows its order of the tensors.
+    The checksums are computed from the output of the serialiser, which determines the order of the tensors.
     """
     header = file.read(int.from_bytes(file.read(8), "little"))
     check_limits(header)
@@ -167,10 +167,10 @@ def _seal(file: io.BufferedRandom) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read and validate a checkpoint file, which is untrusted; raise :class:`~smh.CheckpointError` for any fault in it.
+    """Read and validate an untrusted checkpoint file, or raise :class:`~smh.CheckpointError` for any fault.
 
-    The header and everything it says are checked before any array is allocated, the data while they are read. Besides
-    the data, memory has float32 values of every array of the pool. Arrays are writable and own their memory.
+    The header is checked completely before any array is allocated, and the data while they are read. Besides the data,
+    memory holds float32 values of every pool array. Arrays are writable and own their memory.
     """
     try:
         with open_file(path) as file:
@@ -186,7 +186,7 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     actual, stated = _header_checksum(header, start), start[3].decode()
     what = f"its header, bytes 8 to {8 + len(header)}, is damaged: its SHA-256 must be {stated}"
     check(actual == stated, what, actual)
-    # The header's start says that tree and metadata are objects and "smh" is a string: no key comes twice.
+    # The start of the header ensures that tree and metadata are objects and "smh" is a string: no key is repeated.
     tree = parse(header, "its header")
     metadata = tree.pop("__metadata__")
     check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
@@ -217,23 +217,23 @@ def _read(file: io.BufferedReader) -> Checkpoint:
 
 
 def _find_checksums(header: bytes) -> re.Match[bytes]:
-    """Find the checksums in a header, or raise if it does not begin as those of this version do."""
+    """Find the checksums in a header, or raise if it does not begin like a header of this version."""
     if start := _START.match(header):
         return start
     try:
         metadata = parse(header, "its header")["__metadata__"]["smh"]
         version = parse(metadata if isinstance(metadata, str) else "", "its metadata")["version"]
-    except (CheckpointError, LookupError, TypeError):  # it has no version at all
+    except (CheckpointError, LookupError, TypeError):  # it has no version
         version = VERSION
     if version != VERSION:
         raise _VersionError(version)
     if header[:1] == b"{" and b'"smh"' not in header[:64]:
-        raise OtherFileError("it is a plain safetensors file, not a checkpoint of smh: smh fit makes one of it")
-    raise CheckpointError(f"it is no smh checkpoint of version {VERSION}, got a header {short(header)}")
+        raise OtherFileError("it is a plain safetensors file, not a checkpoint of smh: smh fit converts it")
+    raise CheckpointError(f"it is not a checkpoint of smh version {VERSION}, got a header {short(header)}")
 
 
 def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
-    """Return dtype and shape of each tensor, once they fit the plan and fill the data section exactly."""
+    """Return dtype and shape of each tensor. Checks that they fit the plan and fill the data section exactly."""
     planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
     training = {f"training/{name}": ("F32", shape) for name, _, shape, _ in pool_arrays(plan)}
     planned |= {name: stored(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
@@ -258,10 +258,10 @@ def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
 
 
 def _read_data(file: io.BufferedReader, entries: Entries, checksum: str) -> Arrays:
-    """Read each tensor into an array of its own, and verify them all.
+    """Read each tensor into a separate array, and verify the data.
 
-    Not through safetensors: its ``load`` takes the whole file as bytes and copies it; its ``load_file`` opens the path
-    again, where another file may be by then. Here the bytes verified are the bytes returned.
+    Does not use safetensors: its ``load`` copies the whole file from bytes, and its ``load_file`` opens the path again,
+    when the file may have been replaced. Here the verified bytes are the returned bytes.
     """
     arrays = {}
     hashed = hashlib.sha256()

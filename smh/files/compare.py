@@ -1,8 +1,8 @@
-"""Comparison of tensors by their bits, and by how far apart the numbers are.
+"""Comparison of tensors by bits, and by the distance of numbers.
 
-The distance of two floats is counted in units in the last place: how many steps from one number to the next lie between
-them. +0 and -0 are the same number, so they are 0 ulps apart, though one bit differs. Integers and booleans are the
-same or not. A NaN has no distance; two of them are the same if they have the same bits, or wherever that is asked for.
+The distance of two floats is counted in units in the last place (ulps), the steps between adjacent numbers. +0 and -0
+are equal numbers, so they are 0 ulps apart, although one bit differs. Integers and booleans are equal or not. A NaN has
+no distance. Two NaNs are equal if their bits are equal, or, on request, always.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK = 1 << 20  # elements that are compared at a time
+_BLOCK = 1 << 20  # elements compared at a time
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How two tensors of one name differ."""
+    """The difference of two tensors of one name."""
 
     name: str
-    why: str = ""  # how shapes or dtypes differ; then elements are not compared
+    why: str = ""  # the difference of shapes or dtypes; elements are then not compared
     elements: int = 0  # compared
     different: int = 0  # elements that differ
     bits: int = 0  # bits that differ
-    max_ulps: int | None = None  # the largest distance of two numbers; None if there is none, as for integers
-    nans: int = 0  # elements that differ and are NaN on one side or on both
+    max_ulps: int | None = None  # the largest distance of two numbers; None without one, as for integers
+    nans: int = 0  # differing elements with NaN on one or both sides
 
     @property
     def same(self) -> bool:
-        """Whether there is no difference."""
+        """Whether the tensors are equal."""
         return not self.why and not self.different
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """How two sets of named tensors differ."""
+    """The difference of two sets of named tensors."""
 
     compared: int = 0  # names in both
     bits: int = 0  # compared
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether both have the same names, shapes, dtypes and bits."""
+        """Whether names, shapes, dtypes and bits are equal."""
         return not (self.only_first or self.only_second or self.differences)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def compare(name: str, first: Any, second: Any, any_nan: bool = False) -> Difference:
-    """Compare two tensors, element by element; with ``any_nan`` all NaNs count as one, as among generated weights.
+    """Compare two tensors, element by element. With ``any_nan`` all NaNs are equal, as for generated weights.
 
     >>> str(compare("w", np.float32([1, 2, 0]), np.float32([1, np.nextafter(np.float32(2), np.float32(3)), -0.0])))
     '2 of 3 elements, 2 bits, at most 1 ulps apart'
@@ -90,7 +90,7 @@ def compare(name: str, first: Any, second: Any, any_nan: bool = False) -> Differ
             low, high = np.minimum(*from_zero), np.maximum(*from_zero)
             number = high <= infinity
             if number.any():
-                opposite = (x ^ y) > magnitude  # they are as far apart as both are from zero
+                opposite = (x ^ y) > magnitude  # numbers of opposite sign: the sum of their distances from zero
                 most = max(most or 0, int(np.where(opposite, high + low, high - low)[number].max()))
             if any_nan:
                 unlike = low <= infinity
@@ -107,11 +107,11 @@ def compare_all(
     any_nan: Container[str] = (),
     advance: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Compare tensors by their names, one pair at a time: they may be read or built when they are asked for.
+    """Compare tensors by name, one pair at a time, so mappings may read or build them on demand.
 
-    All NaNs count as one in the tensors named in ``any_nan``. ``advance`` is called for every name in both.
+    All NaNs are equal in the tensors named in ``any_nan``. ``advance`` is called for every common name.
     """
-    found = Comparison(
+    comparison = Comparison(
         only_first=[name for name in first if name not in second],
         only_second=[name for name in second if name not in first],
     )
@@ -119,15 +119,15 @@ def compare_all(
         if name in second:
             a = first[name]
             difference = compare(name, a, second[name], name in any_nan)
-            found.compared += 1
-            found.bits += 8 * a.dtype.itemsize * difference.elements
+            comparison.compared += 1
+            comparison.bits += 8 * a.dtype.itemsize * difference.elements
             if not difference.same:
-                found.differences.append(difference)
+                comparison.differences.append(difference)
             advance()
-    return found
+    return comparison
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
-    """Return the bits of all elements as unsigned integers of the machine's byte order, flat."""
+    """Return the bits of all elements as a flat array of unsigned integers in native byte order."""
     native = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=")).reshape(-1)
     return native.view(f"u{x.dtype.itemsize}")

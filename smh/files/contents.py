@@ -1,4 +1,4 @@
-"""What files give to a model: tensors by name, built or read one at a time when they are asked for."""
+"""The tensors of a file by name, built or read one at a time on demand."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from smh.files.dense import DenseFile, Tensors, is_checkpoint
 from smh.files.limits import check_file
 
 BLOCK = 1 << 23
-"""How many weights of a tensor are built at a time, where that is possible."""
+"""The number of weights of a tensor built at a time, where possible."""
 
 _KERNELS = NumpyKernels()
 
 
 class Weights(Tensors):
-    """The generated weights of a checkpoint in their viewed shapes; NumPy builds each when it is read.
+    """The generated weights of a checkpoint in their viewed shapes. NumPy builds each on access.
 
     Raises :class:`~smh.VariableError` if the variables do not fit the plan.
     """
 
-    def __init__(self, found: Checkpoint) -> None:
-        self.shapes = {tensor.name: tensor.viewed_shape for tensor in found.plan.tensors}
-        self._plan, self._variables = found.plan, found.variables
-        self._tensors = {tensor.name: tensor for tensor in found.plan.tensors}
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.shapes = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
+        self._plan, self._variables = checkpoint.plan, checkpoint.variables
+        self._tensors = {tensor.name: tensor for tensor in checkpoint.plan.tensors}
         check_variables(_KERNELS, self._plan, self._variables)
         with np.errstate(all="ignore"):  # once, for all tensors
             self._grids = generate.put_on_grids(_KERNELS, self._plan, self._variables)
@@ -44,7 +44,7 @@ class Weights(Tensors):
         return np.asarray(tensor.view.apply(np, w), order="C") if tensor.view else w
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """Iterate over the elements of a tensor in row-major order, by blocks; a tensor with a view is a single one."""
+        """Iterate over blocks of a tensor in row-major order. A tensor with a view is a single block."""
         tensor = self._tensors[name]
         if tensor.view is not None:
             yield self[name]
@@ -62,16 +62,16 @@ class Weights(Tensors):
 
 
 class ModelTensors(Tensors):
-    """What a checkpoint gives to a model: its ``weights``, and the tensors that it keeps, unless only carried along.
+    """The tensors of the model in a checkpoint: its ``weights``, and the kept tensors that are not only carried along.
 
     Raises :class:`~smh.CheckpointError` if a kept tensor has the name of a weight.
     """
 
-    def __init__(self, found: Checkpoint) -> None:
-        self.weights = Weights(found)
-        self._kept = {name: x for name, x in found.dense.items() if not name.startswith(CARRIED)}
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.weights = Weights(checkpoint)
+        self._kept = {name: x for name, x in checkpoint.dense.items() if not name.startswith(CARRIED)}
         if clash := [name for name in self._kept if name in self.weights]:
-            raise CheckpointError(f"a weight and a kept tensor have the same name, which no model has: {clash[0]!r}")
+            raise CheckpointError(f"a weight and a kept tensor have the same name: {clash[0]!r}")
         self.shapes = self.weights.shapes | {name: x.shape for name, x in self._kept.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -79,7 +79,7 @@ class ModelTensors(Tensors):
 
 
 class StoredTensors(DenseFile):
-    """A plain file that gives each tensor in the dtype of the file, also bfloat16."""
+    """A plain file that returns each tensor in the dtype of the file, including bfloat16."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.stored(name)
@@ -87,11 +87,11 @@ class StoredTensors(DenseFile):
 
 @contextmanager
 def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[ModelTensors | StoredTensors]:
-    """Open what a model can be loaded from: a checkpoint, if it asks for at most ``max_bytes``, or a plain file."""
+    """Open a checkpoint, if its weights take at most ``max_bytes``, or a plain file."""
     if is_checkpoint(path):
-        found = read(path)
-        check_file(found, max_bytes)
-        yield ModelTensors(found)
+        checkpoint = read(path)
+        check_file(checkpoint, max_bytes)
+        yield ModelTensors(checkpoint)
     else:
         with StoredTensors(path) as file:
             yield file

@@ -10,14 +10,15 @@ import numpy as np
 from smh.core.plan import Plan
 from smh.core.tensors import TensorSpec
 
-_GROUP = 1 << 24  # weights that are held at a time, but for a single larger tensor
-_BLOCK = 1 << 20  # weights whose NaNs are made alike, and that are hashed, at a time
+_GROUP = 1 << 24  # weights held at a time, except for a single larger tensor
+_BLOCK = 1 << 20  # weights whose NaNs are unified, and that are hashed, at a time
 
 
 def digest(plan: Plan, build: Callable[[list[str]], list[np.ndarray]]) -> str:
-    """Return the digest of the weights of a plan; equal digests mean equal bits.
+    """Return the digest of the weights of a plan. Equal digests mean equal bits.
 
-    ``build`` returns the weights of named tensors in canonical shape. It gets some names at a time, in order.
+    ``build`` returns the weights of named tensors in canonical shape. It is called with several names at a time, in
+    order.
     """
     sha = hashlib.sha256()
     for group in _groups(plan):

@@ -1,8 +1,8 @@
-"""Plain files: generated weights and kept tensors as a safetensors file that any reader opens.
+"""Plain files: generated weights and kept tensors as a safetensors file for any reader.
 
-The file is streamed. All names, dtypes and shapes are known from the plan, so the header is written first, and then the
-bytes of one tensor after another as they are built. NumPy builds large tensors without a view block by block; a tensor
-with a view, and every tensor of another backend, is built as a whole.
+The file is streamed. The plan determines all names, dtypes and shapes, so the header is written first, followed by the
+bytes of one tensor after another as they are built. NumPy builds large tensors without a view block by block. Tensors
+with a view, and tensors of other backends, are built as a whole.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Exported:
-    """What a plain file holds."""
+    """The content of a plain file."""
 
     shapes: dict[str, tuple[int, ...]]  # of all tensors, in the order of the file
-    weights: int  # how many of their elements were generated
+    weights: int  # the number of generated elements
     size: int  # bytes of the file
 
 
 def export(
     path: str | os.PathLike[str],
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     names: Iterable[str] | None = None,
     *,
     view: bool = True,
@@ -57,34 +57,34 @@ def export(
     start: Callable[[int], object] = lambda size: None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Exported:
-    """Write the named tensors of a checkpoint, by default all that a model has, as a plain safetensors file.
+    """Write the named tensors of a checkpoint, by default all tensors of the model, as a plain safetensors file.
 
-    Tensors are in the order of their dtypes' sizes, largest first, weights in the order of the plan before kept tensors
-    by name. Weights have viewed or canonical shapes; ``backend``, by default NumPy, builds them. ``max_bytes`` limits
-    what is written, and what is built for that. ``start`` is told the size of the file before anything is written,
-    and ``advance`` how many more bytes have been written. Raises :class:`~smh.ExportError` if names clash or the disk
-    has too little room.
+    Tensors are sorted by the size of their dtype, largest first, with weights in the order of the plan before kept
+    tensors by name. Weights have viewed or canonical shapes, and ``backend``, by default NumPy, builds them.
+    ``max_bytes`` limits the bytes written, and the bytes built for them. ``start`` is called with the size of the file
+    before anything is written, and ``advance`` with the number of bytes written since. Raises :class:`~smh.ExportError`
+    if names clash or the disk has too little space.
     """
-    plan = found.plan if view else canonical(found.plan)
-    tensors, kept = _chosen(plan, found, names)
+    plan = checkpoint.plan if view else canonical(checkpoint.plan)
+    tensors, kept = _chosen(plan, checkpoint, names)
     wide = [name for name, x in kept.items() if x.dtype.itemsize > 4]
     narrow = list(kept)[len(wide) :]
     viewed = {tensor.name: tensor.viewed_shape for tensor in tensors}
     shapes = {name: kept[name].shape if name in kept else viewed[name] for name in (*wide, *viewed, *narrow)}
-    header, size = _header(shapes, {name: x.dtype for name, x in kept.items()}, _metadata(found))
-    limit = default(found) if max_bytes is None else max_bytes
+    header, size = _header(shapes, {name: x.dtype for name, x in kept.items()}, _metadata(checkpoint))
+    limit = default(checkpoint) if max_bytes is None else max_bytes
     check_plan(plan, limit, viewed)
     if size > limit:
         raise LimitError(
-            f"the file would have {size:,} bytes, and the limit is {limit:,}: raise it by max_bytes={size} (on the "
-            f"command line --max-bytes {size}), or choose tensors"
+            f"the file would have {size:,} bytes, and the limit is {limit:,}: raise the limit with max_bytes={size} "
+            f"(on the command line --max-bytes {size}), or select tensors"
         )
-    weights = _weights(dataclasses.replace(found, plan=plan), tensors, backend)
+    weights = _weights(dataclasses.replace(checkpoint, plan=plan), tensors, backend)
     with replacing(path) as temporary, open(temporary, "r+b") as file:
         folder = os.path.dirname(os.path.dirname(temporary))
         free = shutil.disk_usage(folder).free
         if size > free:
-            raise ExportError(f"{size:,} bytes are needed in {folder!r}, and {free:,} are free: choose another folder")
+            raise ExportError(f"the file needs {size:,} bytes in {folder!r}; {free:,} are free: choose another folder")
         start(size)
         file.write(header)
         advance(len(header))
@@ -101,11 +101,11 @@ def canonical(plan: Plan) -> Plan:
 
 
 def _chosen(
-    plan: Plan, found: Checkpoint, names: Iterable[str] | None
+    plan: Plan, checkpoint: Checkpoint, names: Iterable[str] | None
 ) -> tuple[list[TensorSpec], dict[str, np.ndarray]]:
-    """Return the tensors to build, in the order of the plan, and those to copy, the widest first."""
+    """Return the tensors to build, in the order of the plan, and the tensors to copy, the widest first."""
     generated = {tensor.name for tensor in plan.tensors}
-    kept = {name: x for name, x in found.dense.items() if not name.startswith(CARRIED)}
+    kept = {name: x for name, x in checkpoint.dense.items() if not name.startswith(CARRIED)}
     if clash := sorted(generated & set(kept)):
         raise ExportError(f"a weight and a kept tensor have the same name, so one file cannot hold both: {clash[0]!r}")
     wanted = generated | set(kept) if names is None else set(names)
@@ -119,11 +119,11 @@ def _chosen(
     return tensors, {name: kept[name] for name in order}
 
 
-def _metadata(found: Checkpoint) -> dict[str, str]:
-    """Return the metadata of the plain file from which a checkpoint came."""
-    if METADATA not in found.dense:
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the metadata of the plain file from which a checkpoint was made."""
+    if METADATA not in checkpoint.dense:
         return {}
-    metadata = parse(found.dense[METADATA].tobytes(), "the metadata that it carries")
+    metadata = parse(checkpoint.dense[METADATA].tobytes(), "the metadata that it carries")
     texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
     check(texts and "smh" not in metadata, "the metadata that it carries must be texts by name", metadata)
     return dict(metadata)
@@ -132,7 +132,7 @@ def _metadata(found: Checkpoint) -> dict[str, str]:
 def _header(
     shapes: dict[str, tuple[int, ...]], dtypes: dict[str, np.dtype], metadata: dict[str, str]
 ) -> tuple[bytes, int]:
-    """Return the first bytes of a safetensors file, and the size of the whole; tensors without a dtype are float32."""
+    """Return the header of a safetensors file and the size of the file. Tensors without a dtype are float32."""
     entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
     for name, shape in shapes.items():
@@ -140,21 +140,21 @@ def _header(
         if dtype.name not in _CODES:
             raise ExportError(f"tensor {name!r} must be of {', '.join(_CODES)}; got {dtype}")
         if name == "__metadata__" or SURROGATE.search(name):
-            raise ExportError(f"the format allows no tensor of this name: rename it; got {name!r}")
+            raise ExportError(f"the format does not allow a tensor of this name: rename it; got {name!r}")
         stop = position + dtype.itemsize * math.prod(shape)
         entries[name] = {"dtype": _CODES[dtype.name], "shape": list(shape), "data_offsets": [position, stop]}
         position = stop
     text = json.dumps(entries, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)  # so that data are aligned
+    text += b" " * (-len(text) % 8)  # aligns the data
     return len(text).to_bytes(8, "little") + text, 8 + len(text) + position
 
 
-def _weights(found: Checkpoint, tensors: list[TensorSpec], backend: Backend | None) -> Iterator[np.ndarray]:
-    """Return an iterator over the weights of tensors, in the order of the file; variables are checked at once."""
+def _weights(checkpoint: Checkpoint, tensors: list[TensorSpec], backend: Backend | None) -> Iterator[np.ndarray]:
+    """Return an iterator over the weights of tensors, in the order of the file. Checks the variables immediately."""
     if backend is None or type(backend) is NumpyBackend:
-        weights = Weights(found)
+        weights = Weights(checkpoint)
         return (block for tensor in tensors for block in weights.blocks(tensor.name))
-    own = {name: backend.asarray(x) for name, x in found.variables.items()}
-    check_variables(NumpyKernels(), found.plan, found.variables)
-    built = (backend.materialize(found.plan, own, [tensor.name])[tensor.name] for tensor in tensors)
+    own = {name: backend.asarray(x) for name, x in checkpoint.variables.items()}
+    check_variables(NumpyKernels(), checkpoint.plan, checkpoint.variables)
+    built = (backend.materialize(checkpoint.plan, own, [tensor.name])[tensor.name] for tensor in tensors)
     return map(backend.to_numpy, built)

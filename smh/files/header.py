@@ -1,6 +1,6 @@
-"""Headers of safetensors files, of which nothing is trusted: what checkpoints and plain files are read by.
+"""Reading untrusted headers of safetensors files, for checkpoints and plain files.
 
-Limits keep what a hostile header can cost within bounds; every failure is one :class:`~smh.CheckpointError`.
+Limits bound the time and memory that a hostile header can take. Every failure is one :class:`~smh.CheckpointError`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DTYPES = {
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
     **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
 }
-"""Names of dtypes in NumPy, by those of the format, as far as checkpoints hold them: those of whole bytes."""
+"""NumPy names of the dtypes of the format that checkpoints support: those of whole bytes."""
 
 FOREIGN = frozenset(name for name in DTYPES.values() if name.startswith(("bfloat", "float8")))
-"""Those which NumPy has from the package ``ml_dtypes``."""
+"""The dtypes that NumPy knows from the package ``ml_dtypes``."""
 
 _BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
@@ -40,7 +40,7 @@ _BITS = {
 
 
 class OtherFileError(CheckpointError):
-    """A file that is whole, and of a kind that is not read here."""
+    """A complete file of an unsupported kind."""
 
 
 _LOAD = "a safetensors file is wanted: load it, and save its tensors with safetensors"
@@ -56,21 +56,21 @@ _OTHERS = {
     rb"(?i:\s*<(!doctype|html|\?xml))": "a web page, not the file itself: download it again",
     rb"[\t\n\r -~]{8}": "a text, where a safetensors file is wanted",
 }
-"""What files of other kinds begin with, and what they are."""
+"""The first bytes of files of other kinds, and the kinds."""
 
 
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file for reading, without waiting for the writer of a named pipe."""
     if os.path.isdir(path):
-        found = sorted(name for name in os.listdir(path) if os.fsdecode(name).endswith(".safetensors"))
-        what = f"name one in it, such as {os.fsdecode(found[0])!r}" if found else "it holds no .safetensors file"
-        raise OtherFileError(f"it is a folder, where a file is wanted: {what}")
+        files = sorted(name for name in os.listdir(path) if os.fsdecode(name).endswith(".safetensors"))
+        what = f"name one in it, such as {os.fsdecode(files[0])!r}" if files else "it holds no .safetensors file"
+        raise OtherFileError(f"it is a folder, not a file: {what}")
     nonblocking = getattr(os, "O_NONBLOCK", 0)
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking))
 
 
 def read_header(file: io.BufferedReader) -> tuple[bytes, int]:
-    """Return the header, which is small enough to be parsed, and how many bytes of data follow."""
+    """Return the header, which is small enough to parse, and the number of bytes of data after it."""
     status = os.fstat(file.fileno())
     check(stat.S_ISREG(status.st_mode), "it must be a regular file", stat.filemode(status.st_mode))
     size = status.st_size
@@ -89,7 +89,7 @@ def read_header(file: io.BufferedReader) -> tuple[bytes, int]:
 
 
 def check_tensor(what: str, name: str, entry: Any) -> None:
-    """Raise unless name, keys, shape and offsets of an entry are such at all."""
+    """Raise unless name, keys, shape and offsets of an entry have valid types."""
     check(not SURROGATE.search(name), f"{what} have a name in valid Unicode", name)
     keys = {"data_offsets", "dtype", "shape"}
     check(isinstance(entry, dict) and entry.keys() == keys, f"{what} have {sorted(keys)}", entry)
@@ -99,15 +99,15 @@ def check_tensor(what: str, name: str, entry: Any) -> None:
 
 
 def are_sizes(value: Any) -> bool:
-    """Say whether a value is a list of whole numbers, none below 0."""
+    """Return whether a value is a list of nonnegative integers."""
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def check_place(what: str, entry: dict[str, Any], position: int) -> int:
-    """Return where the data of a tensor end, or raise unless they start at ``position`` and have its size."""
+    """Return the end of the data of a tensor, or raise unless they start at ``position`` and have the right size."""
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     check(isinstance(dtype, str) and dtype in _BITS, f"{what} have a dtype of {list(_BITS)}", dtype)
-    most = _BITS[dtype] * math.prod(axis or 1 for axis in shape)  # NumPy counts an axis of 0 like this, too
+    most = _BITS[dtype] * math.prod(axis or 1 for axis in shape)  # NumPy also counts an axis of 0 like this
     check(most < 2**63, f"{what} have less than 2**60 bytes", shape)
     size = _BITS[dtype] * math.prod(shape)
     check(size % 8 == 0, f"{what} fill whole bytes", entry)
@@ -117,7 +117,7 @@ def check_place(what: str, entry: dict[str, Any], position: int) -> int:
 
 
 def read_tensor(file: io.BufferedReader, name: str, shape: tuple[int, ...], code: str) -> np.ndarray:
-    """Read a tensor from where a file is, into an array of its own; ``code`` is its dtype as the format calls it."""
+    """Read a tensor at the position of a file into a separate array. ``code`` is its dtype in the format."""
     dtype = dtype_of(name, code)
     try:
         x = np.empty(shape, dtype)
@@ -130,18 +130,18 @@ def read_tensor(file: io.BufferedReader, name: str, shape: tuple[int, ...], code
 
 
 def check_bools(name: str, x: np.ndarray) -> None:
-    """Raise if what claims to be bool has other bytes than 0 and 1."""
+    """Raise if a bool tensor has bytes other than 0 and 1."""
     largest = int(x.view(np.uint8).max(initial=0)) if x.dtype.name == "bool" else 0
     check(largest <= 1, f"tensor {short(name)} must be of bytes 0 and 1", largest)
 
 
 def dtype_of(name: str, code: str) -> np.dtype[Any]:
-    """Return the little-endian NumPy dtype of a tensor, or raise if it is not one of :data:`DTYPES`."""
+    """Return the little-endian NumPy dtype of a tensor, or raise if it is not in :data:`DTYPES`."""
     advice = "convert it to float32, float16 or bfloat16"
     check(code in DTYPES, f"the dtype of tensor {short(name)} must be one that smh reads: {advice}", code)
     if DTYPES[code] in FOREIGN:
         try:
-            import ml_dtypes  # noqa: F401  (it teaches NumPy the name)
+            import ml_dtypes  # noqa: F401  (registers the name with NumPy)
         except ImportError as error:
             raise CheckpointError(f"{code} needs another package: pip install ml_dtypes, got none") from error
     return np.dtype(DTYPES[code]).newbyteorder("<")

@@ -1,4 +1,4 @@
-"""Pool arrays as files hold them: integers and exponents (specification, section 12)."""
+"""Pool arrays in files: integers and exponents (specification, section 12)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from smh.errors import CheckpointError, VariableError
 from smh.strict_json import check, short
 
 Arrays = dict[str, np.ndarray]
-Exponents = dict[str, int | None]  # by names without "pool/"; None where all integers are 0
+Exponents = dict[str, int | None]  # by names without "pool/"; None if all integers are 0
 _NIBBLE_BITS, _BYTE_BITS = 4, 8
 
 
 def stored(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Return the dtype, in the words of the format, and the shape in which a file holds the integers of an array.
+    """Return the dtype, as named by the format, and the shape of the integers of an array in a file.
 
     >>> stored(8, (10, 3)), stored(4, (5, 3)), stored(9, (10, 3))
     (('I8', (10, 3)), ('U8', (8,)), ('I16', (10, 3)))
@@ -32,9 +32,9 @@ def stored(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
 
 
 def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Exponents]:
-    """Return the integers of all arrays of the pool as a file holds them, and the exponents of their grids.
+    """Return the integers of all pool arrays for a file, and the exponents of their grids.
 
-    Raises :class:`~smh.VariableError` if an array has no grid: it is not finite, or too large.
+    Raises :class:`~smh.VariableError` if an array is not finite or too large, and so has no grid.
     """
     with np.errstate(all="ignore"):
         grids = put_on_grids(Kernels(np), plan, variables)
@@ -44,7 +44,7 @@ def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Expon
         one = grids[name.removeprefix("pool/")]
         if np.isnan(one.unit):
             raise VariableError(
-                f"variable {name!r} has no integers to store, for it is not finite or reaches 2**{LARGEST}: "
+                f"variable {name!r} cannot be stored, because it is not finite or reaches 2**{LARGEST}: "
                 f"train with a lower learning rate; got a largest magnitude of {np.max(np.abs(variables[name]))}"
             )
         exponents[name.removeprefix("pool/")] = math.frexp(float(one.power))[1] - 1 if one.power else None
@@ -54,7 +54,7 @@ def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Expon
 
 
 def check_exponents(plan: Plan, exponents: Any) -> None:
-    """Raise :class:`~smh.CheckpointError` unless what a file gives as exponents fits the grids of the plan's arrays."""
+    """Raise :class:`~smh.CheckpointError` unless the exponents of a file fit the pool arrays of the plan."""
     arrays = {name.removeprefix("pool/"): fixed for name, _, _, fixed in pool_arrays(plan)}
     keys = sorted(exponents) if isinstance(exponents, dict) else None
     got = exponents if keys is None else keys
@@ -67,10 +67,10 @@ def check_exponents(plan: Plan, exponents: Any) -> None:
 
 
 def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> Arrays:
-    """Return the float32 values that stored integers stand for.
+    """Return the float32 values of stored integers.
 
-    Their dtypes and shapes are those of :func:`stored`, and :func:`check_exponents` has accepted the exponents. Raises
-    :class:`~smh.CheckpointError` if the integers are not such as a grid with these exponents gives.
+    Dtypes and shapes must be those of :func:`stored`, and the exponents checked by :func:`check_exponents`. Raises
+    :class:`~smh.CheckpointError` if no grid with these exponents gives the integers.
     """
     values = {}
     for name, bits, shape, fixed in pool_arrays(plan):
@@ -91,7 +91,7 @@ def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -
 def check_training(
     plan: Plan, training: Mapping[str, np.ndarray], packed: Mapping[str, np.ndarray], exponents: Exponents
 ) -> None:
-    """Raise :class:`~smh.CheckpointError` unless training values have the grid of the stored integers."""
+    """Raise :class:`~smh.CheckpointError` unless the grid of the training values gives the stored integers."""
     try:
         again, others = pack(plan, training)
     except VariableError as error:
@@ -105,20 +105,20 @@ def check_training(
 
 
 def pool_arrays(plan: Plan) -> Iterator[tuple[str, int, tuple[int, ...], int | None]]:
-    """Iterate over the arrays of a pool: variable, bits, shape and fixed exponent, if there is one."""
+    """Iterate over the arrays of a pool: variable, bits, shape and fixed exponent or None."""
     for leaf in plan.pool.leaves(plan.seed):
         for number, (name, shape) in enumerate(leaf.pool.local_shapes().items()):
             yield f"pool/{leaf.path}{name}", leaf.pool.grid_bits + 1, shape, leaf.pool.exponent(number)
 
 
 def _nibbles(q: np.ndarray) -> np.ndarray:
-    """Return two integers in each byte, the one of even index in the low half."""
+    """Return integers packed two to a byte, the integer of even index in the low half."""
     flat = np.append(q.reshape(-1), np.zeros(q.size % 2, dtype=q.dtype)).view(np.uint8) & 15
     return np.asarray(flat[0::2] | flat[1::2] << 4)
 
 
 def _from_nibbles(name: str, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     both = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8)
-    flat, rest = np.split((both ^ 8) - 8, [math.prod(shape)])  # the sign of four bits
+    flat, rest = np.split((both ^ 8) - 8, [math.prod(shape)])  # sign extension of four bits
     check(not rest.any(), f"the last byte of {name!r} must be filled with 0", int(packed[-1]))
     return np.asarray(flat.reshape(shape))

@@ -1,7 +1,6 @@
-"""How much a file may ask to be built: a few bytes can describe billions of weights.
+"""Limits on the weights of untrusted files, where a few bytes can describe billions of weights.
 
-A plan that a user made is theirs, but that of a file may be a stranger's: ``load`` of every backend, and the commands
-that build weights, have a limit.
+Plans built by the user have no limit. ``load`` of every backend, and the commands that build weights from files, do.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from smh.errors import LimitError
 if TYPE_CHECKING:
     from smh.files.checkpoint import Checkpoint
 
-FLOOR = 1 << 30  # bytes that every file may ask for
-GROWTH = 1024  # bytes that a file may ask for with each byte that it stores
+FLOOR = 1 << 30  # bytes of weights allowed for every file
+GROWTH = 1024  # bytes of weights allowed per stored byte
 
 
-def default(found: Checkpoint) -> int:
-    """Return the limit in bytes for what a file asks to be built, where a user gives none.
+def default(checkpoint: Checkpoint) -> int:
+    """Return the default limit on the bytes of the weights of a file.
 
-    It is 1 GiB, or 1,024 times what the file stores, whichever is more: 268 million weights from a file of any size,
-    and as many as a plan can have for a file of 8-bit integers at a ratio of 1/256. Of the arrays of the checkpoint
-    only shapes and dtypes are looked at.
+    The limit is 1 GiB or 1,024 times the stored bytes, whichever is more: 268 million weights from a file of any size,
+    and no limit for a file of 8-bit integers at a ratio of 1/256 or more. Only shapes and dtypes of the checkpoint are
+    read.
 
     Examples
     --------
@@ -35,14 +34,14 @@ def default(found: Checkpoint) -> int:
     >>> default(smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64)) == 2**30
     True
     """
-    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in found.dense.values())
-    return max(FLOOR, GROWTH * (found.plan.file_bytes + kept))
+    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in checkpoint.dense.values())
+    return max(FLOOR, GROWTH * (checkpoint.plan.file_bytes + kept))
 
 
 def check_plan(plan: Plan, max_bytes: int, names: Iterable[str] | None = None) -> None:
-    """Raise :class:`~smh.LimitError` if more than a number of bytes is computed to build the named tensors, or all.
+    """Raise :class:`~smh.LimitError` if building the named tensors, or all, computes more than a number of bytes.
 
-    That is four for every weight in every part of the pool, and in a hash pool in every hash function.
+    Each weight counts four bytes for every part of the pool, and for every hash function of a hash pool.
     """
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
         raise LimitError(f"max_bytes must be a whole number of bytes; got {max_bytes!r}")
@@ -53,12 +52,12 @@ def check_plan(plan: Plan, max_bytes: int, names: Iterable[str] | None = None) -
     if size > max_bytes:
         each = "" if terms == 1 else f" for each of {terms:,} parts and hash functions of the pool"
         raise LimitError(
-            f"the plan asks for {weights:,} weights, {size:,} bytes to be built at 4 bytes a weight{each}, and the "
-            f"limit is {max_bytes:,}: if you trust where it comes from, raise it by max_bytes={size} (on the command "
-            f"line --max-bytes {size})"
+            f"the plan describes {weights:,} weights, {size:,} bytes at 4 bytes per weight{each}, and the limit is "
+            f"{max_bytes:,}: if you trust its origin, raise the limit with max_bytes={size} (on the command line "
+            f"--max-bytes {size})"
         )
 
 
-def check_file(found: Checkpoint, max_bytes: int | None = None) -> None:
-    """Raise :class:`~smh.LimitError` if a file asks for more weights than a limit, by default its own, allows."""
-    check_plan(found.plan, default(found) if max_bytes is None else max_bytes)
+def check_file(checkpoint: Checkpoint, max_bytes: int | None = None) -> None:
+    """Raise :class:`~smh.LimitError` if the weights of a file exceed a limit, by default that of the file."""
+    check_plan(checkpoint.plan, default(checkpoint) if max_bytes is None else max_bytes)

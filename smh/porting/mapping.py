@@ -1,4 +1,4 @@
-"""Mappings: which tensor of one model becomes which tensor of another, how it is turned, and ports by them."""
+"""Mappings from the tensors of one model to the tensors of another."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from smh.porting.layers import words
 from smh.strict_json import MAX_HEADER, check_limits, parse
 from smh.text import some
 
-if TYPE_CHECKING:  # the library is imported faster without it
+if TYPE_CHECKING:  # imported only for type checking: it slows down the import of the library
     from rich.table import Table
 
 VERSION = "1.0"
-"""Of the JSON of mappings."""
+"""The version of the JSON of mappings."""
 
 Shapes = collections.abc.Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """Which tensor of a source model becomes which tensor of a target model, and how it is turned.
+    """The source, shape and rearrangement of every tensor of a target model.
 
-    A mapping has names and shapes, and nothing of frameworks. Make one with :func:`smh.porting.match`, with
-    :meth:`build`, or from JSON; :func:`smh.port` applies it to a checkpoint.
+    A mapping consists of names and shapes and does not depend on frameworks. Make one with :func:`smh.porting.match`,
+    with :meth:`build`, or from JSON. :func:`smh.port` applies it to a checkpoint.
 
     Parameters
     ----------
     tensors : mapping
-        For each tensor of the target its :class:`Entry`: where it comes from.
+        The :class:`Entry` of each tensor of the target, with its sources.
     settings : mapping of str to mapping of str to float
-        By layer of the target what it has to be set to so that it computes the same, such as ``epsilon``.
+        By layer of the target, the settings with which it computes the same function, such as ``epsilon``.
 
     Raises
     ------
@@ -65,11 +65,11 @@ class Mapping:
     settings: collections.abc.Mapping[str, collections.abc.Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check everything that can be checked without models."""
+        """Check everything that does not need the models."""
         used: dict[str, list[tuple[str, Source]]] = defaultdict(list)
         for target, entry in self.tensors.items():
             if not isinstance(target, str) or not target:
-                raise PortError(f"a tensor of the target must have a name that is not empty; got {target!r}")
+                raise PortError(f"a tensor of the target must have a nonempty name; got {target!r}")
             entry.check(target)
             for source in entry.sources:
                 used[source.name].append((target, source))
@@ -96,8 +96,8 @@ class Mapping:
         Parameters
         ----------
         tensors : mapping of str to str, tuple or Entry
-            For each tensor of the target: the name of its source; or a tuple of name, einops pattern, sizes and order
-            of axes, the last two optional, as in :class:`smh.core.views.View`.
+            For each tensor of the target, the name of its source, or a tuple of name, einops pattern, and optional
+            sizes and order of axes, as in :class:`smh.core.views.View`.
         source : mapping of str to tuple of int, or Checkpoint
             The shapes of all tensors of the source.
         settings : mapping, optional
@@ -106,7 +106,7 @@ class Mapping:
         Raises
         ------
         PortError
-            If a name is unknown, or anything does not fit.
+            If a name is unknown, or an entry does not fit.
         """
         shapes = tensor_shapes(source) if isinstance(source, Checkpoint) else source
         entries = {}
@@ -122,7 +122,7 @@ class Mapping:
             try:
                 turned = View.make(tuple(view) if len(view) > 1 else view[0] if view else None)
             except PlanError as error:
-                raise PortError(f"{target!r} comes from {name!r} in no way that can be understood: {error}") from error
+                raise PortError(f"the entry of {target!r} from {name!r} is invalid: {error}") from error
             entries[target] = Entry((Source(name, tuple(shapes[name]), turned),))
         return cls(entries, settings or {})
 
@@ -147,7 +147,7 @@ class Mapping:
         Raises
         ------
         PortError
-            Naming what is missing, left over, or of another shape.
+            With the names of tensors that are missing, unused or of another shape.
         """
         if source is not None:
             optional = {s.name for e in self.tensors.values() for s in e.sources if s.default is not None}
@@ -157,7 +157,7 @@ class Mapping:
             _compare("the target", self.shapes, target, "not filled by the mapping", carried)
 
     def apply(self, tensors: collections.abc.Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return all tensors of the target, given those of the source: views of the arrays where possible.
+        """Return all tensors of the target, given the tensors of the source, as views of the arrays where possible.
 
         Raises
         ------
@@ -167,12 +167,12 @@ class Mapping:
         return {target: entry.read(tensors) for target, entry in self.tensors.items()}
 
     def inverse(self) -> Mapping:
-        """Return the mapping back, without settings.
+        """Return the inverse mapping, without settings.
 
         Raises
         ------
         PortError
-            If there is none: a sum cannot be taken apart.
+            If the mapping has no inverse, because it adds tensors.
         """
         parts: dict[str, dict[int, Source]] = defaultdict(dict)
         for target, entry in self.tensors.items():
@@ -186,18 +186,19 @@ class Mapping:
                 parts[source.name][source.part[0] if source.part else 0] = back
         return Mapping(
             {
-                name: Entry(tuple(found[k] for k in sorted(found)), "concat" if len(found) > 1 else "")
-                for name, found in parts.items()
+                name: Entry(tuple(pieces[k] for k in sorted(pieces)), "concat" if len(pieces) > 1 else "")
+                for name, pieces in parts.items()
             }
         )
 
     def then(self, other: Mapping) -> Mapping:
-        """Return one mapping that does what this one does, and then another one from its target to a third model.
+        """Return the composition of this mapping with another from its target to a third model.
 
         Raises
         ------
         PortError
-            If the other one reads what this one does not give, or no single mapping does the same.
+            If the other mapping reads a tensor that this mapping does not provide, or no single mapping has the same
+            effect.
         """
         entries = {target: self._through(target, entry) for target, entry in other.tensors.items()}
         kept = [name for name in self.tensors if name.startswith(CARRIED) and name not in other.source_shapes]
@@ -212,12 +213,13 @@ class Mapping:
             first = self.tensors.get(source.name)
             if first is None:
                 if source.default is None:
-                    what = f"{target!r} comes from {source.name!r}, which the first mapping does not give"
+                    what = f"{target!r} comes from {source.name!r}, which the first mapping does not provide"
                     raise PortError(f"{what}: {near_names(source.name, self.tensors)}")
                 sources.append(source)
                 continue
             if source.shape != first.shape:
-                raise PortError(f"{source.name!r} has the shape {first.shape} at first, and then {source.shape}")
+                shapes = f"{first.shape} in the first mapping and {source.shape} in the second"
+                raise PortError(f"{source.name!r} has the shape {shapes}")
             inner = first.sources
             try:
                 joined = first.join == "concat" and {x.viewed_shape for x in inner} == {source.part_shape}
@@ -225,15 +227,15 @@ class Mapping:
                     inner = (inner[source.part[0]],)
                 elif source.part:
                     if first.join or inner[0].part or inner[0].view:
-                        raise PlanError("it is a part of what is turned")
+                        raise PlanError("it is a part of a rearranged tensor")
                     inner = (dataclasses.replace(inner[0], part=source.part),)
                 elif first.join:
                     if source.view or entry.join:
-                        raise PlanError("it is turned after joining")
+                        raise PlanError("it is rearranged after joining")
                     join = first.join
                 sources += [dataclasses.replace(x, view=compose(x.view, source.view, x.part_shape)) for x in inner]
             except PlanError as error:
-                raise PortError(f"no single mapping gives {target!r}: {error}. Port in two steps") from error
+                raise PortError(f"no single mapping gives {target!r}, because {error}: port in two steps") from error
         return Entry(tuple(sources), join)
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,21 +250,21 @@ class Mapping:
         }
 
     def to_json(self) -> str:
-        """Return JSON for people and programs."""
+        """Return the mapping as indented JSON."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Mapping:
-        """Read a mapping from JSON; raises :class:`~smh.PortError` for what is none."""
+        """Read a mapping from JSON, or raise :class:`~smh.PortError`."""
         try:
             check_limits(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), "a mapping")
             data = parse(text, "a mapping")
-        except CheckpointError as error:  # the words of a file
+        except CheckpointError as error:  # its message is about a file
             raise PortError(f"a mapping must be JSON: {error}") from error.__cause__
         try:
             return cls._from_dict(data)
         except (PlanError, TypeError, ValueError, AttributeError, KeyError) as error:
-            raise PortError(f"the mapping is not one of version {VERSION}: {error}") from error
+            raise PortError(f"the mapping does not have version {VERSION}: {error}") from error
 
     @classmethod
     def _from_dict(cls, data: Any) -> Mapping:
@@ -284,25 +286,25 @@ class Mapping:
         return cls(entries, settings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mapping as JSON; the file appears whole or not at all."""
+        """Write the mapping as JSON, atomically."""
         with replacing(path) as temporary:
             Path(temporary).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mapping:
-        """Read a mapping from a JSON file; raises :class:`~smh.PortError` if it holds none."""
+        """Read a mapping from a JSON file, or raise :class:`~smh.PortError`."""
         with open(path, "rb") as file:
             return cls.from_json(file.read(MAX_HEADER + 1))
 
     def _told_settings(self) -> list[str]:
-        """Return one line for each layer that has settings."""
+        """Return one line per layer with settings."""
         return [
             f"{layer}: set {', '.join(f'{key}={value:g}' for key, value in values.items())}"
             for layer, values in self.settings.items()
         ]
 
     def __str__(self) -> str:
-        """Return one line for each tensor."""
+        """Return one line per tensor."""
         return "\n".join([*(f"{target} <- {entry}" for target, entry in self.tensors.items()), *self._told_settings()])
 
     def __rich__(self) -> Table:
@@ -317,7 +319,7 @@ class Mapping:
 
 
 def _compare(what: str, mapped: Shapes, given: Shapes, left_over: str, optional: set[str]) -> None:
-    """Raise unless a mapping and one of its models have the same tensors; ``optional`` ones may lack in the model."""
+    """Raise unless a mapping and one of its models have equal tensors. The model may lack ``optional`` tensors."""
     unknown = [name for name in mapped if name not in given and name not in optional]
     if unknown:
         raise PortError(f"{what} does not have {some(unknown)}: {near_names(unknown[0], given)}")
@@ -330,13 +332,13 @@ def _compare(what: str, mapped: Shapes, given: Shapes, left_over: str, optional:
 
 
 def tensor_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
-    """Return the shapes of all tensors that a checkpoint gives to a model, and of those that it carries along."""
+    """Return the shapes of all tensors of a checkpoint, including carried tensors."""
     generated = {tensor.name: tensor.viewed_shape for tensor in checkpoint.plan.tensors}
     return generated | {name: tuple(x.shape) for name, x in checkpoint.dense.items()}
 
 
 def doubts(mapping: Mapping) -> list[str]:
-    """Return what in a mapping looks like an exchange: names that would fit better the other way round.
+    """Return a line for each pair of tensors that looks swapped, judged by names.
 
     Examples
     --------
@@ -349,16 +351,16 @@ def doubts(mapping: Mapping) -> list[str]:
         if entry.whole:
             source = entry.sources[0]
             groups[source.shape, source.view].append((target, source.name))
-    found = []
+    lines = []
     for pairs in groups.values():
         sources = {_layer_words(name): name for _, name in pairs}
         exchanged: set[str] = set()
         for target, name in pairs:
             better = sources.get(_layer_words(target))
             if better and _layer_words(target) != _layer_words(name) and better not in exchanged:
-                found.append(f"{target!r} comes from {name!r}, though there is {better!r} of the same shape")
+                lines.append(f"{target!r} comes from {name!r}, though there is {better!r} of the same shape")
                 exchanged.add(name)
-    return found
+    return lines
 
 
 def _layer_words(tensor: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Matching: proposing a mapping from hints, then shapes, then names, then the order of layers if it may count."""
+"""Matching: proposes a mapping from hints, shapes, names and, if allowed, the order of layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, numbered
 from smh.porting.mapping import Mapping
 from smh.porting.pairing import certain_pairs, rest
 
-if TYPE_CHECKING:  # the library is imported faster without it
+if TYPE_CHECKING:  # imported only for type checking: it slows down the import of the library
     from rich.console import Group
 
 _DESCRIBERS = {"keras": "smh.backends.tensorflow.structure", "torch": "smh.backends.torch.structure"}
@@ -30,16 +30,16 @@ _OTHERS = "smh.backends.jax.structure"  # any pytree
 
 @dataclass(frozen=True)
 class Ambiguity:
-    """What a match leaves open.
+    """An ambiguity of a match.
 
     Attributes
     ----------
     targets : tuple of str
         Layers, or tensors, of the target.
     sources : tuple of str
-        Those of the source that they may come from.
+        Their possible sources.
     why : str
-        What cannot be told, and what would tell it.
+        The reason, and a way to resolve it.
     """
 
     targets: tuple[str, ...]
@@ -53,16 +53,16 @@ class Ambiguity:
 
 @dataclass(frozen=True)
 class Match:
-    """What :func:`match` proposes; printed by rich as a table.
+    """The result of :func:`match`, printed by rich as a table.
 
     Attributes
     ----------
     proposed : Mapping
-        What is certain.
+        The unambiguous part of the mapping.
     ambiguous : tuple of Ambiguity
-        What is not: there is no mapping before these are settled.
+        The ambiguities. While there are any, :attr:`mapping` raises an error.
     notes : tuple of str
-        What else has to be the same in both models, such as the epsilon of a normalisation, and is not.
+        Settings that differ but must agree in both models, such as the epsilon of a normalisation.
     """
 
     proposed: Mapping
@@ -81,15 +81,15 @@ class Match:
         if self.ambiguous:
             cases = "; ".join(map(str, self.ambiguous[:5]))
             more = f"; and {len(self.ambiguous) - 5} more" if len(self.ambiguous) > 5 else ""
-            raise PortError(f"the models do not tell how they match, give hints: {cases}{more}")
+            raise PortError(f"the match is ambiguous: give hints for {cases}{more}")
         return self.proposed
 
     def __str__(self) -> str:
-        """Return the mapping, and what is open."""
+        """Return the mapping and the ambiguities."""
         return "\n".join([*([str(self.proposed)] if self.proposed.tensors else []), *self._remarks()])
 
     def __rich__(self) -> Group:
-        """Return a table, and what is open."""
+        """Return a table and the ambiguities."""
         from rich.console import Group
         from rich.text import Text
 
@@ -109,10 +109,10 @@ def match(
     flatten: collections.abc.Mapping[str, Shape | None] | None = None,
     unflatten: collections.abc.Mapping[str, Shape | None] | None = None,
 ) -> Match:
-    """Propose the mapping from one model to another, in whatever frameworks they are.
+    """Propose the mapping from one model to another, of any frameworks.
 
-    Layers match if they are of one kind and of one shape in a neutral layout. Where several are, their names decide,
-    and then what is left alone is taken; what they leave open is listed, not guessed.
+    Layers match if they have the same kind and the same shape in a neutral layout. Among several such layers, names
+    decide, and a single remaining pair matches. All other cases are listed as ambiguous; nothing is guessed.
 
     Parameters
     ----------
@@ -120,30 +120,30 @@ def match(
         Models, or parameters, compressed or not. Keras models must be built. An ``nnx.Module`` stands for
         ``nnx.state(module, (nnx.Param, nnx.BatchStat))``.
     hints : mapping of str, optional
-        For layers of the target, layers of the source; for its tensors, what :meth:`Mapping.build` takes. They come
-        before everything else.
+        For layers of the target, layers of the source; for tensors of the target, values as in :meth:`Mapping.build`.
+        Hints take precedence.
     in_order : bool
-        Whether layers that neither shapes nor names tell apart come in the same order in both models. Refused where
-        the order may be that of the alphabet, as in a state or a copy of a Flax module, unless numbers that Flax Linen
-        gave tell it, as in ``Conv_0`` and ``Conv_1``.
+        Whether layers that neither shapes nor names distinguish have the same order in both models. Not allowed if the
+        order may be alphabetical, as in a state or a copy of a Flax module, unless Flax Linen numbered the layers, as
+        in ``Conv_0`` and ``Conv_1``.
     flatten : mapping of str to tuple of int or None, optional
-        By layer of either model: channels and sizes ``(c, h, w)`` of the image whose flattened pixels are its inputs;
-        None if both models have them in one order. Needed where images have channels first in one model and last in
-        the other, and no graph tells the shape, as that of a Keras model does.
+        By layer of either model, the channels and sizes ``(c, h, w)`` of the flattened image at its input; None if the
+        pixels have the same order in both models. Needed if images have channels first in one model and last in the
+        other, and no graph gives the shape, unlike in Keras models.
     unflatten : mapping of str to tuple of int or None, optional
-        The same for the outputs of layers that become an image.
+        The same for outputs that are reshaped to an image.
 
     Returns
     -------
     Match
-        Its ``mapping`` is there if nothing is ambiguous.
+        Its ``mapping`` is available if nothing is ambiguous.
 
     Raises
     ------
     PortError
-        If a hint names what is not there, or does not fit, or ``flatten`` or ``unflatten`` changes nothing.
+        If a hint has an unknown name or does not fit, or ``flatten`` or ``unflatten`` has no effect.
     BackendError
-        If a model of Keras runs on another backend than TensorFlow.
+        If a Keras model runs on a backend other than TensorFlow.
 
     Examples
     --------
@@ -165,26 +165,26 @@ def match(
 
 
 def describe(model: Any) -> Structure:
-    """Return the structure of a model, by the backend of its framework; raises PortError if it is no model."""
+    """Return the structure of a model, by the backend of its framework; raises PortError for any other object."""
     check_keras(model, "tensorflow")
     roots = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     module = next((name for root, name in _DESCRIBERS.items() if root in roots), _OTHERS)
     try:
         structure: Structure = importlib.import_module(module).describe(model)
     except PlanError as error:
-        raise PortError(f"a model with no tensors, or of another kind: {error}") from error
+        raise PortError(f"the model has no tensors, or its kind is not supported: {error}") from error
     if not structure.layers:
-        raise PortError(f"there are no tensors in what should be a model; got {type(model).__name__}")
+        raise PortError(f"the model has no tensors; got {type(model).__name__}")
     return structure
 
 
 @dataclass
 class _Finder:
-    """A search for a mapping: pairs of layers first, and then the entries of their tensors."""
+    """A search for a mapping: first pairs of layers, then the entries of their tensors."""
 
     source: Structure
     target: Structure
-    answers: collections.abc.Mapping[str, collections.abc.Mapping[str, Shape | None]]  # by what they are about
+    answers: collections.abc.Mapping[str, collections.abc.Mapping[str, Shape | None]]  # by option
     pairs: list[tuple[Layer, Layer]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     parts: dict[str, dict[tuple[int, int], Entry]] = field(default_factory=lambda: defaultdict(dict))
@@ -197,7 +197,7 @@ class _Finder:
             check_answers(which, answers, self.source, self.target)
 
     def take_hints(self, hints: collections.abc.Mapping[str, Any]) -> tuple[list[Layer], list[Layer]]:
-        """Settle what the user says, and return the layers of both models that are left."""
+        """Apply the hints, and return the remaining layers of both models."""
         sources = {layer.name: layer for layer in self.source.layers}
         targets = {layer.name: layer for layer in self.target.layers}
         tensors = {}
@@ -211,7 +211,7 @@ class _Finder:
                 raise PortError(f"the source has no layer {value!r} for {name!r}: {near_names(str(value), sources)}")
             elif not targets[name].fits(sources[value]):
                 one, other = _told(targets[name]), _told(sources[value])
-                raise PortError(f"{name!r} cannot come from {value!r}: it is {one}, that is {other}")
+                raise PortError(f"{name!r} cannot come from {value!r}: the target is {one}, the source is {other}")
             else:
                 self.pairs.append((sources[value], targets[name]))
         mapping = Mapping.build(tensors, self.source.shapes)
@@ -225,7 +225,7 @@ class _Finder:
         return left, right
 
     def pair_layers(self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool) -> None:
-        """Settle what shapes and names tell, and the order if it may."""
+        """Pair layers by shapes, names and, if allowed, order."""
         groups: dict[Any, tuple[list[Layer], list[Layer]]] = defaultdict(lambda: ([], []))
         for layer in sources:
             if layer.kind == "state":
@@ -257,28 +257,28 @@ class _Finder:
         self.ambiguous.append(Ambiguity(tuple(x.name for x in targets), tuple(x.name for x in sources), why))
 
     def _why_no_order(self, sources: Sequence[Layer], targets: Sequence[Layer], in_order: bool) -> str:
-        """Return why the order of layers does not tell which of them belong together, or nothing."""
+        """Return why the order of layers does not determine the pairs, or an empty string."""
         if not in_order:
             return (
                 "these have the same shape, and their names leave open which is which: give hints={target: source}, "
-                "or in_order=True if they come in the same order in both models"
+                "or in_order=True if they have the same order in both models"
             )
         if len(sources) != len(targets) or not all(x.fits(y) for x, y in zip(sources, targets, strict=True)):
-            return "there are not as many of one kind in both models: give hints={target: source}"
+            return "the models have different numbers of these layers: give hints={target: source}"
         for what, structure, layers in (("source", self.source, sources), ("target", self.target, targets)):
             for one, other in pairwise(layers):
                 parts = [layer.name.split("/") for layer in (one, other)]
                 path = os.path.commonprefix([names[:-1] for names in parts])
                 if "/".join(path) in structure.alphabetical and not numbered(*(names[len(path)] for names in parts)):
                     return (
-                        f"their order in the {what} is that of the alphabet, in {'/'.join(path) or 'the root'!r}, and "
-                        "need not be that of the layers, as in a state or a copy of a Flax module: "
+                        f"their order in the {what} is alphabetical, in {'/'.join(path) or 'the root'!r}, "
+                        "and may differ from that of the layers, as in a state or a copy of a Flax module: "
                         "give hints={target: source}"
                     )
         return ""
 
     def result(self) -> Match:
-        """Return the entries of all pairs, in the order of the target, and what is open."""
+        """Return the match, with the entries of all pairs in the order of the target."""
         for source, target in self.pairs:
             self._connect(source, target)
         for name, parts in self.parts.items():
@@ -286,7 +286,7 @@ class _Finder:
             if len(entries) == 1:
                 self.entries[name] = entries[0]
             elif any(entry.join for entry in entries):
-                self.ambiguous.append(Ambiguity((name,), (), "a part of it has no single source: give a hint"))
+                self.ambiguous.append(Ambiguity((name,), (), "one of its parts has no single source: give a hint"))
             else:
                 self.entries[name] = Entry(tuple(entry.sources[0] for entry in entries), "concat")
         order = [*(name for name in self.target.shapes if name in self.entries), *self.entries]
@@ -296,7 +296,7 @@ class _Finder:
         return Match(proposed, tuple(self.ambiguous), tuple(self.notes))
 
     def _connect(self, source: Layer, target: Layer) -> None:
-        """Make the entries of all tensors of a layer."""
+        """Add the entries of all tensors of a layer."""
         if problem := target.problem or source.problem:
             self._ask([target], [source], problem)
             return
@@ -318,7 +318,7 @@ class _Finder:
                 elif (base := role.partition(".")[0]) in DEFAULTS:
                     entry = _default(slot, DEFAULTS[base])
                 else:
-                    self._ask([slot], (), f"{source.name!r} has no {role} for it")
+                    self._ask([slot], (), f"{source.name!r} has no {role}")
                     continue
                 self.parts[slot.name][slot.part or (0, 1)] = entry
         except (PlanError, PortError) as error:
@@ -327,11 +327,11 @@ class _Finder:
         if "count" in left:
             self._carry([left.pop("count")])
         if left:
-            self._ask([target], left.values(), "the layer of the target has no place for these")
+            self._ask([target], left.values(), "the layer of the target does not use these")
         self._compare_settings(source, target)
 
     def _images(self, source: Layer, target: Layer) -> dict[str, dict[int, Shape]]:
-        """Return by role which axes of the neutral layout are flattened images; ask where that is not clear."""
+        """Return by role the axes of the neutral layout that are flattened images. Records questions as ambiguities."""
         images: dict[str, dict[int, Shape]] = defaultdict(dict)
         for which in OPTIONS:
             image, question = layout(which, source, target, (self.source, self.target), self.answers)
@@ -358,10 +358,10 @@ class _Finder:
 
 
 def _roles(source: Layer, target: Layer, role: str) -> tuple[str, ...]:
-    """Return the roles of tensors of the source whose sum is a tensor of the target in some role."""
+    """Return the roles of the source tensors whose sum is the target tensor of a role."""
     base, dot, gate = role.partition(".")
     first, second, both = (f"{name}{dot}{gate}" for name in ("bias_input", "bias_hidden", "bias"))
-    alone = target.separate and second not in target.slots  # the gates of Flax Linen's GRU, but for the last one
+    alone = target.separate and second not in target.slots  # all gates of Flax Linen's GRU except the last
     if first in source.slots and (base == "bias" or (base == "bias_input" and alone)):
         return first, second
     return (both,) if base == "bias_input" and both in source.slots else (role,)

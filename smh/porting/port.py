@@ -1,4 +1,4 @@
-"""Porting: the same variables under the names, and in the shapes, of another model."""
+"""Porting: a checkpoint under the names and in the shapes of another model."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from smh.porting.mapping import Mapping, tensor_shapes
 
 
 def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
-    """Return a checkpoint for another model: the same variables, byte for byte, with other names and views.
+    """Return a checkpoint for another model, with the variables unchanged, byte for byte, under new names and views.
 
-    The digest and the integers in the file stay the same. Kept tensors travel along, turned as the mapping says.
+    The digest and the integers in the file do not change. Kept tensors are included, rearranged according to the
+    mapping.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Read by :func:`smh.load` with the NumPy backend, with the values of training or without.
+        A checkpoint read by :func:`smh.load` with the NumPy backend, with or without training values.
     mapping : Mapping
-        From the model of the checkpoint to another one. Kept tensors that only the first model has are named
-        ``carried/...``, in a file ``dense/carried/...``: no model reads them, and a port back finds them there.
+        A mapping from the model of the checkpoint to the other model. Kept tensors that only the first model has are
+        named ``carried/...``, in a file ``dense/carried/...``. Models ignore them, and a port back restores them.
 
     Returns
     -------
     Checkpoint
-        To be written with ``smh.save(path, ported.plan, ported.variables, ported.dense)``.
+        Write it with ``smh.save(path, ported.plan, ported.variables, ported.dense)``.
 
     Raises
     ------
     PortError
-        If a tensor of the checkpoint is not used, a source is missing, shapes differ, or a generated tensor would have
-        to be cut, joined or added to another one.
+        If a tensor of the checkpoint is unused, a source is missing, shapes differ, or a generated tensor would have to
+        be split, joined or added to another tensor.
 
     Examples
     --------
     >>> import numpy as np
     >>> import smh
     >>> plan = smh.Plan.build({"fc.weight": (10, 64)}, ratio=0.2, axes={"fc.weight": "o i"})
-    >>> found = smh.Checkpoint(plan, smh.initialize(plan), {"fc.bias": np.zeros(10)}, "0" * 64)
+    >>> checkpoint = smh.Checkpoint(plan, smh.initialize(plan), {"fc.bias": np.zeros(10)}, "0" * 64)
     >>> entries = {"fc/kernel": ("fc.weight", "o i -> i o"), "fc/bias": "fc.bias"}
-    >>> ported = smh.port(found, smh.porting.Mapping.build(entries, found))
+    >>> ported = smh.port(checkpoint, smh.porting.Mapping.build(entries, checkpoint))
     >>> {name: w.shape for name, w in smh.materialize(ported.plan, ported.variables).items()}
     {'fc/kernel': (64, 10)}
     >>> list(ported.variables)
@@ -52,8 +53,7 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
     for name, x in checkpoint.dense.items():
         if not isinstance(x, np.ndarray | np.generic):
             raise PortError(
-                f"a port takes the arrays of NumPy; got {type(x).__name__} for {name!r}: "
-                "load the file with smh.numpy.load"
+                f"port needs NumPy arrays; got {type(x).__name__} for {name!r}: load the file with smh.numpy.load"
             )
     mapping.check(tensor_shapes(checkpoint))
     users = {source.name: target for target, entry in mapping.tensors.items() for source in entry.sources}
@@ -63,15 +63,15 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
         entry = mapping.tensors[target]
         if not entry.whole or target.startswith(CARRIED):
             raise PortError(
-                f"{tensor.name!r} is generated, and must become one whole tensor; the mapping makes it "
-                f"{'a part of ' if entry.join else 'several tensors, such as '}{target!r}: leave it out of the "
-                "compression, split it in the model before, or port the plain model"
+                f"{tensor.name!r} is generated and must become one whole tensor; the mapping makes it "
+                f"{'a part of ' if entry.join else 'several tensors, such as '}{target!r}: exclude it from the "
+                "compression, split it in the model first, or port the plain model"
             )
         try:
             view = compose(tensor.view, entry.sources[0].view, tensor.shape, tensor.axes)
         except PlanError as error:
             raise PortError(f"{tensor.name!r} cannot be seen as {target!r}: {error}") from error
-        if entry.sources[0].view is None:  # nothing changes, not even the way in which a view was written
+        if entry.sources[0].view is None:  # keep even the form in which the view was written
             view = tensor.view
         tensors.append(dataclasses.replace(tensor, name=target, view=view))
         renamed[tensor.scale_variable] = tensors[-1].scale_variable

@@ -110,7 +110,7 @@ def test_composed_views_do_both(data, shape):
     second = data.draw(st.none() | views(middle.shape))
     expected = by_numpy(second, middle) if second else middle
     if not one_pattern_will_do(first, second, shape):
-        with pytest.raises(PlanError, match="cuts an axis elsewhere"):
+        with pytest.raises(PlanError, match="splits an axis at a different place"):
             compose(first, second, shape)
         return
     both = compose(first, second, shape)
@@ -164,11 +164,11 @@ def test_an_ordered_axis_cannot_be_cut():
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ({"x": (0, 1)}, "no axis of"),
+        ({"x": (0, 1)}, "not an axis of"),
         ({"o": (0, 0, 1)}, "each of 0 to 2 once"),
         ({"o": (0, 1)}, "each of 0 to 2 once"),
         ({"o": (0, 1, True)}, "each of 0 to 2 once"),
-        ({"o": 3}, "lists of places"),
+        ({"o": 3}, "lists of positions"),
     ],
 )
 def test_orders_that_are_none(order, message):
@@ -188,7 +188,7 @@ def test_order_in_json():
     assert Plan.from_json(text) == plan
     assert hash(Plan.from_json(text)) == hash(plan)
     assert '"order"' not in Plan.build({"w": (3, 4)}, ratio=1, views={"w": "o i -> i o"}).to_json()
-    for changed, message in (('"order":{}', "be left out"), ('"order":3', "must be an object")):
+    for changed, message in (('"order":{}', "be omitted"), ('"order":3', "must be an object")):
         with pytest.raises(PlanError, match=message):
             Plan.from_json(text.replace('"order":{"o":[2,0,1]}', changed))
 

@@ -202,7 +202,7 @@ def test_views_that_do_more_than_move_elements_are_refused(what):
 
 
 def test_an_axis_without_elements_has_no_order():
-    with pytest.raises(smh.PlanError, match="must hold each"):
+    with pytest.raises(smh.PlanError, match="must contain each"):
         View("a b -> b a", (), (("a", ()),)).shape((0, 3))
 
 

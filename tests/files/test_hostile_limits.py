@@ -101,7 +101,7 @@ def test_more_weights_than_any_plan_can_have_are_refused(write, call):
             smh.load(write(content))
         assert_refused(call("digest", write(content), "--max-bytes", "100000 GB"), "plan must be valid")
     many = [tensor([2**30], 2**30 * k) for k in range(2)]
-    with pytest.raises(smh.LimitError, match="the plan asks for 2,147,483,648 weights"):
+    with pytest.raises(smh.LimitError, match="the plan describes 2,147,483,648 weights"):
         smh.load(write(forged(plan_of(many))))
 
 

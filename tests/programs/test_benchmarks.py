@@ -172,7 +172,7 @@ def test_the_page_tells_what_is_missed_and_why(tmp_path):
 def test_a_page_and_plots_without_results(tmp_path):
     report.write(tmp_path, tmp_path)
     page = (tmp_path / "performance.md").read_text(encoding="utf-8")
-    assert page.count("Nothing is recorded yet.") == 3
+    assert page.count("No results are recorded yet.") == 3
     assert "@@" not in page
     assert len(list((tmp_path / "assets").glob("performance-*.svg"))) == 2
 

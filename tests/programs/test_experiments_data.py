@@ -77,21 +77,21 @@ def test_absent_data_is_named(tmp_path):
 
 def test_too_many_images_are_refused(tmp_path):
     write_fashion(tmp_path)
-    with pytest.raises(ExperimentError, match="30 images to train on; 25 for training and 8"):
+    with pytest.raises(ExperimentError, match="the training set has 30 images; got training = 25 and validation = 8"):
         data.load("fashion-mnist", tmp_path, 25, 8)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda whole: gzip.compress(whole)[:-12], "cannot be read as a file compressed by gzip", id="cut"),
-        pytest.param(lambda _: b"plain", "cannot be read as a file compressed by gzip", id="not compressed"),
-        pytest.param(lambda _: gzip.compress(b"\0\0\x0d\x03" + bytes(12)), "no IDX file of bytes", id="floats"),
-        pytest.param(lambda _: gzip.compress(b""), "no IDX file of bytes", id="empty"),
-        pytest.param(lambda whole: gzip.compress(whole[:10]), "its header alone 16", id="half a header"),
+        pytest.param(lambda whole: gzip.compress(whole)[:-12], "cannot be read as a gzip file", id="cut"),
+        pytest.param(lambda _: b"plain", "cannot be read as a gzip file", id="not compressed"),
+        pytest.param(lambda _: gzip.compress(b"\0\0\x0d\x03" + bytes(12)), "must be an IDX file of bytes", id="floats"),
+        pytest.param(lambda _: gzip.compress(b""), "must be an IDX file of bytes", id="empty"),
+        pytest.param(lambda whole: gzip.compress(whole[:10]), "its header needs 16 bytes", id="half a header"),
         pytest.param(
             lambda whole: gzip.compress(whole[:-1]),
-            r"says 48 bytes for the shape \(3, 4, 4\); got 47",
+            r"gives 48 bytes for the shape \(3, 4, 4\); got 47",
             id="a byte short",
         ),
         pytest.param(lambda whole: gzip.compress(whole + b"x"), "got 49", id="a byte more"),
@@ -162,11 +162,11 @@ class _Evil:
     ("content", "message"),
     [
         (pickle.dumps(_Evil()), "builtins.print, which no batch of CIFAR-10 needs"),
-        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}, protocol=2), "no batch of CIFAR-10 for Python"),
-        (pickle.dumps([1]), "no batch of CIFAR-10 for Python"),
-        (python2_pickle(np.zeros((2, 3072), np.uint8), np.zeros(2))[:-40], "no batch of CIFAR-10 for Python"),
+        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}, protocol=2), "not a Python batch of CIFAR-10"),
+        (pickle.dumps([1]), "not a Python batch of CIFAR-10"),
+        (python2_pickle(np.zeros((2, 3072), np.uint8), np.zeros(2))[:-40], "not a Python batch of CIFAR-10"),
         (python2_pickle(np.zeros((2, 3071), np.uint8), np.zeros(2)), r"\(2, 3071\)"),
-        (python2_pickle(np.zeros((2, 3072), np.uint8), np.array([0, 10])), "classes other than 0 to 9"),
+        (python2_pickle(np.zeros((2, 3072), np.uint8), np.array([0, 10])), "labels from 0 to 9"),
     ],
 )
 def test_broken_cifar_for_python(tmp_path, capsys, content, message):
@@ -223,7 +223,7 @@ def test_gray_images_get_three_channels(tmp_path):
 
 
 def test_broken_folders_of_images(tmp_path):
-    with pytest.raises(ExperimentError, match="train is no folder"):
+    with pytest.raises(ExperimentError, match="train is not a folder"):
         data.load("images", tmp_path, 1, 1)
     (tmp_path / "train").mkdir()
     with pytest.raises(ExperimentError, match="no images in class folders"):

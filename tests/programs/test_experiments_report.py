@@ -124,7 +124,7 @@ def seeds(config, method, ratio, **changes):
 
 def test_tables_are_means_and_deviations_of_the_results(made, page):
     config, text = made[0], page
-    shown, lost = rows(text, "## CNN"), rows(text, "Points of accuracy")
+    shown, lost = rows(text, "## CNN"), rows(text, "Accuracy relative to the dense model")
     assert shown["method"] == ["25 %", "10 %", "1 %"]
     dense = seeds(config, "dense", None)
     assert shown["dense"] == [f"{mean(dense):.2f} ± {stdev(dense):.2f}", "", ""]
@@ -137,7 +137,7 @@ def test_tables_are_means_and_deviations_of_the_results(made, page):
     assert rows(text, "Stored variables")["low rank"][1:] == ["27,950", "cannot: at least 3,149"]
     assert rows(text, "Stored variables")["dense"][0] == "279,573"
     assert rows(text, "Seconds of training")["smh, 10 hashes"] == ["78.0"] * 3
-    losses = rows(text, "Loss on training images")
+    losses = rows(text, "Mean training loss")
     assert losses["low rank"][:2] == [f"{mean((0.25, 0.5, 0.75)):.3f}"] * 2
     assert losses["smh, 10 hashes"] == ["0.250"] * 3  # without the seeds that diverged
 
@@ -164,18 +164,20 @@ def test_rates_are_shown_and_edges_marked(page):
 
 def test_claims_are_measured(page):
     claimed = rows(page, "## What the paper claims")
-    quarter = claimed["A model keeps most of its accuracy: about a quarter of the variables"]
+    quarter = claimed["A model keeps most of its accuracy at about 25 % of the variables"]
     assert quarter == ["−0.37 at 25.8 %", "CNN, matrix product: −3.50; CNN, Kronecker products: −3.00"]
-    assert claimed["a tenth"] == ["−2.76 at 10 %", "CNN, matrix product: −3.80; CNN, Kronecker products: −3.30"]
-    assert claimed["3 %"][1] == "not measured yet"
-    width = claimed["It is better than a narrower network of the same size"]
+    assert claimed["at 10 %"] == ["−2.76 at 10 %", "CNN, matrix product: −3.80; CNN, Kronecker products: −3.30"]
+    assert claimed["at 3 %"][1] == "not measured yet"
+    width = claimed["It is more accurate than a narrower network of the same size"]
     assert width[0] == "+3.35 at 25.8 % against 25.4 %"
     assert width[1].startswith(
         "CNN, matrix product: +2.00 at 25 %, +2.00 at 10 %, +2.00 at 1 %; CNN, Kronecker products: +2.50"
     )
-    assert "matrix product: +1.70 at 10 % against 25 %, +1.82 at 1 % against 10 %" in claimed["and at half the size"][1]
-    assert claimed["A learnable scale for each tensor helps"] == ["+0.70 on average", "CNN at 10 %: +0.25"]
-    faster = "It trains faster than ten hashes for each weight, at the same size"
+    assert (
+        "matrix product: +1.70 at 10 % against 25 %, +1.82 at 1 % against 10 %" in claimed["and of twice the size"][1]
+    )
+    assert claimed["A learnable scale per tensor helps"] == ["+0.70 on average", "CNN at 10 %: +0.25"]
+    faster = "It trains faster than ten hashes per weight of the same size"
     assert claimed[faster] == ["7.7 times", "; ".join(f"CNN at {share} %: 6.8 times" for share in (25, 10, 1))]
 
 
@@ -250,12 +252,12 @@ def test_the_command_line(tmp_path):
     listed = command.invoke(app, [*ask, "--list"])
     assert "to do   tiny/dense" not in listed.output
     assert "waits   tiny/dense/seed=1" in listed.output
-    assert "0 of 3 are done" in listed.output
+    assert "0 of 3 cells are done" in listed.output
     ran = command.invoke(app, [*ask, "--only", "seed=0"])
     assert ran.exit_code == 0
     assert len(results.read(lines)) == 1
     listed = command.invoke(app, [*ask, "--list"])
-    assert "2 of 3 are done" in listed.output
+    assert "2 of 3 cells are done" in listed.output
     assert "to do   tiny/dense/seed=1" in listed.output
     written = command.invoke(app, ["report", str(lines), "--config", str(config), "-o", str(tmp_path / "docs")])
     assert written.exit_code == 0

@@ -171,7 +171,7 @@ def test_only_some_cells_and_the_runs_that_tune_them(tmp_path):
     assert [cell.settings.method for cell in chosen] == ["width"] * 3
     found = run(config, tmp_path / "results.jsonl", chosen).found
     assert len(found.lines) == 3
-    for pattern, message in (("(", "regular expression"), ("nothing", "no cell matches")):
+    for pattern, message in (("(", "regular expression"), ("nothing", "no cell matches --only")):
         with pytest.raises(ExperimentError, match=message):
             runner.choose(config, pattern)
 
@@ -192,12 +192,12 @@ def test_results_that_cannot_be_read_are_named(tmp_path):
     path = tmp_path / "results.jsonl"
     assert results.read(path) == []
     path.write_text('{"settings": {}}\nnonsense\n')
-    with pytest.raises(ExperimentError, match="line 2 is no JSON"):
+    with pytest.raises(ExperimentError, match="line 2 is not JSON"):
         results.read(path)
     path.write_text("[]\n")
     with pytest.raises(ExperimentError, match="line 1 has no settings"):
         results.read(path)
-    with pytest.raises(ExperimentError, match="do not exist: colour"):
+    with pytest.raises(ExperimentError, match="unknown settings: colour"):
         Results([{"id": "x", "settings": {"colour": 1}}])
 
 
@@ -235,7 +235,7 @@ def test_the_nearest_ratio_that_is_tuned_and_can_be_reached(fashion):
     ("text", "message"),
     [
         ("[run", "cannot be read as a configuration"),
-        ("[rum]", "'rum', which means nothing"),
+        ("[rum]", "unknown keys: 'rum'"),
         (CONFIG + "colour = 1", "'colour'"),
         (CONFIG.replace('"width"', '"weight"'), "method must be one of"),
         (CONFIG.replace("adamw =", "sgd ="), "no list of learning rates for adamw"),

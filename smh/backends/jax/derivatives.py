@@ -1,8 +1,8 @@
 """The core as differentiable functions of JAX: first derivatives exact or fast, second ones smooth (section 7).
 
-The core needs float64 and int64, which are switched on around it and nowhere else, or switched off where it does
-without: the user's own setting stays as it is. JAX must then not look into the core under another setting, or it would
-batch and differentiate in other types: so every function brings its derivative, and is closed to batching.
+The core needs float64 and int64. They are enabled around the core only, or disabled for kernels without them, and the
+user's setting does not change. JAX must not trace the core under another setting, because it would then batch and
+differentiate in other types. Every function therefore defines its derivative, and runs batches one element at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Arrays = dict[str, Array]
 
 
 def build(plan: Plan, names: tuple[str, ...], variables: Arrays, *, fast: bool = False) -> Any:
-    """Return the named weights, as one compiled program, with exact or fast gradients."""
+    """Return the named weights as one compiled program, with exact or fast gradients."""
     return _compiled(plan, names, has_float64(), fast, variables)
 
 
@@ -39,7 +39,7 @@ def _compiled(plan: Plan, names: tuple[str, ...], _: bool, fast: bool, variables
 
 
 def without_cotangents(plan: Plan, variables: Arrays) -> Any:
-    """Return the gradients where no weight has a cotangent: zeros times variables that need not be finite."""
+    """Return the gradients if no weight has a cotangent: zeros, also for variables that are not finite."""
     return _closed(functools.partial(generate.vjp, kernels(), plan))(jax.tree.map(_gathered, variables), {})
 
 
@@ -51,13 +51,13 @@ def indices(plan: Plan, count: int, start: Array) -> Arrays:
 
 
 def as_cotangent(x: Array, weight: Array) -> Array:
-    """Return a cotangent placed as its weight is: whole, and in ``jax.shard_map`` varying with the same devices."""
-    # The compiler takes the choice away; until then it gives both the same type.
+    """Return a cotangent placed like its weight: whole, and in ``jax.shard_map`` varying over the same devices."""
+    # The compiler removes the choice, which until then gives both the same type.
     return jnp.where(jnp.ones_like(weight, dtype=bool), _gathered(x), weight)
 
 
 def _gathered(x: Array) -> Array:
-    """Return an array whole on every device, where its type says how it is spread: the core works on whole ones."""
+    """Return an array whole on every device if its type is sharded, because the core works on whole arrays."""
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
         return x
@@ -67,7 +67,7 @@ def _gathered(x: Array) -> Array:
 def with_pullback(build: Function, pullback: Callable[[Plan, Arrays, Arrays], Arrays]) -> Any:
     """Return ``build(plan, names, variables)`` with gradients ``pullback(plan, variables, cotangents)``.
 
-    Outputs that were not used have no cotangent.
+    Unused outputs have no cotangent.
     """
     run = jax.custom_vjp(build, nondiff_argnums=(0, 1))
 
@@ -98,7 +98,7 @@ def fast_pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
 
 
 def _smooth_vjp(smooth: JaxKernels, plan: Plan, variables: Arrays, cotangents: Arrays) -> Arrays:
-    """Return gradients without grids, at the values on the grid, where rounding has the derivative 1."""
+    """Return gradients without grids, at the values on the grid. Rounding has derivative 1."""
     rounded = generate.on_grid(kernels(), plan, jax.lax.stop_gradient(variables))
     on_grid = {name: rounded[name] + (x - jax.lax.stop_gradient(x)) for name, x in variables.items()}
     with np.errstate(over="ignore"):  # float32 has no 2**128, a bound that only exact gradients need
@@ -116,13 +116,13 @@ def _differentiable(fn: Function, smooth: Function) -> Any:
     def pullback(args: Any, cotangents: Any) -> Any:
         return jax.vjp(smooth, *args)[1](cotangents)
 
-    # Made differentiable only when it is called: there is no highest order.
+    # Made differentiable only when called, because there is no highest order.
     run.defvjp(lambda *args: (run(*args), args), lambda *pulled: _differentiable(pullback, pullback)(*pulled))
     return run
 
 
 def _closed(fn: Function) -> Any:
-    """Return ``fn`` in 64 bits or without, and closed to batching: elements of a batch run one after another."""
+    """Return ``fn`` with 64-bit types enabled or disabled, running the elements of a batch one after another."""
 
     def run(*args: Any) -> Any:
         with jax.enable_x64(has_float64()):

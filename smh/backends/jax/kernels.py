@@ -1,4 +1,4 @@
-"""JAX's kernels: products whose precision nobody can lower, and sums by segment; JAX places arrays itself."""
+"""JAX's kernels: products of guaranteed precision, and sums by segment. JAX places arrays itself."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from smh.core.kernels import Array
 
 
 class JaxKernels(BlockKernels):
-    """Kernels for arrays of JAX, inside of :func:`jax.enable_x64`.
+    """Kernels for JAX arrays, within :func:`jax.enable_x64`.
 
-    Float32 products have integers of at most 8 bits as factors, which every unit holds that XLA chooses for them by
-    default (TF32, bfloat16 with float32 sums). So the default is exact, and these products ask for it: by
-    ``jax_default_matmul_precision`` a user can choose an algorithm that is not, such as ``"F16_F16_F16"``, and one such
-    as ``"F32_F32_F32"`` would make float32 products of float64 ones. Smooth products have the precision that users set.
+    The factors of float32 products are integers of at most 8 bits. XLA's default units for them (TF32, bfloat16 with
+    float32 sums) hold these exactly, so these products request the default. With ``jax_default_matmul_precision``,
+    users can select algorithms that are not exact, such as ``"F16_F16_F16"``, or that turn float64 products into
+    float32 products, such as ``"F32_F32_F32"``. Smooth products have the precision that users set.
     """
 
     def device(self, x: Array) -> None:
-        """Return None: arrays are made where those are that they meet."""
+        """Return None: JAX creates arrays where their operands are."""
         return None
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Multiply by XLA's own choice of units."""
+        """Multiply with XLA's default units."""
         with self._precision():
             return super().product(left, right, unit, exact_terms)
 
@@ -37,7 +37,7 @@ class JaxKernels(BlockKernels):
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
         """Hold the rows of one tensor at a time."""
-        found = []
+        results = []
         for scale, start, stop in parts:
 
             def weights(
@@ -47,22 +47,22 @@ class JaxKernels(BlockKernels):
                     0
                 ]
 
-            found.append(self.alone(weights, unit, left, right, scale))
-        return found
+            results.append(self.alone(weights, unit, left, right, scale))
+        return results
 
     def largest(self, x: Array) -> Array:
-        """Take the maximum alone, which JAX lets be NaN."""
+        """Use the maximum, which propagates NaN in JAX."""
         return jnp.max(jnp.abs(x))
 
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]] | None:
-        """Multiply by XLA's own choice of units."""
+        """Multiply with XLA's default units."""
         with self._precision():
             return super().matmul_gradients(left, right, exact_terms, gain, parts)
 
     def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
-        """Make a branch of it on the CPU, where XLA holds the temporaries of all that could run at the same time."""
+        """Use a branch on the CPU, where XLA otherwise holds all temporaries that could be used in parallel."""
         if (
             jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty
         ):  # a branch would need shardings
@@ -72,16 +72,16 @@ class JaxKernels(BlockKernels):
         return jax.lax.cond(arrays[0] < 0.0, lambda *_: never(), fn, *arrays)
 
     def transposed(self, x: Array) -> Array:
-        """Keep XLA from products of columns, which take longer."""
+        """Keep XLA from multiplying columns, which is slower."""
         return jax.lax.optimization_barrier(x.T)
 
     def factor_sums(self, q: Array, left: Array, right: Array, exact_terms: int) -> tuple[Array, Array]:
-        """Multiply in float64, whatever users set."""
+        """Multiply in float64, for every setting of users."""
         with self._precision():
             return super().factor_sums(q, left, right, exact_terms)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
-        """Add in whatever order: sums of such float64 integers are exact."""
+        """Add in any order: sums of these float64 integers are exact."""
         return jax.ops.segment_sum(x, segments, num_segments=size)
 
     def _precision(self) -> AbstractContextManager[object]:

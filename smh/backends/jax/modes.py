@@ -1,4 +1,4 @@
-"""The ways in which people run JAX."""
+"""The modes of the JAX backend."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from smh.backends.protocol import EAGER, Function, Mode
 
 @functools.cache
 def modes() -> tuple[Mode, ...]:
-    """Return the modes, in each of which every plan is compiled. Counting devices starts them: so only when asked."""
+    """Return the modes, each of which compiles every plan. Counting devices initialises them, so this is a function."""
     lonely = "one device only: start Python with XLA_FLAGS=--xla_force_host_platform_device_count=8"
     missing = lonely if jax.device_count() == 1 else ""
-    found = (
+    declared = (
         EAGER,
         Mode("jit", "jax.jit", around=jax.jit),
         Mode("eager_ops", "jax.disable_jit()", around=_under(jax.disable_jit)),
@@ -38,11 +38,11 @@ def modes() -> tuple[Mode, ...]:
         Mode("remat", "jax.checkpoint", within=jax.checkpoint),
         Mode("sharded", "arrays spread over all devices", around=_sharded, missing=missing),
     )
-    return tuple(dataclasses.replace(mode, slowness=24) for mode in found)
+    return tuple(dataclasses.replace(mode, slowness=24) for mode in declared)
 
 
 def _under(context: Callable[..., AbstractContextManager[Any]], *settings: Any) -> Callable[[Function], Function]:
-    """Return what wraps a function so that it runs in a new context each time."""
+    """Return a wrapper that runs a function in a new context on each call."""
 
     def wrap(fn: Function) -> Function:
         def run(*args: Any) -> Any:
@@ -61,7 +61,7 @@ def _vmap(fn: Function) -> Function:
 
 
 def _scan(fn: Function) -> Function:
-    """Run the same step twice, and return the results of the second."""
+    """Run a step twice in a scan, and return the results of the second."""
 
     def run(*args: Any) -> Any:
         _, results = jax.lax.scan(lambda _, x: (None, fn(*x)), None, jax.tree.map(lambda x: jnp.stack([x, x]), args))
@@ -71,7 +71,7 @@ def _scan(fn: Function) -> Function:
 
 
 def _sharded(fn: Function) -> Function:
-    """Spread every argument over all devices; results go back to where the arguments were."""
+    """Shard every argument over all devices, and return results on the original devices."""
     compiled = jax.jit(fn)
 
     def run(*args: Any) -> Any:
@@ -81,7 +81,7 @@ def _sharded(fn: Function) -> Function:
 
 
 def _spread(x: Any) -> Any:
-    """Return an array spread over all devices along the first axis that their number divides, or copied to each."""
+    """Return an array sharded over all devices along the first divisible axis, or replicated."""
     count = jax.device_count()
     divisible = next((axis for axis, size in enumerate(x.shape) if size % count == 0), x.ndim)
     spec = PartitionSpec(*("devices" if axis == divisible else None for axis in range(x.ndim)))

@@ -1,4 +1,4 @@
-"""JAX's kernels by platform: those without 64-bit types on TPUs and Metal, and where users say so."""
+"""JAX's kernels by platform: without 64-bit types on TPUs and Metal, or on request."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from smh.backends.jax.kernels import JaxKernels
 from smh.core.narrow import NarrowKernels
 
 _NONE = {"tpu", "metal"}
-"""Platforms without float64; TPUs compute something else under its name."""
+"""Platforms without float64. TPUs only approximate it."""
 
 
 class NarrowJaxKernels(NarrowKernels, JaxKernels):
-    """Kernels for arrays of JAX with 64-bit types switched off."""
+    """Kernels for JAX arrays with 64-bit types disabled."""
 
     @property
     def index_dtype(self) -> Any:
@@ -29,7 +29,7 @@ _SMOOTH, SINGLE = JaxKernels(jnp, smooth=True), NarrowJaxKernels(jnp, smooth=Tru
 
 
 def has_float64() -> bool:
-    """Say whether the core may use 64-bit types on the default platform."""
+    """Return whether the core may use 64-bit types on the default platform."""
     return float64_allowed() and jax.default_backend().lower() not in _NONE
 
 

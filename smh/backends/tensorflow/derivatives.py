@@ -1,9 +1,8 @@
 """The core as differentiable functions of TensorFlow (specification, section 7).
 
-First derivatives have the bits of the specification, unless they are fast ones; second ones are those of the same
-formulas without rounding.
-Tapes must not see the operations of the core, only the functions here: the gradients of rounding are not those of the
-specification, and what a tape sees it keeps. So the core gets tensors through which no gradient flows.
+Exact first derivatives have the bits of the specification. Second derivatives are those of the same formulas without
+rounding. Tapes must record only the functions of this module, not the operations of the core: the gradients of rounding
+would be wrong, and tapes keep everything they record. The core therefore receives tensors without gradients.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 _LOST = "smh: the exact gradient was lost on the way; take gradients inside of tf.vectorized_map, not around it"
 
 as_written: Callable[[F], F] = tf.autograph.experimental.do_not_convert
-"""Makes a user's ``tf.function`` leave a function alone: the core's loops and branches are of Python's values."""
+"""Keeps AutoGraph of a user's ``tf.function`` from converting a function. The core branches on Python values only."""
 
 
 def build(plan: Plan, names: tuple[str, ...], *flat: Array, fast: bool = False) -> tuple[Array, ...]:
-    """Return the weights of some names from all variables, in the plan's order, with exact or fast gradients."""
+    """Return the named weights from all variables, in the order of the plan, with exact or fast gradients."""
 
     @tf.custom_gradient
     def smh_materialize(*variables: Array) -> tuple[tuple[Array, ...], Callable[..., tuple[Array, ...]]]:
@@ -43,7 +42,7 @@ def build(plan: Plan, names: tuple[str, ...], *flat: Array, fast: bool = False) 
 
 
 def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array, fast: bool = False) -> tuple[Array, ...]:
-    """Return the gradients of all variables; ``tensors`` holds these, and then a cotangent for each name."""
+    """Return the gradients of all variables. ``tensors`` contains the variables, then a cotangent for each name."""
 
     @tf.custom_gradient
     def smh_vjp(*tensors: Array) -> tuple[tuple[Array, ...], Callable[..., Any]]:
@@ -57,7 +56,7 @@ def gradients(plan: Plan, names: tuple[str, ...], *tensors: Array, fast: bool = 
         with _beside(tensors[0]):
             return _vjp(kernels(), plan, names, _unseen(tensors)), pull
 
-    # Graphs may not know the shapes of what layers compute, and have sparse gradients of embeddings.
+    # In graphs, shapes may be unknown, and gradients of embeddings are sparse.
     tensors = tuple(map(tf.convert_to_tensor, tensors))
     shapes = [*plan.variable_shapes.values(), *(tensor.viewed_shape for tensor in plan.select(names))]
     pairs = zip(tensors, shapes, strict=True)
@@ -76,7 +75,7 @@ def _vjp(kernels: TensorflowKernels, plan: Plan, names: tuple[str, ...], tensors
 
 
 def _on_grid(plan: Plan, tensors: Sequence[Array]) -> list[Array]:
-    """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
+    """Return the variables with the pool on its grids, where rounding has derivative 1, and the rest unchanged."""
     shapes = plan.variable_shapes
     rounded = generate.on_grid(kernels(), plan, dict(zip(shapes, _unseen(tensors[: len(shapes)]), strict=True)))
     moved = [rounded[name] + (x - tf.stop_gradient(x)) for name, x in zip(shapes, tensors, strict=False)]
@@ -84,12 +83,12 @@ def _on_grid(plan: Plan, tensors: Sequence[Array]) -> list[Array]:
 
 
 def _unseen(tensors: Sequence[Array]) -> list[Array]:
-    """Return tensors through which no gradient flows; a graph that comes to ask for one stops with an error."""
+    """Return tensors without gradients. Asking a graph for a gradient through them raises an error."""
     if tf.executing_eagerly():
         return [tf.stop_gradient(x) for x in tensors]
     return [tf.raw_ops.PreventGradient(input=x, message=_LOST) for x in tensors]
 
 
 def _beside(x: Array) -> Any:
-    """Return a context that places operations on the device of an eager tensor; graphs are placed by TensorFlow."""
+    """Return a context that places operations on the device of an eager tensor. TensorFlow places graphs."""
     return tf.device(x.device) if tf.executing_eagerly() else nullcontext()

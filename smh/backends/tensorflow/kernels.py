@@ -13,18 +13,18 @@ from smh.backends.block_kernels import BlockKernels
 from smh.backends.tensorflow import namespace as xp
 from smh.core.kernels import Array
 
-_MOST_TILES = 16  # so that graphs stay small
+_MOST_TILES = 16  # keeps graphs small
 
 
 class TensorflowKernels(BlockKernels):
     """Kernels for tensors on any device, eagerly and in graphs.
 
-    Float32 products have integers of at most 8 bits and a sign as factors, which TF32 and bfloat16 hold. So no setting
-    of the precision of products changes a bit.
+    The factors of float32 products are signed integers of at most 8 bits, which TF32 and bfloat16 hold exactly, so no
+    precision setting for products changes a bit.
     """
 
     tile_elements = 1 << 20
-    """The fewest virtual weights of a hash pool that are computed at a time, if there are so many."""
+    """The minimum number of virtual weights of a hash pool computed at a time."""
 
     def __init__(self, smooth: bool = False) -> None:
         super().__init__(xp, smooth)
@@ -35,18 +35,18 @@ class TensorflowKernels(BlockKernels):
         return tf.int64
 
     def device(self, x: Array) -> None:
-        """Return None: TensorFlow places what it makes."""
+        """Return None: TensorFlow places new tensors."""
         return None
 
     def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
-        """Wait for the sums of the call before, which are among the arrays."""
+        """Wait for the sums of the previous call, which are among the arrays."""
         if tf.executing_eagerly():
             return fn(*arrays)
         with tf.control_dependencies(tf.nest.flatten(arrays)):
             return fn(*arrays)
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
-        """Add in whatever order: sums of such float64 integers are exact."""
+        """Add in any order: sums of these float64 integers are exact."""
         return tf.math.unsorted_segment_sum(x, segments, size)
 
     def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
@@ -58,7 +58,7 @@ class TensorflowKernels(BlockKernels):
         return functools.reduce(operator.add, self._one_by_one(fn, start, stop))
 
     def _one_by_one(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Iterator[Array]:
-        """Yield a few ranges, each of which waits for the one before, so that its temporaries are free."""
+        """Yield a few ranges. Each waits for the previous range, whose temporaries are then free."""
         step = max(self.tile_elements, -(-(stop - start) // _MOST_TILES))
         before: list[Array] = []
         for first in range(start, stop, step):

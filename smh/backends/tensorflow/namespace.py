@@ -1,7 +1,7 @@
-"""The part of the array API that the core calls, on TensorFlow: no more, and nothing global is switched on.
+"""The part of the array API that the core calls, for TensorFlow, without global settings.
 
-TensorFlow brings no namespace of its own. Arguments and results are those of the array API, save that words are int64
-and ``device`` is not used: TensorFlow places what it makes beside what it meets.
+TensorFlow has no array-API namespace. Arguments and results follow the array API, except that words are int64 and
+``device`` is ignored: TensorFlow places new tensors with their operands.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ astype = tf.cast  # to nearest even
 isfinite = tf.math.is_finite
 matmul = tf.matmul
 matrix_transpose = tf.linalg.matrix_transpose
-max = tf.reduce_max  # may lose a NaN: the core looks for those itself
+max = tf.reduce_max  # may lose a NaN: the core checks for NaN itself
 permute_dims = tf.transpose
 reshape = tf.reshape
 round = tf.round  # half to even
@@ -40,7 +40,7 @@ def _with_numbers(operate: Callable[[Array, Array], Array]) -> Callable[[Array, 
 
 
 def _anywhere(make: Callable[..., Array]) -> Callable[..., Array]:
-    """Take a device, as the array API has it, and leave the place to TensorFlow."""
+    """Accept and ignore a device, as TensorFlow places tensors itself."""
     return lambda *args, device=None, **options: make(*args, **options)
 
 
@@ -56,7 +56,7 @@ bitwise_xor = _with_numbers(tf.bitwise.bitwise_xor)
 
 
 def clip(x: Array, low: float, high: float) -> Array:
-    """Return ``x`` with its elements moved into a range; NaN stays."""
+    """Return ``x`` clipped to a range. NaN stays NaN."""
     return where(x < low, low, where(x > high, high, x))
 
 
@@ -71,7 +71,7 @@ def full(shape: Sequence[int], value: float, *, dtype: Any, device: Any = None) 
 
 
 def where(condition: Array, x: Array | float, y: Array | float) -> Array:
-    """Return elements of ``x`` where the condition holds, else of ``y``; one of them may be a Python number."""
+    """Return elements of ``x`` where the condition holds, else of ``y``. One of them may be a Python number."""
     return tf.where(condition, _like(y, x), _like(x, y))
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow's kernels by device: those without float64 where there is a TPU, and where users say so."""
+"""TensorFlow's kernels by device: without float64 if there is a TPU, or on request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NarrowTensorflowKernels(NarrowKernels, TensorflowKernels):
         return tf.bitcast(x, tf.int32)
 
     def of_bits(self, x: Array) -> Array:
-        """Return the float32 numbers that have these bits."""
+        """Return the float32 numbers with these bits."""
         return tf.bitcast(x, tf.float32)
 
 
@@ -27,7 +27,7 @@ _SMOOTH, SINGLE = TensorflowKernels(smooth=True), NarrowTensorflowKernels(smooth
 
 
 def kernels(smooth: bool = False) -> TensorflowKernels:
-    """Return the kernels for the devices that there are."""
+    """Return the kernels for the available devices."""
     if float64_allowed() and not tf.config.list_logical_devices("TPU"):
         return _SMOOTH if smooth else KERNELS
     return SINGLE if smooth else NARROW

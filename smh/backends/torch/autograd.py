@@ -1,8 +1,7 @@
 """The core as differentiable functions of PyTorch (specification, section 7).
 
-First derivatives have the bits of the specification, unless they are fast ones; second ones are those of the same
-formulas without rounding. All functions take one flat sequence of tensors, which is what autograd, ``torch.func`` and
-the compiler follow.
+Exact first derivatives have the bits of the specification. Second derivatives are those of the same formulas without
+rounding. All functions accept one flat sequence of tensors, which autograd, ``torch.func`` and the compiler can trace.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from smh.errors import BackendError
 
 
 class _OfPlan(torch.autograd.Function):
-    """A function of ``(plan, names, fast, *tensors)``, ``fast`` being whether its gradients are fast ones."""
+    """A function of ``(plan, names, fast, *tensors)``, where ``fast`` selects fast gradients."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        """Keep the tensors."""
+        """Save the tensors for the backward pass."""
         ctx.plan, ctx.names, ctx.fast, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
-        """Run the elements of a batch one after another: the bits of an element cannot depend on the others."""
+        """Run the elements of a batch one after another, so the bits of an element do not depend on the batch."""
         plan, names, fast, *batches = args
         tensors = list(zip(batches, in_dims[3:], strict=True))
         rows = [
@@ -44,7 +43,7 @@ class _OfPlan(torch.autograd.Function):
 
 
 class Materialize(_OfPlan):
-    """From ``(plan, names, fast, *variables)`` to the weights of those names."""
+    """Maps ``(plan, names, fast, *variables)`` to the named weights."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
@@ -58,7 +57,7 @@ class Materialize(_OfPlan):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
-        """Return the gradients of all variables; an output that was not used has no cotangent."""
+        """Return the gradients of all variables. Unused outputs have no cotangent."""
         given = {name: g for name, g in zip(ctx.names, cotangents, strict=True) if g is not None}
         if not given:
             return (None,) * (3 + len(ctx.saved_tensors))
@@ -66,22 +65,22 @@ class Materialize(_OfPlan):
 
 
 class Promise(Materialize):
-    """From ``(plan, names, fast, *variables)`` to placeholders for weights that are built later, one by one.
+    """Maps ``(plan, names, fast, *variables)`` to placeholders for weights that are built later, one by one.
 
-    A placeholder has the shape of its weight and no memory. What the built weights get as gradients arrives here
-    together, so that the variables get the same bits as from :class:`Materialize`.
+    A placeholder has the shape of its weight and no memory. The gradients of all built weights arrive here together, so
+    the gradients of variables have the bits of :class:`Materialize`.
     """
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
-        """Run nothing."""
+        """Return placeholders without running the core."""
         plan, names, _, *variables = _arguments(args)
         zero = variables[0].new_zeros(())
         return tuple(zero.expand(tensor.viewed_shape) for tensor in plan.select(names))
 
 
 class Redeem(torch.autograd.Function):
-    """From a placeholder and its weight, built without autograd, to the weight, whose gradient the placeholder gets."""
+    """Maps a placeholder and its weight, built without autograd, to the weight; gradients go to the placeholder."""
 
     @staticmethod
     def forward(promise: Array, weight: Array) -> Array:
@@ -90,16 +89,16 @@ class Redeem(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
-        """Keep nothing."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> tuple[Array, None]:
-        """Hand the gradient to the placeholder."""
+        """Pass the gradient to the placeholder."""
         return cotangent, None
 
 
 class Vjp(_OfPlan):
-    """From ``(plan, names, fast, *variables, *cotangents)`` to the gradients of all variables."""
+    """Maps ``(plan, names, fast, *variables, *cotangents)`` to the gradients of all variables."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Array, ...]:
@@ -114,7 +113,7 @@ class Vjp(_OfPlan):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
-        """Differentiate the smooth formulas, at the values on the grid; the result can be differentiated again."""
+        """Differentiate the smooth formulas at the values on the grid. The result can be differentiated again."""
         plan, names, saved = ctx.plan, ctx.names, ctx.saved_tensors
         given = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(saved, cotangents, strict=False))
         with torch.enable_grad(), no_autocast(saved[0]):
@@ -124,7 +123,7 @@ class Vjp(_OfPlan):
 
 
 def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
-    """Return the gradients of all variables; ``tensors`` holds these, and then a cotangent for each name."""
+    """Return the gradients of all variables. ``tensors`` contains the variables, then a cotangent for each name."""
     shapes = plan.variable_shapes
     variables = dict(zip(shapes, tensors[: len(shapes)], strict=True))
     cotangents = dict(zip(names, tensors[len(shapes) :], strict=True))
@@ -132,7 +131,7 @@ def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Seq
 
 
 def _on_grid(plan: Plan, tensors: Sequence[Array]) -> tuple[Array, ...]:
-    """Return the variables with those of the pool on their grids, where rounding has derivative 1; and the rest."""
+    """Return the variables with the pool on its grids, where rounding has derivative 1, and the rest unchanged."""
     variables = dict(zip(plan.variable_shapes, tensors, strict=False))
     with torch.no_grad():
         rounded = generate.on_grid(kernels_for(tensors[0]), plan, variables)
@@ -146,16 +145,16 @@ def no_autocast(x: Array) -> Any:
 
 
 def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of ``apply``: where no gradient is needed, Dynamo puts a context before an open list.
+    """Return the arguments of ``apply``. If no gradient is needed, Dynamo puts a context before a list of arguments.
 
-    It also does so under the transforms of ``torch.func``, and would then differentiate the roundings: it must not.
-    Dynamo cannot trace the question for the level where there is one, and so stops, or leaves the call uncompiled.
+    Dynamo also does so under the transforms of ``torch.func``, and would then wrongly differentiate the roundings. It
+    cannot trace the query for the transform level, and therefore stops or leaves the call uncompiled.
     """
     if isinstance(args[0], Plan):
         return args
     if torch._C._functorch.maybe_current_level() is not None:
         raise BackendError(
-            "torch.compile does not see the exact gradient under torch.func transforms: "
+            "torch.compile does not support exact gradients under torch.func transforms: "
             "compile with torch.autograd instead, or leave the transform uncompiled"
         )
     return args[1:]

@@ -1,4 +1,4 @@
-"""PyTorch's kernels: hash words in int64, sums by segment, and matmul pools in blocks that stay in the cache."""
+"""PyTorch's kernels: hash words in int64, sums by segment, and matmul pools in cache-sized blocks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from smh.core.kernels import Array, Kernels, round7
 class TorchKernels(Kernels):
     """Kernels for tensors on any device.
 
-    Float32 products have integers of at most 9 bits as factors, which every unit holds that PyTorch may choose for them
-    (TF32, bfloat16 with float32 sums). So no setting of the precision of products changes a bit. Autocast makes float16
-    and bfloat16 of results too, and is off while these run.
+    The factors of float32 products are integers of at most 9 bits, which every unit that PyTorch may select for them
+    (TF32, bfloat16 with float32 sums) holds exactly, so no precision setting for products changes a bit. Autocast would
+    also round results to float16 or bfloat16, and is disabled while these kernels run.
 
-    Blocks are written in place. The compiler fuses the default kernels by itself, and gets these.
+    Blocks are written in place. When compiling, the default kernels are used, which the compiler fuses itself.
     """
 
     tile_elements = 1 << 19
-    """The most virtual weights that are computed at a time on a CPU."""
+    """The maximum number of virtual weights computed at a time on a CPU."""
 
     def __init__(self, smooth: bool = False) -> None:
         super().__init__(xp, smooth)
@@ -40,7 +40,7 @@ class TorchKernels(Kernels):
         return x.device
 
     def largest(self, x: Array) -> Array:
-        """Go over a tensor once."""
+        """Read the tensor once."""
         if not self._in_place(x):
             return super().largest(x)
         least, most = torch.aminmax(x)
@@ -49,16 +49,16 @@ class TorchKernels(Kernels):
     def scaled_products(
         self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
     ) -> list[Array]:
-        """Compute what several parts show of a row once, and scale a block while it is in the cache.
+        """Compute rows shared by several parts once, and scale a block while it is in the cache.
 
-        Integers may be short ones.
+        Integers may have small integer types.
         """
         if self.smooth or not self._in_place(left):
             left, right = left.to(torch.float32), right.to(torch.float32)
             return super().scaled_products(left, right, unit, exact_terms, parts)
         columns = right.shape[1]
         unit, *scales = self._numbers([unit, *(scale for scale, _, _ in parts)], left)
-        found = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
+        results = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
         dtype, zero = self._sums_dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
         for rows, some in _bands(parts, columns):
             for cell, sums in self._rows(left, right, dtype, rows):
@@ -69,11 +69,11 @@ class TorchKernels(Kernels):
                         v, factor = sums[a - cell : b - cell], unit * scales[k]
                         if not 2.0**-126 <= abs(factor) < math.inf:
                             v, factor = v * unit, scales[k]
-                        torch.add(zero, v, alpha=factor, out=found[k][a - start : b - start])  # -0 becomes +0
-        return found
+                        torch.add(zero, v, alpha=factor, out=results[k][a - start : b - start])  # -0 becomes +0
+        return results
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Take float32 also where only the integers at hand allow it."""
+        """Use float32 also if only the present integers allow it."""
         if not self.smooth and self._in_place(left) and self._sums_dtype(left, right, exact_terms) == torch.float32:
             exact_terms = left.shape[1]
         return super().product(left, right, unit, exact_terms)
@@ -81,7 +81,7 @@ class TorchKernels(Kernels):
     def matmul_gradients(
         self, left: Grid, right: Grid, exact_terms: int, gain: float, parts: Sequence[Any]
     ) -> tuple[Array, Array, list[Array]] | None:
-        """Go over cotangents once, by blocks of rows."""
+        """Read the cotangents once, by blocks of rows."""
         given = [part.g for part in parts if part.g is not None]
         if not given or not all(map(self._in_place, (left.integers, right.integers, *given))):
             return None
@@ -117,7 +117,8 @@ class TorchKernels(Kernels):
     ) -> tuple[Array, Array, list[Array]]:
         """Return all gradients in float32.
 
-        The scale gradient of a tensor adds its share of the left factor's gradient, before the scale, times the factor.
+        The scale gradient of a tensor is the inner product of the left factor and its unscaled gradient from the
+        tensor.
         """
         of_left, of_right = torch.zeros_like(left), torch.zeros_like(right)
         owners, shares = list[int](), list[Array]()
@@ -139,7 +140,7 @@ class TorchKernels(Kernels):
         return of_left.mul_(gain), of_right.mul_(gain), [x.clone() for x in of_scales]
 
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
-        """Add in whatever order: sums of such float64 integers are exact."""
+        """Add in any order: sums of these float64 integers are exact."""
         return torch.zeros((size,), dtype=x.dtype, device=x.device).scatter_add(0, segments, x)
 
     def _rows(self, left: Array, right: Array, dtype: torch.dtype, rows: slice) -> Iterator[tuple[int, Array]]:
@@ -153,22 +154,22 @@ class TorchKernels(Kernels):
             yield row * columns, torch.mm(some, right, out=room[: len(some)]).view(-1).to(torch.float32)
 
     def _numbers(self, scalars: Sequence[Array | float], like: Array) -> list[float]:
-        """Return float32 scalars of a device as Python's numbers, all at once."""
+        """Return float32 scalars of a device as Python numbers, in one transfer."""
         one: list[float] = torch.stack(
             [torch.as_tensor(x, dtype=torch.float32, device=like.device) for x in scalars]
         ).tolist()
         return one
 
     def _step(self, x: Array, columns: int) -> int:
-        """Return how many rows are computed at a time."""
+        """Return the number of rows computed at a time."""
         return max(1, (self.tile_elements if x.device.type == "cpu" else 1 << 24) // columns)
 
     def _chunk(self, x: Array) -> int:
-        """Return how many elements stay in the cache through several passes."""
+        """Return the number of elements that stay in the cache during several passes."""
         return (1 << 16) * torch.get_num_threads() if x.device.type == "cpu" else 1 << 24
 
     def _in_place(self, x: Array) -> bool:
-        """Say whether a tensor can be computed with in place, and its values be looked at."""
+        """Return whether a tensor allows in-place computation and reading its values."""
         return not (
             torch.compiler.is_compiling()
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
@@ -179,17 +180,17 @@ class TorchKernels(Kernels):
         )
 
     def _sums_dtype(self, left: Array, right: Array, exact_terms: int) -> torch.dtype:
-        """Return float32 if it holds all sums, of the integers at hand if not of as many of any, else float64."""
+        """Return float32 if it holds all sums, of any integers of these bits or of the present ones; else float64."""
         if left.shape[1] <= exact_terms:
             return torch.float32
-        if not exact_terms:  # units for float32 products need not hold the integers
+        if not exact_terms:  # units for float32 products may not hold the integers
             return torch.float64
         most = left.abs().sum(dim=1, dtype=torch.float64).max() * self.largest(right)
         return torch.float32 if most < 2.0**24 else torch.float64
 
 
 def _bands(parts: Sequence[tuple[Array | float, int, int]], columns: int) -> Iterator[tuple[slice, list[int]]]:
-    """Iterate over rows without gaps that hold parts, each with the numbers of these."""
+    """Iterate over contiguous rows that contain parts, with the numbers of these parts."""
     rows, some = slice(0, 0), list[int]()
     for k in sorted(range(len(parts)), key=lambda k: parts[k][1]):
         first, stop = parts[k][1] // columns, -(-parts[k][2] // columns)

@@ -1,4 +1,4 @@
-"""The ways in which people run PyTorch."""
+"""The modes of the PyTorch backend."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def _compiled(compiler: str) -> Callable[[Function], Function]:
         def run(*args: Any) -> Any:
             return fn(*args)
 
-        # A code object of its own: PyTorch counts how often one is compiled, and every plan compiles a function anew.
-        # Not dynamic: PyTorch would make symbols of the sizes in which plans differ, and cannot compile `%` by them.
+        # A separate code object: PyTorch limits the compilations of one, and every plan compiles a function anew.
+        # Not dynamic: PyTorch would make the sizes that differ between plans symbolic, and cannot compile `%` by them.
         own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
         return cast(Function, torch.compile(own, fullgraph=True, dynamic=False, backend=compiler))
 

@@ -1,4 +1,4 @@
-"""PyTorch's kernels by device: those without float64 on Metal, and where users say so."""
+"""PyTorch's kernels by device: without float64 on Metal, or on request."""
 
 from __future__ import annotations
 

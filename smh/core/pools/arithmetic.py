@@ -1,7 +1,7 @@
 """The arithmetic of pools: from integers to virtual weights, and gradients back (specification, sections 4, 7.3, 7.4).
 
-What a pool is besides (fields, sizes, JSON, gains, initial values) stands with the classes that users meet:
-:class:`~smh.core.pools.Matmul` and the others.
+Fields, sizes, JSON, gains and initial values of pools are in the public classes, such as
+:class:`~smh.core.pools.Matmul`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COTANGENT_BITS = 22
 Grids = Mapping[str, Grid]
 """The arrays of a whole pool on their grids, by name."""
 _FLOOR = -88
-"""Virtual weights of combinations are 0 or at least 2**-88, as those of leaves are."""
+"""Virtual weights of combinations are 0 or at least 2**-88, like those of leaves."""
 
 
 class PoolArithmetic(ABC):
@@ -34,26 +34,26 @@ class PoolArithmetic(ABC):
     def virtual_weights(
         self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str = ""
     ) -> Array:
-        """Return the virtual weights ``start`` to ``stop``, shape (stop - start,), float32; the range is not empty.
+        """Return the virtual weights ``start`` to ``stop``, shape (stop - start,), float32. The range is not empty.
 
-        Law: equal to the same slice of all virtual weights, bit for bit. ``grids`` holds the arrays of the outermost
-        pool; ``seed`` is that of this pool, ``path`` the prefix of its names there.
+        Law: bit-for-bit equal to the same slice of all virtual weights. ``grids`` contains the arrays of the outermost
+        pool; ``seed`` is the seed of this pool, and ``path`` the prefix of its names in ``grids``.
         """
 
     @abstractmethod
     def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Return the gradients of all variables by name, given those of all virtual weights.
+        """Return the gradients of all variables by name, given the gradients of all virtual weights.
 
-        ``dv`` has the shape (capacity,), float32; the rest is as for :meth:`virtual_weights`.
+        ``dv`` has the shape (capacity,), float32. See :meth:`virtual_weights` for the remaining arguments.
         """
 
     @abstractmethod
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> Array | None:
-        """Return E with ``2**E >= |v|``, float32, shape (); None where values decide it."""
+        """Return E with ``2**E >= |v|``, float32, shape (); None if E depends on the values."""
 
 
 class LeafArithmetic(PoolArithmetic):
-    """A pool with arrays of its own."""
+    """A pool with arrays, not parts."""
 
     @property
     @abstractmethod
@@ -63,7 +63,7 @@ class LeafArithmetic(PoolArithmetic):
     @property
     @abstractmethod
     def factor(self) -> float:
-        """What sums of integers are multiplied by, besides their units."""
+        """The factor of sums of integers, in addition to their units."""
 
 
 class Factorized(LeafArithmetic):
@@ -77,7 +77,7 @@ class Factorized(LeafArithmetic):
     @property
     @abstractmethod
     def side(self) -> int:
-        """Rows, and columns, of the matrix product; its square is the capacity."""
+        """The number of rows and of columns of the matrix product. Its square is the capacity."""
 
     @property
     def capacity(self) -> int:
@@ -86,7 +86,7 @@ class Factorized(LeafArithmetic):
 
     @property
     def exact_terms(self) -> int:
-        """How many terms float32 adds exactly; 0 if bfloat16, of 8 bits, does not hold the integers."""
+        """The number of terms that float32 adds exactly; 0 if bfloat16, with 8 bits, does not hold the integers."""
         return 2 ** (24 - 2 * self.grid_bits) if self.grid_bits <= 8 else 0
 
     def unit(self, kernels: Kernels, left: Grid, right: Grid) -> Array:
@@ -113,7 +113,7 @@ class MatmulArithmetic(Factorized):
     def virtual_weights(
         self, kernels: Kernels, grids: Grids, start: int, stop: int, seed: int, path: str = ""
     ) -> Array:
-        """Return float32(2**(2g) L R) of the rows that hold the range."""
+        """Return float32(2**(2g) L R) for the rows that contain the range."""
         left, right, n = grids[f"{path}left"], grids[f"{path}right"], self.side
         first = start // n
         rows = left.integers[first : -(-stop // n), :]
@@ -145,7 +145,7 @@ class KroneckerArithmetic(Factorized):
         return v[start - first * d**3 : stop - first * d**3]
 
     def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Return what matmul returns for the rearranged cotangent, as [t, d, d]."""
+        """Return the gradients of matmul for the rearranged cotangent, as [t, d, d]."""
         xp, d, shape = kernels.xp, self._root, (self.terms, self._root, self._root)
         dv = xp.permute_dims(xp.reshape(dv, (d, d, d, d)), (0, 2, 1, 3))
         q = grid(kernels, xp.reshape(dv, (d * d, d * d)), COTANGENT_BITS, 70, 90)
@@ -154,7 +154,7 @@ class KroneckerArithmetic(Factorized):
 
     @property
     def _root(self) -> int:
-        """Rows and columns of each factor."""
+        """The number of rows and of columns of each factor."""
         return math.isqrt(self.side)
 
     def _matrices(self, kernels: Kernels, left: Grid, right: Grid) -> tuple[Grid, Grid]:
@@ -199,7 +199,7 @@ class HashArithmetic(LeafArithmetic):
                 signed = q.integers[start:stop] * self._sign(kernels, i, m, seed, xp.float32)
                 return kernels.bucket_sums(signed, self._buckets(kernels, i, m, seed), self.size or 1)
 
-            # The unit is NaN where Q is poisoned, and entries that nothing reads become NaN with it.
+            # If Q is poisoned the unit is NaN, which also makes unread entries NaN.
             return kernels.rounded_sum(kernels.sum_tiles(sums, 0, dv.shape[0]), q.unit, self.factor)
 
         return {f"{path}table": xp.stack([row(m) for m in range(self.hashes)])}
@@ -239,7 +239,7 @@ class Combination(PoolArithmetic):
         return self._combined(kernels, self._values(kernels, grids, start, stop, seed, path))
 
     def vjp(self, kernels: Kernels, grids: Grids, dv: Array, seed: int, path: str = "") -> dict[str, Array]:
-        """Give every part its cotangent, +0 for the virtual weights that only the part has."""
+        """Pass each part its cotangent, +0 for virtual weights beyond the capacity."""
         xp = kernels.xp
         values = functools.partial(self._values, kernels, grids, 0, self.capacity, seed, path)
         cotangents = self._cotangents(kernels, dv, values)
@@ -258,7 +258,7 @@ class Combination(PoolArithmetic):
 
     @abstractmethod
     def _cotangents(self, kernels: Kernels, dv: Array, values: Callable[[], list[Array]]) -> list[Array]:
-        """Return the cotangents of the parts; ``values()`` are the virtual weights of the parts."""
+        """Return the cotangents of the parts. ``values()`` returns the virtual weights of the parts."""
 
     def _placed(self, seed: int, path: str) -> list[tuple[PoolArithmetic, int, str]]:
         """Return every part with its seed and the prefix of its variables."""
@@ -293,7 +293,7 @@ class ProductArithmetic(Combination):
     """Virtual weights are the products of the parts' virtual weights, from left to right."""
 
     def bound(self, kernels: Kernels, grids: Grids, path: str = "") -> None:
-        """Return None: values decide."""
+        """Return None: the bound depends on the values."""
         return None
 
     def _combined(self, kernels: Kernels, values: list[Array]) -> Array:

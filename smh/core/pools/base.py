@@ -1,4 +1,4 @@
-"""What all pools have in common, and how plans name and read them."""
+"""The common part of all pools, their names in plans, and their JSON."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from smh.core.pools.arithmetic import LeafArithmetic, PoolArithmetic
 from smh.errors import PlanError, near_names
 
 LIMIT = 2**31
-"""Arrays and tensors have fewer elements, hash pools fewer virtual weights."""
+"""The limit of the elements of an array or tensor and of the virtual weights of a hash pool, exclusive."""
 MAX_GAIN = 20
 MAX_DEPTH = 8
 MIN_BITS, MAX_BITS, BITS = 2, 16, 8
 OPTIMIZERS = ("sgd", "adam")
 
 KINDS: dict[str, type[Pool]] = {}
-"""Pool classes by the name that plans and ``Plan.build(pool=...)`` use."""
+"""Pool classes by their names in plans and in ``Plan.build(pool=...)``."""
 
 
 class Leaf(NamedTuple):
-    """A leaf pool, and what the pools around it give it (specification, section 8)."""
+    """A leaf pool with its place in the pools around it (specification, section 8)."""
 
     path: str  # the prefix of its variables' names: "", "0/", "0/1/"
     pool: LeafPool
@@ -49,17 +49,17 @@ class Pool(PoolArithmetic):
 
     @abstractmethod
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
-        """Return the hash index: which elements of which variables virtual weights read.
+        """Return the hash index: the elements of each variable that virtual weights read.
 
-        ``i`` are virtual weights in ``[0, capacity)``, shape (k,), int64; ``seed`` is the pool's. For each variable
-        the result has flat (row-major) indices into it, shape (k, terms), int64, in the order of the terms.
+        ``i`` contains virtual weights in ``[0, capacity)``, shape (k,), int64; ``seed`` is the seed of the pool. For
+        each variable the result has flat (row-major) indices, shape (k, terms), int64, in the order of the terms.
         """
 
     @abstractmethod
     def sized(self, weights: int, ratio: Fraction) -> Self:
-        """Return this pool with every size filled in, for so many weights and at most ``ratio`` variables a weight.
+        """Return this pool with all sizes, for a number of weights and at most ``ratio`` variables per weight.
 
-        A ratio below :meth:`smallest_ratio` counts as that.
+        A ratio below :meth:`smallest_ratio` counts as the smallest ratio.
         """
 
     @abstractmethod
@@ -68,14 +68,14 @@ class Pool(PoolArithmetic):
 
     @abstractmethod
     def for_optimizer(self, optimizer: str, weights: int, scale: float, tau: float = 1.0) -> Self:
-        """Return this pool with every gain that is None set by the rule of an optimizer (specification, section 4.5).
+        """Return this pool with all missing gains, by the rule of an optimizer (specification, section 4.5).
 
         ``scale`` is the size-weighted root mean square of the tensors' initial scales.
         """
 
     @abstractmethod
     def with_bits(self, bits: int) -> Self:
-        """Return this pool with the bits of every leaf that does not say."""
+        """Return this pool with ``bits`` for all leaves without a number of bits."""
 
     @abstractmethod
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
@@ -93,25 +93,25 @@ class Pool(PoolArithmetic):
 
 
 class LeafPool(LeafArithmetic, Pool):
-    """A pool with variables of its own."""
+    """A pool with variables, not parts."""
 
     bits: int | None
     exponents: tuple[int, ...] | None
     gain: int | None
     gain_power: ClassVar[int]
-    """How many variables a term multiplies, so that a gain g is worth ``2**(gain_power * g)``."""
+    """The number of variables that a term multiplies. A gain g stands for a factor ``2**(gain_power * g)``."""
     size_fields: ClassVar[tuple[str, ...]]
     """Fields that may be None in a request."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be, also in a request."""
+        """Reject invalid sizes, also in a request."""
         for field in self.size_fields:
             if getattr(self, field) is not None:
                 whole_number(f"{field} of a {self.kind} pool", getattr(self, field), 1, 2**60)
 
     @abstractmethod
     def local_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of this pool's variables; their order numbers the streams of initial values."""
+        """Return the shapes of this pool's variables. Their order numbers the streams of initial values."""
 
     @abstractmethod
     def sigma(self, tau: float) -> float:
@@ -119,25 +119,25 @@ class LeafPool(LeafArithmetic, Pool):
 
     @abstractmethod
     def gain_argument(self, optimizer: str, weights: int, scale: float, tau: float) -> float:
-        """Return the x of the gain rule, whose power of two is the gain."""
+        """Return the x of the gain rule."""
 
     @property
     def factor(self) -> float:
-        """``2**(gain_power * g)``: what sums of integers are multiplied by, besides their units."""
+        """``2**(gain_power * g)``: the factor of sums of integers, in addition to their units."""
         return 2.0 ** (self.gain_power * (self.gain or 0))
 
     @property
     def grid_bits(self) -> int:
-        """B, one less than the bits."""
+        """B: the number of bits minus one."""
         return (self.bits or BITS) - 1
 
     def smallest_ratio(self, weights: int) -> Fraction:
-        """Return the least ratio at which this leaf has a term, or those that it asks for."""
+        """Return the least ratio at which this leaf has a term, or the requested number of terms."""
         shapes = self.sized(weights, Fraction(0)).local_shapes().values()
         return Fraction(sum(map(math.prod, shapes)), weights)
 
     def exponent(self, array: int) -> int | None:
-        """Return the fixed exponent of an array by its number, if it has one."""
+        """Return the fixed exponent of an array, by the number of the array, or None."""
         return self.exponents[array] if self.exponents else None
 
     def for_optimizer(self, optimizer: str, weights: int, scale: float, tau: float = 1.0) -> Self:
@@ -152,11 +152,11 @@ class LeafPool(LeafArithmetic, Pool):
         return self._replace(bits=bits) if self.bits is None else self
 
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
-        """Iterate over this one leaf."""
+        """Iterate over this leaf alone."""
         yield Leaf(path, self, seed, tau)
 
     def check(self) -> None:
-        """Raise :class:`~smh.PlanError` unless everything is present and allowed."""
+        """Raise :class:`~smh.PlanError` unless all fields are present and valid."""
         whole_number(f"bits of a {self.kind} pool", self.bits, MIN_BITS, MAX_BITS)
         whole_number(f"gain of a {self.kind} pool", self.gain, 0, MAX_GAIN)
         if self.exponents is not None:
@@ -176,9 +176,9 @@ class LeafPool(LeafArithmetic, Pool):
 
 
 def named(pool: Pool | str) -> Pool:
-    """Return a pool request from ``"matmul"``, ``"kronecker"`` or ``"hash"``, or a request as it is.
+    """Return a pool request from ``"matmul"``, ``"kronecker"`` or ``"hash"``, or a given request unchanged.
 
-    Raises :class:`~smh.PlanError` if there is no such pool.
+    Raises :class:`~smh.PlanError` for an unknown pool.
     """
     if isinstance(pool, Pool):
         return pool
@@ -190,7 +190,7 @@ def named(pool: Pool | str) -> Pool:
 
 
 def from_dict(data: Any, where: str = "pool", depth: int = 0) -> Pool:
-    """Read a sized pool from the JSON object of a plan; ``where`` is its place there, ``depth`` that among pools.
+    """Read a sized pool from the JSON object of a plan. ``where`` is its place there, ``depth`` its level of nesting.
 
     Raises :class:`~smh.PlanError` for an unknown kind, a missing or unknown key, or a size out of bounds.
 

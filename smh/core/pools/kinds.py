@@ -1,4 +1,4 @@
-"""The pools that users meet: sizes, checks, hash indices, gains and initial deviations (specification, section 4).
+"""The public pools: sizes, checks, hash indices, gains and initial deviations (specification, section 4).
 
 Their arithmetic is in ``smh.core.pools.arithmetic``.
 """
@@ -26,7 +26,7 @@ MAX_PARTS = 64
 class _FactorizedPool(arithmetic.Factorized, LeafPool):
     """A pool of ``terms`` products of one left and one right variable per virtual weight.
 
-    Its second size is the number of terms; its first size, to the power ``side_power``, is the side.
+    Its second size is the number of terms. Its first size, to the power ``side_power``, is the side.
     """
 
     gain_power: ClassVar[int] = 2
@@ -39,11 +39,11 @@ class _FactorizedPool(arithmetic.Factorized, LeafPool):
 
     @property
     def side(self) -> int:
-        """Rows and columns of the matrix product."""
+        """The number of rows and of columns of the matrix product."""
         return int((getattr(self, self.size_fields[0]) or 0) ** self.side_power)
 
     def sized(self, weights: int, ratio: Fraction) -> Self:
-        """Fill in the least side that holds all weights, and as many terms as the ratio allows."""
+        """Set the least side that provides all weights, and as many terms as the ratio allows."""
         root = weights - 1
         for _ in range(self.side_power):
             root = math.isqrt(root)
@@ -62,7 +62,7 @@ class _FactorizedPool(arithmetic.Factorized, LeafPool):
         return 1.0 / (scale * math.sqrt(2.0 * self.terms))
 
     def check(self) -> None:
-        """Raise unless everything is present and allowed, and float64 holds every sum (specification, section 3.3)."""
+        """Raise unless all fields are present and valid, and float64 holds every sum (specification, section 3.3)."""
         for name, most in zip(self.size_fields, (LIMIT - 1, (LIMIT - 1) // max(1, self.side)), strict=True):
             whole_number(f"{name} of a {self.kind} pool", getattr(self, name), 1, most)
         super().check()
@@ -85,13 +85,13 @@ class Matmul(arithmetic.MatmulArithmetic, _FactorizedPool):
     Parameters
     ----------
     n : int, optional
-        Rows and columns; by default the least whose square holds all weights.
+        Rows and columns; by default the least number whose square is at least the number of weights.
     m : int, optional
         Products per virtual weight; by default as many as the ratio allows.
     bits : int, optional
-        Bits of the integers, 2 to 16; by default those of ``Plan.build``.
+        Bits of the integers, 2 to 16; by default the ``bits`` of ``Plan.build``.
     exponents : tuple of int, optional
-        Fixed exponents of left and right, from -29 to 30; by default the values decide.
+        Fixed exponents of left and right, from -29 to 30; by default they follow from the values.
     gain : int, optional
         g, 0 to 20: variables are stored 2**g times smaller; by default the rule of the optimizer.
 
@@ -125,12 +125,13 @@ class Matmul(arithmetic.MatmulArithmetic, _FactorizedPool):
 class Kronecker(arithmetic.KroneckerArithmetic, _FactorizedPool):
     """Virtual weights are the entries of a sum of Kronecker products, row-major.
 
-    ``v = sum over r of left[r] (x) right[r]``: the same products as in a matmul pool of side d**2, in another order.
+    ``v = sum over r of left[r] (x) right[r]``: the products of a matmul pool of side d**2 in a different order.
 
     Parameters
     ----------
     d : int, optional
-        Rows and columns of each factor; by default the least whose fourth power holds all weights.
+        Rows and columns of each factor; by default the least number whose fourth power is at least the number of
+        weights.
     t : int, optional
         Kronecker products; by default as many as the ratio allows.
     bits, exponents, gain
@@ -176,7 +177,7 @@ class Hash(arithmetic.HashArithmetic, LeafPool):
     size : int, optional
         Variables per hash function; by default as many as the ratio allows.
     hashes : int
-        Hash functions, each with a row of the table of its own.
+        The number of hash functions. Each has a separate row of the table.
     signed : bool
         Whether a second hash gives each term a sign.
     capacity : int, optional
@@ -222,7 +223,7 @@ class Hash(arithmetic.HashArithmetic, LeafPool):
         return xp.stack([self._sign(kernels, words, m, seed, xp.int64) for m in range(self.hashes)], axis=1)
 
     def sized(self, weights: int, ratio: Fraction) -> Self:
-        """Fill in size = floor(r N / hashes) and the capacity."""
+        """Set size = floor(r N / hashes) and the capacity."""
         size = self.size or max(1, math.floor(ratio * weights / self.hashes))
         return self._replace(size=size, capacity=self.capacity or weights)
 
@@ -258,7 +259,7 @@ class _CombinedPool(arithmetic.Combination, Pool):
 
     @abstractmethod
     def _taus(self, tau: float) -> list[float]:
-        """Return the deviation of virtual weights that each part must have for the whole to have ``tau``."""
+        """Return the standard deviation of the virtual weights of each part, for a deviation ``tau`` of the whole."""
 
     def indices(self, kernels: Kernels, i: Array, seed: int) -> dict[str, Array]:
         return {
