@@ -1,6 +1,7 @@
-"""Handwritten digits with Flax NNX: a network whose weights are generated from a tenth as many variables.
+"""Train a Flax NNX network on handwritten digits with a tenth of the variables, save it and load it.
 
-Needs: pip install "structured-multi-hashing[jax]" flax optax scikit-learn
+pip install "structured-multi-hashing[jax,demo]" flax optax
+python examples/flax_mlp.py
 """
 
 import os
@@ -12,13 +13,13 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from smh import jax as smh
+import smh
 
 EPOCHS, BATCH = 30, 64
 
 
 class Mlp(nnx.Module):
-    """Two hidden layers: nothing of smh in it."""
+    """A plain network with two hidden layers."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.hidden1 = nnx.Linear(64, 256, rngs=rngs)
@@ -31,13 +32,13 @@ class Mlp(nnx.Module):
 
 
 def main() -> float:
-    """Train, save, load, and return the accuracy on images that were not trained on."""
+    """Train, save and load the model; return its accuracy on test images."""
     digits = load_digits()
     arrays = train_test_split((digits.data / 16).astype("float32"), digits.target, test_size=0.2, random_state=0)
     train_x, test_x, train_y, test_y = map(jax.numpy.asarray, arrays)
 
     graph, params = nnx.split(Mlp(nnx.Rngs(0)), nnx.Param)
-    params = smh.compress(params, ratio=0.1, optimizer="adam")  # from here on, variables in the place of weights
+    params = smh.compress(params, ratio=0.1, optimizer="adam")  # variables instead of weights from here on
     optimizer = optax.adam(3e-3)
 
     def model(params, x):

@@ -1,5 +1,6 @@
-"""Compress a small convolutional network to a tenth of its weights, train it on handwritten digits, and move it.
+"""Train a small Keras network on handwritten digits with a tenth of the variables, save it and load it.
 
+pip install "structured-multi-hashing[keras,demo]"
 python examples/keras_cnn.py
 """
 
@@ -8,11 +9,10 @@ import tempfile
 
 import keras
 import numpy as np
-from rich import print
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from smh import keras as smh
+import smh
 
 
 def make_model() -> keras.Model:
@@ -35,7 +35,7 @@ def make_model() -> keras.Model:
 
 
 def main() -> float:
-    """Train, save, load, and return the accuracy on images that were not trained on."""
+    """Train, save and load the model; return its accuracy on test images."""
     keras.utils.set_random_seed(0)
     images, digits = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8, 1) / 16.0).astype(np.float32)

@@ -1,5 +1,6 @@
-"""Compress a small convolutional network to a tenth of its weights, train it on handwritten digits, and move it.
+"""Train a small PyTorch network on handwritten digits with a tenth of the variables, save it and load it.
 
+pip install "structured-multi-hashing[torch,demo]"
 python examples/torch_cnn.py
 """
 
@@ -7,12 +8,11 @@ import pathlib
 import tempfile
 
 import torch
-from rich import print
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from smh import torch as smh
+import smh
 
 
 def make_model() -> nn.Module:
@@ -33,7 +33,7 @@ def make_model() -> nn.Module:
 
 
 def main() -> float:
-    """Train, save, load, and return the accuracy on images that were not trained on."""
+    """Train, save and load the model; return its accuracy on test images."""
     torch.manual_seed(0)
     images, digits = load_digits(return_X_y=True)
     split = train_test_split(images, digits, test_size=360, random_state=0, stratify=digits)
@@ -48,7 +48,7 @@ def main() -> float:
             nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
 
-    smh.set_residency(model.eval(), "cached")
+    smh.torch.set_residency(model.eval(), "cached")
     with torch.no_grad():
         answers = model(x_test).argmax(1)
     accuracy = (answers == y_test).float().mean().item()
@@ -62,7 +62,7 @@ def main() -> float:
     if smh.digest(loaded) != digest:
         raise SystemExit("the loaded model has other weights")
     with torch.no_grad():
-        agree = (smh.materialize_(loaded).eval()(x_test).argmax(1) == answers).float().mean().item()
+        agree = (smh.torch.materialize_(loaded).eval()(x_test).argmax(1) == answers).float().mean().item()
     print(f"accuracy {accuracy:.1%}; the loaded model has the same weights and gives {agree:.1%} of the same answers")
     return accuracy
 
