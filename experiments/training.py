@@ -17,6 +17,7 @@ from experiments import data, methods, sizes
 from experiments.data import Images
 from experiments.errors import ExperimentError
 from experiments.settings import Settings
+from smh.errors import VariableError
 
 MOMENTUM = 0.9
 _FIT_SHARE = 0.5
@@ -77,12 +78,15 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Images, device: str = "cpu") -> float:
-    """Return how many images in a hundred a model gets right."""
+    """Return how many images in a hundred a model gets right; 0 if its weights are not finite."""
     model.eval()
     right = 0
     for indices in torch.arange(len(images)).split(_TEST_BATCH):
         x, y = images.batch(indices)
-        right += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
+        try:
+            right += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
+        except VariableError:
+            return 0.0
     return 100 * right / len(images)
 
 
@@ -97,7 +101,7 @@ def rate(step: int, steps: int, warmup: float) -> float:
 def _train(
     model: nn.Module, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, s: Settings, after: AfterStep
 ) -> list[float]:
-    """Train a model; a loss that is not finite ends it."""
+    """Train a model; a loss or a weight that is not finite ends it."""
     model.train()
     optimizer = _optimizer(model, s)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -107,7 +111,10 @@ def _train(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * rate(step, steps, s.warmup)
         x, y = next(batches)
-        loss = functional.cross_entropy(model(x), y)
+        try:
+            loss = functional.cross_entropy(model(x), y)
+        except VariableError:  # a compressed model says so where a plain one gives NaN
+            return [*losses, math.nan]
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break
