@@ -28,7 +28,9 @@ def run(framework: str, settings: Settings, folder: Path | None = None) -> dict[
     """
     trainers = {"jax": _jax, "keras": _keras}
     if framework not in trainers or settings.model != "mlp" or settings.method not in ("dense", "matmul"):
-        raise ExperimentError(f"only the mlp, dense or matmul, runs in {', '.join(trainers)}; got {framework}, {settings}")
+        raise ExperimentError(
+            f"only the mlp, dense or matmul, runs in {', '.join(trainers)}; got {framework}, {settings}"
+        )
     loaded = data.load(settings.data, folder, settings.training, settings.validation)
     sets = {name: getattr(loaded, name) for name in ("training", "validation", "test")}
     arrays = {name: (images.x.flatten(1).numpy(), images.y.numpy()) for name, images in sets.items()}

@@ -1,15 +1,13 @@
 """One knob: with ``optimizer="adam"`` or ``"sgd"`` a compressed model trains at the learning rate of the dense one.
 
-``python -m experiments.knob run`` trains the dense model and the compressed one at each rate of a list, in PyTorch; then
-the digits in JAX and Keras, at the rates that were best in PyTorch. ``python -m experiments.knob report`` writes the
-page. The *dense rate* is the one at which the dense model has the best accuracy on validation images, mean over seeds.
-There is no warm-up, no weight decay, and one group of parameters.
+``python -m experiments.knob run`` trains the dense and the compressed model in PyTorch, with one seed at each rate of a
+list, then with all seeds at the best rate of each; and the digits in JAX and Keras, at the best rates of PyTorch.
+``python -m experiments.knob report`` writes the page. There is no warm-up, no weight decay, and one parameter group.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,14 +19,13 @@ import typer
 from experiments import elsewhere, results, training
 from experiments.cells import describe
 from experiments.context import context
-from experiments.report.markdown import signed, table
+from experiments.errors import ExperimentError
 from experiments.results import Line
 from experiments.settings import Settings
 from smh.errors import SmhError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "knob.jsonl"
+RESULTS = Path(__file__).parent / "results" / "knob.jsonl"
 RATES = {"adamw": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "sgd": (0.03, 0.1, 0.3, 1.0)}
 OPTIMIZERS = {"adamw": "Adam", "sgd": "SGD, momentum 0.9"}
 SEEDS = 0, 1, 2
@@ -39,7 +36,6 @@ BASES = {
     "mnist": _IMAGES,
     "fashion-mnist": _IMAGES.replace(data="fashion-mnist"),
 }
-NAMES = {"torch": "PyTorch", "jax": "JAX", "keras": "Keras"}
 _File = Annotated[Path, typer.Option("--results", help="The file of results.")]
 
 
@@ -55,16 +51,15 @@ class Runs:
         return [self.lines[key] for key in keys if key in self.lines]
 
     def best(self, settings: Settings) -> float:
-        """Return the rate at which PyTorch has the best accuracy on validation images, mean over seeds."""
-        return max(
-            RATES[settings.optimizer],
-            key=lambda lr: mean(self.of("torch", settings.replace(lr=lr)), "validation_accuracy"),
-        )
+        """Return the rate at which PyTorch has the best accuracy on validation images with the first seed."""
+        rates = RATES[settings.optimizer]
+        return max(rates, key=lambda lr: self._validation(settings.replace(lr=lr, seed=SEEDS[0])))
 
-
-def mean(lines: list[Line], what: str) -> float:
-    """Return the mean over lines, minus infinity where there are none."""
-    return statistics.fmean(line[what] for line in lines) if lines else -float("inf")
+    def _validation(self, settings: Settings) -> float:
+        line = self.lines.get(("torch", settings.key))
+        if line is None:
+            raise ExperimentError(f"run first what finds the rate: {describe(settings)}")
+        return -1.0 if line["diverged"] else line["validation_accuracy"]
 
 
 def compressed(settings: Settings) -> Settings:
@@ -72,30 +67,29 @@ def compressed(settings: Settings) -> Settings:
     return settings.replace(method="matmul", ratio=RATIO)
 
 
-def wanted(name: str) -> Iterator[tuple[str, Settings]]:
-    """Iterate over what PyTorch runs for a data set, seed by seed."""
-    for seed in SEEDS:
-        for optimizer, rates in RATES.items():
-            for lr in rates:
-                dense = BASES[name].replace(optimizer=optimizer, lr=lr, seed=seed)
-                yield from (("torch", dense), ("torch", compressed(dense)))
+def tuning(name: str) -> Iterator[tuple[str, Settings]]:
+    """Iterate over what PyTorch runs to find the rates for a data set, with one seed."""
+    for optimizer, rates in RATES.items():
+        for lr in rates:
+            dense = BASES[name].replace(optimizer=optimizer, lr=lr)
+            yield from (("torch", dense), ("torch", compressed(dense)))
 
 
-def wanted_elsewhere(runs: Runs) -> Iterator[tuple[str, Settings]]:
-    """Iterate over what JAX and Keras run: the digits, at the best rates of PyTorch."""
+def repeated(name: str, runs: Runs, frameworks: Iterable[str]) -> Iterator[tuple[str, Settings]]:
+    """Iterate over what is run with all seeds, at the best rates of PyTorch."""
     for seed in SEEDS:
         for optimizer in RATES:
-            base = BASES["digits"].replace(optimizer=optimizer)
-            rate, own = runs.best(base), runs.best(compressed(base))
-            dense = base.replace(lr=rate, seed=seed)
-            for framework in ("jax", "keras"):
-                some = [dense, compressed(dense), compressed(dense.replace(lr=own))]
-                yield from ((framework, settings) for settings in dict.fromkeys(some))
+            base = BASES[name].replace(optimizer=optimizer, seed=seed)
+            dense, own = base.replace(lr=runs.best(base)), base.replace(lr=runs.best(compressed(base)))
+            some = dict.fromkeys([dense, compressed(dense), compressed(own)])
+            yield from ((framework, settings) for framework in frameworks for settings in some)
 
 
 @app.command()
 def run(
-    images: Annotated[list[str] | None, typer.Option(help=f"Some of {', '.join(BASES)}; only digits by default.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(help=f"Some of {', '.join(BASES)}; only digits by default.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of the images.")] = None,
     path: _File = RESULTS,
 ) -> None:
@@ -103,9 +97,9 @@ def run(
     torch.set_num_threads(1)
     about = context()
     for name in images or ["digits"]:
-        _run(wanted(name), data, path, about)
-    if BASES["digits"].data in (images or ["digits"]):
-        _run(wanted_elsewhere(Runs(results.read(path))), data, path, about)
+        _run(tuning(name), data, path, about)
+        for frameworks in (["torch"], ["jax", "keras"])[: 2 if name == "digits" else 1]:
+            _run(repeated(name, Runs(results.read(path)), frameworks), data, path, about)
 
 
 def _run(todo: Iterable[tuple[str, Settings]], data: Path | None, path: Path, about: dict[str, Any]) -> None:
@@ -114,9 +108,7 @@ def _run(todo: Iterable[tuple[str, Settings]], data: Path | None, path: Path, ab
         if (framework, settings.key) in done:
             continue
         folder = None if settings.data == "digits" else data
-        outcome = (
-            training.run(settings, folder) if framework == "torch" else elsewhere.run(framework, settings, folder)
-        )
+        outcome = training.run(settings, folder) if framework == "torch" else elsewhere.run(framework, settings, folder)
         line = {"framework": framework, "settings": dataclasses.asdict(settings), **outcome, **about}
         results.append(path, line)
         print(f"{outcome['test_accuracy']:6.2f} %  {framework:6}{describe(settings)}", flush=True)
@@ -128,13 +120,9 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("docs/results/knob.md"),
 ) -> None:
     """Write the page from the results."""
-    output.write_text(page(results.read(path)))
+    from experiments.report import knob
 
-
-def page(lines: list[Line]) -> str:
-    """Return the page, in Markdown."""
-    runs = Runs(lines)
-    return table(["framework"], [])
+    output.write_text(knob.page(results.read(path)))
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def test_what_writes_and_tells_names_it(tmp_path, poisoned):
 def test_compilers_and_transforms_keep_nan():
     model = model_of()
     spoil(model, "pool_left")
-    state = {name: x for name, x in model.named_parameters()}
+    state = dict(model.named_parameters())
     with torch.no_grad():
         batch = torch.func.vmap(lambda x: torch.func.functional_call(model, state, (x,)))(X[:, None])
         assert batch.isnan().all()
