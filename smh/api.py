@@ -110,7 +110,8 @@ class Api(ModelApi[Model, Compressed]):
         Raises
         ------
         VariableError
-            If a variable is missing, unknown, or of the wrong shape or dtype.
+            If a variable is missing, unknown, or of the wrong shape or dtype; or, in a model of PyTorch or Keras, not
+            finite or too large. For a plan, weights are NaN then.
         UnknownNameError
             If the plan has no tensor of that name.
         LimitError

@@ -301,6 +301,11 @@ class ModelApi(Generic[Model, Compressed]):
         PlanError
             If the model is not compressed.
 
+        Warns
+        -----
+        UserWarning
+            If training has diverged: variables are not finite or too large, and weights are NaN.
+
         Examples
         --------
         >>> import torch
