@@ -18,6 +18,7 @@ from experiments.cells import describe
 from experiments.data import Images
 from experiments.errors import ExperimentError
 from experiments.settings import Settings
+from smh.errors import VariableError
 
 MOMENTUM = 0.9
 _FIT_SHARE = 0.5
@@ -80,12 +81,15 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Images, device: str = "cpu") -> float:
-    """Return the percentage of images that a model classifies correctly."""
+    """Return the percentage of images that a model classifies correctly, or 0 if its weights are not finite."""
     model.eval()
     right = 0
     for indices in torch.arange(len(images)).split(_TEST_BATCH):
         x, y = images.batch(indices)
-        right += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
+        try:
+            right += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
+        except VariableError:
+            return 0.0
     return 100 * right / len(images)
 
 
@@ -122,7 +126,7 @@ def _train(
     after: AfterStep,
     epochs: _Epochs,
 ) -> list[float]:
-    """Train a model. A loss that is not finite ends the training."""
+    """Train a model. A loss or a weight that is not finite ends the training."""
     model.train()
     optimizer = _optimizer(model, s)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -132,7 +136,10 @@ def _train(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * rate(step, steps, s.warmup)
         x, y = next(batches)
-        loss = functional.cross_entropy(model(x), y)
+        try:
+            loss = functional.cross_entropy(model(x), y)
+        except VariableError:  # a compressed model says so where a plain one gives NaN
+            return [*losses, math.nan]
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break

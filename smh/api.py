@@ -15,6 +15,7 @@ from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError, VariableError
 from smh.files import checkpoint, digests, limits
+from smh.models import poison
 from smh.models.adapter import ModelAdapter
 from smh.models.api import Compressed, Model, ModelApi
 from smh.models.compression import Compression, check_fit, check_loaded
@@ -109,7 +110,8 @@ class Api(ModelApi[Model, Compressed]):
         Raises
         ------
         VariableError
-            If a variable is missing, unknown, or of the wrong shape or dtype.
+            If a variable is missing, unknown, or of the wrong shape or dtype; or, in a model of PyTorch or Keras, not
+            finite or too large. For a plan, weights are NaN then.
         UnknownNameError
             If the plan has no tensor of that name.
         LimitError
@@ -190,7 +192,7 @@ class Api(ModelApi[Model, Compressed]):
         Raises
         ------
         VariableError
-            If a variable is missing, unknown, or of the wrong shape or dtype.
+            If a variable is missing, unknown, or of the wrong shape or dtype; or, of a model, not finite or too large.
         PlanError
             If the model is not compressed.
 
@@ -344,7 +346,9 @@ class Api(ModelApi[Model, Compressed]):
             return self._get_backend(), model, _mapping("variables", variables), _mapping("dense", dense)
         self._check_alone(model, variables=variables, dense=dense)
         plan, adapter = self.plan_of(model), self._adapter_of(model)
-        return adapter.backend, plan, adapter.variables(model), adapter.kept(model, plan)
+        named = adapter.variables(model)
+        poison.check(plan, {name: adapter.backend.to_numpy(x) for name, x in named.items()})
+        return adapter.backend, plan, named, adapter.kept(model, plan)
 
     def _check_alone(self, model: Any, **given: Any) -> None:
         """Raise :class:`~smh.PlanError` where arguments that go with a plan come with a model."""

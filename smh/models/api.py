@@ -18,6 +18,7 @@ from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
 from smh.errors import PlanError, near_names
+from smh.models import poison
 from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
@@ -300,6 +301,11 @@ class ModelApi(Generic[Model, Compressed]):
         PlanError
             If the model is not compressed.
 
+        Warns
+        -----
+        UserWarning
+            If training has diverged: variables are not finite or too large, and weights are NaN.
+
         Examples
         --------
         >>> import torch
@@ -309,13 +315,12 @@ class ModelApi(Generic[Model, Compressed]):
         are kept. A file takes 194 bytes instead of 4,920 (3.9%); residency 'full', gradients 'exact'.
         """
         compression, adapter = self._compression(model), self._adapter_of(model)
-        variables = adapter.variables(model)
-        scales = {
-            name: float(adapter.backend.to_numpy(x))
-            for name, x in variables.items()
-            if name.startswith("scale/") and not getattr(x, "is_meta", False)
-        }
-        return make_report(compression, scales)
+        named = adapter.variables(model)
+        variables = {name: adapter.backend.to_numpy(x) for name, x in named.items() if not getattr(x, "is_meta", False)}
+        if variables.keys() == compression.plan.variable_shapes.keys():
+            if message := poison.describe(compression.plan, variables):
+                warnings.warn(message, UserWarning, stacklevel=2)
+        return make_report(compression, {name: float(x) for name, x in variables.items() if name.startswith("scale/")})
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Build all weights once, for all that runs within this context, whatever the residency.

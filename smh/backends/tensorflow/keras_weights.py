@@ -7,6 +7,7 @@ A pass builds weights by one differentiable function of all variables, so that t
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,9 @@ from keras.src.backend.common import global_state
 from smh.backends.tensorflow import derivatives
 from smh.backends.tensorflow.derivatives import as_written
 from smh.core.kernels import Array
+from smh.core.plan import Plan
 from smh.errors import ExportError, VariableError
+from smh.models import poison
 from smh.models.compression import Compression
 
 _RUNS: ContextVar[Any] = ContextVar("smh_keras_runs", default=MappingProxyType({}))
@@ -155,7 +158,7 @@ class Source:
         """Return the named weights, or all that are kept."""
         flat, served, fast = self.flat(), _SERVED.get().get(id(self)), self.compression.fast
         if not self._shares():
-            return dict(zip(names, derivatives.build(self.plan, names, *flat, fast=fast), strict=True))
+            return dict(zip(names, _built(self.plan, names, flat, fast), strict=True))
         kept = self._kept(flat) if tf.executing_eagerly() else ()
 
         @tf.custom_gradient
@@ -178,7 +181,7 @@ class Source:
         if kept is not None and all(map(_same, flat, kept.variables)):
             weights = kept.weights
         else:
-            weights = derivatives.build(self.plan, self.names, *map(tf.stop_gradient, flat))
+            weights = _built(self.plan, self.names, [tf.stop_gradient(x) for x in flat])
         self._cache = _Cache(tuple(flat), places, weights)
         return weights
 
@@ -245,6 +248,18 @@ def held_while_running(layer: keras.Layer, source: Source, names: tuple[str, ...
     layer.call = holding
 
 
+def _built(plan: Plan, names: tuple[str, ...], flat: Sequence[Array], fast: bool = False) -> tuple[Array, ...]:
+    """Build weights; eager code on a CPU, which does not wait for a device, refuses poisoned variables.
+
+    A poisoned variable makes whole weights NaN, so one number of each tells.
+    """
+    weights = derivatives.build(plan, names, *flat, fast=fast)
+    if tf.executing_eagerly() and all(x.device.endswith("CPU:0") for x in weights):
+        if any(math.isnan(np.asarray(memoryview(x)).item(0)) for x in weights):
+            poison.check(plan, dict(zip(plan.variable_shapes, (x.numpy() for x in flat), strict=True)))
+    return weights
+
+
 class _Cache(NamedTuple):
     """Weights, the variables that they were built from, and where these are."""
 
@@ -307,7 +322,7 @@ class _LayerRun(_Run):
 
         @tf.custom_gradient
         def smh_anchored(*anchors: Array) -> tuple[tuple[Array, ...], Callable[..., Any]]:
-            weights = derivatives.build(self.plan, names, *map(tf.stop_gradient, self.flat))
+            weights = _built(self.plan, names, [tf.stop_gradient(x) for x in self.flat])
             return weights, lambda *cotangents: cotangents
 
         return tuple(smh_anchored(*(self.anchors[name] for name in names)))

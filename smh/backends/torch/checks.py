@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from smh.backends.torch.copies import NAMES, STORE
+from smh.backends.torch.saved import traced
+from smh.core.plan import Plan
 from smh.errors import PlanError, VariableError
-from smh.models import compression
+from smh.models import compression, poison
 from smh.text import some
 
 if TYPE_CHECKING:
@@ -133,6 +137,18 @@ def _check_training(store: Store) -> None:
 def _mark(x: torch.Tensor) -> tuple[int, list[float]]:
     """Return what shows that an optimiser changed a parameter; fused ones raise no version."""
     return 0 if x.is_inference() else x._version, x.detach().reshape(-1)[:8].tolist()
+
+
+def check_finite(plan: Plan, variables: Mapping[str, torch.Tensor], weights: Sequence[torch.Tensor]) -> None:
+    """Raise :class:`~smh.VariableError` if variables are poisoned; not where one would have to wait for a device.
+
+    A poisoned variable makes whole weights NaN, so one number of each tells.
+    """
+    if traced() or any(type(w) is not torch.Tensor or w.device.type != "cpu" for w in weights):
+        return
+    with torch.no_grad():
+        if any(math.isnan(w.as_strided((), ()).item()) for w in weights):
+            poison.check(plan, {name: x.numpy(force=True) for name, x in variables.items()})
 
 
 def check_whole(store: Store, what: str) -> None:

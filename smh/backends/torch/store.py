@@ -15,7 +15,7 @@ from torch import nn
 
 from smh.backends.torch import packed, sharded
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
-from smh.backends.torch.checks import check_pass, check_whole
+from smh.backends.torch.checks import check_finite, check_pass, check_whole
 from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
 from smh.backends.torch.empty import check_not_offloaded
@@ -125,11 +125,13 @@ class Store:
         state = self._state() if by_layer else None
         if state is None:
             found: tuple[torch.Tensor, ...] = Materialize.apply(plan, tensors, fast, *variables.values())
-            return found
-        kept = self.packed
-        if kept is None or not _same(kept[0], state):
-            self.packed = kept = self._state(values=True) or state, packed.pack(plan, variables)
-        return packed.materialize(plan, kept[1], variables, tensors)
+        else:
+            kept = self.packed
+            if kept is None or not _same(kept[0], state):
+                self.packed = kept = self._state(values=True) or state, packed.pack(plan, variables)
+            found = packed.materialize(plan, kept[1], variables, tensors)
+        check_finite(plan, variables, found)
+        return found
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
