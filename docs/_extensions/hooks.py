@@ -12,15 +12,12 @@ from mkdocs.exceptions import PluginError
 sys.path.insert(0, str(Path(__file__).parent))
 
 from commands import MARK, reference
+from elsewhere import loaded
 from roles import leftover
 
 import smh
 
 _FORMULA = re.compile(r'class="arithmatex">(.*?)</(?:span|div)>', re.DOTALL)
-_LOADED = re.compile(
-    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
-    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|icon))[^>]*\bhref=["']?(?:https?:)?//[^>]*>"""
-)
 
 
 def on_config(config: Any, **_: Any) -> Any:
@@ -47,7 +44,7 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Refuse a page that loads anything from another site: pages work without a network."""
-    found = _LOADED.search(output)
+    found = loaded(output)
     if found is not None:
-        raise PluginError(f"{page.file.src_uri} loads from another site: {found.group()}")
+        raise PluginError(f"{page.file.src_uri} loads from another site: {found}")
     return output
