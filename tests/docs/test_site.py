@@ -69,4 +69,6 @@ def test_drawings_are_what_their_scripts_write(name, tmp_path, monkeypatch):
     drawn = sorted(tmp_path.iterdir())
     assert len(drawn) == 2
     for file in drawn:
-        assert file.read_text(encoding="utf-8") == (ASSETS / file.name).read_text(encoding="utf-8"), file.name
+        assert file.read_text(encoding="utf-8") == (ASSETS / file.name).read_text(encoding="utf-8"), (
+            f"run python docs/drawings/{name}.py: {file.name} is another one"
+        )
