@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the reference of the command line, and checks that no role and no dollar is left."""
+"""Hooks of MkDocs: the version, the reference of the command line, and checks of what pages show and load."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from mkdocs.exceptions import PluginError
 sys.path.insert(0, str(Path(__file__).parent))
 
 from commands import MARK, reference
+from elsewhere import loaded
 from roles import leftover
 
+import smh
+
 _FORMULA = re.compile(r'class="arithmatex">(.*?)</(?:span|div)>', re.DOTALL)
+
+
+def on_config(config: Any, **_: Any) -> Any:
+    """Show the version of the library in the header."""
+    config.site_name = f"smh {smh.__version__}"
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -31,3 +40,11 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
         if "$" in formula:
             raise PluginError(f"{page.file.src_uri} has a formula with a dollar in it, set a blank line: {formula}")
     return html
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that loads anything from another site: pages work without a network."""
+    found = loaded(output)
+    if found is not None:
+        raise PluginError(f"{page.file.src_uri} loads from another site: {found}")
+    return output

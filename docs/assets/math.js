@@ -1,6 +1,5 @@
 // Sets the formulas that arithmatex marked, once the page is there.
 document.addEventListener("DOMContentLoaded", () => {
-  if (typeof katex === "undefined") return;
   for (const element of document.querySelectorAll(".arithmatex")) {
     const source = element.textContent.trim();
     const displayMode = source.startsWith("\\[");
