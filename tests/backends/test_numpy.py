@@ -26,7 +26,7 @@ def test_arrays_go_through_unchanged():
     y[0] = 2
     assert x[0] == 1.5
     assert_same_bits(backend.to_numpy(backend.asarray(x)), x)
-    with pytest.raises(smh.BackendError, match="'cpu' only; got 'cuda'"):
+    with pytest.raises(smh.BackendError, match="only the device 'cpu'; got 'cuda'"):
         backend.asarray(x, "cuda")
 
 

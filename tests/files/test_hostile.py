@@ -172,8 +172,8 @@ def test_offsets_are_integers(offset):
 
 VIEWS = {
     "an ellipsis of one character": ("\u2026 -> \u2026", {}, {}, "no ellipsis"),
-    "a digit of another script": ("a b \uff11 -> b a", {}, {}, "names, like those of variables"),
-    "a number that is one": ("a b 01 -> b a", {}, {}, "names, like those of variables"),
+    "a digit of another script": ("a b \uff11 -> b a", {}, {}, "names like Python variables"),
+    "a number that is one": ("a b 01 -> b a", {}, {}, "names like Python variables"),
     "an argument of einops": ("(tensor b) c -> c tensor b", {"tensor": 2}, {}, "argument of einops"),
     "another argument of einops": ("(a reduction) b -> a b reduction", {"reduction": 1}, {}, "argument of einops"),
     "too many axes": (
@@ -187,7 +187,7 @@ VIEWS = {
     "a huge size": ("(a c) b -> a b c", {"c": 2**62}, {}, "does not fit"),
     "repeated": ("a b -> a b b", {}, {}, "does not fit"),
     "reduced": ("a b -> a", {}, {}, "does not fit"),
-    "an unknown order": ("a b -> b a", {}, {"c": [0]}, "no axis"),
+    "an unknown order": ("a b -> b a", {}, {"c": [0]}, "not an axis"),
     "an order with a gap": ("a b -> b a", {}, {"a": [0, 2, 3, 4]}, "each of 0 to 3"),
     "an order of booleans": ("a b -> b a", {}, {"b": [False, True, 2, 3]}, "each of 0 to 3"),
 }

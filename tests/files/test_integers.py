@@ -244,7 +244,7 @@ def test_training_values_of_another_grid(tmp_path):
     refused(tmp_path, with_data(content, name, 0 * left), words)
     refused(tmp_path, with_data(content, name, -left), "must round to its integers, got '3 that do not'")
     for bad in (np.nan, np.inf):
-        refused(tmp_path, with_data(content, name, np.full_like(left, bad)), "must have a grid.*no integers")
+        refused(tmp_path, with_data(content, name, np.full_like(left, bad)), "must have a grid.*cannot be stored")
     (tmp_path / "x").write_bytes(with_data(content, name, smh.load(tmp_path / "model").variables["pool/left"]))
     assert smh.load(tmp_path / "x").training
 

@@ -207,12 +207,12 @@ def test_a_file_that_begins_otherwise_says_its_version(tmp_path, version):
 
     with pytest.raises(smh.CheckpointError, match=f"reads files of version {VERSION}: upgrade it, got '{version}'"):
         load(tmp_path, changed(change, version))
-    with pytest.raises(smh.CheckpointError, match="no smh checkpoint of version 2.0"):
+    with pytest.raises(smh.CheckpointError, match="not a checkpoint of smh version 2.0"):
         load(tmp_path, changed(change))
 
 
 @pytest.mark.parametrize("metadata", ["", "[]", "{}", '{"version":3}', "x", 7, None, ["3.0"]])
 def test_a_beginning_of_no_version_is_no_checkpoint(tmp_path, metadata):
     header = json.dumps({"__metadata__": {"smh": metadata}}).encode()
-    with pytest.raises(smh.CheckpointError, match="no smh checkpoint|upgrade it, got 3"):
+    with pytest.raises(smh.CheckpointError, match="not a checkpoint of smh version|upgrade it, got 3"):
         load(tmp_path, len(header).to_bytes(8, "little") + header)

@@ -198,7 +198,7 @@ def test_text_that_is_no_json(text):
         ({"a": "fc.wieght"}, "did you mean 'fc.weight'"),
         ({"a": "q", "b": "q"}, "must be used once"),
         ({"a": ("q", "x y -> x")}, "cannot be turned"),
-        ({"a": ("q", 3)}, "no way that can be understood"),
+        ({"a": ("q", 3)}, "the entry of 'a' from 'q' is invalid"),
         ({"a": ("fc.weight", "o (c h) -> o c h", {"c": 5})}, "cannot be turned"),
         ({"": "q"}, "nonempty name"),
         ({"a": Entry((Source("q", (4, 4)), Source("fc.bias", (10,))), "concat")}, "do not fit one another"),
@@ -343,7 +343,7 @@ def test_ports_that_cannot_be():
     source = made()
     cut = {f"fc.{k}": Entry((Source("fc.weight", (10, 64), None, (k, 2)),)) for k in range(2)}
     for changes, message in [
-        (cut, "'fc.weight' is generated, and must become one whole tensor"),
+        (cut, "'fc.weight' is generated and must become one whole tensor"),
         ({"carried/fc": "fc.weight"}, "must become one whole tensor"),
         ({}, "not used by the mapping: 'fc.weight'"),
     ]:
@@ -482,7 +482,7 @@ def test_a_missing_bias_is_zero_and_a_lost_one_is_listed():
     without = {"a": {"kernel": np.ones((3, 4), np.float32)}}
     mapping = match(without, {"a": dense(3, 4)}).mapping
     assert not mapping.apply({"a/kernel": np.ones((3, 4))})["a/bias"].any()
-    assert "no place for these" in str(match({"a": dense(3, 4)}, without))
+    assert "does not use these" in str(match({"a": dense(3, 4)}, without))
 
 
 def test_missing_statistics_are_an_error():

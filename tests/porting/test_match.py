@@ -289,7 +289,7 @@ def test_what_other_frameworks_do_not_know_is_carried_or_zero():
             "computes something else",
         ),
         (lambda: nn.LSTM(4, 3, proj_size=2), lambda: keras.Sequential([keras.Input((6, 4)), L.LSTM(3)]), "proj_size"),
-        (lambda: nn.GRU(4, 3), lambda: nnx.GRUCell(4, 3, rngs=nnx.Rngs(0)), "no place for these"),
+        (lambda: nn.GRU(4, 3), lambda: nnx.GRUCell(4, 3, rngs=nnx.Rngs(0)), "does not use these"),
         (lambda: nn.Linear(4, 3), lambda: keras.Sequential([L.Dense(3)]), "built keras.Model is needed"),
     ],
 )

@@ -211,7 +211,7 @@ def test_two_biases_that_are_generated_as_one_do_not_move(tmp_path):
     small = keras_models.compress(keras_models.make("gru"), 0.2, include=".*(kernel|gru_cell/bias)")
     keras_models.save(tmp_path / "gru.safetensors", small)
     mapping = matched("keras", small, "torch", fresh)
-    with pytest.raises(smh.PortError, match="'gru/gru_cell/bias' is generated, and must become one whole tensor"):
+    with pytest.raises(smh.PortError, match="'gru/gru_cell/bias' is generated and must become one whole tensor"):
         smh.port(smh.load(tmp_path / "gru.safetensors"), mapping)
 
 

@@ -272,5 +272,5 @@ def test_a_generated_matrix_is_not_cut_into_gates(tmp_path):
     model = smh_torch.compress(nn.LSTM(8, 8), ratio=0.5)
     smh_torch.save(tmp_path / "lstm.safetensors", model)
     mapping = match(model, nnx.LSTMCell(8, 8, rngs=rngs())).mapping
-    with pytest.raises(smh.PortError, match="'weight_ih_l0' is generated, and must become one whole tensor"):
+    with pytest.raises(smh.PortError, match="'weight_ih_l0' is generated and must become one whole tensor"):
         smh.port(smh.load(tmp_path / "lstm.safetensors"), mapping)

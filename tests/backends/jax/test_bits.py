@@ -157,7 +157,7 @@ FLAG = """
 """
 
 
-@pytest.mark.parametrize(("flag", "message"), [("", "built"), ("=true", "leave the flag --xla_cpu_enable_fast_math")])
+@pytest.mark.parametrize(("flag", "message"), [("", "built"), ("=true", "remove the flag --xla_cpu_enable_fast_math")])
 def test_a_compiler_that_reorders_sums_is_refused(flag, message):
     """Where the first call is in a transformation."""
     result = subprocess.run(
