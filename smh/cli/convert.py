@@ -10,7 +10,7 @@ import typer
 
 from smh.backends import numpy as smh_numpy
 from smh.backends.registry import get_backend
-from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, check_out, emit, marked, progress
+from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, Quiet, check_out, counted, emit, progress
 from smh.errors import CheckpointError, LimitError
 from smh.files import checkpoint
 from smh.files.checkpoint import Checkpoint
@@ -22,25 +22,23 @@ from smh.porting import Mapping, doubts, port, tensor_shapes
 def run_materialize(
     path: Path = File,
     out: Path = typer.Option(..., "--out", "-o", metavar="DENSE", help="The safetensors file to write."),
-    names: list[str] = typer.Option([], help="Tensors to write, separated by commas; default: all."),
-    view: bool = typer.Option(
-        True, "--view/--canonical", help="Shapes as the model sees them, or as the plan has them."
-    ),
+    names: list[str] = typer.Option([], help="Tensors to write, separated by commas. Default: all."),
+    view: bool = typer.Option(True, "--view/--canonical", help="Shapes of the model, or of the plan."),
     backend: str = BackendName,
     force: bool = Force,
     max_bytes: int | None = MaxBytes,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Write weights, and the tensors that are kept as they are, as a plain safetensors file that any reader opens.
+    """Write the weights and the kept tensors of a checkpoint as a plain safetensors file.
 
-    The file is streamed, one tensor at a time, and appears whole or not at all. NumPy builds large tensors without a
-    view block by block. The limit holds for the file that is written, too.
+    The file is written one tensor at a time, and appears whole or not at all. The limit also holds for its size.
     """
     builder = get_backend(backend or None)
     check_out(out, path, force=force)
     wanted = [name for given in names for name in given.split(",") if name] if names else None
     found = checkpoint.read(path)
-    with progress() as bars:
+    with progress(quiet) as bars:
         task = bars.add_task(out.name, total=None)
         written = export(
             out,
@@ -60,8 +58,8 @@ def run_materialize(
         "weights": written.weights,
         "tensors": {name: list(shape) for name, shape in written.shapes.items()},
     }
-    line = f"{out}: {len(written.shapes):,} tensors, {written.weights:,} weights, {written.size:,} bytes"
-    emit(result, as_json, [line])
+    count = counted(len(written.shapes), "tensor")
+    emit(result, as_json, [f"{out}: {count}, {written.weights:,} weights, {written.size:,} bytes"], quiet=quiet)
 
 
 def run_port(
@@ -72,12 +70,13 @@ def run_port(
     out: Path = typer.Option(..., "--out", "-o", metavar="OUT", help="The checkpoint to write."),
     force: bool = Force,
     max_bytes: int | None = MaxBytes,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
     """Give the tensors of a checkpoint the names and shapes of another model.
 
-    The variables and the digest stay the same; the weights are rebuilt to verify that. A mapping is made in Python by
-    smh.porting.match. Doubts about it are printed as warnings: names that would fit better the other way round.
+    Variables and digest do not change; the weights are rebuilt to verify that. smh.porting.match makes a mapping in
+    Python. Names that would fit better the other way round bring a warning.
     """
     check_out(out, path, mapping, force=force)
     chosen = Mapping.load(mapping)
@@ -86,7 +85,7 @@ def run_port(
     _check_defaults(chosen, found, max_bytes)
     ported = port(found, chosen)
     warnings = doubts(chosen)
-    with progress() as bars:
+    with progress(quiet) as bars:
         bars.add_task("rebuilding the weights", total=None)
         digest = smh_numpy.digest(ported.plan, ported.variables)
     if digest != ported.digest:
@@ -100,8 +99,7 @@ def run_port(
         "settings": {layer: dict(values) for layer, values in chosen.settings.items()},
         "warnings": warnings,
     }
-    doubtful = [marked(f"warning: {warning}", "yellow") for warning in warnings]
-    emit(result, as_json, [chosen, *doubtful, f"file   {out}", f"digest {digest}"])
+    emit(result, as_json, [chosen, f"file   {out}", f"digest {digest}"], warnings=warnings, quiet=quiet)
 
 
 def _check_defaults(mapping: Mapping, found: Checkpoint, limit: int | None) -> None:

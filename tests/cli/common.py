@@ -7,7 +7,7 @@ import sys
 
 from typer.testing import CliRunner
 
-from smh.cli import app
+from smh.cli.commands import app
 
 SMH = [sys.executable, "-m", "smh"]
 

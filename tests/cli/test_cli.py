@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 
 import smh
 import smh.cli as smh_cli
-from smh.cli import app, conformance, look, main
+from smh.cli import commands, conformance, look, main
+from smh.cli.commands import app
 from smh.errors import BackendError, ConformanceError
 from tests.cli.common import SMH, assert_fails, call, invoke
 
@@ -68,7 +69,7 @@ def test_help_is_no_markup():
     """What stands in brackets is there, and the terminal breaks lines, not the source."""
     other = typer.Typer(rich_markup_mode="rich")
 
-    @other.command(cls=smh_cli._Command)
+    @other.command(cls=commands._Command)
     def command(x: str = typer.Option("", help="{name: [sizes]}")):
         """Do.
 
@@ -140,7 +141,7 @@ def test_what_nobody_foresaw_is_no_difference(monkeypatch, capsys):
     def fail(**_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(smh_cli, "app", fail)
+    monkeypatch.setattr(commands, "app", fail)
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 3
@@ -371,7 +372,7 @@ def test_info_of_backends_that_fail(monkeypatch):
     assert rows["absent"] == {"installed": False, "version": None, "devices": [], "error": None}
     text = invoke("info").stdout
     assert r"libfoo.so: \x1b cannot open" in text
-    assert "not installed: pip install 'smh[absent]'" in text
+    assert 'not installed: pip install "structured-multi-hashing[absent]"' in text
     assert "nmpy (there is none of this name: change SMH_BACKEND)" in text
 
 
