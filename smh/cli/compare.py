@@ -211,7 +211,7 @@ def _differences(where: str, differences: list[Difference]) -> Iterator[Text]:
 
 
 def run_diff(
-    first: Path = typer.Argument(..., metavar="A", help=f"A checkpoint. {MODEL_HELP}"),
+    first: Path = typer.Argument(..., metavar="A", help=f"A checkpoint, or a model: {MODEL_HELP}"),
     second: Path = typer.Argument(..., metavar="B", help="The other file, of any of these kinds."),
     weights: bool = typer.Option(False, "--weights", help="Also rebuild and compare the weights of two checkpoints."),
     max_bytes: int | None = MaxBytes,

@@ -91,7 +91,9 @@ Convention = typer.Option(
 def run_plan(
     context: typer.Context,
     shapes: list[str] = typer.Argument(
-        ..., metavar="MODEL", help=f"{MODEL_HELP} Or shapes: a file {{name: [sizes]}} in JSON, or words, fc1=64x100."
+        ...,
+        metavar="MODEL",
+        help=f"A model: {MODEL_HELP} Or shapes: words, fc1=64x100, or a file {{name: [sizes]}} in JSON.",
     ),
     ratio: float | None = Ratio,
     size: str | None = Size,
@@ -149,7 +151,7 @@ def run_plan(
 
 def run_fit(
     context: typer.Context,
-    path: Path = typer.Argument(..., metavar="MODEL", help=MODEL_HELP),
+    path: Path = typer.Argument(..., metavar="MODEL", help=f"A model: {MODEL_HELP}"),
     out: Path = typer.Option(..., "--out", "-o", metavar="FILE", help="The checkpoint to write."),
     ratio: float | None = Ratio,
     size: str | None = Size,

@@ -102,7 +102,7 @@ def _shown_installation(result: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def run_inspect(
-    path: Path = typer.Argument(..., metavar="FILE", help=f"A checkpoint. {MODEL_HELP}"),
+    path: Path = typer.Argument(..., metavar="FILE", help=f"A checkpoint, or a model: {MODEL_HELP}"),
     every: bool = ShowAll,
     as_json: bool = AsJson,
 ) -> None:

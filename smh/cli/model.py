@@ -26,9 +26,7 @@ from smh.models.compression import ModelTensor
 from smh.models.roles import complete
 from smh.strict_json import MAX_HEADER, check_limits, parse, short
 
-MODEL_HELP = (
-    "A model: a file (.safetensors, .npz, .pt, .pth or .bin), the index of several files (.index.json), or a folder."
-)
+MODEL_HELP = "a file (.safetensors, .npz, .pt, .pth or .bin), the index of several files (.index.json), or a folder."
 
 _WORD = re.compile(r"(?P<name>.+)=(?P<sizes>\d{1,18}(x\d{1,18})*)", re.ASCII | re.DOTALL)
 _AXES: dict[str, dict[int, str]] = {
@@ -48,7 +46,7 @@ def from_words(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
         match = _WORD.fullmatch(word)
         if match is None or match["name"] in sizes:
             why = "give one file, or words such as fc1=64x100, each name once"
-            raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="SHAPES")
+            raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="MODEL")
         sizes[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
     return sizes
 

@@ -148,10 +148,12 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def telling(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say of which file an error tells."""
+    """Name the file in an error, unless it names one of the files of a model."""
     try:
         yield
     except CheckpointError as error:
+        if str(error).startswith("cannot read "):
+            raise
         raise CheckpointError(f"cannot read {os.fspath(path)!r}: {error}") from error.__cause__
 
 

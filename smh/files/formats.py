@@ -93,9 +93,7 @@ class TorchFile(DenseTensors):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of types that PyTorch will drop
-                found = torch.load(
-                    self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
-                )
+                found = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
         except Exception as error:  # unpickling hostile data fails in many ways
             says = "" if isinstance(error, pickle.UnpicklingError) else f". PyTorch says: {shortened(str(error), 200)}"
             what = "PyTorch cannot read it as tensors alone: save a model by torch.save(model.state_dict(), path)"
@@ -143,7 +141,8 @@ class TorchFile(DenseTensors):
 
         x = self._tensors[name].detach().resolve_conj().resolve_neg().contiguous().clone()
         real = torch.view_as_real(x) if x.is_complex() else x
-        return real.reshape(-1).view(torch.uint8).numpy().view(dtype_of(name, code)).reshape(self.shapes[name])
+        data: np.ndarray = real.reshape(-1).view(torch.uint8).numpy()
+        return data.view(dtype_of(name, code)).reshape(self.shapes[name])
 
 
 class ShardedModel(DenseTensors):
@@ -159,7 +158,7 @@ class ShardedModel(DenseTensors):
         places = index.get("weight_map") if isinstance(index, dict) else None
         check(isinstance(places, dict), "the index of a model must have a weight_map, from tensors to files", index)
         shards: dict[str, list[str]] = {}
-        for name, shard in places.items():
+        for name, shard in (places or {}).items():
             plain = isinstance(shard, str) and shard == os.path.basename(shard) and shard not in ("", ".", "..")
             check(plain, f"the file of {short(name)} must be one beside the index, without a folder", shard)
             shards.setdefault(shard, []).append(name)
@@ -174,7 +173,9 @@ class ShardedModel(DenseTensors):
             self.aliases |= part.aliases
             self.files.append(path)
             self.notes += part.notes
-            self.metadata = part.metadata if len(self.files) == 2 else dict(self.metadata.items() & part.metadata.items())
+            self.metadata = (
+                part.metadata if len(self.files) == 2 else dict(self.metadata.items() & part.metadata.items())
+            )
             for name in part:
                 self._shards[name] = part
                 self._add(name, part.shapes[name], part.dtypes[name], part.sizes[name])
