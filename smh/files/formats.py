@@ -65,13 +65,14 @@ class ArrayArchive(DenseTensors):
                 with self._zip.open(entry) as file:
                     shape, _, dtype = _read_npy_header(file)
                     size = math.prod(shape) * dtype.itemsize
-                    check(dtype.hasobject or size == entry.file_size - file.tell(), f"{what} have {size} bytes", entry)
+                    data = entry.file_size - file.tell()
+                    check(dtype.hasobject or size == data, f"{what} have {size} bytes", data)
                 self._add(name, shape, _CODES.get(dtype.name, dtype.name), size)
 
     def _read(self, name: str, code: str) -> np.ndarray:
         with _damage(), self._zip.open(f"{name}.npy") as file:
             x = npy.read_array(file, allow_pickle=False)
-        x = np.ascontiguousarray(x).astype(x.dtype.newbyteorder("<"), copy=False)
+        x = x.astype(x.dtype.newbyteorder("<"), order="C", copy=False)
         check_bools(name, x)
         return x
 
@@ -165,7 +166,9 @@ class ShardedModel(DenseTensors):
         self._shards: dict[str, DenseTensors] = {}
         for shard in sorted(shards):
             path = os.path.join(os.path.dirname(self.path), shard)
-            part = stack.enter_context(_reader(path)(path))
+            reader = _reader(path)
+            check(reader is not ShardedModel, f"the index must name files of tensors for {some(shards[shard])}", shard)
+            part = stack.enter_context(reader(path))
             missing = [name for name in shards[shard] if name not in part and name not in part.aliases]
             check(not missing, f"{shard!r} must hold {some(missing)}, as the index says", list(part)[:3])
             surplus = sorted(set(part) - set(shards[shard]))
