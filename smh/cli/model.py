@@ -84,11 +84,14 @@ def _read_json(path: Path) -> bytes:
 
 def tensors_of(file: DenseTensors, convention: str) -> tuple[ModelTensor, ...]:
     """Return the tensors of a model, with the meaning of their axes by a convention."""
-    tensors = []
+    tensors: list[ModelTensor] = []
+    aliases: dict[str, list[str]] = {name: [] for name in file}
+    for alias, name in file.aliases.items():
+        aliases[name].append(alias)
     for name, shape in file.shapes.items():
         dtype = file.dtypes[name]
         kept = f"it is of dtype {dtype}" if dtype not in FLOATS else "" if math.prod(shape) else "it is empty"
-        tensors.append(ModelTensor(name, shape, file.sizes[name], kept=kept))
+        tensors.append(ModelTensor(name, shape, file.sizes[name], aliases=tuple(aliases[name]), kept=kept))
     return complete(tensors, functools.partial(axes_of, convention))
 
 
@@ -127,12 +130,12 @@ def axes_of(convention: str, shape: tuple[int, ...]) -> str | None:
 
 def selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Return the names of the tensors to be generated."""
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    owners = {name: tensor for tensor in tensors for name in (tensor.name, *tensor.aliases)}
     chosen = {tensor.name for tensor in tensors if not tensor.why_kept}
     if include:
         free = {tensor.name for tensor in tensors if not tensor.kept}
-        chosen = _matching("--include", include, shapes) & free
-    chosen -= _matching("--exclude", exclude, shapes)
+        chosen = _matching("--include", include, owners) & free
+    chosen -= _matching("--exclude", exclude, owners)
     if (include or exclude) and not chosen:
         kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]
         also = f"; not to be generated: {', '.join(kept[:3])}" if kept else ""
@@ -143,8 +146,9 @@ def selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Se
     return chosen
 
 
-def _matching(option: str, patterns: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the names that patterns match: names, their beginnings and ends, globs, or regular expressions."""
+def _matching(option: str, patterns: Iterable[str], owners: Mapping[str, ModelTensor]) -> set[str]:
+    """Return the tensors that patterns match: names, their beginnings and ends, globs, or regular expressions."""
+    shapes = {name: tensor.shape for name, tensor in owners.items()}
     matching: set[str] = set()
     for pattern in patterns:
         try:
@@ -161,7 +165,7 @@ def _matching(option: str, patterns: Iterable[str], shapes: Mapping[str, tuple[i
             hits = set()
         if not hits:
             raise PlanError(f"{option} {pattern!r} matches no tensor: {_hint(option, pattern, shapes)}")
-        matching |= hits
+        matching |= {owners[name].name for name in hits}
     return matching
 
 

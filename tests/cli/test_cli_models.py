@@ -168,6 +168,8 @@ def test_tied_tensors_are_read_once(tmp_path):
             assert file.aliases == {"head.weight": "embed.weight"}
         text = invoke("plan", path, "--ratio", "0.3").stdout
         assert "tied, and read once: 'head.weight' is 'embed.weight'" in text
+        kept = as_json("plan", path, "--ratio", "0.3", "--exclude", "head")["kept"]
+        assert kept == {"embed.weight": "not selected"}
 
 
 class Evil:
