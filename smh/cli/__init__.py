@@ -17,10 +17,11 @@ def main() -> None:
     try:
         from smh.cli.commands import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        package = (error.name or "").partition(".")[0]
+        if package not in _NEEDED:
             raise
         hint = 'pip install "structured-multi-hashing[cli]"'
-        sys.stderr.write(f"error: the command line needs {error.name}, which is not installed: {hint}\n")
+        sys.stderr.write(f"error: the command line needs {package}, which is not installed: {hint}\n")
         sys.exit(2)
     try:
         app(prog_name="smh")
