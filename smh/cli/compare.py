@@ -57,21 +57,21 @@ def run_digest(
     """Rebuild the weights of a checkpoint and print their digest. Exit code 1 if the file states another digest."""
     builder = get_backend(backend or None)
     name = backend or builder.name
-    found = checkpoint.read(path)
-    check_file(found, max_bytes)
+    loaded = checkpoint.read(path)
+    check_file(loaded, max_bytes)
     with progress() as bars:
-        digest = _rebuild(f"weights by {name}", builder, found, bars)
-    same = digest == found.digest
-    result = {"file": str(path), "backend": name, "digest": digest, "stated": found.digest, "same": same}
-    doubt = [] if same else [marked(f"not the same: the file states {found.digest}")]
+        digest = _rebuild(f"weights by {name}", builder, loaded, bars)
+    same = digest == loaded.digest
+    result = {"file": str(path), "backend": name, "digest": digest, "stated": loaded.digest, "same": same}
+    doubt = [] if same else [marked(f"not the same: the file states {loaded.digest}")]
     emit(result, as_json, [digest, *doubt], same)
 
 
-def _rebuild(label: str, backend: Backend, found: Checkpoint, bars: Progress, watch: _Watch | None = None) -> str:
+def _rebuild(label: str, backend: Backend, loaded: Checkpoint, bars: Progress, watch: _Watch | None = None) -> str:
     """Return the digest of the weights that a backend builds, some tensors at a time, which ``watch`` is given."""
-    plan = canonical(found.plan)
+    plan = canonical(loaded.plan)
     task = bars.add_task(label, total=plan.num_weights)
-    own = {name: backend.asarray(x) for name, x in found.variables.items()}
+    own = {name: backend.asarray(x) for name, x in loaded.variables.items()}
 
     def build(names: list[str]) -> list[np.ndarray]:
         built = backend.materialize(plan, own, names)
@@ -107,57 +107,57 @@ def run_verify(
     if mapping is not None and against is None:
         raise typer.BadParameter("a mapping needs a second file: name it by --against", param_hint="--map")
     known = list_backends()  # in this order: torch has to be imported before tensorflow
-    chosen = sorted(set(backend), key=[*known, *backend].index) or list_backends(installed=True)
-    found = checkpoint.read(path)
-    check_file(found, max_bytes)
+    names = sorted(set(backend), key=[*known, *backend].index) or list_backends(installed=True)
+    loaded = checkpoint.read(path)
+    check_file(loaded, max_bytes)
     turned = porting.Mapping.load(mapping) if mapping is not None else None
-    for name in chosen:  # before any work is done
+    for name in names:  # before any work is done
         get_backend(name)
     with progress(quiet) as bars:
-        rows = [_check(name, found, bars) for name in chosen]
-        other = _against(found, against, turned, max_bytes, bars) if against is not None else None
+        rows = [_check(name, loaded, bars) for name in names]
+        other = _against(loaded, against, turned, max_bytes, bars) if against is not None else None
     same = all(row["same_digest"] and not row["differences"] for row in rows) and (other is None or other["same"])
     result = {
         "file": str(path),
-        "stated": found.digest,
+        "stated": loaded.digest,
         "same": same,
         "backends": rows,
-        "missing": [] if backend else [name for name in known if name not in chosen],
+        "missing": [] if backend else [name for name in known if name not in names],
         "against": other,
     }
     emit(result, as_json, _verified(result), same, quiet=quiet)
 
 
-def _check(name: str, found: Checkpoint, bars: Progress) -> dict[str, Any]:
+def _check(name: str, loaded: Checkpoint, bars: Progress) -> dict[str, Any]:
     """Rebuild all weights by one backend, and compare them with NumPy's, some tensors at a time."""
     backend, reference = get_backend(name), get_backend("numpy")
-    plan = canonical(found.plan)
+    plan = canonical(loaded.plan)
     total = Comparison()
 
     def watch(names: list[str], arrays: list[np.ndarray]) -> None:
-        expected = reference.materialize(plan, found.variables, names)
+        expected = reference.materialize(plan, loaded.variables, names)
         compared = compare_all(dict(zip(names, arrays, strict=True)), expected, any_nan=names)
         total.bits += compared.bits
         total.differences += compared.differences
 
-    digest = _rebuild(name, backend, found, bars, None if backend is reference else watch)
+    digest = _rebuild(name, backend, loaded, bars, None if backend is reference else watch)
     return {
         "backend": name,
         "device": backend.devices()[0],
         "weights": plan.num_weights,
         "bits_compared": total.bits,
         "digest": digest,
-        "same_digest": digest == found.digest,
+        "same_digest": digest == loaded.digest,
         "differences": total.differences,
         "bits_different": sum(difference.bits for difference in total.differences),
     }
 
 
 def _against(
-    found: Checkpoint, path: Path, mapping: porting.Mapping | None, limit: int | None, bars: Progress
+    loaded: Checkpoint, path: Path, mapping: porting.Mapping | None, limit: int | None, bars: Progress
 ) -> dict[str, Any]:
     """Compare what a checkpoint gives to a model with another file, whose tensors a mapping turns one at a time."""
-    own = ModelTensors(found)
+    own = ModelTensors(loaded)
     with opened(path, limit) as tensors:
         other: ModelTensors | StoredTensors | Lazy = tensors
         if mapping is not None:
@@ -267,10 +267,10 @@ def run_diff(
     emit(result, as_json, _differing(stated, parts, same), same, quiet=quiet)
 
 
-def _on_grid(found: Checkpoint) -> Checkpoint:
+def _on_grid(loaded: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose variables are those that its integers stand for."""
-    values = unpack(found.plan, *pack(found.plan, found.variables))
-    return dataclasses.replace(found, variables=found.variables | values, training=False)
+    values = unpack(loaded.plan, *pack(loaded.plan, loaded.variables))
+    return dataclasses.replace(loaded, variables=loaded.variables | values, training=False)
 
 
 def _differing(stated: list[str], parts: dict[str, Comparison], same: bool) -> Iterator[RenderableType]:

@@ -206,8 +206,8 @@ def run_fit(
         bars = progress(quiet)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            wanted = Lazy(generated, file.__getitem__)
-            variables, report = fit_variables(plan, wanted, progress=not bars.disable)
+            target = Lazy(generated, file.__getitem__)
+            variables, report = fit_variables(plan, target, progress=not bars.disable)
         if max_error is not None and not report.error <= max_error:
             raise SmhError(f"the relative error is {report.error:.3g}, more than {max_error:g}: nothing was written")
         dense = {name: file.stored(name) for name in kept}

@@ -54,21 +54,21 @@ def run_conformance(
     Takes minutes for each backend; --plans 2 takes less.
     """
     suite = _suite()
-    chosen = backend or list_backends(installed=True)
+    names = backend or list_backends(installed=True)
     options = ["--deep"] * deep
     options += ["--device", device] if device else []
     options += ["--plans", str(plans)] if plans else []
     asked = [part for name in mode for part in ("--mode", name)]
     asked += ["--seed", str(seed)] if seed >= 0 else []
-    reports = _check_all(suite, chosen, options, asked, jobs, quiet)
-    failures = [failure for name in chosen for failure in reports[name]["failures"]]
+    reports = _check_all(suite, names, options, asked, jobs, quiet)
+    failures = [failure for name in names for failure in reports[name]["failures"]]
     result = {
         "passed": not failures,
         "seeds": {name: report["seed"] for name, report in reports.items()},
         "plans": {name: report["plans"] for name, report in reports.items()},
-        "rows": [row for name in chosen for row in reports[name]["rows"]],
+        "rows": [row for name in names for row in reports[name]["rows"]],
         "failures": failures,
-        "missing": [] if backend else [name for name in list_backends() if name not in chosen],
+        "missing": [] if backend else [name for name in list_backends() if name not in names],
     }
     emit(result, as_json, _shown(result), same=not failures, quiet=quiet)
 
@@ -77,13 +77,13 @@ def _suite() -> Path:
     """Return the folder of the suite, which a wheel has inside the library, and a checkout beside it."""
     package = Path(str(smh.__file__)).parent
     folders = [package / "conformance", package.parent / _BESIDE]
-    found = [folder for folder in folders if (folder / "laws.py").is_file()]
-    if not found:
+    suites = [folder for folder in folders if (folder / "laws.py").is_file()]
+    if not suites:
         raise ConformanceError(f"the conformance suite is not installed: looked in {' and '.join(map(str, folders))}")
     for needed in ("pytest", "hypothesis"):
         if importlib.util.find_spec(needed) is None:
             raise ConformanceError(f"the conformance suite needs {needed}: {install('conformance')}")
-    return found[0]
+    return suites[0]
 
 
 def _check_all(
@@ -107,17 +107,17 @@ def _check_all(
                 groups = [rows[k : k + size] for k in range(0, len(rows), size)]
                 bars.update(bar[name], description=f"{name}: every law in every mode", total=len(rows) * len(rounds))
                 for group, drawn in itertools.product(groups, rounds):
-                    chosen = [*options, *(part for row in group for part in ("--mode", row["mode"]))]
-                    chosen += ["--seed", str(report["seed"] + drawn)]
-                    chosen += ["--plans", str(min(_ROUND, report["plans"] - drawn))]
-                    chosen += ["-k", "test_drawn_plans"] if drawn else []
-                    checking[pool.submit(_check, suite, name, chosen)] = name, group
+                    arguments = [*options, *(part for row in group for part in ("--mode", row["mode"]))]
+                    arguments += ["--seed", str(report["seed"] + drawn)]
+                    arguments += ["--plans", str(min(_ROUND, report["plans"] - drawn))]
+                    arguments += ["-k", "test_drawn_plans"] if drawn else []
+                    checking[pool.submit(_check, suite, name, arguments)] = name, group
             for future in as_completed(checking):
                 name, group = checking[future]
-                found = future.result()
-                for row, more in zip(group, found["rows"], strict=True):
+                part = future.result()
+                for row, more in zip(group, part["rows"], strict=True):
                     row |= {key: row[key] + more[key] for key in _COUNTS}
-                reports[name]["failures"] += found["failures"]
+                reports[name]["failures"] += part["failures"]
                 failed = f": {len(reports[name]['failures'])} failed" if reports[name]["failures"] else ""
                 bars.update(bar[name], advance=len(group), description=f"{name}{failed}")
         except BaseException:
@@ -127,7 +127,7 @@ def _check_all(
 
 
 def _check(suite: Path, name: str, options: list[str]) -> Any:
-    """Run the suite for one backend in a process of its own, and return its report."""
+    """Run the suite for one backend in a new process, and return its report."""
     command = [sys.executable, "-m", "pytest", str(suite), "-q", "-p", "no:cacheprovider", "--show-capture=no"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"

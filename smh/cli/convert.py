@@ -36,14 +36,14 @@ def run_materialize(
     """
     builder = get_backend(backend or None)
     check_out(out, path, force=force)
-    wanted = [name for given in names for name in given.split(",") if name] if names else None
-    found = checkpoint.read(path)
+    selection = [name for given in names for name in given.split(",") if name] if names else None
+    loaded = checkpoint.read(path)
     with progress(quiet) as bars:
         task = bars.add_task(out.name, total=None)
         written = export(
             out,
-            found,
-            wanted,
+            loaded,
+            selection,
             view=view,
             backend=builder,
             max_bytes=max_bytes,
@@ -79,35 +79,35 @@ def run_port(
     Python. Names that would fit better the other way round bring a warning.
     """
     check_out(out, path, mapping, force=force)
-    chosen = Mapping.load(mapping)
-    found = checkpoint.read(path)
-    check_file(found, max_bytes)
-    _check_defaults(chosen, found, max_bytes)
-    ported = port(found, chosen)
-    warnings = doubts(chosen)
+    renaming = Mapping.load(mapping)
+    loaded = checkpoint.read(path)
+    check_file(loaded, max_bytes)
+    _check_defaults(renaming, loaded, max_bytes)
+    ported = port(loaded, renaming)
+    warnings = doubts(renaming)
     with progress(quiet) as bars:
         bars.add_task("rebuilding the weights", total=None)
         digest = smh_numpy.digest(ported.plan, ported.variables)
     if digest != ported.digest:
         raise CheckpointError(f"{path}: its weights are not those that it was saved with; their digest is {digest}")
-    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, found.training)
+    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, loaded.training)
     result = {
         "file": str(path),
         "out": str(out),
         "digest": digest,
-        "tensors": {target: [source.name for source in entry.sources] for target, entry in chosen.tensors.items()},
-        "settings": {layer: dict(values) for layer, values in chosen.settings.items()},
+        "tensors": {target: [source.name for source in entry.sources] for target, entry in renaming.tensors.items()},
+        "settings": {layer: dict(values) for layer, values in renaming.settings.items()},
         "warnings": warnings,
     }
-    emit(result, as_json, [chosen, f"file   {out}", f"digest {digest}"], warnings=warnings, quiet=quiet)
+    emit(result, as_json, [renaming, f"file   {out}", f"digest {digest}"], warnings=warnings, quiet=quiet)
 
 
-def _check_defaults(mapping: Mapping, found: Checkpoint, limit: int | None) -> None:
+def _check_defaults(mapping: Mapping, loaded: Checkpoint, limit: int | None) -> None:
     """Raise LimitError unless the tensors that a mapping fills, where a file has none, are within the limit."""
-    known = tensor_shapes(found)
+    known = tensor_shapes(loaded)
     sources = [source for entry in mapping.tensors.values() for source in entry.sources if source.name not in known]
     size = sum(math.prod(x.shape) * np.dtype(x.default[1]).itemsize for x in sources if x.default is not None)
-    most = default(found) if limit is None else limit
+    most = default(loaded) if limit is None else limit
     if size > most:
         raise LimitError(
             f"the mapping fills {size:,} bytes of tensors that the file does not have, and the limit is {most:,}: "

@@ -82,15 +82,15 @@ def run_demo(
         dense_again = {name: file[name] for name in file}
     weights = smh.materialize(plan, variables)
     digest = smh.save(out, plan, variables, dense=_part(trained, biases))
-    found = smh.load(out)
-    again = smh.materialize(found.plan, found.variables)
+    loaded = smh.load(out)
+    again = smh.materialize(loaded.plan, loaded.variables)
     different = sum(compare(name, again[name], weights[name]).bits for name in weights)
-    same = not different and smh.digest(found.plan, found.variables) == digest
+    same = not different and smh.digest(loaded.plan, loaded.variables) == digest
     result = {
         "weights": plan.num_weights,
         "biases": sum(bias.size for bias in biases.values()),
         "dense": _row(plan.num_weights, dense_again, test, dense_out),
-        "pool": _row(plan.num_variables, again | found.dense, test, out),
+        "pool": _row(plan.num_variables, again | loaded.dense, test, out),
         "plan": plan.to_dict(),
         "digest": digest,
         "bits_different": different,

@@ -62,7 +62,7 @@ def run_info(as_json: bool = AsJson) -> None:
 
 
 def _backend(name: str, installed: bool) -> dict[str, Any]:
-    """Return what there is to know of a backend, importing its framework if that is installed."""
+    """Return the facts on a backend, importing its framework if that is installed."""
     row: dict[str, Any] = {"name": name, "installed": installed, "version": None, "devices": [], "error": None}
     if installed:
         try:
@@ -70,7 +70,7 @@ def _backend(name: str, installed: bool) -> dict[str, Any]:
         except Exception as error:  # frameworks fail in many ways: drivers, libraries, versions
             row["error"] = " ".join(str(error).split()) or type(error).__name__
         brought = [
-            found.dist.version for found in importlib.metadata.entry_points(group=GROUP, name=name) if found.dist
+            entry.dist.version for entry in importlib.metadata.entry_points(group=GROUP, name=name) if entry.dist
         ]
         framework = getattr(sys.modules.get(name), "__version__", None)
         row["version"] = brought[0] if brought else framework or _installed_version(name)
@@ -122,48 +122,48 @@ def run_inspect(
         line = f"{kind}: {counted(len(tensors), 'tensor')}, {numbers:,} numbers, {size:,} bytes"
         emit(result, as_json, [*entry_lines("tensor", tensors, every), *notes, line])
         return
-    found = checkpoint.read(path)
-    tensors = list(_tensors(found))
+    loaded = checkpoint.read(path)
+    tensors = list(_tensors(loaded))
     groups = {kind: [entry for entry in tensors if entry["kind"] == kind] for kind in ("variable", *_TITLES)}
     result |= {
         "kind": "checkpoint",
         "bytes": path.stat().st_size,
-        "dense_bytes": _FLOAT32 * found.plan.num_weights + sum(entry["bytes"] for entry in groups["kept"]),
-        "digest": found.digest,
-        "weights": found.plan.num_weights,
-        "variables": found.plan.num_variables,
-        "ratio": found.plan.ratio,
-        "training": found.training,
-        "plan": found.plan.to_dict(),
+        "dense_bytes": _FLOAT32 * loaded.plan.num_weights + sum(entry["bytes"] for entry in groups["kept"]),
+        "digest": loaded.digest,
+        "weights": loaded.plan.num_weights,
+        "variables": loaded.plan.num_variables,
+        "ratio": loaded.plan.ratio,
+        "training": loaded.training,
+        "plan": loaded.plan.to_dict(),
         "tensors": tensors,
     }
     share = result["bytes"] / result["dense_bytes"]
-    shown: list[RenderableType] = [*generated_lines(found.plan, every), *variable_lines(groups["variable"], every)]
+    shown: list[RenderableType] = [*generated_lines(loaded.plan, every), *variable_lines(groups["variable"], every)]
     for kind, title in _TITLES.items():
         shown += entry_lines(title, groups[kind], every)
     shown += [
-        *plan_lines(found.plan),
-        f"training values: {'stored' if found.training else 'not stored'}",
+        *plan_lines(loaded.plan),
+        f"training values: {'stored' if loaded.training else 'not stored'}",
         f"{result['bytes']:,} bytes, {share:.1%} of {result['dense_bytes']:,} for the plain tensors",
-        f"digest {found.digest} (as stated, not rebuilt)",
+        f"digest {loaded.digest} (as stated, not rebuilt)",
     ]
     emit(result, as_json, shown)
 
 
-def _tensors(found: Checkpoint) -> Iterator[dict[str, Any]]:
+def _tensors(loaded: Checkpoint) -> Iterator[dict[str, Any]]:
     """Iterate over what the file of a checkpoint holds: integers of the pool, float32 arrays, other tensors."""
-    integers, exponents = pack(found.plan, found.variables)
-    for name, bits, shape, _ in pool_arrays(found.plan):
+    integers, exponents = pack(loaded.plan, loaded.variables)
+    for name, bits, shape, _ in pool_arrays(loaded.plan):
         stored = integers[name]
         entry = _entry(name, "variable", _CODES[stored.dtype.name], shape, stored.nbytes)
         exponent = exponents[name.removeprefix("pool/")]
-        yield {**entry, "bits": bits, "exponent": exponent, "rms": _rms(found.variables[name])}
-    for name, x in found.variables.items():
+        yield {**entry, "bits": bits, "exponent": exponent, "rms": _rms(loaded.variables[name])}
+    for name, x in loaded.variables.items():
         if name not in integers:
             yield {**_entry(name, "variable", "F32", x.shape, x.nbytes), "rms": _rms(x)}
-        elif found.training:
+        elif loaded.training:
             yield _entry(f"training/{name}", "training", "F32", x.shape, x.nbytes)
-    for name, x in found.dense.items():
+    for name, x in loaded.dense.items():
         kind = "carried" if name.startswith(CARRIED) else "kept"
         yield _entry(name, kind, _CODES[x.dtype.name], x.shape, x.nbytes)
 

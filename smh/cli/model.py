@@ -1,4 +1,4 @@
-"""What ``smh plan`` and ``smh fit`` are told of a model: names, shapes, which to generate, and what axes mean."""
+"""The input of ``smh plan`` and ``smh fit``: names, shapes, which tensors to generate, and the meaning of axes."""
 
 from __future__ import annotations
 
@@ -131,19 +131,19 @@ def axes_of(convention: str, shape: tuple[int, ...]) -> str | None:
 def selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Return the names of the tensors to be generated."""
     owners = {name: tensor for tensor in tensors for name in (tensor.name, *tensor.aliases)}
-    chosen = {tensor.name for tensor in tensors if not tensor.why_kept}
+    names = {tensor.name for tensor in tensors if not tensor.why_kept}
     if include:
         free = {tensor.name for tensor in tensors if not tensor.kept}
-        chosen = _matching("--include", include, owners) & free
-    chosen -= _matching("--exclude", exclude, owners)
-    if (include or exclude) and not chosen:
+        names = _matching("--include", include, owners) & free
+    names -= _matching("--exclude", exclude, owners)
+    if (include or exclude) and not names:
         kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]
         also = f"; not to be generated: {', '.join(kept[:3])}" if kept else ""
         raise PlanError(
             f"no tensor is left to generate: by default weight matrices are; got {counted(len(tensors), 'tensor')}, "
             f"--include {short(list(include))}, --exclude {short(list(exclude))}{also}"
         )
-    return chosen
+    return names
 
 
 def _matching(option: str, patterns: Iterable[str], owners: Mapping[str, ModelTensor]) -> set[str]:

@@ -45,8 +45,8 @@ def listed(
 
 def shape_of(shapes: Iterable[Sequence[int]]) -> str:
     """Return the shape of some tensors in words, or that they differ."""
-    found = {tuple(shape) for shape in shapes}
-    return "various" if len(found) > 1 else "x".join(map(str, found.pop())) or "scalar"
+    distinct = {tuple(shape) for shape in shapes}
+    return "various" if len(distinct) > 1 else "x".join(map(str, distinct.pop())) or "scalar"
 
 
 def generated_lines(plan: Plan, every: bool) -> Iterator[Listing | str]:

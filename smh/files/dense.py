@@ -140,7 +140,7 @@ class DenseFile(DenseTensors):
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Say whether a safetensors file is a checkpoint of smh, from its header alone: its metadata have the key ``smh``.
 
-    Raises :class:`~smh.CheckpointError` if it is no safetensors file.
+    Raises :class:`~smh.CheckpointError` if it is not a safetensors file.
     """
     with telling(path), open_file(path) as file:
         return "smh" in _read_tree(file)[2]

@@ -44,7 +44,7 @@ def open_dense(path: str | os.PathLike[str]) -> DenseTensors:
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Say whether a path is read as a safetensors file, which may be a checkpoint: it is no model of another kind."""
+    """Say whether a path is read as a safetensors file, which may be a checkpoint: not a model of another kind."""
     return not os.path.isdir(path) and _reader(path) is DenseFile
 
 
@@ -94,14 +94,16 @@ class TorchFile(DenseTensors):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of types that PyTorch will drop
-                found = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+                content = torch.load(
+                    self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
+                )
         except Exception as error:  # unpickling hostile data fails in many ways
             says = "" if isinstance(error, pickle.UnpicklingError) else f". PyTorch says: {shortened(str(error), 200)}"
             what = "PyTorch cannot read it as tensors alone: save a model by torch.save(model.state_dict(), path)"
             raise CheckpointError(what + says) from error
         self._tensors: dict[str, Any] = {}
         first: dict[tuple[Any, ...], str] = {}
-        for name, x in self._state(found, torch.Tensor).items():
+        for name, x in self._state(content, torch.Tensor).items():
             what = f"tensor {short(name)} must"
             check(not SURROGATE.search(name), f"{what} have a name in valid Unicode", name)
             plain = x.layout is torch.strided and not x.is_quantized and x.device.type == "cpu"
@@ -116,7 +118,7 @@ class TorchFile(DenseTensors):
             dtype = str(x.dtype).removeprefix("torch.")
             self._add(name, tuple(x.shape), _CODES.get(dtype, dtype), x.numel() * x.element_size())
 
-    def _state(self, found: Any, tensor: type) -> Mapping[str, Any]:
+    def _state(self, content: Any, tensor: type) -> Mapping[str, Any]:
         """Return the tensors of a model, in a state that may hold more."""
 
         def is_state(value: Any) -> bool:
@@ -124,18 +126,18 @@ class TorchFile(DenseTensors):
                 isinstance(key, str) and isinstance(x, tensor) for key, x in value.items()
             )
 
-        check(isinstance(found, Mapping), "it must hold tensors by name, as model.state_dict() does", type(found))
-        if is_state(found):
-            return found  # type: ignore[no-any-return]
-        states = [key for key, value in found.items() if value and is_state(value)]
-        chosen = next((key for key in _STATES if key in states), states[0] if len(states) == 1 else None)
-        if chosen is None:
+        check(isinstance(content, Mapping), "it must hold tensors by name, as model.state_dict() does", type(content))
+        if is_state(content):
+            return content  # type: ignore[no-any-return]
+        states = [key for key, value in content.items() if value and is_state(value)]
+        state = next((key for key in _STATES if key in states), states[0] if len(states) == 1 else None)
+        if state is None:
             raise CheckpointError(
                 "it must hold the tensors of one model by name, as model.state_dict() does; got entries "
-                f"{some(list(map(str, found)))}: save the tensors of the model alone"
+                f"{some(list(map(str, content)))}: save the tensors of the model alone"
             )
-        self.notes.append(f"read from its entry {chosen!r}")
-        return found[chosen]  # type: ignore[no-any-return]
+        self.notes.append(f"read from its entry {state!r}")
+        return content[state]  # type: ignore[no-any-return]
 
     def _read(self, name: str, code: str) -> np.ndarray:
         import torch
@@ -197,19 +199,19 @@ class ModelFolder(DenseTensors):
         for ends, usual in ((("safetensors",), "model"), (("bin", "pt", "pth"), "pytorch_model"), (("npz",), "model")):
             indices = [name for name in names if name.endswith(tuple(f".{end}.index.json" for end in ends))]
             files = [name for name in names if name.endswith(tuple(f".{end}" for end in ends))]
-            found = indices or files
-            main = [name for name in found if name.partition(".")[0] == usual]
-            if len(found) > 1 and len(main) != 1:
-                raise OtherFileError(f"it is a folder with several models: name one, such as {found[0]!r}")
-            if found:
+            candidates = indices or files
+            main = [name for name in candidates if name.partition(".")[0] == usual]
+            if len(candidates) > 1 and len(main) != 1:
+                raise OtherFileError(f"it is a folder with several models: name one, such as {candidates[0]!r}")
+            if candidates:
                 break
         else:
             raise OtherFileError("it is a folder without a model: no file of .safetensors, .npz, .pt, .pth or .bin")
-        path = os.path.join(self.path, (main or found)[0])
+        path = os.path.join(self.path, (main or candidates)[0])
         self._model = stack.enter_context(_reader(path)(path))
         self.shapes, self.dtypes, self.sizes = self._model.shapes, self._model.dtypes, self._model.sizes
         self.metadata, self.files, self.aliases = self._model.metadata, self._model.files, self._model.aliases
-        self.notes = [f"read from {(main or found)[0]!r}", *self._model.notes]
+        self.notes = [f"read from {(main or candidates)[0]!r}", *self._model.notes]
 
     def _read(self, name: str, code: str) -> np.ndarray:
         return self._model._read(name, code)
