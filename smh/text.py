@@ -1,4 +1,4 @@
-"""Text that strangers wrote, for people to read: short, and without what a terminal would obey."""
+"""Show text from untrusted files: shortened, and without control characters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""What Python takes for characters, but UTF-8 cannot carry."""
+"""Code points that a Python string can hold, but UTF-8 cannot."""
 
 
 def printable(text: str) -> str:

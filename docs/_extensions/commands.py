@@ -7,14 +7,14 @@ from typing import Any
 
 from typer.main import get_command
 
-import smh.cli
+from smh.cli.commands import app
 
 MARK = "<!-- all commands -->"
 
 
 def reference() -> str:
     """Return a section of Markdown for every command: usage, what it does, arguments and options."""
-    group: Any = get_command(smh.cli.app)
+    group: Any = get_command(app)
     return "\n\n".join(_section(name, command) for name, command in group.commands.items())
 
 

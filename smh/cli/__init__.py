@@ -1,90 +1,38 @@
-"""The command line: a file for each group of commands; what they share is in :mod:`smh.cli.output`."""
+"""The command line: a file for each group of commands; what they share is in :mod:`smh.cli.output`.
+
+The commands need typer and rich, which the extra ``cli`` installs; this module does not.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Any
 
-import typer
-from rich.markup import escape
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
-
-from smh import __version__
-from smh.cli import compare, compress, conformance, convert, demo, look
-from smh.cli.output import FAILED, UNREAD, fail
-from smh.errors import SmhError
-
-
-class _Group(TyperGroup):
-    """Commands whose expected failures end with one line, not with a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:  # the reader of stdout has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter has yet to flush
-            raise typer.Exit(UNREAD) from error
-        except (SmhError, OSError, MemoryError) as error:
-            raise fail(error) from error
-
-
-class _Command(TyperCommand):
-    """A command whose texts are plain: no markup, and lines that are broken by the terminal, not as in the source."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        paragraphs = (self.help or "").split("\n\n")
-        self.help = escape("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
-        for parameter in self.params:
-            if isinstance(parameter, TyperArgument | TyperOption):
-                parameter.help = escape(parameter.help or "")
-
-
-app = typer.Typer(
-    name="smh",
-    cls=_Group,
-    help="Structured Multi-Hashing: weights generated from a small pool, with the same bits in every framework.",
-    epilog="Exit codes: 0 done, 1 what was compared differs, 2 wrong usage, 3 failed and nothing written, "
-    "130 interrupted.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"smh {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-    ),
-) -> None:
-    """Take the options that come before a command."""
-
-
-_PANELS = {
-    "Compress": (compress.run_plan, compress.run_fit),
-    "Look and compare": (look.run_inspect, compare.run_digest, compare.run_verify, compare.run_diff),
-    "Convert": (convert.run_materialize, convert.run_port),
-    "This installation": (look.run_info, conformance.run_conformance, demo.run_demo),
-}
-
-for _panel, _commands in _PANELS.items():
-    for _run in _commands:
-        app.command(_run.__name__.removeprefix("run_"), cls=_Command, rich_help_panel=_panel)(_run)
+_NEEDED = ("typer", "click", "rich")
 
 
 def main() -> None:
     """Run the command line."""
     try:
+        from smh.cli.commands import app
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _NEEDED:
+            raise
+        hint = 'pip install "structured-multi-hashing[cli]"'
+        sys.stderr.write(f"error: the command line needs {package}, which is not installed: {hint}\n")
+        sys.exit(2)
+    try:
         app(prog_name="smh")
-    except Exception:  # not foreseen; exit code 1, Python's own for that, would say that something differs
+    except Exception:  # not foreseen; exit code 1, Python's default for that, would say that something differs
         traceback.print_exc()
-        sys.exit(FAILED)
+        sys.exit(3)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from smh.cli.commands import app
+
+    return app

@@ -13,13 +13,27 @@ import numpy as np
 import typer
 from rich.console import RenderableType
 from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 
 from smh import porting
 from smh.backends.protocol import Backend
 from smh.backends.registry import get_backend, list_backends
-from smh.cli.output import AsJson, BackendName, File, Lazy, MaxBytes, emit, first_lines, marked, number, progress
+from smh.cli.model import MODEL_HELP
+from smh.cli.output import (
+    AsJson,
+    BackendName,
+    File,
+    Lazy,
+    Listing,
+    MaxBytes,
+    Quiet,
+    counted,
+    emit,
+    first_lines,
+    install,
+    marked,
+    progress,
+)
 from smh.core.plan import Plan
 from smh.files import checkpoint, digests
 from smh.files.checkpoint import CARRIED, Checkpoint
@@ -27,10 +41,12 @@ from smh.files.compare import Comparison, Difference, compare_all
 from smh.files.contents import ModelTensors, StoredTensors, Weights, opened
 from smh.files.dense import is_checkpoint
 from smh.files.export import canonical
+from smh.files.formats import is_safetensors
 from smh.files.integers import pack, unpack
 from smh.files.limits import check_file
 
 _SHOWN = 20  # tensors that differ, in text
+_NOUNS = {"variables": "variable", "kept": "kept tensor", "weights": "generated tensor", "tensors": "tensor"}
 _SHOWN_LINES = 50  # lines of one kind that diff shows
 _Watch = Callable[[list[str], list[np.ndarray]], object]  # is given names and weights, in their canonical shapes
 
@@ -38,24 +54,24 @@ _Watch = Callable[[list[str], list[np.ndarray]], object]  # is given names and w
 def run_digest(
     path: Path = File, backend: str = BackendName, max_bytes: int | None = MaxBytes, as_json: bool = AsJson
 ) -> None:
-    """Rebuild the weights of a checkpoint and print their digest; exit 1 unless it is the one that the file states."""
+    """Rebuild the weights of a checkpoint and print their digest. Exit code 1 if the file states another digest."""
     builder = get_backend(backend or None)
     name = backend or builder.name
-    found = checkpoint.read(path)
-    check_file(found, max_bytes)
+    loaded = checkpoint.read(path)
+    check_file(loaded, max_bytes)
     with progress() as bars:
-        digest = _rebuild(f"weights by {name}", builder, found, bars)
-    same = digest == found.digest
-    result = {"file": str(path), "backend": name, "digest": digest, "stated": found.digest, "same": same}
-    doubt = [] if same else [marked(f"not the same: the file states {found.digest}")]
+        digest = _rebuild(f"weights by {name}", builder, loaded, bars)
+    same = digest == loaded.digest
+    result = {"file": str(path), "backend": name, "digest": digest, "stated": loaded.digest, "same": same}
+    doubt = [] if same else [marked(f"not the same: the file states {loaded.digest}")]
     emit(result, as_json, [digest, *doubt], same)
 
 
-def _rebuild(label: str, backend: Backend, found: Checkpoint, bars: Progress, watch: _Watch | None = None) -> str:
+def _rebuild(label: str, backend: Backend, loaded: Checkpoint, bars: Progress, watch: _Watch | None = None) -> str:
     """Return the digest of the weights that a backend builds, some tensors at a time, which ``watch`` is given."""
-    plan = canonical(found.plan)
+    plan = canonical(loaded.plan)
     task = bars.add_task(label, total=plan.num_weights)
-    own = {name: backend.asarray(x) for name, x in found.variables.items()}
+    own = {name: backend.asarray(x) for name, x in loaded.variables.items()}
 
     def build(names: list[str]) -> list[np.ndarray]:
         built = backend.materialize(plan, own, names)
@@ -70,77 +86,78 @@ def _rebuild(label: str, backend: Backend, found: Checkpoint, bars: Progress, wa
 
 def run_verify(
     path: Path = File,
-    backend: list[str] = typer.Option([], help="A backend to check; default: all whose frameworks are installed."),
+    backend: list[str] = typer.Option([], help="A backend to check. Default: all that are installed. Repeatable."),
     against: Path | None = typer.Option(
-        None, metavar="OTHER", help="A plain safetensors file, or a checkpoint, that should hold the same tensors."
+        None, metavar="OTHER", help="A model or a checkpoint that should hold the same tensors."
     ),
     mapping: Path | None = typer.Option(
-        None, "--map", metavar="MAP", help="A mapping, in JSON, from the tensors of OTHER to those of FILE."
+        None, "--map", metavar="MAP", help="A mapping in JSON, from the tensors of OTHER to those of FILE."
     ),
     max_bytes: int | None = MaxBytes,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
     """Rebuild the weights in every backend, and compare all bits with NumPy's and the digest with the file's.
 
-    With --against OTHER also compare, by name, what FILE gives to a model with what OTHER holds: weights in their
-    viewed shapes, and kept tensors.
+    With --against OTHER also compare the tensors that FILE gives to a model with those of OTHER, by name: weights in
+    their viewed shapes, and kept tensors.
 
-    All NaNs among weights count as one. Exit 1 if anything differs.
+    All NaNs among weights count as equal. Exit code 1 if anything differs.
     """
     if mapping is not None and against is None:
-        raise typer.BadParameter("a mapping belongs to two files: name the other one by --against", param_hint="--map")
+        raise typer.BadParameter("a mapping needs a second file: name it by --against", param_hint="--map")
     known = list_backends()  # in this order: torch has to be imported before tensorflow
-    chosen = sorted(set(backend), key=[*known, *backend].index) or list_backends(installed=True)
-    found = checkpoint.read(path)
-    check_file(found, max_bytes)
+    names = sorted(set(backend), key=[*known, *backend].index) or list_backends(installed=True)
+    loaded = checkpoint.read(path)
+    check_file(loaded, max_bytes)
     turned = porting.Mapping.load(mapping) if mapping is not None else None
-    for name in chosen:  # before any work is done
+    for name in names:  # before any work is done
         get_backend(name)
-    with progress() as bars:
-        rows = [_check(name, found, bars) for name in chosen]
-        other = _against(found, against, turned, max_bytes, bars) if against is not None else None
+    with progress(quiet) as bars:
+        rows = [_check(name, loaded, bars) for name in names]
+        other = _against(loaded, against, turned, max_bytes, bars) if against is not None else None
     same = all(row["same_digest"] and not row["differences"] for row in rows) and (other is None or other["same"])
     result = {
         "file": str(path),
-        "stated": found.digest,
+        "stated": loaded.digest,
         "same": same,
         "backends": rows,
-        "missing": [] if backend else [name for name in known if name not in chosen],
+        "missing": [] if backend else [name for name in known if name not in names],
         "against": other,
     }
-    emit(result, as_json, _verified(result), same)
+    emit(result, as_json, _verified(result), same, quiet=quiet)
 
 
-def _check(name: str, found: Checkpoint, bars: Progress) -> dict[str, Any]:
+def _check(name: str, loaded: Checkpoint, bars: Progress) -> dict[str, Any]:
     """Rebuild all weights by one backend, and compare them with NumPy's, some tensors at a time."""
     backend, reference = get_backend(name), get_backend("numpy")
-    plan = canonical(found.plan)
+    plan = canonical(loaded.plan)
     total = Comparison()
 
     def watch(names: list[str], arrays: list[np.ndarray]) -> None:
-        expected = reference.materialize(plan, found.variables, names)
+        expected = reference.materialize(plan, loaded.variables, names)
         compared = compare_all(dict(zip(names, arrays, strict=True)), expected, any_nan=names)
         total.bits += compared.bits
         total.differences += compared.differences
 
-    digest = _rebuild(name, backend, found, bars, None if backend is reference else watch)
+    digest = _rebuild(name, backend, loaded, bars, None if backend is reference else watch)
     return {
         "backend": name,
         "device": backend.devices()[0],
         "weights": plan.num_weights,
         "bits_compared": total.bits,
         "digest": digest,
-        "same_digest": digest == found.digest,
+        "same_digest": digest == loaded.digest,
         "differences": total.differences,
         "bits_different": sum(difference.bits for difference in total.differences),
     }
 
 
 def _against(
-    found: Checkpoint, path: Path, mapping: porting.Mapping | None, limit: int | None, bars: Progress
+    loaded: Checkpoint, path: Path, mapping: porting.Mapping | None, limit: int | None, bars: Progress
 ) -> dict[str, Any]:
     """Compare what a checkpoint gives to a model with another file, whose tensors a mapping turns one at a time."""
-    own = ModelTensors(found)
+    own = ModelTensors(loaded)
     with opened(path, limit) as tensors:
         other: ModelTensors | StoredTensors | Lazy = tensors
         if mapping is not None:
@@ -162,18 +179,18 @@ def _against(
 
 
 def _verified(result: dict[str, Any]) -> Iterator[RenderableType]:
-    numbers = map(number, ("weights", "bits compared", "bits different"))
-    table = Table("backend", "device", *numbers, "digest", title="Weights, rebuilt and compared with NumPy's")
+    columns = ("backend", "device", "weights", "bits compared", "bits different", "digest")
+    listing = Listing(*columns, title="Weights, rebuilt and compared with NumPy's")
     for row in result["backends"]:
         bad = row["differences"] or not row["same_digest"]
         reference = row["backend"] == "numpy"
-        compared = ["" if reference else f"{row[key]:,}" for key in ("bits_compared", "bits_different")]
+        compared = ["" if reference else row[key] for key in ("bits_compared", "bits_different")]
         digest = "same as the file's" if row["same_digest"] else "not the file's"
-        counts = (f"{row['weights']:,}", *compared)
-        table.add_row(row["backend"], row["device"], *counts, digest, style="red" if bad else None)
+        cells = (row["backend"], row["device"], row["weights"], *compared, digest)
+        listing.add(*cells, style="red" if bad else "")
+    yield listing
     for name in result["missing"]:
-        table.add_row(name, "", "", "", "", f"not installed: pip install 'smh[{name}]'")
-    yield table
+        yield f"{name} is not installed: {install(name)}"
     for row in result["backends"]:
         if not row["same_digest"]:
             yield marked(f"{row['backend']}: digest {row['digest']}, stated {result['stated']}")
@@ -185,7 +202,7 @@ def _verified(result: dict[str, Any]) -> Iterator[RenderableType]:
             yield from first_lines(lines, _SHOWN, f"{where}: and", f" {what}")
         yield from _differences(where, other["differences"])
         words = "all the same" if other["same"] else "not the same"
-        yield f"{where}: {other['compared']:,} tensors, {other['bits']:,} bits compared, {words}"
+        yield f"{where}: {counted(other['compared'], 'tensor')}, {other['bits']:,} bits compared, {words}"
 
 
 def _differences(where: str, differences: list[Difference]) -> Iterator[Text]:
@@ -194,26 +211,26 @@ def _differences(where: str, differences: list[Difference]) -> Iterator[Text]:
 
 
 def run_diff(
-    first: Path = typer.Argument(..., metavar="A", help="A checkpoint, or a plain safetensors file."),
-    second: Path = typer.Argument(..., metavar="B", help="Another one."),
-    weights: bool = typer.Option(False, "--weights", help="Of two checkpoints also rebuild and compare the weights."),
+    first: Path = typer.Argument(..., metavar="A", help=f"A checkpoint, or a model: {MODEL_HELP}"),
+    second: Path = typer.Argument(..., metavar="B", help="The other file, of any of these kinds."),
+    weights: bool = typer.Option(False, "--weights", help="Also rebuild and compare the weights of two checkpoints."),
     max_bytes: int | None = MaxBytes,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Say what differs between two files, tensor by tensor; exit 1 if anything does.
+    """Show the differences between two files, tensor by tensor. Exit code 1 if there are any.
 
-    Two checkpoints: their plans, digests, variables and kept tensors, and with --weights the generated weights. If only
-    one has training values, variables are compared as the integers of both give them. If one file is plain: the tensors
-    that a model reads, by name; the weights of a checkpoint are rebuilt for that.
+    Of two checkpoints: plans, digests, variables and kept tensors, and with --weights the generated weights. If only
+    one has training values, variables are compared on the grid of their integers. If a file holds plain tensors: the
+    tensors that a model reads, by name; NumPy rebuilds the weights of a checkpoint, in their viewed shapes.
 
-    NumPy rebuilds weights in their viewed shapes. Differences are counted in elements, in bits, and for floats in ulps,
-    the steps from one number to the next. +0 and -0 differ in one bit and are 0 ulps apart. NaNs are equal if their
-    bits are; among generated weights all count as one.
+    Differences are counted in elements, in bits, and for floats in ulps, the steps from one number to the next. +0 and
+    -0 differ in one bit and are 0 ulps apart. NaNs are equal if their bits are; generated NaNs are all equal.
     """
     pairs: dict[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], Container[str]]] = {}
     parts, stated, plan, digests, training = {}, [], [], [], []
-    checkpoints = [is_checkpoint(path) for path in (first, second)]
-    with progress() as bars, contextlib.ExitStack() as stack:
+    checkpoints = [is_safetensors(path) and is_checkpoint(path) for path in (first, second)]
+    with progress(quiet) as bars, contextlib.ExitStack() as stack:
         if all(checkpoints):
             one, other = checkpoint.read(first), checkpoint.read(second)
             plan = plan_differences(one.plan, other.plan)
@@ -247,13 +264,13 @@ def run_diff(
         "training": training,
         **{name: part.to_dict() for name, part in parts.items()},
     }
-    emit(result, as_json, _differing(stated, parts, same), same)
+    emit(result, as_json, _differing(stated, parts, same), same, quiet=quiet)
 
 
-def _on_grid(found: Checkpoint) -> Checkpoint:
+def _on_grid(loaded: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose variables are those that its integers stand for."""
-    values = unpack(found.plan, *pack(found.plan, found.variables))
-    return dataclasses.replace(found, variables=found.variables | values, training=False)
+    values = unpack(loaded.plan, *pack(loaded.plan, loaded.variables))
+    return dataclasses.replace(loaded, variables=loaded.variables | values, training=False)
 
 
 def _differing(stated: list[str], parts: dict[str, Comparison], same: bool) -> Iterator[RenderableType]:
@@ -263,7 +280,7 @@ def _differing(stated: list[str], parts: dict[str, Comparison], same: bool) -> I
         lines += [f"{name}: {tensor!r} only in the second" for tensor in part.only_second]
         lines += [f"{name}: {difference.name!r} differs: {difference}" for difference in part.differences]
         yield from first_lines(lines, _SHOWN_LINES, f"{name}: and")
-    counts = ", ".join(f"{part.compared:,} {name} ({part.bits:,} bits)" for name, part in parts.items())
+    counts = ", ".join(f"{counted(part.compared, _NOUNS[name])} ({part.bits:,} bits)" for name, part in parts.items())
     yield f"{'the same' if same else 'different'}; compared {counts}"
 
 

@@ -1,4 +1,4 @@
-"""``smh plan``: how a model would be generated, and what that saves; ``smh fit``: a checkpoint from a plain file."""
+"""``smh plan``: how a model would be generated, and what that saves; ``smh fit``: a checkpoint of a trained model."""
 
 from __future__ import annotations
 
@@ -6,34 +6,42 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
 from rich.console import RenderableType
-from rich.table import Table
 
 from smh.backends import numpy as smh_numpy
-from smh.cli.model import axes_of, convention_of, from_json, from_words, read_json, tensors_of
-from smh.cli.output import AsJson, Force, Lazy, check_out, emit, first_lines, marked, number, progress
-from smh.core.patterns import compile_pattern
+from smh.cli.model import (
+    MODEL_HELP,
+    axes_of,
+    convention_of,
+    from_json,
+    from_words,
+    read_plan,
+    selected,
+    tensors_of,
+)
+from smh.cli.output import AsJson, Force, Lazy, Listing, Quiet, ShowAll, check_out, counted, emit, progress
+from smh.cli.summary import generated_lines, grouped, kept_lines, listed, plan_lines
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, OPTIMIZERS
 from smh.core.rules import RULES
-from smh.errors import PlanError, SmhError, near_names
+from smh.errors import PlanError, SmhError
 from smh.files.atomic import replacing
 from smh.files.checkpoint import CARRIED, METADATA
-from smh.files.dense import DenseFile
+from smh.files.dense import DenseTensors
+from smh.files.formats import open_dense
 from smh.files.integers import pool_arrays
 from smh.models.compression import Compression, ModelTensor, check_fit, make_report, plan_for
 from smh.models.roles import complete
-from smh.strict_json import canonical_json, short
+from smh.strict_json import canonical_json
 from smh.text import printable
 
-_SHOWN = 20  # kept tensors, in text
-_FREE = ("path", "out", "plan_file", "max_error", "force", "as_json")  # what goes with --plan
+_FREE = ("path", "out", "plan_file", "max_error", "force", "every", "quiet", "as_json")  # what goes with --plan
 _PLANNED = ("ratio", "size", "bits", "optimizer", "allow_expansion", "pool", "layout", "seed")  # for plan_for, as given
 
 
@@ -49,40 +57,43 @@ Ratio = typer.Option(
     None,
     metavar="RATIO",
     parser=_parse_ratio,
-    help="Pool variables per generated weight, an upper bound, such as 0.1 or 10%.",
+    help="Pool variables per generated weight, at most: 0.1 or 10%.",
 )
 Size = typer.Option(
     None,
     metavar="SIZE",
-    help="In place of a ratio: the most bytes of all tensors in the checkpoint, kept ones included, as '500 kB'.",
+    help="Instead of a ratio: the most bytes of all tensors in the checkpoint, kept ones included: 5MB or '500 kB'.",
 )
-Bits = typer.Option(BITS, help="Bits of the integers that are stored and generate weights, 2 to 16.")
-Optimizer = typer.Option("sgd", help=f"The optimiser that will train it, {' or '.join(OPTIMIZERS)}.")
-Expansion = typer.Option(False, "--allow-expansion", help="Allow a ratio of 1 or more, which compresses nothing.")
+Bits = typer.Option(BITS, help="Bits of the stored integers, 2 to 16.")
+Optimizer = typer.Option("sgd", help=f"The optimizer for training: {' or '.join(OPTIMIZERS)}.")
+Expansion = typer.Option(False, "--allow-expansion", help="Allow a ratio of 1 or more, which does not compress.")
 Pool = typer.Option("matmul", help="matmul, kronecker or hash.")
-Layout = typer.Option("basic", help="Which virtual weight a weight shows: basic, cyclic or padding.")
-_SCALE_HELP = f"Initial scales: {', '.join(RULES)}, a number, or match: the deviation of the present values."
+Layout = typer.Option("basic", help="How weights map to virtual weights: basic, cyclic or padding.")
+_SCALE_HELP = f"Initial scales: {', '.join(RULES)}, a number, or match (the deviation of the present values)."
 Scale = typer.Option("fan_in", help=_SCALE_HELP)
-FixedScales = typer.Option(False, "--fixed-scales", help="Keep initial scales; by default scales are trained.")
-Seed = typer.Option(0, help="Decides hash functions and initial variables.")
+FixedScales = typer.Option(False, "--fixed-scales", help="Do not train the scales.")
+Seed = typer.Option(0, help="Seed of the hash functions and the initial variables.")
+_PATTERN_HELP = "a name, the beginning or end of one, a glob such as '*.attn.*', or 're:' and a regular expression."
 Include = typer.Option(
     [],
     metavar="PATTERN",
-    help="Generate tensors whose whole names match a regular expression; default: floats of two or more axes. "
-    "Repeatable.",
+    help=f"Tensors to generate: {_PATTERN_HELP} Default: weight matrices, as names and shapes tell; biases, norms, "
+    "statistics and integers are kept. Repeatable.",
 )
-Exclude = typer.Option([], metavar="PATTERN", help="Keep tensors whose whole names match, as they are. Repeatable.")
+Exclude = typer.Option([], metavar="PATTERN", help="Tensors to keep, given like --include. Repeatable.")
 Convention = typer.Option(
     None,
-    help="What axes mean, for scales by fans: default (i o, h w i o, as in JAX and Keras), or torch (o i, o i h w). "
-    "Without it, names of a safetensors file tell: '...weight' is torch, '...kernel' the default.",
+    help="The meaning of axes, for scales by fans: torch (o i, o i h w), or default (i o, h w i o, as in JAX and "
+    "Keras). Default: guessed from names; '...weight' means torch, '...kernel' means default.",
 )
 
 
 def run_plan(
     context: typer.Context,
     shapes: list[str] = typer.Argument(
-        ..., metavar="SHAPES", help="A file, .safetensors or .json ({name: [sizes]}), or words such as fc1=64x100."
+        ...,
+        metavar="MODEL",
+        help=f"A model: {MODEL_HELP} Or shapes: words, fc1=64x100, or a file {{name: [sizes]}} in JSON.",
     ),
     ratio: float | None = Ratio,
     size: str | None = Size,
@@ -99,45 +110,53 @@ def run_plan(
     convention: str | None = Convention,
     out: Path | None = typer.Option(None, "--out", "-o", metavar="PLAN", help="Write the plan, in JSON, to this file."),
     force: bool = Force,
+    every: bool = ShowAll,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Make a plan for the shapes of a model, and show what it saves.
+    """Make a plan for a model, and show what it saves. Nothing is trained or fitted.
 
-    Only the header of a safetensors file is read, unless the scale is match. Kept tensors count with their size in the
-    file; shapes without dtypes count as float32.
+    Values are read only for the scale match. Shapes without a dtype count as float32.
     """
     _check_options(context)
     words = len(shapes) > 1 or ("=" in shapes[0] and not os.path.exists(shapes[0]))
-    path, told = None if words else Path(shapes[0]), list[str]()
+    path = None if words else Path(shapes[0])
     if out is not None:
         check_out(out, path, force=force)
-    if path is not None and path.suffix.lower() != ".json":
-        with DenseFile(path) as file:
-            convention, told = convention_of(file, convention, scale)
+    sizes = from_words(shapes) if path is None else from_json(path) if path.suffix.lower() == ".json" else None
+    if sizes is None and path is not None:
+        with open_dense(path) as file:
+            if out is not None:
+                check_out(out, *file.files, force=force)
+            convention, told = convention_of(file.shapes, convention, scale)
+            told += file.notes
             tensors = tensors_of(file, convention)
             plan = _make_plan(tensors, context.params, file)
     else:
-        sizes = from_json(path) if path is not None else from_words(shapes)
-        named = [ModelTensor(name, shape, 4 * math.prod(shape)) for name, shape in sizes.items()]
-        tensors = complete(named, functools.partial(axes_of, convention or "default"))
+        named = [ModelTensor(name, shape, 4 * math.prod(shape)) for name, shape in (sizes or {}).items()]
+        convention, told = convention_of(sizes or {}, convention, scale, "default")
+        tensors = complete(named, functools.partial(axes_of, convention))
         plan = _make_plan(tensors, context.params, None)
     if out is not None:
         with replacing(out) as temporary:
             Path(temporary).write_text(plan.to_json() + "\n", encoding="ascii")
     saved = _savings(tensors, plan)
-    result = {"out": None if out is None else str(out), **saved, "plan": plan.to_dict()}
-    ends = [] if out is None else [f"plan   {printable(str(out))}"]
-    emit(result, as_json, [str(plan), *told, *_savings_lines(saved), *ends])
+    doubts = _doubts(saved)
+    result = {"out": None if out is None else str(out), **saved, "warnings": doubts, "plan": plan.to_dict()}
+    shown: list[RenderableType] = [*generated_lines(plan, every), *kept_lines(tensors, saved["kept"], every)]
+    shown += [*plan_lines(plan), *told, _saved_line(saved)]
+    shown += [] if out is None else [f"plan   {printable(str(out))}"]
+    emit(result, as_json, shown, warnings=doubts, quiet=quiet)
 
 
 def run_fit(
     context: typer.Context,
-    path: Path = typer.Argument(..., metavar="DENSE", help="A plain safetensors file."),
+    path: Path = typer.Argument(..., metavar="MODEL", help=f"A model: {MODEL_HELP}"),
     out: Path = typer.Option(..., "--out", "-o", metavar="FILE", help="The checkpoint to write."),
     ratio: float | None = Ratio,
     size: str | None = Size,
     plan_file: Path | None = typer.Option(
-        None, "--plan", metavar="PLAN", help="A plan, in JSON, as smh plan writes it, in place of all options."
+        None, "--plan", metavar="PLAN", help="A plan, in JSON, as smh plan writes it, instead of all other options."
     ),
     bits: int = Bits,
     optimizer: str = Optimizer,
@@ -154,22 +173,26 @@ def run_fit(
         None, help="Fail, and write nothing, if the relative error of the weights is larger."
     ),
     force: bool = Force,
+    every: bool = ShowAll,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Compress a trained model, with a loss: find variables whose weights come close to given ones, to train on.
+    """Compress a trained model, with a loss: find variables whose weights come close, as a start for training.
 
-    Other tensors are kept as they are. The file is read one tensor at a time. Memory is needed for about four times the
-    generated weights in float32. Needs SciPy.
+    Other tensors are kept unchanged. Memory: about four times the generated weights in float32, and the kept tensors.
+    Needs SciPy.
     """
     from smh.models.fit import fit_variables  # here, for it takes long to import
 
     _check_options(context)
     check_out(out, path, plan_file, force=force)
-    with DenseFile(path) as file:
-        convention, told = convention_of(file, convention, scale if plan_file is None else "match")
+    with open_dense(path) as file:
+        check_out(out, *file.files, force=force)
+        convention, told = convention_of(file.shapes, convention, scale if plan_file is None else "match")
+        told += file.notes
         tensors = tensors_of(file, convention)
         if plan_file is not None:
-            plan = _read_plan(plan_file)
+            plan = read_plan(plan_file)
             check_fit(tensors, plan)
         else:
             plan = _make_plan(tensors, context.params, file)
@@ -180,14 +203,13 @@ def run_fit(
             if name.startswith(CARRIED):
                 raise SmhError(f"names that begin with {CARRIED!r} are reserved: rename the tensor {name!r}")
         _check_memory(plan)
-        bars = progress()
+        bars = progress(quiet)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            wanted = Lazy(generated, file.__getitem__)
-            variables, report = fit_variables(plan, wanted, progress=bars.console.is_terminal)
+            target = Lazy(generated, file.__getitem__)
+            variables, report = fit_variables(plan, target, progress=not bars.disable)
         if max_error is not None and not report.error <= max_error:
             raise SmhError(f"the relative error is {report.error:.3g}, more than {max_error:g}: nothing was written")
-        doubts = [str(warning.message) for warning in caught]
         dense = {name: file.stored(name) for name in kept}
         if file.metadata:
             dense[METADATA] = np.frombuffer(canonical_json(file.metadata).encode("ascii"), dtype=np.uint8)
@@ -195,6 +217,7 @@ def run_fit(
             bars.add_task("writing", total=None)
             digest = smh_numpy.save(out, plan, variables, dense)
     saved = _savings(tensors, plan)
+    doubts = [*(str(warning.message) for warning in caught), *_doubts(saved)]
     result = {
         "file": str(path),
         "out": str(out),
@@ -206,12 +229,23 @@ def run_fit(
         **saved,
         "warnings": doubts,
     }
-    table = Table("tensor", number("relative error"))
-    for name, error in report.errors.items():
-        table.add_row(printable(name), f"{error:.3g}")
-    doubtful = [marked(f"warning: {doubt}", "yellow") for doubt in doubts]
-    ends = [f"file   {printable(str(out))}", f"digest {digest}"]
-    emit(result, as_json, [table, str(report), *doubtful, *told, *_savings_lines(saved), *ends])
+    shown: list[RenderableType] = [*_error_lines(report.errors, every), *kept_lines(tensors, saved["kept"], every)]
+    shown += [str(report), *told, _saved_line(saved)]
+    shown += [f"file   {printable(str(out))}", f"digest {digest}"]
+    emit(result, as_json, shown, warnings=doubts, quiet=quiet)
+
+
+def _error_lines(errors: Mapping[str, float], every: bool) -> Iterator[RenderableType]:
+    """Iterate over the relative errors, by groups or tensor by tensor."""
+    listing, more = Listing("generated", *[] if every else ["tensors"], "error" if every else "largest error"), ""
+    if every:
+        for name, error in errors.items():
+            listing.add(name, f"{error:.3g}")
+    else:
+        more = listed(listing, grouped(errors, str), lambda x: (len(x), f"{max(errors[name] for name in x):.3g}"))
+    yield listing
+    yield from [more] if more else []
+    yield ""
 
 
 def _check_options(context: typer.Context) -> None:
@@ -230,31 +264,24 @@ def _check_options(context: typer.Context) -> None:
         raise typer.BadParameter(f"{what}{also}; got {got}", param_hint="--ratio")
 
 
-def _read_plan(path: Path) -> Plan:
-    try:
-        return Plan.from_json(read_json(path))
-    except PlanError as error:
-        raise PlanError(f"{str(path)!r} must be a plan in JSON, as smh plan writes it: {error}") from error
-
-
 def _finite(error: float) -> float | None:
     return error if math.isfinite(error) else None
 
 
-def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values: DenseFile | None) -> Plan:
+def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values: DenseTensors | None) -> Plan:
     """Return the plan for the tensors of a model, by the options that a command was given."""
     options = {name: given[name] for name in _PLANNED} | {"learn_scale": not given["fixed_scales"]}
     scale = options["scale"] = given["scale"]
     if scale == "match":
         if values is None:
-            raise PlanError("scale 'match' needs present values: give a safetensors file, not shapes, or another scale")
+            raise PlanError("scale 'match' needs present values: give a model, not shapes, or another scale")
     elif scale not in RULES:
         try:
             options["scale"] = float(scale)
         except ValueError as error:
             raise PlanError(f"scale must be {', '.join(RULES)}, match or a number; got {scale!r}") from error
     include, exclude = given["include"], given["exclude"]
-    generated = _selected(tensors, include, exclude)
+    generated = selected(tensors, include, exclude)
     for tensor in tensors:
         if scale in RULES and tensor.name in generated and "o" not in (tensor.axes or "o"):
             raise PlanError(
@@ -304,49 +331,18 @@ def _savings(tensors: Sequence[ModelTensor], plan: Plan) -> dict[str, Any]:
     }
 
 
-def _savings_lines(saved: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Iterate over lines on which tensors are kept, and on the bytes of all before and after."""
-    if saved["weights"] < saved["kept_numbers"]:
-        share = saved["weights"] / (saved["weights"] + saved["kept_numbers"])
-        yield marked(f"warning: only {share:.0%} of the numbers are generated; the others are kept, as below", "yellow")
-    lines = [f"kept as it is: {name!r}: {why}" for name, why in saved["kept"].items()]
-    yield from first_lines(lines, _SHOWN, "kept as they are:", style="")
-    yield (
-        f"{saved['bytes_before']:,} bytes before, {saved['bytes_after']:,} after "
-        f"({saved['bytes_after'] / saved['bytes_before']:.1%}), {saved['kept_bytes']:,} of them in {len(lines):,} kept "
-        "tensors"
+def _doubts(saved: Mapping[str, Any]) -> list[str]:
+    """Return warnings on a plan that generates little."""
+    if saved["weights"] >= saved["kept_numbers"]:
+        return []
+    share = saved["weights"] / (saved["weights"] + saved["kept_numbers"])
+    return [f"only {share:.0%} of the numbers are generated; the others are kept"]
+
+
+def _saved_line(saved: Mapping[str, Any]) -> str:
+    kept = counted(len(saved["kept"]), "kept tensor")
+    share = saved["bytes_after"] / saved["bytes_before"]
+    return (
+        f"{saved['bytes_before']:,} bytes before, {saved['bytes_after']:,} after ({share:.1%}), "
+        f"{saved['kept_bytes']:,} of them in {kept}"
     )
-
-
-def _selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
-    """Return the names of the tensors to be generated."""
-    names = [tensor.name for tensor in tensors]
-    chosen = {tensor.name for tensor in tensors if not tensor.why_kept}
-    if include:
-        free = {tensor.name for tensor in tensors if not tensor.kept}
-        chosen = _matching("--include", include, names) & free
-    chosen -= _matching("--exclude", exclude, names)
-    if (include or exclude) and not chosen:
-        kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]
-        also = f"; not to be generated: {', '.join(kept[:3])}" if kept else ""
-        raise PlanError(
-            f"no tensor is left to generate: by default floats of two or more axes are; got {len(tensors)} tensors, "
-            f"--include {short(list(include))}, --exclude {short(list(exclude))}{also}"
-        )
-    return chosen
-
-
-def _matching(option: str, patterns: Iterable[str], names: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        try:
-            compiled = compile_pattern(pattern, names, option)
-        except PlanError as error:
-            raise typer.BadParameter(f"no regular expression that can be used: {error}", param_hint=option) from error
-        matches = set(filter(compiled.fullmatch, names))
-        if not matches:
-            below = any(name.startswith((f"{pattern}.", f"{pattern}/")) for name in names)
-            hint = f"did you mean '{pattern}[./].*', all below it?" if below else near_names(pattern, names)
-            raise PlanError(f"{option} {pattern!r} is a regular expression, which matches no whole name: {hint}")
-        found |= matches
-    return found

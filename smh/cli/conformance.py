@@ -17,11 +17,10 @@ from typing import Any
 
 import typer
 from rich.console import RenderableType
-from rich.table import Table
 
 import smh
 from smh.backends.registry import list_backends
-from smh.cli.output import AsJson, emit, marked, number, progress
+from smh.cli.output import AsJson, Listing, Quiet, emit, install, marked, progress
 from smh.errors import ConformanceError
 
 _ENVIRONMENT = {
@@ -38,56 +37,64 @@ _TOGETHER = 2  # modes that share a process, and the import of a framework, wher
 
 
 def run_conformance(
-    backend: list[str] = typer.Option([], help="A backend to check; default: all whose frameworks are installed."),
-    device: str = typer.Option("", help="The device, such as cuda; default: each backend's first."),
-    mode: list[str] = typer.Option([], help="A mode to check; default: all that the backend declares."),
-    deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes; takes hours."),
-    plans: int = typer.Option(0, help="How many plans to draw, each with seven cases; default: as deep as said."),
-    seed: int = typer.Option(-1, help="Seed of the drawn plans; default: 0, or a new one with --deep."),
-    jobs: int = typer.Option(2, min=1, help="How many processes check modes at a time."),
+    backend: list[str] = typer.Option([], help="A backend to check. Default: all that are installed. Repeatable."),
+    device: str = typer.Option("", help="The device, such as cuda. Default: each backend's first."),
+    mode: list[str] = typer.Option([], help="A mode to check. Default: all that the backend declares. Repeatable."),
+    deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes. Takes hours."),
+    plans: int = typer.Option(
+        0, help="How many plans to draw, each with seven cases. Default: 12, or more with --deep."
+    ),
+    seed: int = typer.Option(-1, help="Seed of the drawn plans. Default: 0, or a new one with --deep."),
+    jobs: int = typer.Option(2, min=1, help="How many processes run at a time."),
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Check that backends give the specified bits, in all their modes."""
+    """Check that backends give the specified bits, in all their modes.
+
+    Takes minutes for each backend; --plans 2 takes less.
+    """
     suite = _suite()
-    chosen = backend or list_backends(installed=True)
+    names = backend or list_backends(installed=True)
     options = ["--deep"] * deep
     options += ["--device", device] if device else []
     options += ["--plans", str(plans)] if plans else []
     asked = [part for name in mode for part in ("--mode", name)]
     asked += ["--seed", str(seed)] if seed >= 0 else []
-    reports = _check_all(suite, chosen, options, asked, jobs)
-    failures = [failure for name in chosen for failure in reports[name]["failures"]]
+    reports = _check_all(suite, names, options, asked, jobs, quiet)
+    failures = [failure for name in names for failure in reports[name]["failures"]]
     result = {
         "passed": not failures,
         "seeds": {name: report["seed"] for name, report in reports.items()},
         "plans": {name: report["plans"] for name, report in reports.items()},
-        "rows": [row for name in chosen for row in reports[name]["rows"]],
+        "rows": [row for name in names for row in reports[name]["rows"]],
         "failures": failures,
-        "missing": [] if backend else [name for name in list_backends() if name not in chosen],
+        "missing": [] if backend else [name for name in list_backends() if name not in names],
     }
-    emit(result, as_json, _shown(result), same=not failures)
+    emit(result, as_json, _shown(result), same=not failures, quiet=quiet)
 
 
 def _suite() -> Path:
     """Return the folder of the suite, which a wheel has inside the library, and a checkout beside it."""
     package = Path(str(smh.__file__)).parent
     folders = [package / "conformance", package.parent / _BESIDE]
-    found = [folder for folder in folders if (folder / "laws.py").is_file()]
-    if not found:
+    suites = [folder for folder in folders if (folder / "laws.py").is_file()]
+    if not suites:
         raise ConformanceError(f"the conformance suite is not installed: looked in {' and '.join(map(str, folders))}")
     for needed in ("pytest", "hypothesis"):
         if importlib.util.find_spec(needed) is None:
-            raise ConformanceError(f"the conformance suite needs {needed}: pip install 'smh[test]'")
-    return found[0]
+            raise ConformanceError(f"the conformance suite needs {needed}: {install('conformance')}")
+    return suites[0]
 
 
-def _check_all(suite: Path, backends: list[str], options: list[str], asked: list[str], jobs: int) -> dict[str, Any]:
+def _check_all(
+    suite: Path, backends: list[str], options: list[str], asked: list[str], jobs: int, quiet: bool
+) -> dict[str, Any]:
     """Return a report for each backend, which is asked for its modes; a few are then checked in each process.
 
     Compilers keep their programs until a process ends: all modes in one would take its memory. What does not depend on
     drawn plans is checked by the first process of a mode.
     """
-    with progress() as bars, ThreadPoolExecutor(jobs) as pool:
+    with progress(quiet) as bars, ThreadPoolExecutor(jobs) as pool:
         try:
             bar = {name: bars.add_task(f"{name}: which modes it has", total=None) for name in backends}
             asking = pool.map(lambda name: _check(suite, name, [*options, *asked, "--collect-only"]), backends)
@@ -100,17 +107,17 @@ def _check_all(suite: Path, backends: list[str], options: list[str], asked: list
                 groups = [rows[k : k + size] for k in range(0, len(rows), size)]
                 bars.update(bar[name], description=f"{name}: every law in every mode", total=len(rows) * len(rounds))
                 for group, drawn in itertools.product(groups, rounds):
-                    chosen = [*options, *(part for row in group for part in ("--mode", row["mode"]))]
-                    chosen += ["--seed", str(report["seed"] + drawn)]
-                    chosen += ["--plans", str(min(_ROUND, report["plans"] - drawn))]
-                    chosen += ["-k", "test_drawn_plans"] if drawn else []
-                    checking[pool.submit(_check, suite, name, chosen)] = name, group
+                    arguments = [*options, *(part for row in group for part in ("--mode", row["mode"]))]
+                    arguments += ["--seed", str(report["seed"] + drawn)]
+                    arguments += ["--plans", str(min(_ROUND, report["plans"] - drawn))]
+                    arguments += ["-k", "test_drawn_plans"] if drawn else []
+                    checking[pool.submit(_check, suite, name, arguments)] = name, group
             for future in as_completed(checking):
                 name, group = checking[future]
-                found = future.result()
-                for row, more in zip(group, found["rows"], strict=True):
+                part = future.result()
+                for row, more in zip(group, part["rows"], strict=True):
                     row |= {key: row[key] + more[key] for key in _COUNTS}
-                reports[name]["failures"] += found["failures"]
+                reports[name]["failures"] += part["failures"]
                 failed = f": {len(reports[name]['failures'])} failed" if reports[name]["failures"] else ""
                 bars.update(bar[name], advance=len(group), description=f"{name}{failed}")
         except BaseException:
@@ -120,7 +127,7 @@ def _check_all(suite: Path, backends: list[str], options: list[str], asked: list
 
 
 def _check(suite: Path, name: str, options: list[str]) -> Any:
-    """Run the suite for one backend in a process of its own, and return its report."""
+    """Run the suite for one backend in a new process, and return its report."""
     command = [sys.executable, "-m", "pytest", str(suite), "-q", "-p", "no:cacheprovider", "--show-capture=no"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -143,15 +150,15 @@ def _last_words(output: str) -> str:
 
 
 def _shown(result: dict[str, Any]) -> Iterator[RenderableType]:
-    numbers = map(number, ("laws passed", "failed", "checks", "bits compared", "bits different"))
-    table = Table("backend", "device", "mode", *numbers, "skipped", title="Conformance to SMH-2")
+    columns = ("backend", "device", "mode", "laws passed", "failed", "checks", "bits compared", "bits different")
+    listing = Listing(*columns, "skipped", title="Conformance to SMH-2")
     for row in result["rows"]:
-        counts = [f"{row[key]:,}" for key in ("passed", "failed", "checks", "bits", "different")]
-        style = "red" if row["failed"] or row["different"] else None
-        table.add_row(row["backend"], row["device"], row["mode"], *counts, row["skipped"], style=style)
+        counts = [row[key] for key in ("passed", "failed", "checks", "bits", "different")]
+        style = "red" if row["failed"] or row["different"] else ""
+        listing.add(row["backend"], row["device"], row["mode"], *counts, row["skipped"], style=style)
+    yield listing
     for name in result["missing"]:
-        table.add_row(name, *[""] * 7, f"not installed: pip install 'smh[{name}]'")
-    yield table
+        yield f"{name} is not installed: {install(name)}"
     yield f"plans drawn from the seeds: {', '.join(f'{name} {seed}' for name, seed in result['seeds'].items())}"
     for failure in result["failures"]:
         yield marked(f"failed: {failure['id']}")

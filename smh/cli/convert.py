@@ -10,7 +10,7 @@ import typer
 
 from smh.backends import numpy as smh_numpy
 from smh.backends.registry import get_backend
-from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, check_out, emit, marked, progress
+from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, Quiet, check_out, counted, emit, progress
 from smh.errors import CheckpointError, LimitError
 from smh.files import checkpoint
 from smh.files.checkpoint import Checkpoint
@@ -22,30 +22,28 @@ from smh.porting import Mapping, doubts, port, tensor_shapes
 def run_materialize(
     path: Path = File,
     out: Path = typer.Option(..., "--out", "-o", metavar="DENSE", help="The safetensors file to write."),
-    names: list[str] = typer.Option([], help="Tensors to write, separated by commas; default: all."),
-    view: bool = typer.Option(
-        True, "--view/--canonical", help="Shapes as the model sees them, or as the plan has them."
-    ),
+    names: list[str] = typer.Option([], help="Tensors to write, separated by commas. Default: all."),
+    view: bool = typer.Option(True, "--view/--canonical", help="Shapes of the model, or of the plan."),
     backend: str = BackendName,
     force: bool = Force,
     max_bytes: int | None = MaxBytes,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Write weights, and the tensors that are kept as they are, as a plain safetensors file that any reader opens.
+    """Write the weights and the kept tensors of a checkpoint as a plain safetensors file.
 
-    The file is streamed, one tensor at a time, and appears whole or not at all. NumPy builds large tensors without a
-    view block by block. The limit holds for the file that is written, too.
+    The file is written one tensor at a time, and appears whole or not at all. The limit also holds for its size.
     """
     builder = get_backend(backend or None)
     check_out(out, path, force=force)
-    wanted = [name for given in names for name in given.split(",") if name] if names else None
-    found = checkpoint.read(path)
-    with progress() as bars:
+    selection = [name for given in names for name in given.split(",") if name] if names else None
+    loaded = checkpoint.read(path)
+    with progress(quiet) as bars:
         task = bars.add_task(out.name, total=None)
         written = export(
             out,
-            found,
-            wanted,
+            loaded,
+            selection,
             view=view,
             backend=builder,
             max_bytes=max_bytes,
@@ -60,8 +58,8 @@ def run_materialize(
         "weights": written.weights,
         "tensors": {name: list(shape) for name, shape in written.shapes.items()},
     }
-    line = f"{out}: {len(written.shapes):,} tensors, {written.weights:,} weights, {written.size:,} bytes"
-    emit(result, as_json, [line])
+    count = counted(len(written.shapes), "tensor")
+    emit(result, as_json, [f"{out}: {count}, {written.weights:,} weights, {written.size:,} bytes"], quiet=quiet)
 
 
 def run_port(
@@ -72,44 +70,44 @@ def run_port(
     out: Path = typer.Option(..., "--out", "-o", metavar="OUT", help="The checkpoint to write."),
     force: bool = Force,
     max_bytes: int | None = MaxBytes,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
     """Give the tensors of a checkpoint the names and shapes of another model.
 
-    The variables and the digest stay the same; the weights are rebuilt to verify that. A mapping is made in Python by
-    smh.porting.match. Doubts about it are printed as warnings: names that would fit better the other way round.
+    Variables and digest do not change; the weights are rebuilt to verify that. smh.porting.match makes a mapping in
+    Python. Names that would fit better the other way round bring a warning.
     """
     check_out(out, path, mapping, force=force)
-    chosen = Mapping.load(mapping)
-    found = checkpoint.read(path)
-    check_file(found, max_bytes)
-    _check_defaults(chosen, found, max_bytes)
-    ported = port(found, chosen)
-    warnings = doubts(chosen)
-    with progress() as bars:
+    renaming = Mapping.load(mapping)
+    loaded = checkpoint.read(path)
+    check_file(loaded, max_bytes)
+    _check_defaults(renaming, loaded, max_bytes)
+    ported = port(loaded, renaming)
+    warnings = doubts(renaming)
+    with progress(quiet) as bars:
         bars.add_task("rebuilding the weights", total=None)
         digest = smh_numpy.digest(ported.plan, ported.variables)
     if digest != ported.digest:
         raise CheckpointError(f"{path}: its weights are not those that it was saved with; their digest is {digest}")
-    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, found.training)
+    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, loaded.training)
     result = {
         "file": str(path),
         "out": str(out),
         "digest": digest,
-        "tensors": {target: [source.name for source in entry.sources] for target, entry in chosen.tensors.items()},
-        "settings": {layer: dict(values) for layer, values in chosen.settings.items()},
+        "tensors": {target: [source.name for source in entry.sources] for target, entry in renaming.tensors.items()},
+        "settings": {layer: dict(values) for layer, values in renaming.settings.items()},
         "warnings": warnings,
     }
-    doubtful = [marked(f"warning: {warning}", "yellow") for warning in warnings]
-    emit(result, as_json, [chosen, *doubtful, f"file   {out}", f"digest {digest}"])
+    emit(result, as_json, [renaming, f"file   {out}", f"digest {digest}"], warnings=warnings, quiet=quiet)
 
 
-def _check_defaults(mapping: Mapping, found: Checkpoint, limit: int | None) -> None:
+def _check_defaults(mapping: Mapping, loaded: Checkpoint, limit: int | None) -> None:
     """Raise LimitError unless the tensors that a mapping fills, where a file has none, are within the limit."""
-    known = tensor_shapes(found)
+    known = tensor_shapes(loaded)
     sources = [source for entry in mapping.tensors.values() for source in entry.sources if source.name not in known]
     size = sum(math.prod(x.shape) * np.dtype(x.default[1]).itemsize for x in sources if x.default is not None)
-    most = default(found) if limit is None else limit
+    most = default(loaded) if limit is None else limit
     if size > most:
         raise LimitError(
             f"the mapping fills {size:,} bytes of tensors that the file does not have, and the limit is {most:,}: "

@@ -15,11 +15,11 @@ import numpy as np
 import typer
 from rich.console import RenderableType
 from rich.progress import Progress
-from rich.table import Table
 from safetensors.numpy import save_file
 
 from smh.backends import numpy as smh
-from smh.cli.output import AsJson, Force, check_out, emit, marked, number, progress
+from smh.cli.output import AsJson, Force, Listing, Quiet, check_out, emit, install, marked, progress
+from smh.cli.summary import plan_lines
 from smh.core.pools.base import BITS
 from smh.errors import BackendError
 from smh.files.atomic import replacing
@@ -35,23 +35,24 @@ _LAYERS = ("fc1", "fc2", "fc3")
 
 
 def run_demo(
-    ratio: float = typer.Option(0.1, help="Pool variables per weight, an upper bound."),
-    bits: int = typer.Option(BITS, help="Bits of the integers that are stored and generate weights, 2 to 16."),
+    ratio: float = typer.Option(0.1, help="Pool variables per weight, at most."),
+    bits: int = typer.Option(BITS, help="Bits of the stored integers, 2 to 16."),
     epochs: int = typer.Option(30, min=1, help="Passes over the training images."),
     hidden: int = typer.Option(256, min=1, help="Units in each of the two hidden layers."),
     pool: str = typer.Option("matmul", help="matmul, kronecker or hash."),
-    seed: int = typer.Option(0, help="Decides the pool's hash functions and all initial values."),
+    seed: int = typer.Option(0, help="Seed of the hash functions and all initial values."),
     out: Path = typer.Option(
         Path("digits.safetensors"),
         "--out",
         "-o",
         metavar="FILE",
-        help="The checkpoint to write; the dense file lies beside it, as digits-dense.safetensors.",
+        help="The checkpoint to write. The dense file is written beside it, as digits-dense.safetensors.",
     ),
     force: bool = Force,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Train a digit classifier twice, dense and from a pool; save and load both, and compare accuracy and bytes."""
+    """Train a digit classifier twice, dense and compressed; save and load both, and compare accuracy and bytes."""
     (images, labels), test = _digits()
     shapes = dict(zip(_LAYERS, ((64, hidden), (hidden, hidden), (hidden, 10)), strict=True))
     plan = smh.Plan.build(shapes, ratio=ratio, bits=bits, pool=pool, optimizer="adam", seed=seed)
@@ -64,7 +65,7 @@ def run_demo(
         dense[name] = rng.uniform(-1, 1, (fan_in, fan_out)).astype(np.float32) / np.float32(np.sqrt(fan_in))
         biases[f"{name}.bias"] = np.zeros(fan_out, dtype=np.float32)
     names = plan.variable_shapes
-    with progress() as bars:
+    with progress(quiet) as bars:
         train = functools.partial(_train, images, labels, epochs, bars)
         dense = train("dense", dense | biases, lambda x: x, lambda x, g: g)
         trained = train(
@@ -81,21 +82,21 @@ def run_demo(
         dense_again = {name: file[name] for name in file}
     weights = smh.materialize(plan, variables)
     digest = smh.save(out, plan, variables, dense=_part(trained, biases))
-    found = smh.load(out)
-    again = smh.materialize(found.plan, found.variables)
+    loaded = smh.load(out)
+    again = smh.materialize(loaded.plan, loaded.variables)
     different = sum(compare(name, again[name], weights[name]).bits for name in weights)
-    same = not different and smh.digest(found.plan, found.variables) == digest
+    same = not different and smh.digest(loaded.plan, loaded.variables) == digest
     result = {
         "weights": plan.num_weights,
         "biases": sum(bias.size for bias in biases.values()),
         "dense": _row(plan.num_weights, dense_again, test, dense_out),
-        "pool": _row(plan.num_variables, again | found.dense, test, out),
+        "pool": _row(plan.num_variables, again | loaded.dense, test, out),
         "plan": plan.to_dict(),
         "digest": digest,
         "bits_different": different,
         "same": same,
     }
-    emit(result, as_json, _shown(plan, pool, result), same)
+    emit(result, as_json, _shown(plan, pool, result), same, quiet=quiet)
 
 
 def _digits() -> tuple[Labelled, Labelled]:
@@ -103,7 +104,7 @@ def _digits() -> tuple[Labelled, Labelled]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise BackendError(f"the demo needs scikit-learn ({error}): pip install 'smh[demo]'") from error
+        raise BackendError(f"the demo needs scikit-learn ({error}): {install('demo')}") from error
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = (images / 16.0).astype(np.float32)[order], labels[order]
@@ -117,14 +118,13 @@ def _row(variables: int, network: Arrays, test: Labelled, path: Path) -> dict[st
 
 
 def _shown(plan: smh.Plan, pool: str, result: dict[str, Any]) -> Iterator[RenderableType]:
-    yield str(plan)
+    yield from plan_lines(plan)
     yield ""
-    numbers = map(number, ("weights", "trained variables", "test accuracy", "bytes on disk"))
-    table = Table("", *numbers, "file", title="Handwritten digits, 8x8 pixels, 10 classes")
+    columns = ("", "weights", "trained variables", "test accuracy", "bytes on disk", "file")
+    listing = Listing(*columns, title="Handwritten digits, 8x8 pixels, 10 classes")
     for name, row in (("dense", result["dense"]), (f"{pool} pool", result["pool"])):
-        counts = (f"{result['weights']:,}", f"{row['variables']:,}", f"{row['accuracy']:.1%}", f"{row['bytes']:,}")
-        table.add_row(name, *counts, row["out"])
-    yield table
+        listing.add(name, result["weights"], row["variables"], f"{row['accuracy']:.1%}", row["bytes"], row["out"])
+    yield listing
     share = result["pool"]["bytes"] / result["dense"]["bytes"]
     yield f"The compressed file has {share:.1%} of the bytes. Both keep {result['biases']} biases in float32."
     yield f"digest {result['digest']}"

@@ -14,37 +14,32 @@ from typing import Any
 import numpy as np
 import typer
 from rich.console import RenderableType
-from rich.table import Table
 
 from smh._version import __version__
 from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
-from smh.cli.output import AsJson, emit, number, progress
+from smh.cli.model import MODEL_HELP
+from smh.cli.output import AsJson, Listing, ShowAll, counted, emit, install, progress
+from smh.cli.summary import entry_lines, generated_lines, plan_lines, variable_lines
 from smh.core.versions import VERSION
 from smh.files import checkpoint
 from smh.files.checkpoint import CARRIED, Checkpoint
-from smh.files.dense import DenseFile, is_checkpoint
+from smh.files.dense import is_checkpoint
+from smh.files.formats import is_safetensors, open_dense
 from smh.files.header import DTYPES
 from smh.files.integers import pack, pool_arrays
-from smh.text import printable, shortened
+from smh.text import printable
 
 _PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")
 _BLOCK = 1 << 20  # elements that are squared at a time
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _FLOAT32 = 4  # bytes of a weight
-_MOST = 200  # characters of a name, in text
-_TITLES = {
-    "variable": "Variables",
-    "training": "Training values of the pool",
-    "kept": "Kept as they are",
-    "carried": "Carried along, of no model",
-}
+_TITLES = {"training": "training value", "kept": "kept", "carried": "carried along"}  # of tensors, by their kind
 
 
 def run_info(as_json: bool = AsJson) -> None:
-    """Show versions, and which backends there are, on which devices.
+    """Show versions, backends and devices.
 
-    Every installed framework is imported for that, which takes some seconds. A framework that cannot be imported is
-    reported in its line of the table.
+    This imports every installed framework, which takes seconds. The table says why a framework cannot be imported.
     """
     installed = list_backends(installed=True)
     rows = []
@@ -67,15 +62,15 @@ def run_info(as_json: bool = AsJson) -> None:
 
 
 def _backend(name: str, installed: bool) -> dict[str, Any]:
-    """Return what there is to know of a backend, importing its framework if that is installed."""
+    """Return the facts on a backend, importing its framework if that is installed."""
     row: dict[str, Any] = {"name": name, "installed": installed, "version": None, "devices": [], "error": None}
     if installed:
         try:
             row["devices"] = get_backend(name).devices()
-        except Exception as error:  # frameworks fail in ways of their own: drivers, libraries, versions of one another
+        except Exception as error:  # frameworks fail in many ways: drivers, libraries, versions
             row["error"] = " ".join(str(error).split()) or type(error).__name__
         brought = [
-            found.dist.version for found in importlib.metadata.entry_points(group=GROUP, name=name) if found.dist
+            entry.dist.version for entry in importlib.metadata.entry_points(group=GROUP, name=name) if entry.dist
         ]
         framework = getattr(sys.modules.get(name), "__version__", None)
         row["version"] = brought[0] if brought else framework or _installed_version(name)
@@ -97,76 +92,78 @@ def _shown_installation(result: dict[str, Any]) -> Iterator[RenderableType]:
     for name, value in lines.items():
         yield f"{name:<17} {value or 'not installed'}"
     yield ""
-    table = Table("backend", "version", "devices", title="Backends")
+    listing = Listing("backend", "version", "devices", title="Backends")
     for row in result["backends"]:
         devices = row["error"] or ", ".join(row["devices"])
         if not row["installed"]:
-            devices = f"not installed: pip install 'smh[{row['name']}]'"
-        table.add_row(row["name"], row["version"] or "", printable(devices), style="red" if row["error"] else None)
-    yield table
+            devices = f"not installed: {install(row['name'])}"
+        listing.add(row["name"], row["version"] or "", devices, style="red" if row["error"] else "")
+    yield listing
 
 
 def run_inspect(
-    path: Path = typer.Argument(..., metavar="FILE", help="A checkpoint, or a plain safetensors file."),
+    path: Path = typer.Argument(..., metavar="FILE", help=f"A checkpoint, or a model: {MODEL_HELP}"),
+    every: bool = ShowAll,
     as_json: bool = AsJson,
 ) -> None:
     """Show what a file holds.
 
-    Of a checkpoint: its plan, variables with the bits and exponents of their integers, whether it has training values,
-    kept tensors, sizes, and the digest that it states. No weights are rebuilt: digest and verify compare the digest.
-    Of a plain safetensors file: its tensors.
+    For a checkpoint: its plan, its variables with the bits and exponents of their integers, training values, kept
+    tensors, sizes, and the digest that it states. No weights are rebuilt: smh digest and smh verify check the digest.
+    For a model of plain tensors: its tensors.
     """
     result: dict[str, Any] = {"file": str(path)}
-    if not is_checkpoint(path):
-        with DenseFile(path) as file:
+    if not is_safetensors(path) or not is_checkpoint(path):
+        with open_dense(path) as file:
             tensors = [_entry(name, "plain", file.dtypes[name], file.shapes[name], file.sizes[name]) for name in file]
-        size, numbers = path.stat().st_size, sum(entry["numbers"] for entry in tensors)
-        result |= {"kind": "plain", "bytes": size, "tensors": tensors}
-        line = f"{len(tensors):,} tensors, {numbers:,} numbers, {size:,} bytes"
-        emit(result, as_json, [_table("Plain safetensors file", tensors), line])
+            kind, notes, size = file.kind, file.notes, sum(map(os.path.getsize, file.files))
+        numbers = sum(entry["numbers"] for entry in tensors)
+        result |= {"kind": "plain", "format": kind, "bytes": size, "tensors": tensors}
+        line = f"{kind}: {counted(len(tensors), 'tensor')}, {numbers:,} numbers, {size:,} bytes"
+        emit(result, as_json, [*entry_lines("tensor", tensors, every), *notes, line])
         return
-    found = checkpoint.read(path)
-    tensors = list(_tensors(found))
-    kept = sum(entry["bytes"] for entry in tensors if entry["kind"] == "kept")
+    loaded = checkpoint.read(path)
+    tensors = list(_tensors(loaded))
+    groups = {kind: [entry for entry in tensors if entry["kind"] == kind] for kind in ("variable", *_TITLES)}
     result |= {
         "kind": "checkpoint",
         "bytes": path.stat().st_size,
-        "dense_bytes": _FLOAT32 * found.plan.num_weights + kept,
-        "digest": found.digest,
-        "weights": found.plan.num_weights,
-        "variables": found.plan.num_variables,
-        "ratio": found.plan.ratio,
-        "training": found.training,
-        "plan": found.plan.to_dict(),
+        "dense_bytes": _FLOAT32 * loaded.plan.num_weights + sum(entry["bytes"] for entry in groups["kept"]),
+        "digest": loaded.digest,
+        "weights": loaded.plan.num_weights,
+        "variables": loaded.plan.num_variables,
+        "ratio": loaded.plan.ratio,
+        "training": loaded.training,
+        "plan": loaded.plan.to_dict(),
         "tensors": tensors,
     }
     share = result["bytes"] / result["dense_bytes"]
-    groups = {title: [entry for entry in tensors if entry["kind"] == kind] for kind, title in _TITLES.items()}
-    shown: list[RenderableType] = [
-        str(found.plan),
-        "",
-        *(_table(title, entries) for title, entries in groups.items() if entries),
-        f"training values: {'stored' if found.training else 'not stored'}",
+    shown: list[RenderableType] = [*generated_lines(loaded.plan, every), *variable_lines(groups["variable"], every)]
+    for kind, title in _TITLES.items():
+        shown += entry_lines(title, groups[kind], every)
+    shown += [
+        *plan_lines(loaded.plan),
+        f"training values: {'stored' if loaded.training else 'not stored'}",
         f"{result['bytes']:,} bytes, {share:.1%} of {result['dense_bytes']:,} for the plain tensors",
-        f"digest {found.digest} (as stated, not rebuilt)",
+        f"digest {loaded.digest} (as stated, not rebuilt)",
     ]
     emit(result, as_json, shown)
 
 
-def _tensors(found: Checkpoint) -> Iterator[dict[str, Any]]:
+def _tensors(loaded: Checkpoint) -> Iterator[dict[str, Any]]:
     """Iterate over what the file of a checkpoint holds: integers of the pool, float32 arrays, other tensors."""
-    integers, exponents = pack(found.plan, found.variables)
-    for name, bits, shape, _ in pool_arrays(found.plan):
+    integers, exponents = pack(loaded.plan, loaded.variables)
+    for name, bits, shape, _ in pool_arrays(loaded.plan):
         stored = integers[name]
         entry = _entry(name, "variable", _CODES[stored.dtype.name], shape, stored.nbytes)
         exponent = exponents[name.removeprefix("pool/")]
-        yield {**entry, "bits": bits, "exponent": exponent, "rms": _rms(found.variables[name])}
-    for name, x in found.variables.items():
+        yield {**entry, "bits": bits, "exponent": exponent, "rms": _rms(loaded.variables[name])}
+    for name, x in loaded.variables.items():
         if name not in integers:
             yield {**_entry(name, "variable", "F32", x.shape, x.nbytes), "rms": _rms(x)}
-        elif found.training:
+        elif loaded.training:
             yield _entry(f"training/{name}", "training", "F32", x.shape, x.nbytes)
-    for name, x in found.dense.items():
+    for name, x in loaded.dense.items():
         kind = "carried" if name.startswith(CARRIED) else "kept"
         yield _entry(name, kind, _CODES[x.dtype.name], x.shape, x.nbytes)
 
@@ -182,18 +179,3 @@ def _rms(x: np.ndarray) -> float | None:
     blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
     total = sum(float(np.sum(np.square(block, dtype=np.float64))) for block in blocks)
     return math.sqrt(total / flat.size) if math.isfinite(total) else None
-
-
-def _table(title: str, entries: list[dict[str, Any]]) -> Table:
-    with_rms = any("rms" in entry for entry in entries)
-    numbers = ["shape", "numbers", "bytes"] + ["bits", "exponent", "rms"] * with_rms
-    table = Table("name", "dtype", *map(number, numbers), title=title)
-    for entry in entries:
-        name, shape = shortened(printable(entry["name"]), _MOST), "x".join(map(str, entry["shape"]))
-        row = [name, entry["dtype"], shape or "scalar", f"{entry['numbers']:,}", f"{entry['bytes']:,}"]
-        if with_rms:
-            exponent = entry.get("exponent", "")
-            row += [str(entry.get("bits", "")), "all 0" if exponent is None else str(exponent)]
-            row.append("not finite" if entry["rms"] is None else f"{entry['rms']:.4g}")
-        table.add_row(*row)
-    return table

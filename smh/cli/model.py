@@ -1,30 +1,40 @@
-"""What ``smh plan`` and ``smh fit`` are told of a model: names, shapes, and what axes mean."""
+"""The input of ``smh plan`` and ``smh fit``: names, shapes, which tensors to generate, and the meaning of axes."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
+from smh.cli.output import counted
+from smh.core.patterns import compile_pattern
+from smh.core.plan import Plan
 from smh.core.rules import RULES
+from smh.core.selection import select
 from smh.core.views import MAX_AXES
-from smh.errors import PlanError
-from smh.files.dense import FLOATS, DenseFile
+from smh.errors import PlanError, near_names
+from smh.files.dense import FLOATS, DenseTensors
 from smh.files.header import are_sizes
 from smh.models.compression import ModelTensor
 from smh.models.roles import complete
 from smh.strict_json import MAX_HEADER, check_limits, parse, short
+
+MODEL_HELP = "a file (.safetensors, .npz, .pt, .pth or .bin), the index of several files (.index.json), or a folder."
 
 _WORD = re.compile(r"(?P<name>.+)=(?P<sizes>\d{1,18}(x\d{1,18})*)", re.ASCII | re.DOTALL)
 _AXES: dict[str, dict[int, str]] = {
     "default": {},  # those of Plan.build, by rank
     "torch": {2: "o i", 3: "o i w", 4: "o i h w", 5: "o i d h w"},
 }
+_SHOWN = {"default": "i o, h w i o, as in JAX and Keras", "torch": "o i, o i h w"}
+_REGEX = "re:"  # what regular expressions begin with
 _RANKS = 5  # the most axes that have a meaning
 _LETTERS = [letter for letter in string.ascii_letters if letter not in "io"]
 
@@ -36,20 +46,20 @@ def from_words(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
         match = _WORD.fullmatch(word)
         if match is None or match["name"] in sizes:
             why = "give one file, or words such as fc1=64x100, each name once"
-            raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="SHAPES")
+            raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="MODEL")
         sizes[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
     return sizes
 
 
-def from_json(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return shapes from a file of JSON, ``{name: [sizes]}``."""
-    text, where = read_json(path), repr(str(path))
+def from_json(path: Path) -> dict[str, tuple[int, ...]] | None:
+    """Return shapes from a file of JSON, ``{name: [sizes]}``, or None if it is the index of a model."""
+    text, where = _read_json(path), repr(str(path))
     check_limits(text, where)
     data = parse(text, where)
     if not isinstance(data, dict):
         raise PlanError(f"{where} must hold an object {{name: [sizes]}}; got {short(data)}")
-    if "weight_map" in data:
-        raise PlanError(f"{where} is the index of a model in several files: give one of these, or one file of them all")
+    if isinstance(data.get("weight_map"), dict):
+        return None
     for name, shape in data.items():
         if not are_sizes(shape) or len(shape) > MAX_AXES:
             raise PlanError(
@@ -58,35 +68,55 @@ def from_json(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in data.items()}
 
 
-def read_json(path: Path) -> bytes:
+def read_plan(path: Path) -> Plan:
+    """Return a plan from a file of JSON."""
+    try:
+        return Plan.from_json(_read_json(path))
+    except PlanError as error:
+        raise PlanError(f"{str(path)!r} must be a plan in JSON, as smh plan writes it: {error}") from error
+
+
+def _read_json(path: Path) -> bytes:
     """Return the content of a JSON file, or so much that a parser sees that it is too long."""
     with open(path, "rb") as file:
         return file.read(MAX_HEADER + 1)
 
 
-def tensors_of(file: DenseFile, convention: str) -> tuple[ModelTensor, ...]:
-    """Return the tensors of a plain file, with the meaning of their axes by a convention."""
-    tensors = []
+def tensors_of(file: DenseTensors, convention: str) -> tuple[ModelTensor, ...]:
+    """Return the tensors of a model, with the meaning of their axes by a convention."""
+    tensors: list[ModelTensor] = []
+    aliases: dict[str, list[str]] = {name: [] for name in file}
+    for alias, name in file.aliases.items():
+        aliases[name].append(alias)
     for name, shape in file.shapes.items():
         dtype = file.dtypes[name]
         kept = f"it is of dtype {dtype}" if dtype not in FLOATS else "" if math.prod(shape) else "it is empty"
-        tensors.append(ModelTensor(name, shape, file.sizes[name], kept=kept))
+        tensors.append(ModelTensor(name, shape, file.sizes[name], aliases=tuple(aliases[name]), kept=kept))
     return complete(tensors, functools.partial(axes_of, convention))
 
 
-def convention_of(file: DenseFile, given: str | None, scale: str) -> tuple[str, list[str]]:
-    """Return what axes mean, by the names of tensors where it is not given, and a line that says so if it counts."""
+def convention_of(
+    shapes: Mapping[str, tuple[int, ...]], given: str | None, scale: str, unclear: str | None = None
+) -> tuple[str, list[str]]:
+    """Return what axes mean, guessed from names unless it is given, and a line that says so if it counts.
+
+    ``unclear`` is the convention where names do not tell; without it, that is an error.
+    """
     if given is not None or scale not in RULES:
         return given or "default", []
-    ends = {re.split("[./]", name)[-1] for name, shape in file.shapes.items() if len(shape) > 1}
+    ends = {re.split("[./]", name)[-1] for name, shape in shapes.items() if len(shape) > 1}
     torch, default = "weight" in ends, not ends.isdisjoint(("kernel", "embedding", "embeddings"))
-    if torch == default:
+    if torch != default:
+        guessed = "torch" if torch else "default"
+    elif unclear is None:
         raise PlanError(
             f"names do not tell what axes mean, which scale {scale!r} needs to know: give --convention torch (o i, o i "
             "h w) or --convention default (i o, h w i o, as in JAX and Keras), or another scale"
         )
-    found = "torch" if torch else "default"
-    return found, [f"axes by the convention {found!r}, as names tell (--convention)"]
+    else:
+        guessed = unclear
+    why = "guessed from names" if torch != default else "names do not tell"
+    return guessed, [f"axes: convention {guessed!r} ({_SHOWN[guessed]}), {why}; --convention changes it"]
 
 
 def axes_of(convention: str, shape: tuple[int, ...]) -> str | None:
@@ -96,3 +126,52 @@ def axes_of(convention: str, shape: tuple[int, ...]) -> str | None:
     if len(shape) > _RANKS:  # no meaning, but names, for scales that do not ask
         return " ".join(_LETTERS[: len(shape)])
     return _AXES[convention].get(len(shape))
+
+
+def selected(tensors: Sequence[ModelTensor], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    """Return the names of the tensors to be generated."""
+    owners = {name: tensor for tensor in tensors for name in (tensor.name, *tensor.aliases)}
+    names = {tensor.name for tensor in tensors if not tensor.why_kept}
+    if include:
+        free = {tensor.name for tensor in tensors if not tensor.kept}
+        names = _matching("--include", include, owners) & free
+    names -= _matching("--exclude", exclude, owners)
+    if (include or exclude) and not names:
+        kept = [f"{tensor.name!r}: {tensor.kept}" for tensor in tensors if tensor.kept]
+        also = f"; not to be generated: {', '.join(kept[:3])}" if kept else ""
+        raise PlanError(
+            f"no tensor is left to generate: by default weight matrices are; got {counted(len(tensors), 'tensor')}, "
+            f"--include {short(list(include))}, --exclude {short(list(exclude))}{also}"
+        )
+    return names
+
+
+def _matching(option: str, patterns: Iterable[str], owners: Mapping[str, ModelTensor]) -> set[str]:
+    """Return the tensors that patterns match: names, their beginnings and ends, globs, or regular expressions."""
+    shapes = {name: tensor.shape for name, tensor in owners.items()}
+    matching: set[str] = set()
+    for pattern in patterns:
+        try:
+            if pattern.startswith(_REGEX):
+                compiled = compile_pattern(pattern.removeprefix(_REGEX), shapes, option)
+                hits = set(filter(compiled.fullmatch, shapes))
+            else:
+                hits = set(select(shapes, [pattern], None))
+        except PlanError as error:
+            if pattern.startswith(_REGEX):
+                raise typer.BadParameter(
+                    f"the regular expression cannot be used: {error}", param_hint=option
+                ) from error
+            hits = set()
+        if not hits:
+            raise PlanError(f"{option} {pattern!r} matches no tensor: {_hint(option, pattern, shapes)}")
+        matching |= {owners[name].name for name in hits}
+    return matching
+
+
+def _hint(option: str, pattern: str, names: Mapping[str, Any]) -> str:
+    """Return what a pattern that matches nothing may have meant."""
+    with contextlib.suppress(PlanError):
+        if any(map(compile_pattern(pattern, names, option).fullmatch, names)):
+            return f"as a regular expression it is written {option} {_REGEX + pattern!r}"
+    return near_names(pattern, names)

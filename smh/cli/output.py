@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
+import itertools
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import typer
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.table import Table
 from rich.text import Text
 
 from smh.core.sizes import parse_size
@@ -28,6 +30,13 @@ from smh.text import printable
 DIFFERENT = 1  # done; what was compared differs, or a check failed
 FAILED = 3  # not done: a file or an option cannot be used, or the system refused; nothing was written
 UNREAD = 141  # the reader of stdout went away, as in a shell
+
+_EXTRAS = {"tensorflow": "keras"}  # where an extra has another name than its backend
+_PIPED = 140  # columns of output into a file or a pipe
+_GAP = 2  # columns between those of a table
+_NAME = 16  # columns that a name needs, before it is folded
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+_EMPTY = ("", "scalar", "all 0", "various", "not finite", "nan", "inf")
 
 
 def parse_limit(text: str) -> int | None:
@@ -42,16 +51,18 @@ File = typer.Argument(..., metavar="FILE", help="A checkpoint written by smh.sav
 BackendName = typer.Option(
     "",
     "--backend",
-    help="The backend that builds the weights; default: that of the environment variable SMH_BACKEND, or numpy.",
+    help="The backend that builds the weights. Default: the environment variable SMH_BACKEND, or numpy.",
 )
 AsJson = typer.Option(False, "--json", help="Print one JSON object instead of text.")
-Force = typer.Option(False, "--force", help="Replace the file to be written if it exists.")
+Quiet = typer.Option(False, "--quiet", "-q", help="Print errors and warnings only.")
+ShowAll = typer.Option(False, "--all", help="Print a line for every tensor, not a summary.")
+Force = typer.Option(False, "--force", help="Replace the output file if it exists.")
 MaxBytes = typer.Option(
     "",
     metavar="SIZE",
     parser=parse_limit,
-    help="The most bytes of weights that a file may ask to be built: a number, or one with a unit, as 500 MB; default: "
-    "1GiB, or 1,024 times what the file stores, whichever is more.",
+    help="Limit for the bytes of weights to build, such as '500 MB'. Default: 1 GiB, or 1,024 times the bytes that the "
+    "file stores, whichever is more.",
 )
 
 
@@ -76,27 +87,99 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def text_console(file: IO[str] | None = None) -> Console:
-    """Return a console that leaves numbers and brackets alone; what is no terminal takes tables of 140 columns."""
-    console = _Console(file=file, highlight=False, markup=False, soft_wrap=False, emoji=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)
+class Listing:
+    """A table whose first column is folded, never cut; a paragraph for each row where the console is too narrow."""
+
+    def __init__(self, *columns: str, title: str = "") -> None:
+        self._title, self._columns = title, columns
+        self._rows: list[tuple[tuple[str, ...], str]] = []
+
+    def add(self, *cells: object, style: str = "") -> None:
+        """Add a row: texts, and whole numbers, which are shown with separators."""
+        texts = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
+        self._rows.append((tuple(map(printable, texts)), style))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if self._title:
+            yield Text(self._title, "bold")
+        filled = [k for k in range(len(self._columns)) if k == 0 or any(cells[k] for cells, _ in self._rows)]
+        columns = [[self._columns[k], *(cells[k] for cells, _ in self._rows)] for k in filled]
+        widths = [max(map(cell_len, column)) for column in columns]
+        first = max(options.max_width - sum(widths[1:]) - _GAP * (len(widths) - 1), 0)
+        if first < min(widths[0], _NAME):
+            if not self._title:
+                yield Text(self._columns[0], "bold")
+            for cells, style in self._rows:
+                pairs = zip(self._columns[1:], cells[1:], strict=True)
+                details = ", ".join(f"{head} {cell}".strip() for head, cell in pairs if cell)
+                yield Padding(Text(cells[0], style, overflow="fold"), (0, 0, 0, 2), expand=False)
+                yield Padding(Text(details, style), (0, 0, 0, 4), expand=False)
+            return
+        table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+        for k, column in enumerate(columns):
+            right = all(cell[:1].isdigit() or cell in _EMPTY for cell in column[1:])
+            width = min(widths[0], first) if k == 0 else widths[k]
+            table.add_column(column[0], justify="right" if k and right else "left", width=width, overflow="fold")
+        for cells, style in self._rows:
+            table.add_row(*(Text(cells[k]) for k in filled), style=style)
+        yield table
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and a noun.
+
+    >>> counted(1, "tensor"), counted(2500, "tensor")
+    ('1 tensor', '2,500 tensors')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def text_console(file: IO[str] | None = None, stderr: bool = False) -> Console:
+    """Return a console that leaves numbers and brackets alone; output into a file or pipe has wide lines."""
+    console = _Console(file=file, stderr=stderr, highlight=False, markup=False, soft_wrap=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED
     return console
 
 
-def emit(result: Mapping[str, Any], as_json: bool, shown: Iterable[RenderableType], same: bool = True) -> None:
-    """Print a result on stdout, as JSON or as lines and tables for people, and exit with code 1 unless ``same``."""
+def emit(
+    result: Mapping[str, Any],
+    as_json: bool,
+    shown: Iterable[RenderableType],
+    same: bool = True,
+    *,
+    warnings: Iterable[str] = (),
+    quiet: bool = False,
+) -> None:
+    """Print a result on stdout, as JSON or as lines and tables for people, and exit with code 1 unless ``same``.
+
+    Warnings go to stderr; in JSON they are a part of the result.
+    """
     if as_json:
         typer.echo(json.dumps(result, indent=2, allow_nan=False, default=dataclasses.asdict))
     else:
-        console = text_console()
-        for part in shown:
-            console.print(part, soft_wrap=isinstance(part, str | Text))
+        console, errors = text_console(), text_console(stderr=True)
+        for part in () if quiet else shown:
+            show(console, part)
+        for warning in warnings:
+            show(errors, marked(f"warning: {warning}", "yellow"))
     if not same:
         raise typer.Exit(DIFFERENT)
 
 
-number = functools.partial(Column, justify="right")  # a column of a table
+def show(console: Console, part: RenderableType) -> None:
+    """Print a part of a result; on a terminal lines break between words, so a digest or a path stays whole."""
+    if isinstance(part, str | Text):
+        text, style = (part, "") if isinstance(part, str) else (part.plain, str(part.style))
+        if console.is_terminal:
+            lines = (textwrap.wrap(line, console.width, **_WHOLE_WORDS) or [""] for line in text.split("\n"))
+            text = "\n".join(itertools.chain.from_iterable(lines))
+        console.print(text, style=style, soft_wrap=True)
+    else:
+        console.print(part)
 
 
 def marked(line: str, style: str = "red") -> Text:
@@ -112,16 +195,21 @@ def first_lines(lines: Sequence[str], most: int, where: str, kind: str = "", sty
         yield marked(f"{where} {len(lines) - most:,} more{kind} (--json names all)", style)
 
 
-def progress() -> Progress:
-    """Return progress bars on stderr, which are gone when they are done, and are not there unless it is a terminal."""
+def progress(quiet: bool = False) -> Progress:
+    """Return progress bars on stderr, which disappear when they are done; there are none unless it is a terminal."""
     console = Console(stderr=True)
     description = TextColumn("{task.description}", markup=False)  # it may be the name of a file
     columns = (SpinnerColumn(), description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
-def check_out(out: Path, *inputs: Path | None, force: bool) -> None:
-    """Raise SmhError or OSError, before any work is done, unless a file may be written there that is no input."""
+def install(extra: str) -> str:
+    """Return the command that installs an extra, or the framework of a backend."""
+    return f'pip install "structured-multi-hashing[{_EXTRAS.get(extra, extra)}]"'
+
+
+def check_out(out: Path, *inputs: str | Path | None, force: bool) -> None:
+    """Raise SmhError or OSError, before any work is done, unless a file may be written there; it is not an input."""
     if not out.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(out.parent))
     if out.is_dir():
@@ -130,7 +218,7 @@ def check_out(out: Path, *inputs: Path | None, force: bool) -> None:
         return
     if not out.is_file():
         raise SmhError(f"only a file can be replaced: choose another path, got {str(out)!r}")
-    if any(path and path.exists() and out.samefile(path) for path in inputs):
+    if any(path and os.path.exists(path) and out.samefile(path) for path in inputs):
         raise SmhError(f"the result would replace the input: choose another path, got {str(out)!r}")
     if not force:
         raise SmhError(f"the file exists: choose another path, or replace it by --force; got {str(out)!r}")
@@ -142,6 +230,5 @@ def fail(error: Exception) -> typer.Exit:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     line = " ".join(text.split()) or type(error).__name__
-    text = f"[bold red]error:[/] {escape(printable(line))}"
-    Console(stderr=True, highlight=False, emoji=False).print(text, soft_wrap=True)
+    show(text_console(stderr=True), marked(f"error: {line}"))
     return typer.Exit(FAILED)

@@ -15,7 +15,8 @@ from smh.core.generate import check_variables
 from smh.core.tensors import TensorSpec
 from smh.errors import CheckpointError
 from smh.files.checkpoint import CARRIED, Checkpoint, read
-from smh.files.dense import DenseFile, Tensors, is_checkpoint
+from smh.files.dense import DenseTensors, Tensors, is_checkpoint
+from smh.files.formats import is_safetensors, open_dense
 from smh.files.limits import check_file
 
 BLOCK = 1 << 23
@@ -78,20 +79,23 @@ class ModelTensors(Tensors):
         return self._kept[name] if name in self._kept else self.weights[name]
 
 
-class StoredTensors(DenseFile):
-    """A plain file that returns each tensor in the dtype of the file, including bfloat16."""
+class StoredTensors(Tensors):
+    """Plain tensors, each in the dtype of the file, including bfloat16."""
+
+    def __init__(self, file: DenseTensors) -> None:
+        self.shapes, self._file = file.shapes, file
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.stored(name)
+        return self._file.stored(name)
 
 
 @contextmanager
 def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[ModelTensors | StoredTensors]:
-    """Open a checkpoint, if its weights take at most ``max_bytes``, or a plain file."""
-    if is_checkpoint(path):
+    """Open a checkpoint, if its weights take at most ``max_bytes``, or plain tensors of any kind."""
+    if is_safetensors(path) and is_checkpoint(path):
         checkpoint = read(path)
         check_file(checkpoint, max_bytes)
         yield ModelTensors(checkpoint)
     else:
-        with StoredTensors(path) as file:
-            yield file
+        with open_dense(path) as file:
+            yield StoredTensors(file)

@@ -7,7 +7,7 @@ import sys
 
 from typer.testing import CliRunner
 
-from smh.cli import app
+from smh.cli.commands import app
 
 SMH = [sys.executable, "-m", "smh"]
 
@@ -23,9 +23,9 @@ def call(*args, env=None, **options):
     return done
 
 
-def invoke(*args):
+def invoke(*args, columns=160):
     """Run the command line in this process."""
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(arg) for arg in args])
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [str(arg) for arg in args])
 
 
 def as_json(*args):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -57,10 +58,16 @@ def test_plan_of_words():
     done = call("plan", "fc1=30x40", "fc2=40x5", "bias=40", "--ratio", "0.2")
     assert (done.returncode, done.stderr) == (0, "")
     plan = smh.Plan.build({"fc1": (30, 40), "fc2": (40, 5)}, ratio=0.2)
-    assert str(plan) in done.stdout
-    assert "kept as it is: 'bias': fewer than two axes" in done.stdout
+    assert f"1,400 weights in 2 tensors, from {plan.num_variables} variables" in done.stdout
+    assert re.search(r"fewer than two axes, such as bias +1 +40 +160\n", done.stdout)
     before, after = 4 * 1440, plan.file_bytes + 160
-    assert f"{before:,} bytes before, {after:,} after ({after / before:.1%}), 160 of them in 1 kept" in done.stdout
+    assert (
+        f"{before:,} bytes before, {after:,} after ({after / before:.1%}), 160 of them in 1 kept tensor\n"
+        in done.stdout
+    )
+    every = call("plan", "fc1=30x40", "fc2=40x5", "bias=40", "--ratio", "0.2", "--all").stdout
+    assert re.search(r"fc1 +30x40 +1,200 +fan_in\n", every)
+    assert re.search(r"bias +40 +160 +fewer than two axes *\n", every)
 
 
 def test_plan_as_json(files, tmp_path):
@@ -80,6 +87,7 @@ def test_plan_as_json(files, tmp_path):
         "kept": {"bias": "fewer than two axes"},
         "kept_numbers": 40,
         "kept_bytes": 160,
+        "warnings": [],
         "plan": plan.to_dict(),
     }
     assert out.read_text() == plan.to_json() + "\n"
@@ -121,14 +129,17 @@ def test_names_tell_what_axes_mean(tmp_path, names, axes):
         assert as_json(*arguments, "--scale", "0.1")["plan"]["tensors"]  # which does not ask
         axes, arguments = "o i", [*arguments, "--convention", "torch"]
     else:
-        assert "axes by the convention" in invoke(*arguments).stdout
+        assert "guessed from names; --convention changes it" in invoke(*arguments).stdout
     assert as_json(*arguments)["plan"]["tensors"][0]["axes"] == axes
 
 
 def test_a_warning_says_when_most_is_kept(tmp_path):
     save_file({"a.weight": np.ones((8, 9), np.float32), "b.bias": np.ones(73, np.float32)}, tmp_path / "x")
-    assert "warning: only 50% of the numbers are generated" in invoke("plan", tmp_path / "x", "--ratio", "0.5").stdout
-    assert "warning" not in invoke("plan", "a=8x9", "b=72", "--ratio", "0.5").stdout
+    result = invoke("plan", tmp_path / "x", "--ratio", "0.5")
+    assert "warning: only 50% of the numbers are generated" in result.stderr
+    assert "warning" not in result.stdout
+    assert len(as_json("plan", tmp_path / "x", "--ratio", "0.5")["warnings"]) == 1
+    assert invoke("plan", "a=8x9", "b=72", "--ratio", "0.5").stderr == ""
 
 
 def test_plan_takes_every_option():
@@ -191,11 +202,11 @@ def test_plan_knows_what_axes_mean():
     words = ["a=30x40", "b=8x6x5", "c=8x4x3x3", "d=8x4x2x3x3", "e=7"]
     shapes = {"a": (30, 40), "b": (8, 6, 5), "c": (8, 4, 3, 3), "d": (8, 4, 2, 3, 3), "e": (7,)}
     axes = {"a": "o i", "b": "o i w", "c": "o i h w", "d": "o i d h w"}
-    options = ["--ratio", "0.2", "--include", ".*"]
+    options = ["--ratio", "0.2", "--include", "*"]
     found = smh.Plan.from_dict(as_json("plan", *words, *options, "--convention", "torch")["plan"])
-    assert found == smh.Plan.build(shapes, ratio=0.2, axes=axes, include=".*")
+    assert found == smh.Plan.build(shapes, ratio=0.2, axes=axes, include=list(shapes))
     found = smh.Plan.from_dict(as_json("plan", *words, *options)["plan"])
-    assert found == smh.Plan.build(shapes, ratio=0.2, include=".*")
+    assert found == smh.Plan.build(shapes, ratio=0.2, include=list(shapes))
 
 
 def test_plan_of_many_axes():
@@ -214,11 +225,14 @@ def test_plan_with_scales_of_present_values(files):
 @pytest.mark.parametrize(
     ("options", "hashed"),
     [
-        (["--include", r"fc.*"], {"fc1.weight", "fc2.weight", "fc1.bias"}),
-        (["--include", r"fc1\.bias", "--include", "conv.weight"], {"fc1.bias", "conv.weight"}),
+        (["--include", "fc*"], {"fc1.weight", "fc2.weight", "fc1.bias"}),
+        (["--include", "fc1"], {"fc1.weight", "fc1.bias"}),
+        (["--include", "weight"], GENERATED),
+        (["--include", r"re:fc\d\..*"], {"fc1.weight", "fc2.weight", "fc1.bias"}),
+        (["--include", r"re:.*1\.bias", "--include", "conv.weight"], {"fc1.bias", "conv.weight"}),
         (["--exclude", "fc2.*"], {"fc1.weight", "conv.weight"}),
         (["--exclude", "ids"], GENERATED),
-        (["--include", ".*", "--exclude", r".*\.bias", "--exclude", "conv.*"], {"fc1.weight", "fc2.weight"}),
+        (["--include", "*", "--exclude", "bias", "--exclude", "conv"], {"fc1.weight", "fc2.weight"}),
     ],
 )
 def test_plan_of_chosen_tensors(files, options, hashed):
@@ -238,18 +252,16 @@ def test_a_bias_of_two_axes_is_kept_also_where_others_are_excluded():
     [
         (["none.safetensors"], ["No such file"]),
         (["none.json"], ["No such file"]),
-        ([""], ["it is a folder"]),
+        ([""], ["model.safetensors': it is a checkpoint of smh"]),
         (["truncated.safetensors"], ["truncated.safetensors", "data section"]),
         (["lying.safetensors"], ["lying.safetensors", "at most"]),
         (["model.safetensors"], ["a checkpoint of smh", "smh materialize"]),
         (["dense.safetensors", "--include", "ids"], ["no tensor is left", "'ids': it is of dtype I64"]),
-        (["dense.safetensors", "--include", "fc3.*"], ["--include 'fc3.*' is a regular expression", "'fc1.bias'"]),
-        (["dense.safetensors", "--exclude", "fc1"], ["matches no whole name: did you mean 'fc1[./].*'"]),
-        (
-            ["dense.safetensors", "--exclude", "weight"],
-            ["--exclude 'weight' is a regular expression, which matches no whole name"],
-        ),
-        (["dense.safetensors", "--exclude", ".*"], ["no tensor is left"]),
+        (["dense.safetensors", "--include", "fc3.*"], ["--include 'fc3.*' matches no tensor", "'fc1.bias'"]),
+        (["dense.safetensors", "--exclude", "eight"], ["--exclude 'eight' matches no tensor"]),
+        (["dense.safetensors", "--exclude", "re:fc"], ["--exclude 're:fc' matches no tensor"]),
+        (["dense.safetensors", "--exclude", r"fc\d.*"], ["is written --exclude 're:fc"]),
+        (["dense.safetensors", "--exclude", "*"], ["no tensor is left"]),
         (["dense.safetensors", "--convention", "tf"], ["convention", "torch", "'tf'"]),
         (["dense.safetensors", "--ratio", "0.00001"], ["the smallest feasible ratio is"]),
         (["dense.safetensors", "--ratio", "nan"], ["ratio must be"]),
@@ -326,8 +338,9 @@ def test_plan_of_hostile_shapes(tmp_path, text, words):
         (["a=30x40"], "got neither"),
         (["a=30x40", "--ratio", "0.2", "--size", "1 kB"], "got both"),
         (["a=30x40", "--ratio", "much"], "valid"),
-        (["a=30x40", "--ratio", "0.2", "--include", "("], "no regular expression"),
-        (["--ratio", "0.2"], "SHAPES"),
+        (["a=30x40", "--ratio", "0.2", "--include", "re:("], "the regular expression cannot be used"),
+        (["a=30x40", "--ratio", "0.2", "--include", "re:(a+)+b"], "which can take for ever"),
+        (["--ratio", "0.2"], "MODEL"),
     ],
 )
 def test_plan_that_was_not_understood(arguments, words):
@@ -401,13 +414,14 @@ def load_file_order(path):
 
 def test_fit_says_how_close_it_came(files, tmp_path):
     out = tmp_path / "model"
-    result = invoke("fit", files / "dense.safetensors", "--ratio", "0.3", "-o", out, "--include", "fc.*weight")
+    result = invoke("fit", files / "dense.safetensors", "--ratio", "0.3", "-o", out, "--include", "fc*weight")
     assert result.exit_code == 0, result.output
     assert "fc1.weight" in result.stdout
     assert "relative error" in result.stdout
     assert "before rounding to integers" in result.stdout
-    assert "warning: the fitted weights are off by" in result.stdout
-    assert "kept as it is: 'conv.weight': not selected" in result.stdout
+    assert "warning: the fitted weights are off by" in result.stderr
+    assert re.search(r"fc\*\.weight +2 +0\.\d+\n", result.stdout)
+    assert re.search(r"not selected, such as conv\.weight +1 +288 +576\n", result.stdout)
     assert f"digest {smh.load(out).digest}" in result.stdout
 
 
@@ -467,11 +481,11 @@ def plans(tmp_path):
     ("dense", "options", "words"),
     [
         ("none", ["--ratio", "0.3"], ["No such file"]),
-        ("", ["--ratio", "0.3"], ["it is a folder"]),
+        ("", ["--ratio", "0.3"], ["model.safetensors': it is a checkpoint of smh"]),
         ("truncated.safetensors", ["--ratio", "0.3"], ["data section"]),
         ("lying.safetensors", ["--ratio", "0.3"], ["at most"]),
         ("model.safetensors", ["--ratio", "0.3"], ["a checkpoint of smh", "smh materialize"]),
-        ("shapes.json", ["--ratio", "0.3"], ["shapes.json", "it is a text"]),
+        ("shapes.json", ["--ratio", "0.3"], ["shapes.json", "must have a weight_map"]),
         (
             "dense.safetensors",
             ["--ratio", "0.3", "--max-error", "0.01"],
@@ -539,7 +553,7 @@ def test_fit_of_values_that_are_not_finite(tmp_path):
         ([], ["--ratio", "--plan"]),
         (["--plan", "p", "--ratio", "0.3"], ["leave out --ratio"]),
         (["--plan", "p", "--seed", "0", "--fixed-scales"], ["leave out --seed, --fixed-scales"]),
-        (["--plan", "p", "--include", "fc.*"], ["leave out --include"]),
+        (["--plan", "p", "--include", "fc*"], ["leave out --include"]),
     ],
 )
 def test_fit_that_was_not_understood(files, tmp_path, options, words):
@@ -549,14 +563,19 @@ def test_fit_that_was_not_understood(files, tmp_path, options, words):
 
 
 MEASURE = """
-import resource, sys
+import re, sys
+import scipy.linalg
 from smh.cli import app
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not that of getrusage, which begins with the peak of the process that started this one
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
+start = peak()
 app(sys.argv[1:], standalone_mode=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start, file=sys.stderr)
+print(peak() - start)
 """
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell the peak")
 def test_fit_never_holds_the_file(tmp_path):
     """The virtual weights are few here, so that they hide nothing."""
     shapes = {f"layer{k}": (1024, 1024) for k in range(48)}
@@ -572,9 +591,9 @@ def test_fit_never_holds_the_file(tmp_path):
             file.write(block)
     plan = smh.Plan.build(shapes, ratio=0.1, pool=Matmul(n=100, m=4), layout="cyclic", scale=1.0)
     (tmp_path / "plan.json").write_text(plan.to_json())
-    arguments = ["fit", tmp_path / "dense", "--plan", tmp_path / "plan.json", "-o", tmp_path / "out"]
+    arguments = ["fit", tmp_path / "dense", "--plan", tmp_path / "plan.json", "-o", tmp_path / "out", "-q"]
     command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     os.remove(tmp_path / "dense")
-    assert int(done.stderr) < 96 << 10, "a file of 192 MiB took more than 96"
+    assert int(done.stdout) < 144 << 10, "a file of 192 MiB took more than 144"
     assert smh.load(tmp_path / "out").plan == plan

@@ -58,7 +58,7 @@ def test_json_and_doubts(files):
     assert result["digest"] == smh.load(files / "a.safetensors").digest
     assert len(result["warnings"]) == 1
     assert "though there is 'up.weight'" in result["warnings"][0]
-    assert "warning: 'up/kernel' comes from 'down.weight'" in run(*arguments, "--force").stdout
+    assert "warning: 'up/kernel' comes from 'down.weight'" in run(*arguments, "--force").stderr
 
 
 @pytest.mark.parametrize(

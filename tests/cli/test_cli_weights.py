@@ -159,7 +159,7 @@ def test_verify_shows_a_table(files, monkeypatch):
     monkeypatch.setattr("smh.cli.compare.list_backends", lambda installed=False: names[installed])
     found = invoke("verify", files / "model")
     assert found.exit_code == 0
-    assert "not installed: pip install 'smh[torch]'" in found.output
+    assert 'torch is not installed: pip install "structured-multi-hashing[torch]"' in found.output
 
 
 def test_verify_finds_a_broken_backend(files, broken):
