@@ -120,13 +120,14 @@ def _row(variables: int, network: Arrays, test: Labelled, path: Path) -> dict[st
 def _shown(plan: smh.Plan, pool: str, result: dict[str, Any]) -> Iterator[RenderableType]:
     yield from plan_lines(plan)
     yield ""
-    columns = ("", "weights", "trained variables", "test accuracy", "bytes on disk", "file")
+    columns = ("", "weights", "trained variables", "test accuracy", "bytes on disk")
     listing = Listing(*columns, title="Handwritten digits, 8x8 pixels, 10 classes")
     for name, row in (("dense", result["dense"]), (f"{pool} pool", result["pool"])):
-        listing.add(name, result["weights"], row["variables"], f"{row['accuracy']:.1%}", row["bytes"], row["out"])
+        listing.add(name, result["weights"], row["variables"], f"{row['accuracy']:.1%}", row["bytes"])
     yield listing
     share = result["pool"]["bytes"] / result["dense"]["bytes"]
     yield f"The compressed file has {share:.1%} of the bytes. Both keep {result['biases']} biases in float32."
+    yield f"files  {result['dense']['out']} and {result['pool']['out']}"
     yield f"digest {result['digest']}"
     verified = "verified" if result["same"] else "not verified, the weights changed on the way through the file"
     line = (
