@@ -26,7 +26,7 @@ def test_the_environment_decides(value, output):
 
 def test_other_values_are_refused():
     done = run("no")
-    assert "SMH_FLOAT64 must be 0, for no float64, or 1; got 'no'" in done.stderr
+    assert "SMH_FLOAT64 must be 0 (no float64) or 1; got 'no'" in done.stderr
 
 
 def run(value):

@@ -354,7 +354,7 @@ def test_ports_that_cannot_be():
     with pytest.raises(smh.PortError, match=r"not used by the mapping: 'fc\.bias'"):
         smh.port(source, Mapping.build(without, source))
     wrong = smh.Checkpoint(source.plan, source.variables, {**source.dense, "fc.bias": [1.0] * 10}, source.digest)
-    with pytest.raises(smh.PortError, match="arrays of NumPy; got list"):
+    with pytest.raises(smh.PortError, match="port needs NumPy arrays; got list"):
         smh.port(wrong, Mapping.build(ENTRIES, source))
     view = View("(a b) c -> a b c", (("a", 5),))
     seen = smh.Plan.build({"w": (10, 4)}, ratio=1, views={"w": ("(a b) c -> (b a) c", {"a": 5})})
