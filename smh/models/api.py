@@ -22,13 +22,12 @@ from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
     ModelTensor,
-    Report,
     check_gradients,
     check_residency,
-    make_report,
     plan_for,
 )
 from smh.models.fit import FitReport, fit_variables
+from smh.models.report import Report, make_report
 from smh.models.roles import structure_of
 
 Model = TypeVar("Model")
