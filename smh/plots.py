@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _COLORS = ("#4c78a8", "#f2a65a", "#6bb38a", "#d9737b", "#9d86c4", "#c9b458", "#6fb7c9", "#b98a6a")
 _SPARE, _INK = "#e6e6e6", "#222222"
 _PIXELS = 720  # of the square, along an edge
-_LABEL = 0.04  # of the square's height that a label needs
+_LINE = 0.025  # of the square's height that a line of text needs
 _BARS = 15
 _NAME = 44  # characters of a label
 
@@ -47,7 +47,7 @@ def plan_figure(plan: Plan) -> Figure:
     n = math.isqrt(plan.capacity - 1) + 1
     cells = max(plan.capacity, plan.num_weights)
     rows = -(-cells // n)
-    figure = Figure(figsize=(9.5, 7), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11, 7), layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.imshow(
         _owners(plan, n, rows),
@@ -63,7 +63,7 @@ def plan_figure(plan: Plan) -> Figure:
     end = _label_tensors(axes, plan, n, rows)
     notes = [f"{plan.num_weights:,} weights of {len(plan.tensors)} tensors from {plan.num_variables:,} variables"]
     if plan.num_weights > plan.capacity:
-        axes.axhline(plan.capacity / n, color=_INK, linestyle="--", linewidth=1.2)
+        axes.plot([-0.03 * n, 1.03 * n], [plan.capacity / n] * 2, color=_INK, linestyle="--", linewidth=1.2)
         below = "repeat the square" if plan.layout == "cyclic" else "are constant (padding)"
         notes.append(f"cells below the dashed line {below}")
     axes.set_title(f"{_pool_title(plan)}\n{'; '.join(notes)}", fontsize=10, color=_INK, loc="left")
@@ -125,25 +125,30 @@ def _draw_arrays(axes: Axes, plan: Plan, n: int, rows: int) -> tuple[float, floa
 
 
 def _label_tensors(axes: Axes, plan: Plan, n: int, rows: int) -> float:
-    """Write the names of tensors beside their cells, those of neighbours together where they are small."""
-    least, groups = _LABEL * rows * n, [[plan.tensors[0]]]
+    """Write the names of tensors beside their cells, those of small neighbours together; return where they end."""
+    least, groups = 2 * _LINE * rows * n, [[plan.tensors[0]]]
     for tensor in plan.tensors[1:]:
-        first, last = groups[-1][0], groups[-1][-1]
-        if last.stop - first.offset < least or (tensor.size < least and last is not first):
+        if max(tensor.size, groups[-1][-1].stop - groups[-1][0].offset) < least:
             groups[-1].append(tensor)
         else:
             groups.append([tensor])
-    lowest = -math.inf
-    for group in groups:
-        names, size = [tensor.name for tensor in group], group[-1].stop - group[0].offset
-        place = (group[0].offset + group[-1].stop) / 2 / n
-        text = _short(names[0]) if len(names) == 1 else f"{_short(names[0])} ... {_short(names[-1])} ({len(names)})"
-        y = max(place, lowest + _LABEL * rows)
-        lowest = y
+    places = [(group[0].offset + group[-1].stop) / 2 / n for group in groups]
+    heights, line = list(places), _LINE * rows
+    for k in range(1, len(groups)):  # down, where labels would overlap, and up again from the lower edge
+        heights[k] = max(heights[k], heights[k - 1] + line)
+    heights.append(rows + line)
+    for k in reversed(range(len(groups))):
+        heights[k] = min(heights[k], heights[k + 1] - line)
+    longest = 0
+    for group, place, y in zip(groups, places, heights[:-1], strict=True):
+        names, size = [group[0].name, group[-1].name][: len(group)], group[-1].stop - group[0].offset
+        text = " ... ".join(_short(name, _NAME if len(names) == 1 else _NAME - 14) for name in names)
+        more = f" ({len(group)} tensors)" if len(group) > 1 else ""
         axes.plot([n, 1.03 * n, 1.05 * n], [place, y, y], color=_INK, linewidth=0.6)
-        label = _literal(f"{text}: {size:,}")
-        axes.text(1.06 * n, y, label, va="center", fontsize=8, color=_INK)
-    return 1.06 * n
+        text = f"{text}{more}: {size:,}"
+        axes.text(1.06 * n, y, _literal(text), va="center", fontsize=8, color=_INK)
+        longest = max(longest, len(text))
+    return 1.06 * n + 0.55 * _LINE * rows * longest
 
 
 def _pool_title(plan: Plan) -> str:
@@ -154,8 +159,8 @@ def _pool_title(plan: Plan) -> str:
     return f"{name} pool, {bits}: {plan.capacity:,} virtual weights, row by row"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}...{name[-_NAME // 2 + 1 :]}"
+def _short(name: str, most: int = _NAME) -> str:
+    return name if len(name) <= most else f"{name[: 3 * most // 5]}...{name[3 - 2 * most // 5 :]}"
 
 
 def _literal(text: str) -> str:

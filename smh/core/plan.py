@@ -26,7 +26,7 @@ from smh.tables import Table, count, paragraph
 from smh.text import printable, shortened
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from smh.plots import Figure
 
 _SHOWN = 200  # characters of a name, a view and a pool in the table of a plan
 

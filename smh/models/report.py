@@ -17,9 +17,9 @@ from smh.text import some
 
 if TYPE_CHECKING:
     import rich.table
-    from matplotlib.figure import Figure
 
     from smh.models.compression import Compression, ModelTensor
+    from smh.plots import Figure
 
 _REASONS = 8  # lines of reasons in the text
 
@@ -173,7 +173,7 @@ class Report:
         """
         from smh import plots
 
-        layers = _grouped(self.tensors, lambda tensor: re.split("[./][^./]*$", tensor.name)[0])
+        layers = _grouped(self.tensors, lambda tensor: re.sub("(^|[./])[^./]*$", "", tensor.name))
         sizes = {
             layer: (sum(tensor.bytes_before for tensor in held), sum(tensor.bytes_after for tensor in held))
             for layer, held in layers.items()
