@@ -72,6 +72,7 @@ __all__ = [
     "porting",
     "report",
     "save",
+    "sweep",
     "vjp",
 ]
 
@@ -86,6 +87,7 @@ materialize = _api.materialize
 plan_of = _api.plan_of
 report = _api.report
 save = _api.save
+sweep = _api.sweep
 vjp = _api.vjp
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smh.core import rules, sizes
 from smh.core.checks import check_keys, check_one_of, members, whole_number
@@ -22,12 +22,16 @@ from smh.core.versions import VERSION, explained, is_readable
 from smh.core.views import View
 from smh.errors import CheckpointError, PlanError, UnknownNameError, near_names
 from smh.strict_json import canonical_json, check_limits, parse
+from smh.tables import Table, count, paragraph
 from smh.text import printable, shortened
+
+if TYPE_CHECKING:
+    from smh.plots import Figure
 
 _SHOWN = 200  # characters of a name, a view and a pool in the table of a plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """How every weight of a model is generated: pool, layout, tensors and seed.
 
@@ -322,7 +326,40 @@ class Plan:
 
     def __str__(self) -> str:
         """Return a table of the tensors and a summary."""
-        rows = [("tensor", "shape", "weights", "scale", "modifiers", "view")]
+        return f"{self._table()}\n\n{self._summary()}"
+
+    def __repr__(self) -> str:
+        tensors = count(len(self.tensors), "tensor")
+        return (
+            f"Plan({self.num_weights:,} weights of {tensors} from {self.num_variables:,} variables, "
+            f"pool={shortened(repr(self.pool), 2 * _SHOWN)}, layout={self.layout!r}, seed={self.seed})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_() + paragraph(self._summary())
+
+    def plot(self) -> Figure:
+        """Return a Matplotlib figure: which virtual weights each tensor shows, and the arrays of the pool.
+
+        The square has a cell for each virtual weight, row by row, in the colour of the tensor that shows it. The arrays
+        of the pool are drawn at the same scale, so their area is that of the variables.
+
+        Raises
+        ------
+        SmhError
+            If Matplotlib is not installed.
+
+        Examples
+        --------
+        >>> plan = Plan.build({"fc1": (64, 100), "fc2": (100, 10)}, ratio=0.1)
+        >>> plan.plot().savefig("plan.png")  # doctest: +SKIP
+        """
+        from smh import plots
+
+        return plots.plan_figure(self)
+
+    def _table(self) -> Table:
+        rows = []
         for tensor in self.tensors:
             scale = tensor.scale if isinstance(tensor.scale, str) else f"{tensor.scale:.4g}"
             rows.append(
@@ -335,13 +372,12 @@ class Plan:
                     shortened(printable(str(tensor.view)), _SHOWN) if tensor.view else "",
                 )
             )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "-" * max(map(len, lines)))
-        summary = (
+        return Table(("tensor", "shape", "weights", "scale", "modifiers", "view"), rows)
+
+    def _summary(self) -> str:
+        return (
             f"{self.num_weights:,} weights from {self.num_variables:,} variables (pool ratio {self.ratio:.4g}), "
             f"{self.file_bytes:,} bytes in a file\n"
             f"pool {shortened(repr(self.pool), 2 * _SHOWN)}, capacity {self.capacity:,}, layout {self.layout}, "
             f"seed {self.seed}"
         )
-        return "\n".join([*lines, "", summary])

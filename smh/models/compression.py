@@ -1,25 +1,23 @@
 """What compressing a model means, before any framework: which tensors are generated, by what plan, and what that saves.
 
 A backend lists the tensors of a model as :class:`ModelTensor`, in order, and asks :func:`plan_for` for the plan and
-:func:`make_report` for the report. How a model then gets its weights is the backend's own affair.
+:func:`smh.models.report.make_report` for the report. How a model then gets its weights is the backend's own affair.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from smh.core.plan import Plan
 from smh.core.selection import select, why_not
-from smh.core.tensors import TensorSpec
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.models.report import make_report as make_report
 from smh.text import some
 
 RESIDENCIES = ("full", "cached", "layer")
@@ -40,6 +38,8 @@ class ModelTensor:
     kept: str = ""  # why it cannot be generated, or empty
     left: str | None = None  # why it is not unless asked for: it is no weight matrix; empty: it is; None: by its name
     note: str = ""  # what its values were, if they were regular
+    kind: str = ""  # the class of the layer that holds it; pytrees have no layers
+    trained: bool = True  # whether it is trained, generated or not
 
     @property
     def why_kept(self) -> str:
@@ -61,104 +61,6 @@ class Compression:
     def fast(self) -> bool:
         """Whether gradients are fast ones, without a promise of bits."""
         return self.gradients == "fast"
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """A line of a report.
-
-    Attributes
-    ----------
-    name : str
-        The tensor's name.
-    shape : tuple of int
-        As the model uses it.
-    aliases : tuple of str
-        Its other names.
-    generated : bool
-        Whether it is generated.
-    why : str
-        Why it is generated or kept.
-    scale : float or None
-        Its present scale, if it is generated.
-    offset : int or None
-        Its first cell, if it is generated.
-    note : str
-        What its values were before, if they were regular, such as all zero.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    aliases: tuple[str, ...]
-    generated: bool
-    why: str
-    scale: float | None
-    offset: int | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What compression did to a model; ``str`` gives a paragraph, rich prints a table.
-
-    Attributes
-    ----------
-    tensors : tuple of TensorReport
-        In the order of the model.
-    num_weights, num_variables, num_kept : int
-        Generated elements, trained elements that generate them, and elements that stay as they were.
-    ratio_asked : float or None
-        What was asked for; None where a plan was given.
-    ratio : float
-        Pool variables per generated weight, as reached.
-    bytes_before, bytes_after : int
-        Of all tensors of the model in a file, before, and with integers and scales in place of weights.
-    residency : str
-        When weights are built.
-    gradients : str
-        How gradients are computed.
-    """
-
-    tensors: tuple[TensorReport, ...]
-    num_weights: int
-    num_variables: int
-    num_kept: int
-    ratio_asked: float | None
-    ratio: float
-    bytes_before: int
-    bytes_after: int
-    residency: str
-    gradients: str
-
-    def __str__(self) -> str:
-        """Return a paragraph."""
-        count = sum(tensor.generated for tensor in self.tensors)
-        asked = "" if self.ratio_asked is None else f", asked {self.ratio_asked:.4g}"
-        regular = [tensor.name for tensor in self.tensors if tensor.generated and tensor.note]
-        noted = f" Values that were regular are not any more: {some(regular)}." if regular else ""
-        return (
-            f"{self.num_weights:,} weights ({_tensors(count)}) are generated from {self.num_variables:,} variables "
-            f"(pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers ({_tensors(len(self.tensors) - count)}) "
-            f"are kept. A file takes {self.bytes_after:,} bytes instead of {self.bytes_before:,} "
-            f"({self.bytes_after / self.bytes_before:.1%}); residency {self.residency!r}, "
-            f"gradients {self.gradients!r}.{noted}"
-        )
-
-    def __rich__(self) -> Table:
-        """Return a table, with the paragraph below it."""
-        table = Table(caption=str(self), caption_justify="left")
-        for column in ("tensor", "shape", "scale", "offset", "", "why"):
-            table.add_column(column, justify="right" if column in ("scale", "offset") else "left")
-        for tensor in self.tensors:
-            table.add_row(
-                " = ".join((tensor.name, *tensor.aliases)),
-                " x ".join(map(str, tensor.shape)) or "scalar",
-                "" if tensor.scale is None else f"{tensor.scale:.4g}",
-                "" if tensor.offset is None else f"{tensor.offset:,}",
-                "generated" if tensor.generated else "kept",
-                tensor.why,
-            )
-        return table
 
 
 def check_residency(residency: Any) -> str:
@@ -305,44 +207,6 @@ def check_fingerprint(plan: Plan, found: bytes | None, advice: str) -> None:
         )
 
 
-def make_report(compression: Compression, scale_variables: Mapping[str, float]) -> Report:
-    """Return the report of a compressed model, given present values of scale variables by their names."""
-    plan = compression.plan
-    generated = {tensor.name: tensor for tensor in plan.tensors}
-    lines = []
-    for tensor in compression.tensors:
-        spec = generated.get(tensor.name)
-        why = tensor.why_kept or "not selected"
-        if spec is not None:
-            tied = f"tied with {', '.join(tensor.aliases)}" if tensor.aliases else ""
-            why = "; ".join(filter(None, (tied, tensor.note)))
-        lines.append(
-            TensorReport(
-                name=tensor.name,
-                shape=tensor.shape,
-                aliases=tensor.aliases,
-                generated=spec is not None,
-                why=why,
-                scale=None if spec is None else _scale(spec, scale_variables),
-                offset=None if spec is None else spec.offset,
-                note=tensor.note,
-            )
-        )
-    kept = [tensor for tensor in compression.tensors if tensor.name not in generated]
-    return Report(
-        tensors=tuple(lines),
-        num_weights=plan.num_weights,
-        num_variables=plan.num_variables,
-        num_kept=sum(math.prod(tensor.shape) for tensor in kept),
-        ratio_asked=compression.ratio_asked,
-        ratio=plan.ratio,
-        bytes_before=sum(tensor.nbytes for tensor in compression.tensors),
-        bytes_after=plan.file_bytes + sum(tensor.nbytes for tensor in kept),
-        residency=compression.residency,
-        gradients=compression.gradients,
-    )
-
-
 class _Default(frozenset[str]):
     """The names of what is generated by default, as ``include``."""
 
@@ -359,12 +223,6 @@ def _check_choice(what: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def _scale(spec: TensorSpec, scale_variables: Mapping[str, float]) -> float:
-    if spec.scale_variable not in scale_variables:
-        return spec.initial_scale
-    return scale_variables[spec.scale_variable] * 2.0**-spec.kappa
-
-
 def _reasons(tensors: Sequence[ModelTensor]) -> str:
     """Describe why tensors are kept."""
     if not tensors:
@@ -374,10 +232,6 @@ def _reasons(tensors: Sequence[ModelTensor]) -> str:
         whys.setdefault(tensor.kept or tensor.left or f"its shape is {tensor.shape}", []).append(tensor.name)
     shown = [f"{some(names)}: {why}" for why, names in whys.items()]
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} reasons more" if len(shown) > 3 else "")
-
-
-def _tensors(count: int) -> str:
-    return "1 tensor" if count == 1 else f"{count} tensors"
 
 
 def _summary(plan: Plan) -> str:

@@ -15,11 +15,9 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Column, Table
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core import generate
@@ -30,7 +28,13 @@ from smh.core.scales import LEAST, LIMIT, modified
 from smh.core.tensors import TensorSpec
 from smh.errors import PlanError, SmhError, VariableError, install_line
 from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Grids, fit_pool
+from smh.models.patience import Tick, track
+from smh.models.progress import Progress
 from smh.models.rounding import dot
+from smh.tables import Table, count, paragraph
+
+if TYPE_CHECKING:
+    import rich.table
 
 _WEIGHTS = 1 << 18  # weights that are generated at a time, fewer with several parts
 _FAR = 2.0**40  # virtual weights from here on leave the grids of pools no room
@@ -62,23 +66,27 @@ class FitReport:
     def __str__(self) -> str:
         """Return a paragraph: the error of all weights, and the tensors that are furthest off."""
         worst = sorted(self.errors, key=lambda name: -self.errors[name])[:3]
-        tensors = "1 tensor" if len(self.errors) == 1 else f"{len(self.errors)} tensors"
+        tensors = count(len(self.errors), "tensor")
         return (
             f"The weights of {tensors} are generated with a relative error of {self.error:.3g} "
             f"({self.error_unrounded:.3g} before rounding to integers); furthest off: "
             f"{', '.join(f'{name!r} {self.errors[name]:.3g}' for name in worst)}."
         )
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> rich.table.Table:
         """Return a table of all tensors, with the paragraph below it."""
-        table = Table("tensor", Column("relative error", justify="right"), caption=str(self), caption_justify="left")
-        for name, error in self.errors.items():
-            table.add_row(name, f"{error:.3g}")
-        return table
+        return self._table().rich(str(self))
+
+    def _repr_html_(self) -> str:
+        return paragraph(str(self)) + self._table()._repr_html_()
+
+    def _table(self) -> Table:
+        rows = [(name, f"{error:.3g}") for name, error in self.errors.items()]
+        return Table(("tensor", "relative error"), rows, right=["relative error"])
 
 
 @np.errstate(all="ignore")
-def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tuple[Variables, FitReport]:
+def fit_variables(plan: Plan, values: Values, *, progress: bool | None = None) -> tuple[Variables, FitReport]:
     """Return variables whose weights are close to given ones: a warm start from a trained model.
 
     Parameters
@@ -88,8 +96,8 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tupl
     values : mapping of str to numpy.ndarray, any real dtype
         The wanted weights of every tensor, in its viewed shape. Each is asked for three times and not kept, so a
         mapping may read them from a file.
-    progress : bool
-        Show progress bars on stderr.
+    progress : bool, optional
+        Whether to show progress on stderr; by default on a terminal, for work of more than two seconds.
 
     Returns
     -------
@@ -135,14 +143,14 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool = False) -> tupl
     (True, True)
     """
     _check(plan, values)
-    with Progress(console=Console(stderr=True), disable=not progress) as bars:
-        scales, wanted, used = _wanted(plan, values, bars)
-        fitted = fit_pool(plan, wanted, used, _is_free(plan, scales), bars)
+    with Progress(progress) as bars:
+        scales, wanted, used = _wanted(plan, values, bars.tick)
+        fitted = fit_pool(plan, wanted, used, _is_free(plan, scales), bars.tick)
         del wanted, used
-        *_, error_unrounded = _fit_scales(SMOOTH, plan, values, scales, next(fitted), bars)
+        *_, error_unrounded = _fit_scales(SMOOTH, plan, values, scales, next(fitted), bars.tick)
         grids = next(fitted)
         del fitted  # and the wanted virtual weights with it
-        variables, errors, error = _fit_scales(KERNELS, plan, values, scales, grids, bars)
+        variables, errors, error = _fit_scales(KERNELS, plan, values, scales, grids, bars.tick)
     pool = {f"pool/{name}": one.integers * one.unit + np.float32(0.0) for name, one in grids.items()}  # -0 becomes +0
     if error > _LOST:
         warnings.warn(
@@ -192,7 +200,7 @@ def _target(tensor: TensorSpec, values: Values) -> np.ndarray:
     return np.reshape(canonical, (-1,))
 
 
-def _wanted(plan: Plan, values: Values, bars: Progress) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def _wanted(plan: Plan, values: Values, tick: Tick) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Return the scale of every tensor, the wanted virtual weights, float32, and which of them are wanted.
 
     They are as many as the largest leaf has. For one that several cells show, the squared error of weights decides.
@@ -201,7 +209,7 @@ def _wanted(plan: Plan, values: Values, bars: Progress) -> tuple[dict[str, float
     wanted, used = np.zeros(room, dtype=np.float32), np.zeros(room, dtype=bool)
     shared = plan.layout == "cyclic" and plan.num_weights > plan.capacity
     squares = np.zeros(room if shared else 0, dtype=np.float32)
-    for tensor in bars.track(plan.tensors, description="reading tensors"):
+    for tensor in track(tick, "reading tensors", plan.tensors):
         target = _target(tensor, values)
         scale = tensor.initial_scale
         if tensor.learn_scale:
@@ -249,11 +257,11 @@ def _is_free(plan: Plan, scales: Mapping[str, float]) -> bool:
 
 
 def _fit_scales(
-    kernels: NumpyKernels, plan: Plan, values: Values, scales: Mapping[str, float], grids: Grids, bars: Progress
+    kernels: NumpyKernels, plan: Plan, values: Values, scales: Mapping[str, float], grids: Grids, tick: Tick
 ) -> tuple[Variables, dict[str, float], float]:
     """Return the variables of learnable scales, and the relative errors: of each tensor, and of all."""
     variables, errors, distances, norms = {}, {}, [], []
-    task = bars.add_task("fitting scales, measuring errors", total=plan.num_weights)
+    done = 0
     for tensor in plan.tensors:
         target = _target(tensor, values)
         blocks = functools.partial(_blocks, kernels, plan, grids, tensor, target)
@@ -265,7 +273,8 @@ def _fit_scales(
             w = modified(kernels, kernels.scale(v, cleaned), tensor.modifiers)
             difference = np.asarray(w) - wanted.astype(np.float64)
             square += float(difference @ difference)
-            bars.advance(task, v.size)
+            done += v.size
+            tick("fitting scales, measuring errors", done / plan.num_weights)
         distances.append(math.sqrt(square))
         norms.append(math.sqrt(dot(target, target)))
         errors[tensor.name] = distances[-1] / (norms[-1] or 1.0)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from smh.backends.numpy_kernels import NumpyKernels
 from smh.core.grid import Grid, grid
@@ -35,19 +34,23 @@ _Fitted = tuple[list[np.ndarray], list[np.ndarray]]
 """The arrays of a leaf, float32: without gain, and rounded; no rounded ones where the others will do."""
 
 
-def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, bars: Progress) -> Iterator[Grids]:
+def fit_pool(plan: Plan, rest: np.ndarray, used: np.ndarray, free: bool, tick: Tick) -> Iterator[Grids]:
     """Yield the arrays of a pool for the wanted virtual weights, which are overwritten: unrounded, then rounded.
 
     Leaf by leaf, each is fitted to the rest that the others leave, first without integers, then with them.
     """
-    leaves, task = list(plan.pool.leaves(plan.seed)), bars.add_task("fitting the pool", total=1.0)
+    leaves = list(plan.pool.leaves(plan.seed))
 
     def fit(number: int, integers: bool) -> list[Grids]:
-        def tick(what: str, share: float) -> None:
-            title = f"fitting the pool, part {number + 1} of {len(leaves)}: {what}"
-            bars.update(task, description=title, completed=share)
-
-        return fit_leaf(leaves[number], rest, used, free, integers, tick)
+        part = f", part {number + 1} of {len(leaves)}" if len(leaves) > 1 else ""
+        return fit_leaf(
+            leaves[number],
+            rest,
+            used,
+            free,
+            integers,
+            lambda what, share: tick(f"fitting the pool{part}: {what}", share),
+        )
 
     if len(leaves) == 1:
         both = fit(0, integers=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from smh.errors import SmhError
 
+T = TypeVar("T")
 Tick = Callable[[str, float], None]
 """Is told what is being done, and which share of it is done."""
 
@@ -21,7 +22,7 @@ _PANEL = 32  # columns that are reduced at a time
 _COLUMNS = 128  # eigenvectors that are turned at a time
 
 
-def track(tick: Tick, what: str, values: Sequence[int], first: float = 0.0, last: float = 1.0) -> Iterator[int]:
+def track(tick: Tick, what: str, values: Sequence[T], first: float = 0.0, last: float = 1.0) -> Iterator[T]:
     """Iterate over values, and tell how far this is on the way from one share to another."""
     for k, value in enumerate(values):
         tick(what, first + (last - first) * k / len(values))

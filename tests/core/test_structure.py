@@ -12,7 +12,7 @@ CORE = Path(smh.core.__file__).parent
 PACKAGE = "smh"
 READ = ("hashing.py", "grid.py", "layout.py", "scales.py", "generate.py", "pools/arithmetic.py")
 """All formulas of the specification that weights and gradients need."""
-ALLOWED = {"core", "errors", "strict_json", "text"}
+ALLOWED = {"core", "errors", "plots", "strict_json", "tables", "text"}
 """What the core may import of the package; frameworks, files and models build on it."""
 THIRD = {"numpy", "array_api_compat", "einops"}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,8 @@ def with_roles(params: Any, tensors: Iterable[ModelTensor]) -> tuple[ModelTensor
         owner, attribute = _owner(nodes)
         adapts = any(is_a(node, "flax", "LoRAParam") for node, _ in nodes)
         left = ADAPTER if adapts else by_class(owner, attribute)
-        found.append(dataclasses.replace(tensor, left=left, axes=_axes(owner, attribute, tensor.shape)))
+        kind = "" if owner is None or isinstance(owner, Mapping | list | tuple) else type(owner).__name__
+        found.append(dataclasses.replace(tensor, left=left, axes=_axes(owner, attribute, tensor.shape), kind=kind))
     return complete(found)
 
 

@@ -17,6 +17,8 @@ from smh.backends.jax.trained import is_a, untrained
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
+from smh.models.report import one_line
+from smh.tables import count
 
 ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 _TYPES = ("float32", "bfloat16", "float16")
@@ -168,11 +170,7 @@ class Compressed:
         raise NotMaterializedError(f".{name}")
 
     def __repr__(self) -> str:
-        plan = self.plan
-        return (
-            f"Compressed({plan.num_weights:,} weights from {plan.num_variables:,} variables, "
-            f"{len(self.kept)} kept arrays, residency {self.residency!r}, gradients {self.gradients!r})"
-        )
+        return f"Compressed({one_line(self.structure.compression)}; {count(len(self.kept), 'kept array')})"
 
 
 def flatten(params: Any) -> tuple[Any, dict[str, Any]]:
@@ -239,10 +237,12 @@ def describe(params: Any) -> tuple[ModelTensor, ...]:
         x = located[names[0]][1]
         size = math.prod(x.shape)
         kept = next((whys[path] for path, _ in (located[name] for name in names) if path in whys), "")
+        trained = not kept and jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)
         if not kept:
             kept = f"its type is {x.dtype}" if str(x.dtype) not in _TYPES else "" if size else "it is empty"
         nbytes = size * x.dtype.itemsize
-        tensors.append(ModelTensor(names[0], tuple(x.shape), nbytes, aliases=tuple(names[1:]), kept=kept))
+        tied = tuple(names[1:])
+        tensors.append(ModelTensor(names[0], tuple(x.shape), nbytes, aliases=tied, kept=kept, trained=trained))
     return tuple(tensors)
 
 

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.utils import io_utils
 from keras.src.utils.tracking import DotNotTrackScope
 
 from smh.backends.tensorflow import keras_tensors
@@ -29,6 +30,7 @@ from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, ExportError, PlanError, VariableError
 from smh.models.compression import Compression, check_fingerprint, check_gradients, check_residency, fingerprint
+from smh.models.report import one_line
 from smh.text import some
 
 _FINGERPRINT = "fingerprint"
@@ -165,6 +167,14 @@ class Compressed(keras.Model):
     def trainable(self, value: bool) -> None:
         keras.Model.trainable.fset(self, value)
         self._follow_freezing()
+
+    def __repr__(self) -> str:
+        return f"<{super().__repr__().strip('<>')}, smh: {one_line(self.smh_source.compression)}>"
+
+    def summary(self, *args: Any, print_fn: Callable[[str], Any] | None = None, **kwargs: Any) -> None:
+        """Print what Keras prints, and a line on the plan."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        (print_fn or io_utils.print_msg)(f" smh: {one_line(self.smh_source.compression)}")
 
     def _follow_freezing(self) -> None:
         """Train the pool if the layers that it generates are trained, or raise if that holds for some of them only."""

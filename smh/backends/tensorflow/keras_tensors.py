@@ -96,6 +96,8 @@ def tensors_of(model: keras.Model) -> tuple[ModelTensor, ...]:
             aliases=aliases,
             kept=_why_kept(owners[id(variable)], variable, id(variable) in changed),
             left=by_class(owners[id(variable)], variable.name),
+            kind=type(owners[id(variable)]).__name__,
+            trained=variable.trainable,
         )
         for (name, aliases), variable in zip(names_of(model).items(), model.weights, strict=True)
     )

@@ -84,6 +84,8 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
                 aliases=tuple(f"{alias}{suffix}" for alias in aliases),
                 kept=why,
                 left=by_class(module, attribute),
+                kind=type(module).__name__,
+                trained=isinstance(x, nn.Parameter) and x.requires_grad,
             )
             found[name] = Found(tensor, piece, whole, parts, tuple(places.values()))
     return found

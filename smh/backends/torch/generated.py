@@ -26,6 +26,7 @@ from smh.backends.torch.sharded import is_cut
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
 from smh.errors import PlanError
 from smh.models.compression import check_fingerprint, fingerprint
+from smh.models.report import one_line
 
 _RESETS = ("reset_parameters", "_reset_parameters", "init_weights")
 """Methods that give parameters new values. Others are refused where they meet a generated weight."""
@@ -105,6 +106,11 @@ class _Generated:
             raise refused(f"{name!r} cannot be deleted")
         super().__delattr__(name)
 
+    def extra_repr(self) -> str:
+        """Return what the layer's own class tells of it, and which weights are generated."""
+        parts = [super().extra_repr(), *(f"{name}=generated" for name in self.__dict__.get(NAMES, ()))]  # type: ignore[misc]
+        return ", ".join(filter(None, parts))
+
     def get_parameter(self, target: str) -> Any:
         """Return a parameter by its name, or a generated weight, which reads as one."""
         path, _, attribute = target.rpartition(".")
@@ -178,6 +184,11 @@ class _Generated:
 
 class _Root(_Generated):
     """A compressed model, whose state names the plan."""
+
+    def extra_repr(self) -> str:
+        """Return what the model's own class tells of it, and a line on the plan."""
+        lines = (super().extra_repr(), f"smh: {one_line(self.__dict__[STORE].compression)}")
+        return "\n".join(filter(None, lines))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state of the whole model."""

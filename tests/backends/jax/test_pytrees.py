@@ -477,9 +477,10 @@ def test_copies_and_pickles():
         assert hash(other.structure) == hash(compressed.structure)
         assert smh_jax.digest(other) == smh_jax.digest(compressed)
         assert smh_jax.materialize(other)["n"] == 3
+    plan = compressed.plan
     assert repr(compressed) == (
-        f"Compressed(300 weights from {compressed.plan.num_variables} variables, 2 kept arrays, residency 'full', "
-        "gradients 'exact')"
+        f"Compressed(300 weights generated from {plan.num_variables} variables (ratio {plan.ratio:.4g}, matmul pool, "
+        "8 bits), residency 'full', gradients 'exact'; 2 kept arrays)"
     )
 
 

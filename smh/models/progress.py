@@ -1,0 +1,53 @@
+"""The progress of long work, on one line of stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Self
+
+_PATIENCE = 2.0  # seconds of work that need no progress
+_PAUSE = 0.1  # seconds between two looks of the line
+_WIDTH = 79
+
+
+class Progress:
+    """A line on stderr that says what is being done and how much of it is done; it is gone in the end.
+
+    Parameters
+    ----------
+    shown : bool or None
+        None: only on a terminal, and only for work of more than two seconds. True: at once, and where stderr is no
+        terminal a line for every new step.
+    """
+
+    def __init__(self, shown: bool | None) -> None:
+        self._live = sys.stderr.isatty()
+        self._shown = self._live if shown is None else shown
+        self._next = time.monotonic() + (_PATIENCE if shown is None else 0.0)
+        self._step = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._step and self._live:
+            self._write(f"\r{'':{_WIDTH}}\r")
+
+    def tick(self, what: str, share: float) -> None:
+        """Tell what is being done, and which share of it is done."""
+        if not self._shown:
+            return
+        if not self._live:
+            if what != self._step:
+                self._write(f"{what}\n")
+        elif (now := time.monotonic()) < self._next:
+            return
+        else:
+            self._next = now + _PAUSE
+            self._write(f"\r{f'{what}: {share:.0%}':{_WIDTH}.{_WIDTH}}")
+        self._step = what
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
