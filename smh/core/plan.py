@@ -135,12 +135,14 @@ class Plan:
         seed : int
             In ``[0, 2**32)``; decides hash functions and initial variables.
         axes : mapping of str to str, optional
-            What the axes of tensors mean, where the default by rank does not hold.
+            The meaning of axes where the default by rank does not hold. Keys of this and other mappings are names or
+            globs, as in ``include``.
         views : mapping, optional
             Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
-        include, exclude : str, iterable of str or callable, optional
-            Which tensors to generate, by default those of two or more axes but for biases; see
-            :func:`smh.core.selection.select`.
+        include, exclude : selector or list of selectors, optional
+            Tensors to generate and to keep: names of tensors or modules, globs, ``re.compile(...)`` or functions of a
+            name; see :func:`smh.core.selection.select`. By default tensors of two or more axes are generated, but no
+            biases.
         values : mapping of str to array, optional
             Present values of the tensors, for ``scale="match"``.
         kept_bytes : int

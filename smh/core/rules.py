@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from smh.core.checks import members
 from smh.core.scales import LEAST, LIMIT
+from smh.core.selection import named
 from smh.errors import PlanError, near_names
 
 RULES = ("fan_in", "fan_out", "he", "glorot")
@@ -23,7 +24,8 @@ def by_name(
 ) -> dict[str, Any]:
     """Return what an argument says of each generated tensor, by name.
 
-    One value counts for all. A mapping must name every tensor, unless only some need it: then the others have None.
+    One value counts for all. Keys of a mapping are names and globs, as in ``include``. The full name of a tensor
+    counts first, then later keys before earlier ones. Unless only some need it, all tensors must have a value.
     """
     if every and not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
@@ -31,17 +33,23 @@ def by_name(
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise PlanError(f"{what} must be a mapping by name; got {given!r}")
-    for name in given:
-        if name not in found:
-            why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
-            raise PlanError(f"{what} names {name!r}, which {why}")
-        found[name] = given[name]
-    for name in names if every else ():
-        if name not in given:
-            raise PlanError(
-                f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
-            )
+    lacking = dict.fromkeys(names)
+    for key in sorted(given, key=lambda key: key in found):
+        if not (matched := _named(key, found)):
+            why = "is not generated" if _named(key, shapes) else f"is not a tensor: {near_names(str(key), names)}"
+            raise PlanError(f"{what} names {key!r}, which {why}")
+        for name in matched:
+            found[name] = given[key]
+            lacking.pop(name, None)
+    for name in lacking if every else ():
+        raise PlanError(
+            f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
+        )
     return found
+
+
+def _named(key: Any, names: Collection[str]) -> list[str]:
+    return named(key, names) if isinstance(key, str) else []
 
 
 def modifier_list(given: Any) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -70,6 +70,10 @@ class ModelAdapter(ABC):
     @abstractmethod
     def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return the values of tensors that may be generated of a plain model, by name, those that are known."""
+
+    def layers(self, model: Any) -> Mapping[str, Collection[type]]:
+        """Return the classes of the layers that contain each tensor of a plain model, by name."""
+        return {}
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context in which a model may change, and which leaves it as it was if it ends in an error.

@@ -162,6 +162,7 @@ class ModelApi(Generic[Model, Compressed]):
             tensors,
             plan=plan,
             allow_expansion=allow_expansion,
+            layers=adapter.layers(model),
             ratio=ratio,
             size=size,
             bits=bits,

@@ -7,7 +7,7 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from smh.core.plan import Plan
+from smh.core.rules import by_name
 from smh.core.selection import select, why_not
 from smh.core.tensors import TensorSpec
 from smh.errors import CheckpointError, PlanError
@@ -178,12 +179,18 @@ def not_compressed(model: Any) -> PlanError:
 
 
 def plan_for(
-    tensors: Sequence[ModelTensor], *, plan: Plan | None = None, allow_expansion: bool = False, **options: Any
+    tensors: Sequence[ModelTensor],
+    *,
+    plan: Plan | None = None,
+    allow_expansion: bool = False,
+    layers: Mapping[str, Collection[type]] | None = None,
+    **options: Any,
 ) -> Plan:
     """Return the plan by which a model is compressed: one made before, which has to fit, or a new one.
 
     Options are those of :meth:`smh.Plan.build`, ``ratio`` or ``size`` among them; those that are None are left out. A
-    size is that of all arrays in the file, tensors that are kept included. Raises :class:`~smh.PlanError` if there is
+    size is that of all arrays in the file, kept tensors included. ``layers`` are those of
+    :meth:`smh.models.adapter.ModelAdapter.layers`. Raises :class:`~smh.PlanError` if there is
     nothing to generate, options contradict each other, the plan does not fit the model, or the model would not get
     smaller and ``allow_expansion`` does not say that it need not.
 
@@ -216,14 +223,23 @@ def plan_for(
         raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}{hint}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
     try:
-        given.setdefault("include", _Default(default))
-        generated = select(shapes, given["include"], given.get("exclude"))
+        generated = select(
+            shapes,
+            given.get("include", _Default(default)),
+            given.get("exclude"),
+            kept=[tensor.name for tensor in tensors if tensor.kept],
+            aliases={tensor.name: tensor.aliases for tensor in tensors},
+            layers=layers,
+        )
     except PlanError as error:
         kept = [tensor for tensor in tensors if tensor.kept]
         raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
     known = {name: axes for name in generated if (axes := free[name].axes) is not None}
+    asked = by_name("axes", given.get("axes"), generated, shapes, every=False)
+    given["axes"] = known | {name: axes for name, axes in asked.items() if axes is not None}
+    given["include"], given["exclude"] = set(generated).__contains__, None
     kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)
-    built = Plan.build(shapes, **{**given, "axes": {**known, **given.get("axes", {})}, "kept_bytes": kept_bytes})
+    built = Plan.build(shapes, **given, kept_bytes=kept_bytes)
     if "size" in given and built.ratio >= 1 and not allow_expansion:
         raise PlanError(
             f"a size of {given['size']!r} leaves room for {built.ratio:.3g} pool variables per weight, as many as "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,6 +46,14 @@ class KerasModels(ModelAdapter):
         weights = weights_of(model)
         free = {tensor.name: weights[tensor.name] for tensor in self.tensors(model) if not tensor.kept}
         return Values(free, lambda variable: variable.numpy())
+
+    def layers(self, model: keras.Model) -> Mapping[str, Collection[type]]:
+        """Return the classes of layers, by the names of weights in them."""
+        classes: dict[int, set[type]] = defaultdict(set)
+        for layer in model._flatten_layers():
+            for variable in layer.weights:
+                classes[id(variable)].add(type(layer))
+        return {name: classes[id(variable)] for name, variable in weights_of(model).items()}
 
     def install(self, model: keras.Model, compression: Compression) -> Compressed:
         """Return a compressed model beside the plain one, with variables that are zero."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,15 @@ class TorchModels(ModelAdapter):
         """Return present values, float32."""
         free = {name: one.x for name, one in discover(model, plan).items() if not one.tensor.kept}
         return Values(free, lambda x: backend.to_numpy(x.detach().to(torch.float32)), lambda x: not x.is_meta)
+
+    def layers(self, model: nn.Module) -> Mapping[str, Collection[type]]:
+        """Return the classes of modules, by the names of parameters and buffers in them."""
+        classes: dict[int, set[type]] = defaultdict(set)
+        for module in model.modules():
+            for x in (*module.parameters(), *module.buffers()):
+                classes[id(x)].add(type(module))
+        found = discover(model).items()
+        return {name: classes[id(getattr(*one.sites[0]))] for name, one in found}
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context that undoes what happens in it, if it ends in an error."""
