@@ -59,6 +59,7 @@ __all__ = [
     "__version__",
     "built",
     "compress",
+    "compress_",
     "digest",
     "fit",
     "get_backend",
@@ -66,6 +67,7 @@ __all__ = [
     "list_backends",
     "load",
     "materialize",
+    "materialize_",
     "plan_of",
     "pools",
     "port",
@@ -78,19 +80,28 @@ __all__ = [
 _api: _Api[_Any, _Any] = _Api(get_backend, _adapter_of)
 built = _api.built
 compress = _api.compress
+compress_ = _api.compress_
 digest = _api.digest
 fit = _api.fit
 initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize
+materialize_ = _api.materialize_
 plan_of = _api.plan_of
 report = _api.report
 save = _api.save
 vjp = _api.vjp
 
 
+_FRAMEWORKS = ("jax", "keras", "numpy", "torch")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_FRAMEWORKS])
+
+
 def __getattr__(name: str) -> _Any:
-    """Import the module of a framework when it is first asked for."""
-    if name in ("jax", "keras", "numpy", "torch"):
+    """Import the module of a framework on first use."""
+    if name in _FRAMEWORKS:
         return _import_module(f"smh.{name}")
     raise AttributeError(f"module 'smh' has no attribute {name!r}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from smh.backends.protocol import Backend
+from smh.core.arguments import explained_calls
 from smh.core.initial import initial_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
@@ -44,7 +45,10 @@ class Api(ModelApi[Model, Compressed]):
         super().__init__(adapter_of)
         self._get_backend = get_backend
 
-    def initialize(self, plan: Plan, distribution: str = "normal", device: Any = None) -> dict[str, Array]:
+    @explained_calls
+    def initialize(
+        self, plan: Plan, distribution: str = "normal", device: Any = None, *, init_seed: int | None = None
+    ) -> dict[str, Array]:
         """Return initial values for all variables of a plan: the same bits on every machine and backend.
 
         Parameters
@@ -55,6 +59,9 @@ class Api(ModelApi[Model, Compressed]):
             ``"normal"`` or ``"uniform"``; virtual weights have mean 0 and variance 1 either way.
         device : optional
             A device of the backend.
+        init_seed : int, optional
+            Draws other initial values, in ``[0, 2**32)``; by default the seed of the plan does. Plan and hash functions
+            stay the same, so that models of several seeds can be averaged or stacked.
 
         Returns
         -------
@@ -64,7 +71,7 @@ class Api(ModelApi[Model, Compressed]):
         Raises
         ------
         PlanError
-            For an unknown distribution.
+            For an unknown distribution or seed.
 
         Examples
         --------
@@ -75,8 +82,10 @@ class Api(ModelApi[Model, Compressed]):
         """
         _check_plan(plan)
         backend = self._get_backend()
-        return {name: backend.asarray(x, device) for name, x in initial_variables(plan, distribution).items()}
+        initial = initial_variables(plan, distribution, init_seed)
+        return {name: backend.asarray(x, device) for name, x in initial.items()}
 
+    @explained_calls
     def materialize(
         self,
         model: Plan | Compressed,
@@ -133,6 +142,7 @@ class Api(ModelApi[Model, Compressed]):
             limits.check_plan(model, max_bytes, names)
         return self._get_backend().materialize(model, _mapping("variables", variables), names)
 
+    @explained_calls
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return the gradient of every variable, given those of weights.
 
@@ -169,6 +179,7 @@ class Api(ModelApi[Model, Compressed]):
         _check_plan(plan)
         return self._get_backend().vjp(plan, _mapping("variables", variables), _mapping("cotangents", cotangents))
 
+    @explained_calls
     def digest(self, model: Plan | Compressed, variables: Mapping[str, Array] | None = None) -> str:
         """Return the SHA-256 of all generated weights: equal digests are equal bits, in every framework.
 
@@ -204,6 +215,7 @@ class Api(ModelApi[Model, Compressed]):
         backend, plan, variables, _ = self._contents(model, variables)
         return _digest(backend, plan, variables)
 
+    @explained_calls
     def save(
         self,
         path: str | os.PathLike[str],
@@ -260,6 +272,7 @@ class Api(ModelApi[Model, Compressed]):
         checkpoint.write(path, plan, host, {name: backend.to_numpy(x) for name, x in kept.items()}, digest, training)
         return digest
 
+    @explained_calls
     def load(
         self,
         path: str | os.PathLike[str],

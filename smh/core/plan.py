@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from smh.core import rules, sizes
+from smh.core.arguments import explained_calls
 from smh.core.checks import check_keys, check_one_of, members, whole_number
 from smh.core.layout import LAYOUTS
 from smh.core.pools import Pool, from_dict, named
@@ -85,6 +86,7 @@ class Plan:
         _ = self.variable_shapes  # a compiler that traces the use of a plan cannot fill its caches
 
     @classmethod
+    @explained_calls
     def build(
         cls,
         shapes: Mapping[str, Sequence[int]],

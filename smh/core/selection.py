@@ -31,7 +31,7 @@ def select(
     *,
     kept: Iterable[str] = (),
     aliases: Mapping[str, Sequence[str]] | None = None,
-    layers: Mapping[str, Collection[type]] | None = None,
+    layers: Callable[[], Mapping[str, Collection[type]]] | None = None,
 ) -> list[str]:
     r"""Return the names of the tensors to generate, in order.
 
@@ -56,8 +56,8 @@ def select(
         Tensors that cannot be generated. ``exclude`` may name them, too.
     aliases : mapping of str to sequence of str, optional
         Additional names of tensors, for names and globs.
-    layers : mapping of str to collection of type, optional
-        For each tensor, the classes of the layers that contain it.
+    layers : callable, optional
+        Returns for each tensor the classes of the layers that contain it; called if a selector is a class.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def _matches(
     selector: Selector,
     what: str,
     aliases: Mapping[str, Sequence[str]],
-    layers: Mapping[str, Collection[type]] | None,
+    layers: Callable[[], Mapping[str, Collection[type]]] | None,
 ) -> set[str]:
     """Return the names that a selector matches; each of its members has to match at least one."""
     single = isinstance(selector, str | re.Pattern) or callable(selector)
@@ -120,12 +120,12 @@ def _matches(
             hits = {owner[name] for name in named(part, owner)}
             hint = _advice(part, owner)
         elif isinstance(part, type):
-            if not any((layers or {}).values()):
+            held = layers() if layers else {}
+            if not any(held.values()):
                 raise PlanError(
                     f"{what} has the class {part.__name__}, but these tensors have no layers, such as those of a "
                     "pytree: give names or globs"
                 )
-            held = layers or {}
             hits = {name for name in names if any(issubclass(cls, part) for cls in held.get(name, ()))}
             hint = near_names(part.__name__, sorted({cls.__name__ for classes in held.values() for cls in classes}))
         elif isinstance(part, re.Pattern):

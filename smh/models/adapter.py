@@ -110,6 +110,13 @@ class ModelAdapter(ABC):
     def materialize(self, model: Any) -> Any:
         """Return a plain model with the weights of a compressed one."""
 
+    def in_place(self, model: Any) -> ModelAdapter:
+        """Return the adapter that compresses and materializes the given model, not a copy."""
+        raise PlanError(
+            f"only a torch.nn.Module changes in place; got {type(model).__name__}: use smh.compress and "
+            "smh.materialize, which return another model"
+        )
+
     @abstractmethod
     def built(self, model: Any) -> AbstractContextManager[None]:
         """Return a context in which the weights of a compressed model are built once."""

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-import math
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fractions import Fraction
-from typing import Any, Generic, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
+from smh.core.arguments import explained_calls, with_signature_of
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
-from smh.errors import PlanError, near_names
 from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
-    ModelTensor,
     Report,
     check_gradients,
     check_residency,
@@ -30,25 +25,10 @@ from smh.models.compression import (
 )
 from smh.models.fit import FitReport, fit_variables
 from smh.models.roles import structure_of
+from smh.models.share import warn_of_little
 
 Model = TypeVar("Model")
 Compressed = TypeVar("Compressed")
-P = ParamSpec("P")
-_FEW = 10_000  # models of fewer numbers are toys, which nobody compresses to save bytes
-
-
-def _named_options(function: Callable[P, Model]) -> Callable[P, Model]:
-    """Let a mistaken name of an option be an error that says which one is near."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
-
-    @functools.wraps(function)
-    def run(*args: P.args, **options: P.kwargs) -> Model:
-        for name in options:
-            if name not in known:
-                raise PlanError(f"{function.__name__} has no option {name!r}; {near_names(name, known)}")
-        return function(*args, **options)
-
-    return run
 
 
 class ModelApi(Generic[Model, Compressed]):
@@ -68,7 +48,7 @@ class ModelApi(Generic[Model, Compressed]):
         check_keras(model, adapter.backend.name)
         return adapter
 
-    @_named_options
+    @explained_calls
     def compress(
         self,
         model: Model,
@@ -91,6 +71,7 @@ class ModelApi(Generic[Model, Compressed]):
         include: Selector | None = None,
         exclude: Selector | None = None,
         allow_expansion: bool = False,
+        init_seed: int | None = None,
     ) -> Compressed:
         """Return a copy of a model whose weights are generated from a small pool of trained variables.
 
@@ -124,6 +105,8 @@ class ModelApi(Generic[Model, Compressed]):
             matrices are generated; a :func:`report` says why others are kept.
         allow_expansion : bool
             Whether to take a ratio of 1 or more, with which nothing gets smaller.
+        init_seed : int, optional
+            As for :func:`initialize`: other initial values by the same plan, for restarts and ensembles.
 
         Returns
         -------
@@ -162,7 +145,7 @@ class ModelApi(Generic[Model, Compressed]):
             tensors,
             plan=plan,
             allow_expansion=allow_expansion,
-            layers=adapter.layers(model),
+            layers=partial(adapter.layers, model),
             ratio=ratio,
             size=size,
             bits=bits,
@@ -180,17 +163,41 @@ class ModelApi(Generic[Model, Compressed]):
             values=values if plan is None and "match" in str(scale) else None,
         )
         if plan is None and include is None and exclude is None:
-            _warn_of_little(tensors, chosen)
+            warn_of_little(tensors, chosen)
         asked = None if ratio is None else float(ratio)
         notes = {tensor.name: structure_of(values[tensor.name]) for tensor in chosen.tensors if tensor.name in values}
         noted = tuple(dataclasses.replace(tensor, note=notes.get(tensor.name, "")) for tensor in tensors)
         compression = Compression(chosen, noted, residency, asked, gradients)
         target = adapter.copy(model)
         with adapter.restored_on_error(target, values=False):
-            made: Compressed = adapter.assign(adapter.install(target, compression), initial_variables(chosen), {})
+            made: Compressed = adapter.assign(
+                adapter.install(target, compression), initial_variables(chosen, init_seed=init_seed), {}
+            )
             return made
 
-    @_named_options
+    @with_signature_of(compress)
+    def compress_(self, *args: Any, **options: Any) -> Compressed:
+        """Do what :func:`smh.compress` does, with the same arguments, to the model itself, and return it.
+
+        PyTorch only. If it fails, the model has not changed.
+
+        Raises
+        ------
+        PlanError
+            As :func:`smh.compress`, and for models that cannot change in place.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import smh
+        >>> model = torch.nn.Linear(40, 30)
+        >>> smh.compress_(model, size="1 kB") is model
+        True
+        """
+        in_place: ModelApi[Any, Compressed] = ModelApi(lambda model: self._adapter_of(model).in_place(model))
+        return in_place.compress(*args, **options)
+
+    @explained_calls
     def fit(
         self,
         model: Model,
@@ -280,6 +287,38 @@ class ModelApi(Generic[Model, Compressed]):
         variables, report = fit_variables(chosen, {t.name: values[t.name] for t in chosen.tensors}, progress=progress)
         return adapter.assign(compressed, variables, {}), report
 
+    def materialize_(self, model: Compressed) -> Any:
+        """Turn a compressed model back into a plain one: generated weights become parameters with the same bits.
+
+        PyTorch only.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            The compressed model. It changes, and is returned.
+
+        Returns
+        -------
+        torch.nn.Module
+            The model, of its own class again; tied weights are tied.
+
+        Raises
+        ------
+        PlanError
+            If the model is not compressed, or cannot change in place.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import smh
+        >>> model = smh.compress(torch.nn.Linear(40, 30), ratio=0.1)
+        >>> list(smh.materialize_(model).state_dict())
+        ['weight', 'bias']
+        """
+        adapter = self._adapter_of(model).in_place(model)
+        self._compression(model)
+        return adapter.materialize(model)
+
     def plan_of(self, model: Compressed) -> Plan:
         """Return the plan of a compressed model; raises :class:`~smh.PlanError` if it is not compressed."""
         return self._compression(model).plan
@@ -360,31 +399,3 @@ class ModelApi(Generic[Model, Compressed]):
         if compression is None:
             raise self._adapter_of(model).not_compressed(model)
         return compression
-
-
-def with_signature_of(other: Callable[P, Model]) -> Callable[[Callable[..., Model]], Callable[P, Model]]:
-    """Give a function that passes its arguments on the signature of another one, for editors and ``help``."""
-
-    def decorate(fn: Callable[..., Model]) -> Callable[P, Model]:
-        fn.__signature__ = inspect.signature(other)  # type: ignore[attr-defined]
-        return fn
-
-    return decorate
-
-
-def _warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
-    """Warn if less than half of the numbers of a model are generated, and say what keeps the others."""
-    generated = {tensor.name for tensor in plan.tensors}
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        if tensor.name not in generated:
-            sizes[tensor.why_kept] += math.prod(tensor.shape)
-    total = plan.num_weights + sizes.total()
-    if 2 * plan.num_weights < total and total >= _FEW:
-        reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))
-        warnings.warn(
-            f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model gets little "
-            f"smaller. Kept are {reasons}; smh.report(model) lists them all",
-            UserWarning,
-            stacklevel=4,
-        )

@@ -741,3 +741,13 @@ def test_paths_of_variables_name_the_plan():
     assert any(one.plan.fingerprint[:16] in path for path in paths[0])
     assert {path for path in paths[0] & paths[1] if "kept" not in path} == set()
     assert jax.tree.structure(one) != jax.tree.structure(other)
+
+
+def test_members_of_an_ensemble_stack():
+    """They share plan and hash functions, so vmap runs them as one."""
+    params = {"w": jnp.ones((30, 40))}
+    members = [smh_jax.compress(params, ratio=0.2, pool="hash", init_seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    weights = jax.vmap(smh_jax.materialize)(stacked)["w"]
+    alone = np.stack([np.asarray(smh_jax.materialize(member)["w"]) for member in members])
+    assert_same_bits(np.asarray(weights), alone, "w")
