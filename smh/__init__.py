@@ -1,19 +1,19 @@
-"""smh: Structured Multi-Hashing for model compression, with the same bits in every framework.
+"""Structured Multi-Hashing: generate the weights of a model from a small pool of trained variables.
 
-A model in three lines; the framework is that of the model:
+The functions work on PyTorch modules, Keras models and pytrees of JAX, and give the same bits in each framework:
 
 >>> import smh
 >>> model = smh.compress(model, ratio=0.1)  # doctest: +SKIP
 >>> digest = smh.save("model.safetensors", model)  # doctest: +SKIP
 
-Arrays, without a model:
+They also work on arrays, without a model:
 
 >>> plan = smh.Plan.build({"fc1": (64, 100), "fc2": (100, 10)}, ratio=0.1)
 >>> variables = smh.initialize(plan)
 >>> weights = smh.materialize(plan, variables)
 
-The functions of arrays use the backend that the environment variable ``SMH_BACKEND`` names, NumPy by default. To choose
-a framework in code, import it: ``from smh import torch as smh``, and likewise ``jax``, ``keras`` and ``numpy``.
+For arrays, the environment variable ``SMH_BACKEND`` names the backend; the default is NumPy. ``smh.torch``,
+``smh.jax``, ``smh.keras`` and ``smh.numpy`` have the same functions for one backend.
 """
 
 from importlib import import_module as _import_module

@@ -1,7 +1,4 @@
-"""smh for JAX: the same objects as ``smh.backends.jax``.
-
-Choose a backend at import: ``from smh import jax as smh``.
-"""
+"""The functions of smh for JAX: the objects of ``smh.backends.jax``."""
 
 from smh.backends.jax import *  # noqa: F403
 from smh.backends.jax import __all__ as __all__

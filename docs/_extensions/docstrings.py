@@ -23,7 +23,8 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
         """Give modules their functions, then every docstring its references."""
-        api = {**pkg["models.api.ModelApi"].members, **pkg["api.Api"].members}
+        classes = ("models.api.ModelApi", "models.in_place.InPlaceApi", "api.Api")
+        api = {name: member for path in classes for name, member in pkg[path].members.items()}
         for module in _modules(pkg):
             _unshadow(pkg, module)
             for name, member in list(module.members.items()):
@@ -57,7 +58,9 @@ def _unshadow(pkg: griffe.Module, module: griffe.Module) -> None:
 def _function(api: dict[str, Any], name: str) -> griffe.Function:
     """Return the function that a bound method is, which may have the signature of another method."""
     method = api[name]
-    other = re.search(r"with_signature_of\((\w+)\)", " ".join(str(decorator.value) for decorator in method.decorators))
+    other = re.search(
+        r"with_signature_of\((?:\w+\.)?(\w+)\)", " ".join(str(decorator.value) for decorator in method.decorators)
+    )
     parameters = api[other[1]].parameters if other else method.parameters
     function = griffe.Function(
         name,

@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from smh.core.arguments import explained_calls, with_signature_of
+from smh.core.arguments import explained_calls
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
@@ -75,57 +75,59 @@ class ModelApi(Generic[Model, Compressed]):
     ) -> Compressed:
         """Return a copy of a model whose weights are generated from a small pool of trained variables.
 
-        Generated weights start from the initial values of the pool, not from those that they had (:func:`fit` starts
-        from these); all else keeps its values. Build the optimiser afterwards, with what the new model trains.
+        Generated weights start from the initial values of the pool; :func:`fit` starts from the values of the model.
+        Everything else keeps its values. Create the optimizer afterwards, with the parameters of the new model.
 
         Parameters
         ----------
         model : torch.nn.Module, keras.Model or pytree of jax.Array
-            The model; it does not change. A Keras model must be built. A pytree is a Flax state or dict of parameters,
-            an Equinox module, or any other; its leaves are named by their path, such as ``layers/0/kernel``.
+            The model, which does not change. A Keras model must be built. A pytree can be a Flax state or dict of
+            parameters, an Equinox module, or any other; the path of a leaf is its name, such as ``layers/0/kernel``.
         ratio : float or Fraction
             Upper bound on pool variables per generated weight.
         size : int or str
-            In the place of ``ratio``: what the tensors of the model may take in a file of :func:`save`, in bytes or as
-            ``"500 kB"``, kept ones included.
+            Instead of ``ratio``: the largest size of all tensors, kept ones included, in a file of :func:`save`, in
+            bytes or as ``"500 kB"``.
         plan : Plan, optional
-            A plan for this model, in the place of ``ratio``, ``size`` and all options of plans.
+            A plan for this model, instead of ``ratio``, ``size`` and all options of plans.
         residency : str
-            When weights are built; their bits and those of gradients are the same. ``"full"``: all of them, once per
-            forward pass. ``"cached"``: once, and again only after a variable changed, where no gradient is needed.
-            ``"layer"``: each layer's just before it runs, and freed after it. The guide to residency tells what that
-            means in each framework.
+            When weights are built, which changes no bit of weights or gradients. ``"full"``: all weights, once per
+            forward pass. ``"cached"``: without gradients, once until a variable changes. ``"layer"``: those of a layer
+            just before it runs; they are freed after it. The guide to residency has the details for each framework.
         gradients : str
-            How gradients are computed; weights have the same bits either way, and neither the plan nor files store the
-            choice. ``"exact"``: with the bits of the specification, the same in every framework. ``"fast"``: by the
-            framework's own float32 products, without a promise of bits.
-        bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, include, exclude : optional
-            As for :meth:`smh.Plan.build`, with the same defaults. The framework and its layers tell what axes mean, and
-            ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 weight
-            matrices are generated; a :func:`report` says why others are kept.
+            How gradients are computed, which changes no bit of weights and is not stored. ``"exact"``: with the bits of
+            the specification, the same in every framework. ``"fast"``: by float32 products of the framework, without a
+            promise of bits.
+        bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views : optional
+            As for :meth:`smh.Plan.build`, with the same defaults. Layers determine the meaning of axes, and
+            ``scale="match"`` uses the standard deviations of the model's weights.
+        include, exclude : selector or list of selectors, optional
+            Tensors to generate and to keep: names of tensors or modules, globs, classes of layers, ``re.compile(...)``
+            or functions of a name; see :func:`smh.core.selection.select`. By default trainable weight matrices are
+            generated; :func:`report` gives the reasons for kept tensors.
         allow_expansion : bool
-            Whether to take a ratio of 1 or more, with which nothing gets smaller.
+            Whether to allow a ratio of 1 or more, which does not compress.
         init_seed : int, optional
-            As for :func:`initialize`: other initial values by the same plan, for restarts and ensembles.
+            Seed of the initial values, for restarts and ensembles with the same plan; see :func:`initialize`.
 
         Returns
         -------
         torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
-            The compressed model, with fresh variables. In PyTorch of the model's own class and with the same layers:
-            ``model.conv1.weight`` reads as the generated tensor. In Keras a copy of the same class, not compiled. In
-            JAX a pytree of what is trained, for :func:`materialize`.
+            The compressed model, with initial values. In PyTorch it has the same class and layers, and
+            ``model.conv1.weight`` is the generated tensor. In Keras it is a model of the same class, not compiled. In
+            JAX it is a pytree of variables and kept arrays, for :func:`materialize`.
 
         Raises
         ------
         PlanError
-            If there is nothing to generate, options contradict each other, the plan does not fit, the model would not
-            get smaller, cannot be copied, or is compressed already.
+            If there is nothing to generate, options contradict each other, the plan does not fit, or the model would
+            not get smaller, cannot be copied, or is already compressed.
 
         Warns
         -----
         UserWarning
-            If less than half of the model is generated, though nothing was selected, or an optimiser of PyTorch holds
-            parameters of the model.
+            If less than half of the model is generated by default, or if an optimizer of PyTorch holds parameters of
+            the model.
 
         Examples
         --------
@@ -175,28 +177,6 @@ class ModelApi(Generic[Model, Compressed]):
             )
             return made
 
-    @with_signature_of(compress)
-    def compress_(self, *args: Any, **options: Any) -> Compressed:
-        """Do what :func:`smh.compress` does, with the same arguments, to the model itself, and return it.
-
-        PyTorch only. If it fails, the model has not changed.
-
-        Raises
-        ------
-        PlanError
-            As :func:`smh.compress`, and for models that cannot change in place.
-
-        Examples
-        --------
-        >>> import torch
-        >>> import smh
-        >>> model = torch.nn.Linear(40, 30)
-        >>> smh.compress_(model, size="1 kB") is model
-        True
-        """
-        in_place: ModelApi[Any, Compressed] = ModelApi(lambda model: self._adapter_of(model).in_place(model))
-        return in_place.compress(*args, **options)
-
     @explained_calls
     def fit(
         self,
@@ -242,7 +222,7 @@ class ModelApi(Generic[Model, Compressed]):
         Raises
         ------
         PlanError
-            As :func:`compress`, and where a pool cannot be fitted.
+            As :func:`compress`, and if a pool cannot be fitted.
         VariableError
             If a weight of the model is not finite.
         SmhError
@@ -251,7 +231,7 @@ class ModelApi(Generic[Model, Compressed]):
         Warns
         -----
         UserWarning
-            If the error is above 0.5: most of the model is lost, and training must follow.
+            If the error is above 0.5: most of the model is lost, and it must be trained.
 
         Examples
         --------
@@ -286,38 +266,6 @@ class ModelApi(Generic[Model, Compressed]):
         values = adapter.values(model, chosen)
         variables, report = fit_variables(chosen, {t.name: values[t.name] for t in chosen.tensors}, progress=progress)
         return adapter.assign(compressed, variables, {}), report
-
-    def materialize_(self, model: Compressed) -> Any:
-        """Turn a compressed model back into a plain one: generated weights become parameters with the same bits.
-
-        PyTorch only.
-
-        Parameters
-        ----------
-        model : torch.nn.Module
-            The compressed model. It changes, and is returned.
-
-        Returns
-        -------
-        torch.nn.Module
-            The model, of its own class again; tied weights are tied.
-
-        Raises
-        ------
-        PlanError
-            If the model is not compressed, or cannot change in place.
-
-        Examples
-        --------
-        >>> import torch
-        >>> import smh
-        >>> model = smh.compress(torch.nn.Linear(40, 30), ratio=0.1)
-        >>> list(smh.materialize_(model).state_dict())
-        ['weight', 'bias']
-        """
-        adapter = self._adapter_of(model).in_place(model)
-        self._compression(model)
-        return adapter.materialize(model)
 
     def plan_of(self, model: Compressed) -> Plan:
         """Return the plan of a compressed model; raises :class:`~smh.PlanError` if it is not compressed."""
@@ -358,20 +306,20 @@ class ModelApi(Generic[Model, Compressed]):
         return make_report(compression, scales)
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
-        """Build all weights once, for all that runs within this context, whatever the residency.
+        """Build all weights once for all code in this context, with any residency.
 
-        A call of the model is a forward pass, which builds weights once by itself. So are, in PyTorch, a call of one of
-        its modules and one of its public methods, such as ``generate``; in Keras a call of one of its layers. This
-        context joins several: calls of parts one after another, code that reads weights, many calls without gradients.
+        A call of the model builds its weights once. So does, in PyTorch, a call of one of its modules or of a public
+        method such as ``generate``, and in Keras a call of one of its layers. This context covers several of these
+        calls: parts that run one after another, code that reads weights, or many calls without gradients.
 
-        Within the context weights are right: they are built again after a variable changed, after a backward pass went
-        through them, or if gradients are wanted where they were not before. It counts in the thread that enters it.
+        Weights are never stale: they are built again after a change of a variable, after a backward pass through them,
+        or when gradients are needed for the first time. The context applies to the thread that enters it.
 
         Parameters
         ----------
         model : torch.nn.Module or smh.keras.Compressed
-            The compressed model. Compressed pytrees of JAX are refused: what :func:`materialize` returns is what it
-            builds once.
+            The compressed model. Compressed pytrees of JAX are refused, because :func:`materialize` returns weights
+            that are built once.
 
         Returns
         -------
@@ -389,7 +337,7 @@ class ModelApi(Generic[Model, Compressed]):
         >>> model = smh.compress(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20)), ratio=0.1)
         >>> with smh.built(model):
         ...     hidden = model[0](torch.ones(1, 40))
-        ...     y = model[1](hidden)  # of the same building
+        ...     y = model[1](hidden)
         """
         self._compression(model)
         return self._adapter_of(model).built(model)
