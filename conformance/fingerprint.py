@@ -57,7 +57,7 @@ def large_cases() -> tuple[Case, ...]:
             layout="basic" if name == "matmul" else "cyclic",
             scale=1.0,
             seed=11,
-            include=r"\w",
+            include="*",
         )
         found.append(Case(f"large {name}", plan, initial_variables(plan), cotangents_for(plan, 5, "normal"), seed=5))
     return tuple(found)

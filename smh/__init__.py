@@ -1,19 +1,19 @@
-"""smh: Structured Multi-Hashing for model compression, with the same bits in every framework.
+"""Structured Multi-Hashing: generate the weights of a model from a small pool of trained variables.
 
-A model in three lines; the framework is that of the model:
+The functions work on PyTorch modules, Keras models and pytrees of JAX, and give the same bits in each framework:
 
 >>> import smh
 >>> model = smh.compress(model, ratio=0.1)  # doctest: +SKIP
 >>> digest = smh.save("model.safetensors", model)  # doctest: +SKIP
 
-Arrays, without a model:
+They also work on arrays, without a model:
 
 >>> plan = smh.Plan.build({"fc1": (64, 100), "fc2": (100, 10)}, ratio=0.1)
 >>> variables = smh.initialize(plan)
 >>> weights = smh.materialize(plan, variables)
 
-The functions of arrays use the backend that the environment variable ``SMH_BACKEND`` names, NumPy by default. To choose
-a framework in code, import it: ``from smh import torch as smh``, and likewise ``jax``, ``keras`` and ``numpy``.
+For arrays, the environment variable ``SMH_BACKEND`` names the backend; the default is NumPy. ``smh.torch``,
+``smh.jax``, ``smh.keras`` and ``smh.numpy`` have the same functions for one backend.
 """
 
 from importlib import import_module as _import_module
@@ -59,6 +59,7 @@ __all__ = [
     "__version__",
     "built",
     "compress",
+    "compress_",
     "digest",
     "fit",
     "get_backend",
@@ -66,6 +67,7 @@ __all__ = [
     "list_backends",
     "load",
     "materialize",
+    "materialize_",
     "plan_of",
     "pools",
     "port",
@@ -79,11 +81,13 @@ __all__ = [
 _api: _Api[_Any, _Any] = _Api(get_backend, _adapter_of)
 built = _api.built
 compress = _api.compress
+compress_ = _api.compress_
 digest = _api.digest
 fit = _api.fit
 initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize
+materialize_ = _api.materialize_
 plan_of = _api.plan_of
 report = _api.report
 save = _api.save
@@ -91,8 +95,15 @@ sweep = _api.sweep
 vjp = _api.vjp
 
 
+_FRAMEWORKS = ("jax", "keras", "numpy", "torch")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_FRAMEWORKS])
+
+
 def __getattr__(name: str) -> _Any:
-    """Import the module of a framework when it is first asked for."""
-    if name in ("jax", "keras", "numpy", "torch"):
+    """Import the module of a framework on first use."""
+    if name in _FRAMEWORKS:
         return _import_module(f"smh.{name}")
     raise AttributeError(f"module 'smh' has no attribute {name!r}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from smh.backends.protocol import Backend
+from smh.core.arguments import explained_calls
 from smh.core.initial import initial_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
@@ -17,8 +18,9 @@ from smh.errors import PlanError, VariableError
 from smh.files import checkpoint, digests, limits
 from smh.models import poison
 from smh.models.adapter import ModelAdapter
-from smh.models.api import Compressed, Model, ModelApi
+from smh.models.api import Compressed, Model
 from smh.models.compression import Compression, check_fit, check_loaded
+from smh.models.in_place import InPlaceApi
 
 
 def _no_models(model: Any) -> ModelAdapter:
@@ -28,7 +30,7 @@ def _no_models(model: Any) -> ModelAdapter:
     )
 
 
-class Api(ModelApi[Model, Compressed]):
+class Api(InPlaceApi[Model, Compressed]):
     """The public functions for one backend.
 
     Parameters
@@ -45,7 +47,10 @@ class Api(ModelApi[Model, Compressed]):
         super().__init__(adapter_of)
         self._get_backend = get_backend
 
-    def initialize(self, plan: Plan, distribution: str = "normal", device: Any = None) -> dict[str, Array]:
+    @explained_calls
+    def initialize(
+        self, plan: Plan, distribution: str = "normal", device: Any = None, *, init_seed: int | None = None
+    ) -> dict[str, Array]:
         """Return initial values for all variables of a plan: the same bits on every machine and backend.
 
         Parameters
@@ -53,9 +58,12 @@ class Api(ModelApi[Model, Compressed]):
         plan : Plan
             The plan.
         distribution : str
-            ``"normal"`` or ``"uniform"``; virtual weights have mean 0 and variance 1 either way.
+            ``"normal"`` or ``"uniform"``. Virtual weights have mean 0 and variance 1 with both.
         device : optional
             A device of the backend.
+        init_seed : int, optional
+            Seed of the values, in ``[0, 2**32)``; the default is the plan's seed. The plan and its hash functions do
+            not change, so models with different seeds can be averaged or stacked.
 
         Returns
         -------
@@ -65,7 +73,7 @@ class Api(ModelApi[Model, Compressed]):
         Raises
         ------
         PlanError
-            For an unknown distribution.
+            For an unknown distribution or seed.
 
         Examples
         --------
@@ -76,8 +84,10 @@ class Api(ModelApi[Model, Compressed]):
         """
         _check_plan(plan)
         backend = self._get_backend()
-        return {name: backend.asarray(x, device) for name, x in initial_variables(plan, distribution).items()}
+        initial = initial_variables(plan, distribution, init_seed)
+        return {name: backend.asarray(x, device) for name, x in initial.items()}
 
+    @explained_calls
     def materialize(
         self,
         model: Plan | Compressed,
@@ -91,14 +101,14 @@ class Api(ModelApi[Model, Compressed]):
         Parameters
         ----------
         model : Plan or compressed model
-            What to build.
+            Source of the weights.
         variables : mapping of str to array, float32
             With a plan: all its variables, by name.
         names : iterable of str, optional
-            With a plan: the tensors to build, all by default. The bits do not depend on what else is built.
+            With a plan: the tensors to build, by default all. The bits of a tensor do not depend on this choice.
         max_bytes : int, optional
-            With a plan that came from elsewhere: the most bytes of weights to build; see
-            :func:`smh.files.limits.default`. There is none by default; :func:`load` limits what a file may ask for.
+            With a plan from an untrusted source: the largest size of all weights; see
+            :func:`smh.files.limits.default`. The default is no limit; :func:`load` limits the plans of files.
 
         Returns
         -------
@@ -135,17 +145,18 @@ class Api(ModelApi[Model, Compressed]):
             limits.check_plan(model, max_bytes, names)
         return self._get_backend().materialize(model, _mapping("variables", variables), names)
 
+    @explained_calls
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Return the gradient of every variable, given those of weights.
 
         Parameters
         ----------
         plan : Plan
-            What was built.
+            The plan of the weights.
         variables : mapping of str to array, float32
             All variables of the plan, by name.
         cotangents : mapping of str to array, float32
-            Gradients of a loss with respect to weights, in their viewed shapes; tensors that are not named have none.
+            Gradients of a loss with respect to weights, in their viewed shapes. A missing tensor has gradient zero.
 
         Returns
         -------
@@ -171,6 +182,7 @@ class Api(ModelApi[Model, Compressed]):
         _check_plan(plan)
         return self._get_backend().vjp(plan, _mapping("variables", variables), _mapping("cotangents", cotangents))
 
+    @explained_calls
     def digest(self, model: Plan | Compressed, variables: Mapping[str, Array] | None = None) -> str:
         """Return the SHA-256 of all generated weights: equal digests are equal bits, in every framework.
 
@@ -180,7 +192,7 @@ class Api(ModelApi[Model, Compressed]):
         Parameters
         ----------
         model : Plan or compressed model
-            Whose weights.
+            Source of the weights.
         variables : mapping of str to array, float32
             With a plan: all its variables, by name.
 
@@ -206,6 +218,7 @@ class Api(ModelApi[Model, Compressed]):
         backend, plan, variables, _ = self._contents(model, variables)
         return _digest(backend, plan, variables)
 
+    @explained_calls
     def save(
         self,
         path: str | os.PathLike[str],
@@ -222,16 +235,16 @@ class Api(ModelApi[Model, Compressed]):
         Parameters
         ----------
         path : str or path-like
-            Where to.
+            The file to write.
         model : Plan or compressed model
-            What to save. A model brings its variables and all that it keeps; states of optimisers are left out.
+            The model to save, with its variables and kept tensors, without states of optimisers.
         variables : mapping of str to array, float32
             With a plan: all its variables, by name.
         dense : mapping of str to array, optional
-            With a plan: tensors that are kept as they are, such as biases and norms.
+            With a plan: kept tensors, such as biases and norms.
         training : bool
-            Whether to store float32 values of the pool as well, so that training can go on where it stopped. The pool
-            takes five times as many bytes then.
+            Whether to also store the float32 values of the pool, to resume training. The pool then takes five times as
+            many bytes.
 
         Returns
         -------
@@ -262,6 +275,7 @@ class Api(ModelApi[Model, Compressed]):
         checkpoint.write(path, plan, host, {name: backend.to_numpy(x) for name, x in kept.items()}, digest, training)
         return digest
 
+    @explained_calls
     def load(
         self,
         path: str | os.PathLike[str],
@@ -270,35 +284,37 @@ class Api(ModelApi[Model, Compressed]):
         device: Any = None,
         max_bytes: int | None = None,
     ) -> Any:
-        """Read a checkpoint, trusting nothing in it, and put it into a model if there is one.
+        """Read and validate a checkpoint, and load it into a model if one is given.
+
+        The file is treated as untrusted.
 
         Parameters
         ----------
         path : str or path-like
             The file.
         model : torch.nn.Module, keras.Model or pytree of jax.Array, optional
-            A compressed model with the plan of the file, or a plain one, which is compressed by that plan. Everything
-            is checked before anything changes. Names of Keras may differ in the numbers that it gives to layers.
+            A compressed model with the plan of the file, or a plain model, which is then compressed by that plan. All
+            checks run before the model changes. Names of Keras layers may differ in their automatic numbers.
         device : optional
             Without a model: a device of the backend.
         max_bytes : int, optional
-            The most bytes of weights that the plan of the file may ask to be built. By default 1 GiB, or 1,024 times
-            what the file stores, whichever is more; see :func:`smh.files.limits.default`.
+            The largest size of all weights of the plan in the file. The default is 1 GiB or 1,024 times the size of the
+            file, whichever is more; see :func:`smh.files.limits.default`.
 
         Returns
         -------
         Checkpoint or compressed model
-            Without a model, plan, variables and kept tensors, as arrays of the backend. The variables of the pool are
-            the values that the stored integers stand for, or those of training if the file has them. ``digest`` is what
-            the file states: compare it with :func:`digest` for proof that the weights here are the same. With one, the
-            compressed model: in PyTorch the given one, in Keras that if it was compressed already, in JAX a new pytree
-            with types and devices of the given one.
+            Without a model: plan, variables and kept tensors, as arrays of the backend. The pool has the values of the
+            stored integers, or the float32 values of training if the file has them. ``digest`` is the digest that the
+            file states; compare it with :func:`digest` to prove that the weights are the same here. With a model: the
+            compressed model. PyTorch returns the given model, Keras too if it was compressed, and JAX a new pytree with
+            the types and devices of the given one.
 
         Raises
         ------
         CheckpointError
-            If the file is cut, changed, not an honest checkpoint of a known version, or does not fit the model: then
-            the message names what is missing, unexpected or different.
+            If the file is damaged, not a checkpoint of a known version, or does not fit the model. The message names
+            missing, unexpected and different tensors.
         PlanError
             If the plan of the file does not fit a plain model.
         LimitError

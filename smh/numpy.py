@@ -1,7 +1,8 @@
-"""smh for NumPy: the same objects as ``smh.backends.numpy``.
-
-Choose a backend at import: ``from smh import numpy as smh``.
-"""
+"""The functions of smh for NumPy: the objects of ``smh.backends.numpy``."""
 
 from smh.backends.numpy import *  # noqa: F403
 from smh.backends.numpy import __all__ as __all__
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,13 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
         """Give modules their functions, then every docstring its references."""
-        api = {**pkg["models.api.ModelApi"].members, **pkg["api.Api"].members}
+        classes = ("models.api.ModelApi", "models.in_place.InPlaceApi", "api.Api")
+        api = {name: member for path in classes for name, member in pkg[path].members.items()}
         for module in _modules(pkg):
             _unshadow(pkg, module)
             for name, member in list(module.members.items()):
                 if isinstance(member, griffe.Attribute) and str(member.value) == f"{_API}{name}":
-                    module.set_member(name, _function(api[name], name))
+                    module.set_member(name, _function(api, name))
         for found in _objects(pkg):
             if found.docstring is not None:
                 found.docstring.value = convert(found.docstring.value, partial(_find, pkg, found))
@@ -53,13 +55,18 @@ def _unshadow(pkg: griffe.Module, module: griffe.Module) -> None:
             module.set_member(name, griffe.Alias(name, where.imports[last], parent=module))
 
 
-def _function(method: griffe.Function, name: str) -> griffe.Function:
-    """Return the function that a bound method is."""
+def _function(api: dict[str, Any], name: str) -> griffe.Function:
+    """Return the function that a bound method is, which may have the signature of another method."""
+    method = api[name]
+    other = re.search(
+        r"with_signature_of\((?:\w+\.)?(\w+)\)", " ".join(str(decorator.value) for decorator in method.decorators)
+    )
+    parameters = api[other[1]].parameters if other else method.parameters
     function = griffe.Function(
         name,
         lineno=method.lineno,
         endlineno=method.endlineno,
-        parameters=griffe.Parameters(*list(method.parameters)[1:]),
+        parameters=griffe.Parameters(*list(parameters)[1:]),
         returns=method.returns,
     )
     text = method.docstring

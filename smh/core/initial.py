@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from smh.core.checks import check_one_of
+from smh.core.checks import check_one_of, whole_number
 from smh.core.hashing import HASH_STREAMS, key, words
 from smh.core.plan import Plan
 
@@ -18,7 +18,7 @@ _DRAWS = {"normal": 12, "uniform": 1}
 _BLOCK = 1 << 18
 
 
-def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.ndarray]:
+def initial_variables(plan: Plan, distribution: str = "normal", init_seed: int | None = None) -> dict[str, np.ndarray]:
     """Return initial values, float32, of all variables of a plan, in order.
 
     Parameters
@@ -27,11 +27,13 @@ def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.
         The plan.
     distribution : str
         ``"normal"`` (a sum of twelve uniform words) or ``"uniform"``. Both give virtual weights unit variance.
+    init_seed : int, optional
+        The values are those of a plan with this seed, by default the plan's own. Hash functions do not change.
 
     Raises
     ------
     PlanError
-        For an unknown distribution.
+        For an unknown distribution, or a seed that is not in ``[0, 2**32)``.
 
     Examples
     --------
@@ -41,8 +43,9 @@ def initial_variables(plan: Plan, distribution: str = "normal") -> dict[str, np.
     {'pool/left': (10, 2), 'pool/right': (2, 10), 'scale/fc': ()}
     """
     check_one_of("distribution", distribution, _DRAWS)
+    seed = plan.seed if init_seed is None else whole_number("init_seed", init_seed, 0, 2**32 - 1)
     variables = {}
-    for leaf in plan.pool.leaves(plan.seed):
+    for leaf in plan.pool.leaves(seed):
         sigma, shrink = leaf.pool.sigma(leaf.tau), np.float32(2.0 ** -(leaf.pool.gain or 0))
         for stream, (name, shape) in enumerate(leaf.pool.local_shapes().items()):
             flat = np.empty(math.prod(shape), dtype=np.float32)

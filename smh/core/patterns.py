@@ -3,7 +3,7 @@ r"""Regular expressions that meet names: bounded in time, whoever chose the name
 Python tries the ways in which an expression can match one after the other. Where a repeated group holds a repetition or
 a choice, as in ``(a+)+``, there can be more of them than seconds in a life, so such expressions are refused. Elsewhere
 each repetition multiplies them by the length of a name at most, so they can be counted beforehand, and too many are
-refused as well. What is refused can be given as names, or as a function.
+refused as well. The command line bounds its expressions so; in Python, ``re.compile(...)`` is the user's own risk.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern
         found = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise PlanError(f"{what} is not a regular expression: {error}; got {pattern!r}") from error
-    advice = "write it otherwise, or give names, or in Python a function such as re.compile(...).fullmatch"
+    advice = "write it otherwise, or give names or globs"
     ways = _ways(_parser.parse(pattern))
     if ways is None:
         raise PlanError(

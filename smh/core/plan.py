@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from smh.core import rules, sizes
+from smh.core.arguments import explained_calls
 from smh.core.checks import check_keys, check_one_of, members, whole_number
 from smh.core.layout import LAYOUTS
 from smh.core.pools import Pool, from_dict, named
@@ -89,6 +90,7 @@ class Plan:
         _ = self.variable_shapes  # a compiler that traces the use of a plan cannot fill its caches
 
     @classmethod
+    @explained_calls
     def build(
         cls,
         shapes: Mapping[str, Sequence[int]],
@@ -139,12 +141,14 @@ class Plan:
         seed : int
             In ``[0, 2**32)``; decides hash functions and initial variables.
         axes : mapping of str to str, optional
-            What the axes of tensors mean, where the default by rank does not hold.
+            The meaning of axes where the default by rank does not hold. Keys of this and other mappings are names or
+            globs, as in ``include``.
         views : mapping, optional
             Einops patterns, or pairs (pattern, sizes), from canonical shapes to those that layers use.
-        include, exclude : str, iterable of str or callable, optional
-            Which tensors to generate, by default those of two or more axes but for biases; see
-            :func:`smh.core.selection.select`.
+        include, exclude : selector or list of selectors, optional
+            Tensors to generate and to keep: names of tensors or modules, globs, ``re.compile(...)`` or functions of a
+            name; see :func:`smh.core.selection.select`. By default tensors of two or more axes are generated, but no
+            biases.
         values : mapping of str to array, optional
             Present values of the tensors, for ``scale="match"``.
         kept_bytes : int

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from smh.core.checks import members
 from smh.core.scales import LEAST, LIMIT
+from smh.core.selection import named
 from smh.errors import PlanError, near_names
 
 RULES = ("fan_in", "fan_out", "he", "glorot")
@@ -23,7 +24,9 @@ def by_name(
 ) -> dict[str, Any]:
     """Return the value of an argument for each generated tensor, by name.
 
-    A single value applies to all tensors. A mapping must name every tensor, unless only some tensors need a value.
+    A single value applies to all tensors. The keys of a mapping are names and globs, as in ``include``. The full name
+    of a tensor takes precedence, then later keys over earlier ones. A mapping must cover every tensor, unless only some
+    tensors need a value.
     """
     if every and not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
@@ -31,17 +34,23 @@ def by_name(
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise PlanError(f"{what} must be a mapping by name; got {given!r}")
-    for name in given:
-        if name not in values:
-            why = "is not generated" if name in shapes else f"is not a tensor: {near_names(str(name), names)}"
-            raise PlanError(f"{what} names {name!r}, which {why}")
-        values[name] = given[name]
-    for name in names if every else ():
-        if name not in given:
-            raise PlanError(
-                f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
-            )
+    lacking = dict.fromkeys(names)
+    for key in sorted(given, key=lambda key: key in values):
+        if not (matched := _named(key, values)):
+            why = "is not generated" if _named(key, shapes) else f"is not a tensor: {near_names(str(key), names)}"
+            raise PlanError(f"{what} names {key!r}, which {why}")
+        for name in matched:
+            values[name] = given[key]
+            lacking.pop(name, None)
+    for name in lacking if every else ():
+        raise PlanError(
+            f"{what} is given by name but lacks tensor {name!r}: give all of {len(names)} generated tensors"
+        )
     return values
+
+
+def _named(key: Any, names: Collection[str]) -> list[str]:
+    return named(key, names) if isinstance(key, str) else []
 
 
 def modifier_list(given: Any) -> tuple[str, ...]:

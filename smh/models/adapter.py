@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -71,6 +71,10 @@ class ModelAdapter(ABC):
     def values(self, model: Any, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
         """Return the values of tensors that may be generated of a plain model, by name, those that are known."""
 
+    def layers(self, model: Any) -> Mapping[str, Collection[type]]:
+        """Return the classes of the layers that contain each tensor of a plain model, by name."""
+        return {}
+
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context in which a model may change, and which leaves it as it was if it ends in an error.
 
@@ -105,6 +109,13 @@ class ModelAdapter(ABC):
     @abstractmethod
     def materialize(self, model: Any) -> Any:
         """Return a plain model with the weights of a compressed one."""
+
+    def in_place(self, model: Any) -> ModelAdapter:
+        """Return the adapter that compresses and materializes the given model, not a copy."""
+        raise PlanError(
+            f"only a torch.nn.Module changes in place; got {type(model).__name__}: use smh.compress and "
+            "smh.materialize, which return another model"
+        )
 
     @abstractmethod
     def built(self, model: Any) -> AbstractContextManager[None]:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-import math
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fractions import Fraction
-from typing import Any, Generic, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
+from smh.core.arguments import explained_calls
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
-from smh.errors import PlanError, near_names
 from smh.models import poison
 from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
-    ModelTensor,
     check_gradients,
     check_residency,
     plan_for,
@@ -30,26 +26,11 @@ from smh.models.compression import (
 from smh.models.fit import FitReport, fit_variables
 from smh.models.report import Report, make_report
 from smh.models.roles import structure_of
+from smh.models.share import warn_of_little
 from smh.models.sweep import RATIOS, Sweep, make_sweep
 
 Model = TypeVar("Model")
 Compressed = TypeVar("Compressed")
-P = ParamSpec("P")
-_FEW = 10_000  # models of fewer numbers are toys, which nobody compresses to save bytes
-
-
-def _named_options(function: Callable[P, Model]) -> Callable[P, Model]:
-    """Let a mistaken name of an option be an error that says which one is near."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
-
-    @functools.wraps(function)
-    def run(*args: P.args, **options: P.kwargs) -> Model:
-        for name in options:
-            if name not in known:
-                raise PlanError(f"{function.__name__} has no option {name!r}; {near_names(name, known)}")
-        return function(*args, **options)
-
-    return run
 
 
 class ModelApi(Generic[Model, Compressed]):
@@ -69,7 +50,7 @@ class ModelApi(Generic[Model, Compressed]):
         check_keras(model, adapter.backend.name)
         return adapter
 
-    @_named_options
+    @explained_calls
     def compress(
         self,
         model: Model,
@@ -92,58 +73,63 @@ class ModelApi(Generic[Model, Compressed]):
         include: Selector | None = None,
         exclude: Selector | None = None,
         allow_expansion: bool = False,
+        init_seed: int | None = None,
     ) -> Compressed:
         """Return a copy of a model whose weights are generated from a small pool of trained variables.
 
-        Generated weights start from the initial values of the pool, not from those that they had (:func:`fit` starts
-        from these); all else keeps its values. Build the optimiser afterwards, with what the new model trains.
+        Generated weights start from the initial values of the pool; :func:`fit` starts from the values of the model.
+        Everything else keeps its values. Create the optimizer afterwards, with the parameters of the new model.
 
         Parameters
         ----------
         model : torch.nn.Module, keras.Model or pytree of jax.Array
-            The model; it does not change. A Keras model must be built. A pytree is a Flax state or dict of parameters,
-            an Equinox module, or any other; its leaves are named by their path, such as ``layers/0/kernel``.
+            The model, which does not change. A Keras model must be built. A pytree can be a Flax state or dict of
+            parameters, an Equinox module, or any other; the path of a leaf is its name, such as ``layers/0/kernel``.
         ratio : float or Fraction
             Upper bound on pool variables per generated weight.
         size : int or str
-            In the place of ``ratio``: what the tensors of the model may take in a file of :func:`save`, in bytes or as
-            ``"500 kB"``, kept ones included.
+            Instead of ``ratio``: the largest size of all tensors, kept ones included, in a file of :func:`save`, in
+            bytes or as ``"500 kB"``.
         plan : Plan, optional
-            A plan for this model, in the place of ``ratio``, ``size`` and all options of plans.
+            A plan for this model, instead of ``ratio``, ``size`` and all options of plans.
         residency : str
-            When weights are built; their bits and those of gradients are the same. ``"full"``: all of them, once per
-            forward pass. ``"cached"``: once, and again only after a variable changed, where no gradient is needed.
-            ``"layer"``: each layer's just before it runs, and freed after it. The guide to residency tells what that
-            means in each framework.
+            When weights are built, which changes no bit of weights or gradients. ``"full"``: all weights, once per
+            forward pass. ``"cached"``: without gradients, once until a variable changes. ``"layer"``: those of a layer
+            just before it runs; they are freed after it. The guide to residency has the details for each framework.
         gradients : str
-            How gradients are computed; weights have the same bits either way, and neither the plan nor files store the
-            choice. ``"exact"``: with the bits of the specification, the same in every framework. ``"fast"``: by the
-            framework's own float32 products, without a promise of bits.
-        bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views, include, exclude : optional
-            As for :meth:`smh.Plan.build`, with the same defaults. The framework and its layers tell what axes mean, and
-            ``scale="match"`` takes the deviations of the model's weights. By default trainable float32 weight
-            matrices are generated; a :func:`report` says why others are kept.
+            How gradients are computed, which changes no bit of weights and is not stored. ``"exact"``: with the bits of
+            the specification, the same in every framework. ``"fast"``: by float32 products of the framework, without a
+            promise of bits.
+        bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views : optional
+            As for :meth:`smh.Plan.build`, with the same defaults. Layers determine the meaning of axes, and
+            ``scale="match"`` uses the standard deviations of the model's weights.
+        include, exclude : selector or list of selectors, optional
+            Tensors to generate and to keep: names of tensors or modules, globs, classes of layers, ``re.compile(...)``
+            or functions of a name; see :func:`smh.core.selection.select`. By default trainable weight matrices are
+            generated; :func:`report` gives the reasons for kept tensors.
         allow_expansion : bool
-            Whether to take a ratio of 1 or more, with which nothing gets smaller.
+            Whether to allow a ratio of 1 or more, which does not compress.
+        init_seed : int, optional
+            Seed of the initial values, for restarts and ensembles with the same plan; see :func:`initialize`.
 
         Returns
         -------
         torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
-            The compressed model, with fresh variables. In PyTorch of the model's own class and with the same layers:
-            ``model.conv1.weight`` reads as the generated tensor. In Keras a copy of the same class, not compiled. In
-            JAX a pytree of what is trained, for :func:`materialize`.
+            The compressed model, with initial values. In PyTorch it has the same class and layers, and
+            ``model.conv1.weight`` is the generated tensor. In Keras it is a model of the same class, not compiled. In
+            JAX it is a pytree of variables and kept arrays, for :func:`materialize`.
 
         Raises
         ------
         PlanError
-            If there is nothing to generate, options contradict each other, the plan does not fit, the model would not
-            get smaller, cannot be copied, or is compressed already.
+            If there is nothing to generate, options contradict each other, the plan does not fit, or the model would
+            not get smaller, cannot be copied, or is already compressed.
 
         Warns
         -----
         UserWarning
-            If less than half of the model is generated, though nothing was selected, or an optimiser of PyTorch holds
-            parameters of the model.
+            If less than half of the model is generated by default, or if an optimizer of PyTorch holds parameters of
+            the model.
 
         Examples
         --------
@@ -163,6 +149,7 @@ class ModelApi(Generic[Model, Compressed]):
             tensors,
             plan=plan,
             allow_expansion=allow_expansion,
+            layers=partial(adapter.layers, model),
             ratio=ratio,
             size=size,
             bits=bits,
@@ -180,17 +167,19 @@ class ModelApi(Generic[Model, Compressed]):
             values=values if plan is None and "match" in str(scale) else None,
         )
         if plan is None and include is None and exclude is None:
-            _warn_of_little(tensors, chosen)
+            warn_of_little(tensors, chosen)
         asked = None if ratio is None else float(ratio)
         notes = {tensor.name: structure_of(values[tensor.name]) for tensor in chosen.tensors if tensor.name in values}
         noted = tuple(dataclasses.replace(tensor, note=notes.get(tensor.name, "")) for tensor in tensors)
         compression = Compression(chosen, noted, residency, asked, gradients)
         target = adapter.copy(model)
         with adapter.restored_on_error(target, values=False):
-            made: Compressed = adapter.assign(adapter.install(target, compression), initial_variables(chosen), {})
+            made: Compressed = adapter.assign(
+                adapter.install(target, compression), initial_variables(chosen, init_seed=init_seed), {}
+            )
             return made
 
-    @_named_options
+    @explained_calls
     def fit(
         self,
         model: Model,
@@ -235,7 +224,7 @@ class ModelApi(Generic[Model, Compressed]):
         Raises
         ------
         PlanError
-            As :func:`compress`, and where a pool cannot be fitted.
+            As :func:`compress`, and if a pool cannot be fitted.
         VariableError
             If a weight of the model is not finite.
         SmhError
@@ -244,7 +233,7 @@ class ModelApi(Generic[Model, Compressed]):
         Warns
         -----
         UserWarning
-            If the error is above 0.5: most of the model is lost, and training must follow.
+            If the error is above 0.5: most of the model is lost, and it must be trained.
 
         Examples
         --------
@@ -333,20 +322,20 @@ class ModelApi(Generic[Model, Compressed]):
         return make_report(compression, {name: float(x) for name, x in variables.items() if name.startswith("scale/")})
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
-        """Build all weights once, for all that runs within this context, whatever the residency.
+        """Build all weights once for all code in this context, with any residency.
 
-        A call of the model is a forward pass, which builds weights once by itself. So are, in PyTorch, a call of one of
-        its modules and one of its public methods, such as ``generate``; in Keras a call of one of its layers. This
-        context joins several: calls of parts one after another, code that reads weights, many calls without gradients.
+        A call of the model builds its weights once. So does, in PyTorch, a call of one of its modules or of a public
+        method such as ``generate``, and in Keras a call of one of its layers. This context covers several of these
+        calls: parts that run one after another, code that reads weights, or many calls without gradients.
 
-        Within the context weights are right: they are built again after a variable changed, after a backward pass went
-        through them, or if gradients are wanted where they were not before. It counts in the thread that enters it.
+        Weights are never stale: they are built again after a change of a variable, after a backward pass through them,
+        or when gradients are needed for the first time. The context applies to the thread that enters it.
 
         Parameters
         ----------
         model : torch.nn.Module or smh.keras.Compressed
-            The compressed model. Compressed pytrees of JAX are refused: what :func:`materialize` returns is what it
-            builds once.
+            The compressed model. Compressed pytrees of JAX are refused, because :func:`materialize` returns weights
+            that are built once.
 
         Returns
         -------
@@ -364,12 +353,12 @@ class ModelApi(Generic[Model, Compressed]):
         >>> model = smh.compress(torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20)), ratio=0.1)
         >>> with smh.built(model):
         ...     hidden = model[0](torch.ones(1, 40))
-        ...     y = model[1](hidden)  # of the same building
+        ...     y = model[1](hidden)
         """
         self._compression(model)
         return self._adapter_of(model).built(model)
 
-    @_named_options
+    @explained_calls
     def sweep(
         self,
         model: Model,
@@ -434,31 +423,3 @@ class ModelApi(Generic[Model, Compressed]):
         if compression is None:
             raise self._adapter_of(model).not_compressed(model)
         return compression
-
-
-def with_signature_of(other: Callable[P, Model]) -> Callable[[Callable[..., Model]], Callable[P, Model]]:
-    """Give a function that passes its arguments on the signature of another one, for editors and ``help``."""
-
-    def decorate(fn: Callable[..., Model]) -> Callable[P, Model]:
-        fn.__signature__ = inspect.signature(other)  # type: ignore[attr-defined]
-        return fn
-
-    return decorate
-
-
-def _warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
-    """Warn if less than half of the numbers of a model are generated, and say what keeps the others."""
-    generated = {tensor.name for tensor in plan.tensors}
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        if tensor.name not in generated:
-            sizes[tensor.why_kept] += math.prod(tensor.shape)
-    total = plan.num_weights + sizes.total()
-    if 2 * plan.num_weights < total and total >= _FEW:
-        reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))
-        warnings.warn(
-            f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model gets little "
-            f"smaller. Kept are {reasons}; smh.report(model) lists them all",
-            UserWarning,
-            stacklevel=4,
-        )

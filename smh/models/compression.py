@@ -6,7 +6,7 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from smh.core.plan import Plan
+from smh.core.rules import by_name
 from smh.core.selection import select, why_not
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
@@ -80,14 +81,20 @@ def not_compressed(model: Any) -> PlanError:
 
 
 def plan_for(
-    tensors: Sequence[ModelTensor], *, plan: Plan | None = None, allow_expansion: bool = False, **options: Any
+    tensors: Sequence[ModelTensor],
+    *,
+    plan: Plan | None = None,
+    allow_expansion: bool = False,
+    layers: Callable[[], Mapping[str, Collection[type]]] | None = None,
+    **options: Any,
 ) -> Plan:
     """Return the plan by which a model is compressed: one made before, which has to fit, or a new one.
 
     Options are those of :meth:`smh.Plan.build`, ``ratio`` or ``size`` among them; those that are None are left out. A
-    size is that of all arrays in the file, tensors that are kept included. Raises :class:`~smh.PlanError` if there is
-    nothing to generate, options contradict each other, the plan does not fit the model, or the model would not get
-    smaller and ``allow_expansion`` does not say that it need not.
+    size is that of all arrays in the file, kept tensors included. ``layers`` returns the classes of layers, as
+    :meth:`smh.models.adapter.ModelAdapter.layers` does. Raises :class:`~smh.PlanError` if there is nothing to generate,
+    options contradict each other, the plan does not fit the model, or the model would not get smaller and
+    ``allow_expansion`` does not say that it need not.
 
     Examples
     --------
@@ -117,15 +124,19 @@ def plan_for(
         hint = ". What is frozen is kept: unfreeze it before, and freeze the compressed model" if frozen else ""
         raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}{hint}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
+    kept = [tensor for tensor in tensors if tensor.kept]
+    selectors = given.pop("include", _Default(default)), given.pop("exclude", None)
+    aliases = {tensor.name: tensor.aliases for tensor in tensors}
     try:
-        given.setdefault("include", _Default(default))
-        generated = select(shapes, given["include"], given.get("exclude"))
+        generated = select(shapes, *selectors, kept=[t.name for t in kept], aliases=aliases, layers=layers)
     except PlanError as error:
-        kept = [tensor for tensor in tensors if tensor.kept]
         raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
     known = {name: axes for name in generated if (axes := free[name].axes) is not None}
+    asked = by_name("axes", given.get("axes"), generated, shapes, every=False)
+    given["axes"] = known | {name: axes for name, axes in asked.items() if axes is not None}
+    given["include"] = set(generated).__contains__
     kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)
-    built = Plan.build(shapes, **{**given, "axes": {**known, **given.get("axes", {})}, "kept_bytes": kept_bytes})
+    built = Plan.build(shapes, **given, kept_bytes=kept_bytes)
     if "size" in given and built.ratio >= 1 and not allow_expansion:
         raise PlanError(
             f"a size of {given['size']!r} leaves room for {built.ratio:.3g} pool variables per weight, as many as "

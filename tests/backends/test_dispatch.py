@@ -98,8 +98,12 @@ def test_compress_passes_every_option_on(options, monkeypatch):
     asked = {}
     plan = smh.Plan.build({"w": (30, 40)}, ratio=0.25)
     monkeypatch.setattr(models_api, "plan_for", lambda tensors, **given: asked.update(given) or plan)
+    seeds = []
+    monkeypatch.setattr(models_api, "initial_variables", lambda plan, init_seed: seeds.append(init_seed))
     api = ModelApi(lambda model: Adapter())
     made = api.compress(Model(), 0.25, residency="layer", gradients="fast", **options)
+    assert asked.pop("layers")() == {}
+    assert seeds == [options.pop("init_seed")]
     assert asked == {**options, "ratio": 0.25, "values": None}
     noted = tuple(dataclasses.replace(tensor, note="all its values were 1") for tensor in Adapter.tensors_)
     assert made == Compression(plan, noted, "layer", 0.25, "fast")
@@ -108,6 +112,11 @@ def test_compress_passes_every_option_on(options, monkeypatch):
 
 
 def test_fit_passes_every_option_on(options):
+    del options["init_seed"]  # a fit has no random values
+    assert set(inspect.signature(smh.fit).parameters) == {
+        *options, "model", "ratio", "residency", "gradients", "progress"
+    }  # fmt: skip
+
     class Api(ModelApi):
         def compress(self, *arguments, **given):
             raise Passed(arguments, given)
@@ -198,10 +207,74 @@ def test_other_attributes_are_no_modules():
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_signatures_are_the_same_everywhere(name):
     module, _ = backend_module(name)
-    for function in ("compress", "fit", "digest", "save", "load", "materialize", "report"):
+    shared = {function for function in set(module.__all__) & set(smh.__all__) if callable(getattr(smh, function))}
+    assert shared >= {"compress", "fit", "digest", "save", "load", "materialize", "report", "vjp", "initialize"}
+    for function in shared - {"Plan", "Checkpoint"}:
         assert inspect.signature(getattr(module, function)) == inspect.signature(getattr(smh, function)), function
+    assert inspect.signature(smh.compress_) == inspect.signature(smh.compress)
+
+
+def test_no_public_function_hides_its_options():
+    for name in smh.__all__:
+        function = getattr(smh, name)
+        if inspect.isroutine(function) or name == "Plan":
+            kinds = {p.kind for p in inspect.signature(getattr(function, "build", function)).parameters.values()}
+            assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}, name
+
+
+@pytest.mark.parametrize("name", ["", "numpy", *FRAMEWORKS])
+def test_dir_shows_public_names_only(name):
+    pytest.importorskip(FRAMEWORKS.get(name, "numpy"))
+    module = getattr(smh, name) if name else smh
+    frameworks = set() if name else {"numpy", *FRAMEWORKS}
+    assert set(dir(module)) == {*module.__all__, *frameworks}
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_only_models_of_pytorch_change_in_place(name):
+    plain = models()[name]()
     if name == "torch":
-        assert inspect.signature(module.compress_) == inspect.signature(smh.compress)
+        compressed = smh.compress_(plain, ratio=0.2)
+        assert compressed is plain
+        assert smh.materialize_(compressed) is plain
+        assert [parameter.shape for parameter in plain.parameters()] == [(40, 30), (40,)]
+        return
+    compressed = smh.compress(plain, ratio=0.2)
+    for call in (lambda: smh.compress_(plain, ratio=0.2), lambda: smh.materialize_(compressed)):
+        with pytest.raises(smh.PlanError, match=r"only a torch.nn.Module changes in place; got .*: use smh.compress"):
+            call()
+    assert not hasattr(getattr(smh, name), "compress_")
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_other_initial_values_of_the_same_plan(name):
+    plain = models()[name]()
+    made = [smh.compress(plain, ratio=0.2, pool="hash", init_seed=seed) for seed in (None, 0, 1, 2)]
+    plans = {smh.plan_of(model) for model in made}
+    assert len(plans) == 1
+    (plan,) = plans
+    assert len({smh.digest(model) for model in made}) == 3  # the seed of the plan is 0
+    digests = [smh.digest(plan, smh.initialize(plan, init_seed=seed)) for seed in (None, 0, 1, 2)]
+    assert [smh.digest(model) for model in made] == digests
+    with pytest.raises(smh.PlanError, match="init_seed must be an integer from 0 to 4294967295; got -1"):
+        smh.compress(plain, plan=plan, init_seed=-1)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_arguments_in_the_wrong_order_are_told(name, tmp_path):
+    plain = models()[name]()
+    compressed, path = smh.compress(plain, ratio=0.2), tmp_path / "x"
+    kind = type(compressed).__name__
+    calls = {
+        rf"write smh.save\(path, model\); got \({kind}, PosixPath\)": lambda: smh.save(compressed, path),
+        rf"write smh.load\(path, model\); got \({kind}, str\)": lambda: smh.load(compressed, str(path)),
+        r"write smh.compress\(model, ratio\); got \(float, ": lambda: smh.compress(0.1, plain),
+        r"write smh.fit\(model, ratio\); got \(float, ": lambda: smh.fit(0.1, plain),
+    }
+    for message, call in calls.items():
+        with pytest.raises(smh.PlanError, match=message):
+            call()
+    assert not path.exists()
 
 
 def models():

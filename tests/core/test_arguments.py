@@ -43,7 +43,7 @@ OPTIONS = {
         *("ratio", "size", "bits", "optimizer", "pool", "layout", "scale", "modifiers", "seed", "axes", "views"),
         *("include", "exclude", "values", "kept_bytes"),
     ],
-    "initialize": ["distribution", "device"],
+    "initialize": ["distribution", "device", "init_seed"],
     "materialize": ["names", "max_bytes"],
     "save": ["dense"],
     "load": ["device", "max_bytes"],
@@ -87,11 +87,54 @@ def test_an_array_in_a_file_is_taken(tmp_path):
     assert arrays.digest(PLAN, {**VARIABLES, "pool/left": mapped}) == arrays.digest(PLAN, VARIABLES)
 
 
-def test_the_path_comes_first(tmp_path):
-    for save in (smh.save, arrays.save):
-        with pytest.raises(smh.PlanError, match=r"the path comes first, as in smh.save\(path, model\); got Plan"):
-            save(PLAN, tmp_path / "x", VARIABLES)
+def test_arguments_in_the_wrong_order_are_told(tmp_path):
+    path = tmp_path / "x"
+    for module in (smh, arrays):
+        calls = {
+            r"smh.save\(path, model, variables\); got \(Plan, PosixPath, dict\)": (module.save, PLAN, path, VARIABLES),
+            r"smh.save\(path, model, variables\); got \(PosixPath, dict, Plan\)": (module.save, path, VARIABLES, PLAN),
+            r"smh.materialize\(model, variables\); got \(dict, Plan\)": (module.materialize, VARIABLES, PLAN),
+            r"smh.digest\(model, variables\); got \(dict, Plan\)": (module.digest, VARIABLES, PLAN),
+            r"smh.vjp\(plan, variables, cotangents\)": (module.vjp, VARIABLES, COTANGENTS, PLAN),
+            r"smh.initialize\(plan, distribution\); got \(str, Plan\)": (module.initialize, "normal", PLAN),
+        }
+        for message, (function, *arguments) in calls.items():
+            with pytest.raises(smh.PlanError, match=f"in the wrong order: write {message}"):
+                function(*arguments)
+    with pytest.raises(smh.PlanError, match=r"the path comes first, as in smh.save\(path, model\); got int"):
+        smh.save(3, PLAN, VARIABLES)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("function", "option", "message"),
+    [
+        (arrays.materialize, "variabels", r"smh.materialize has no option 'variabels'; did you mean 'variables'"),
+        (arrays.save, "trainning", r"smh.save has no option 'trainning'; did you mean 'training'"),
+        (arrays.initialize, "seed", r"smh.initialize has no option 'seed'; did you mean 'init_seed'"),
+        (smh.Plan.build, "learn_scales", r"smh.Plan.build has no option 'learn_scales'; did you mean 'learn_scale'"),
+    ],
+)
+def test_a_mistaken_option_names_itself_and_its_neighbour(function, option, message):
+    with pytest.raises(smh.PlanError, match=message):
+        function(PLAN, **{option: None})
+
+
+def test_an_error_of_a_right_call_stays_as_it_is():
+    with pytest.raises(smh.VariableError, match="'pool/left' is missing"):
+        arrays.materialize(PLAN, {})
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        arrays.materialize()
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_initial_values_of_a_seed_are_those_of_a_plan_with_it(distribution):
+    pool = pools.Sum("hash", pools.Product("matmul", "hash"))
+    first, second = (smh.Plan.build({"a": (40, 50)}, ratio=0.9, pool=pool, seed=seed) for seed in (3, 4))
+    values = arrays.initialize(first, distribution, init_seed=4)
+    expected, own = arrays.initialize(second, distribution), arrays.initialize(first, distribution)
+    assert {name: x.tobytes() for name, x in values.items()} == {name: x.tobytes() for name, x in expected.items()}
+    assert {name: x.tobytes() for name, x in own.items()} != {name: x.tobytes() for name, x in values.items()}
 
 
 def test_a_path_of_bytes_is_taken(tmp_path):

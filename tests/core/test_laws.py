@@ -48,7 +48,7 @@ POOLS = {
 def plan_of(pool, layout, scale, first, size):
     """Return a plan whose last tensor is b, behind ``first`` cells."""
     shapes = {"a": (first,), "b": (size,)} if first else {"b": (size,)}
-    options = {"layout": layout, "scale": scale, "learn_scale": False, "include": r"\w"}
+    options = {"layout": layout, "scale": scale, "learn_scale": False, "include": "*"}
     return Plan.build(shapes, ratio=10**9, pool=pool, **options)
 
 

@@ -1,6 +1,7 @@
 """What ``Plan.build`` makes of its arguments: selection, scales, views, ratios, sizes and the table."""
 
 import math
+import re
 from fractions import Fraction
 
 import einops
@@ -70,7 +71,10 @@ def test_equal_plans_are_equal_and_plans_cannot_be_changed():
     ("include", "exclude", "names"),
     [
         (None, None, ["conv.weight", "fc.weight"]),
-        (r"fc\..*", None, ["fc.weight", "fc.bias"]),
+        (re.compile(r"fc\..*"), None, ["fc.weight", "fc.bias"]),
+        ("fc", None, ["fc.weight", "fc.bias"]),
+        ("*.bias", None, ["fc.bias"]),
+        ([re.compile("fc.b.*"), "norm", lambda name: name[0] == "c"], None, ["conv.weight", "norm.weight", "fc.bias"]),
         (["weight"], None, ["conv.weight", "norm.weight", "fc.weight"]),
         (["fc.bias", "conv.weight"], None, ["conv.weight", "fc.bias"]),
         (lambda name: name.startswith("norm"), None, ["norm.weight"]),
@@ -78,12 +82,50 @@ def test_equal_plans_are_equal_and_plans_cannot_be_changed():
         (["fc"], None, ["fc.weight", "fc.bias"]),
         (["*.b*s", "c*v.weight"], None, ["conv.weight", "fc.bias"]),
         (None, iter(["conv"]), ["fc.weight"]),
-        (r".*", r".*bias|norm.*", ["conv.weight", "fc.weight"]),
+        ("*", ["*bias", re.compile("norm.*")], ["conv.weight", "fc.weight"]),
+        (re.compile(".*").fullmatch, re.compile("FC.*|conv.weight", re.IGNORECASE), ["norm.weight"]),
     ],
 )
 def test_selection(include, exclude, names):
     plan = Plan.build(MODEL, ratio=3, include=include, exclude=exclude)
     assert [tensor.name for tensor in plan.tensors] == names
+
+
+NESTED = dict.fromkeys(("0.w", "0.attn.q", "1.0.w", "1.attn.q", "1.attn.k", "10.w", "head", "aux.head"), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("include", "names"),
+    [
+        ("0", ["0.w", "0.attn.q"]),  # of exactly this name, and not 1.0 or 10
+        ("1.attn", ["1.attn.q", "1.attn.k"]),
+        ("attn", ["0.attn.q", "1.attn.q", "1.attn.k"]),
+        ("attn.q", ["0.attn.q", "1.attn.q"]),
+        ("w", ["0.w", "1.0.w", "10.w"]),
+        ("head", ["head"]),
+        ("*head", ["head", "aux.head"]),
+        ("*.attn", ["0.attn.q", "1.attn.q", "1.attn.k"]),
+        ("?.w", ["0.w"]),
+        ("[1-9].attn.*", ["1.attn.q", "1.attn.k"]),
+    ],
+)
+@pytest.mark.parametrize("separator", "./")
+def test_names_are_those_of_tensors_and_modules_or_their_ends(include, names, separator):
+    shapes = {name.replace(".", separator): shape for name, shape in NESTED.items()}
+    plan = Plan.build(shapes, ratio=0.9, include=include.replace(".", separator))
+    assert [tensor.name.replace(separator, ".") for tensor in plan.tensors] == names
+
+
+def test_options_by_name_take_the_same_names_and_globs():
+    scale = {"0.w": 0.5, "*": "he", "1.*": 0.25, "1": 0.125}
+    plan = Plan.build(NESTED, ratio=0.9, scale=scale, axes={"attn.q": "o i"}, modifiers={"*": [], "head": ["relu"]})
+    he = {tensor.name: tensor.initial_scale for tensor in Plan.build(NESTED, ratio=0.9, scale="he").tensors}
+    expected = he | {"0.w": 0.5} | dict.fromkeys(("1.0.w", "1.attn.q", "1.attn.k"), 0.125)
+    assert {tensor.name: tensor.initial_scale for tensor in plan.tensors} == expected
+    assert [tensor.name for tensor in plan.tensors if tensor.axes == "o i"] == ["0.attn.q", "1.attn.q"]
+    assert [tensor.name for tensor in plan.tensors if tensor.modifiers] == ["head"]
+    viewed = Plan.build(NESTED, ratio=0.9, views={"attn": "i o -> o i"})
+    assert [tensor.name for tensor in viewed.tensors if tensor.view] == ["0.attn.q", "1.attn.q", "1.attn.k"]
 
 
 # --- Scales

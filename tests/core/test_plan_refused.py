@@ -1,6 +1,7 @@
 """Arguments of ``Plan.build`` and of pools that cannot work, and what the errors say."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -58,10 +59,19 @@ BAD = [
     ({"views": {"fc.weight": "a ... -> ... a"}}, "no ellipsis"),
     ({"views": {"fc.weight": 3}}, "einops pattern"),
     ({"include": ["fc.wieght"]}, "did you mean"),
-    ({"include": "conv"}, "matches no whole name"),
-    ({"exclude": int}, "names, not classes; got int"),
-    ({"include": "("}, "not a regular expression"),
-    ({"include": lambda name: False}, "none of 4 names"),
+    ({"axes": {"fc.b*": "o"}}, "is not generated"),
+    ({"scale": {"conv*": "he"}}, "lacks tensor 'fc.weight'"),
+    ({"include": "con"}, "include='con' matches no tensor: did you mean 'conv'"),
+    ({"exclude": int}, "exclude has the class int, but these tensors have no layers"),
+    ({"include": r"fc\..*"}, r"for a regular expression, write re.compile\('fc"),
+    ({"exclude": ".*bias"}, r"a name or a glob; for a regular expression, write re.compile\('.\*bias'\)"),
+    ({"exclude": "fc.weight|fc.bias"}, r"write re.compile\('fc.weight\|fc.bias'\)"),
+    ({"include": re.compile("fc")}, "matches no tensor: it has to match a full name; known names: 'conv.weight'"),
+    ({"include": re.compile(b"fc")}, "regular expressions of str"),
+    ({"include": lambda name: False}, "true for none of 4 names"),
+    ({"include": lambda name: name.no}, "fails for the name 'conv.weight'.* has no attribute 'no'"),
+    ({"include": ["fc.weight", 3]}, "or functions; got 3"),
+    ({"include": 3}, "or functions; got 3"),
     ({"exclude": ["weight"]}, "no tensor is left"),
 ]
 

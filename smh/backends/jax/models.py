@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,7 +16,16 @@ from smh.backends.jax import libraries
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.derivatives import Arrays, fast_pullback, with_pullback
 from smh.backends.jax.layers import with_roles
-from smh.backends.jax.pytrees import Compressed, Structure, check_framework, describe, flatten, place_of_compressed
+from smh.backends.jax.pytrees import (
+    ARRAYS,
+    Compressed,
+    Structure,
+    check_framework,
+    describe,
+    flatten,
+    place_of_compressed,
+)
+from smh.backends.jax.trained import is_a
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError
@@ -50,6 +60,19 @@ class JaxModels(ModelAdapter):
         tensors = plan.tensors if plan is not None else [tensor for tensor in describe(model) if not tensor.kept]
         free = {tensor.name: named[tensor.name] for tensor in tensors if tensor.name in named}
         return Values(free, _read, _is_readable)
+
+    def layers(self, model: Any) -> Mapping[str, Collection[type]]:
+        """Return the classes of modules of Flax NNX and Equinox, by the names of arrays in them."""
+        classes: dict[int, set[type]] = defaultdict(set)
+        nodes = [model]
+        while nodes:
+            node = nodes.pop()
+            below = jax.tree.leaves(node, is_leaf=lambda x, node=node: x is not node)
+            nodes += [x for x in below if x is not node and not isinstance(x, ARRAYS)]
+            if is_a(node, "flax", "Module") or is_a(node, "equinox", "Module"):
+                for x in jax.tree.leaves(node):
+                    classes[id(x)].add(type(node))
+        return {name: classes[id(x)] for name, x in flatten(model)[1].items() if isinstance(x, ARRAYS)}
 
     def install(self, model: Any, compression: Compression) -> Compressed:
         """Return a pytree of what is kept, without variables."""

@@ -33,6 +33,8 @@ _BY_VARIABLE = {
     keras.src.layers.convolutional.base_conv.BaseConv,
 }
 """Classes that store their variables one by one, and no more: in their own order, which depends on quantization."""
+_TYPES = ("float32", "bfloat16", "float16")
+"""Of variables that can be generated: in float32, and rounded where they are of another type."""
 _TRANSPOSED = {3: "w o i", 4: "h w o i", 5: "d h w o i"}
 
 
@@ -282,7 +284,7 @@ def _why_kept(layer: keras.Layer, variable: keras.Variable, changed: bool) -> st
     """Return why a variable cannot be generated, or nothing."""
     reasons = {
         "is not trainable": not variable.trainable,
-        f"is {variable.dtype}, not float32": variable.dtype != "float32",
+        f"has the type {variable.dtype}": variable.dtype not in _TYPES,
         "belongs to a quantized layer": getattr(layer, "quantization_mode", None) is not None,
         "belongs to a layer with LoRA": getattr(layer, "lora_enabled", False),
         "belongs to a layer that stores it in a way of its own": _stores_its_own_way(layer),

@@ -195,7 +195,7 @@ class GeneratedVariable(keras.Variable):
     @property
     def value(self) -> Array:
         """The weight, in the type that the layer computes in."""
-        return self._maybe_autocast(self.smh_source.weight(self.smh_name))
+        return self._maybe_autocast(tf.cast(self.smh_source.weight(self.smh_name), self.dtype))
 
     def assign(self, value: Any) -> Any:
         """Refuse with a :class:`~smh.VariableError`: the weight is generated."""

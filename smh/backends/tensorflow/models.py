@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +20,7 @@ from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor
 from smh.models.roles import complete
+from smh.text import some
 
 
 class KerasModels(ModelAdapter):
@@ -29,6 +31,16 @@ class KerasModels(ModelAdapter):
     def compression(self, model: Any) -> Compression | None:
         """Return how a model was compressed."""
         return model.smh_source.compression if isinstance(model, Compressed) else None
+
+    def not_compressed(self, model: Any) -> PlanError:
+        """Return the error for a model that is not compressed itself, which says where to look."""
+        layers = model._flatten_layers() if isinstance(model, keras.Layer) else []
+        if inside := [layer.name for layer in layers if isinstance(layer, Compressed)]:
+            return PlanError(
+                f"model {model.name!r} is not compressed itself, but has compressed models in it: {some(inside)}. Give "
+                f"one of them, for example model.get_layer({inside[0]!r})"
+            )
+        return super().not_compressed(model)
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:
         """Return the weights of a built model."""
@@ -44,7 +56,15 @@ class KerasModels(ModelAdapter):
         """Return present values."""
         weights = weights_of(model)
         free = {tensor.name: weights[tensor.name] for tensor in self.tensors(model) if not tensor.kept}
-        return Values(free, lambda variable: variable.numpy())
+        return Values(free, lambda variable: variable.numpy().astype(np.float32))
+
+    def layers(self, model: keras.Model) -> Mapping[str, Collection[type]]:
+        """Return the classes of layers, by the names of weights in them."""
+        classes: dict[int, set[type]] = defaultdict(set)
+        for layer in model._flatten_layers():
+            for variable in layer.weights:
+                classes[id(variable)].add(type(layer))
+        return {name: classes[id(variable)] for name, variable in weights_of(model).items()}
 
     def install(self, model: keras.Model, compression: Compression) -> Compressed:
         """Return a compressed model beside the plain one, with variables that are zero."""

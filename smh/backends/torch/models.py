@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,15 @@ class TorchModels(ModelAdapter):
         """Return present values, float32."""
         free = {name: one.x for name, one in discover(model, plan).items() if not one.tensor.kept}
         return Values(free, lambda x: backend.to_numpy(x.detach().to(torch.float32)), lambda x: not x.is_meta)
+
+    def layers(self, model: nn.Module) -> Mapping[str, Collection[type]]:
+        """Return the classes of modules, by the names of parameters and buffers in them."""
+        classes: dict[int, set[type]] = defaultdict(set)
+        for module in model.modules():
+            for x in (*module.parameters(), *module.buffers()):
+                classes[id(x)].add(type(module))
+        found = discover(model).items()
+        return {name: classes[id(getattr(*one.sites[0]))] for name, one in found}
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context that undoes what happens in it, if it ends in an error."""
@@ -193,6 +203,10 @@ class TorchModels(ModelAdapter):
         check_uncut(store.root, store.parameters().values(), "materialized")
         return materialize_(copy.deepcopy(model))
 
+    def in_place(self, model: nn.Module) -> ModelAdapter:
+        """Return the adapter for a model that may change."""
+        return ModelsInPlace()
+
     def built(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which weights are built once."""
         return _store(model).built()
@@ -206,36 +220,16 @@ class ModelsInPlace(TorchModels):
         _warn_of_optimizers(model, "this model before it was compressed", stacklevel=6)
         return model
 
+    def materialize(self, model: nn.Module) -> nn.Module:
+        """Return the module with parameters."""
+        return materialize_(model)
+
 
 adapter = TorchModels()
 
 
 def materialize_(model: nn.Module) -> nn.Module:
-    """Turn a compressed model back into a plain one: generated weights become parameters with the same bits.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The compressed model. It changes, and is returned.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model, of its own class again; tied weights are tied.
-
-    Raises
-    ------
-    PlanError
-        If the model is not compressed.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from smh import torch as smh
-    >>> model = smh.compress(torch.nn.Linear(40, 30), ratio=0.1)
-    >>> list(smh.materialize_(model).state_dict())
-    ['weight', 'bias']
-    """
+    """Turn a compressed model back into a plain one; see :func:`smh.materialize_`."""
     store = _store(model)
     check_uncut(store.root, store.parameters().values(), "materialized")
     changed = [name for name, module in store.root.named_modules() if STORE in vars(module) and not _is_own(module)]

@@ -532,7 +532,7 @@ def test_what_is_kept_and_why():
         [
             keras.Input((4,)),
             frozen,
-            layers.Dense(4, name="half", dtype="float16"),
+            layers.Dense(4, name="double", dtype="float64"),
             layers.Dense(4, name="bound", kernel_constraint="max_norm"),
             layers.Dense(4, name="free"),
             layers.BatchNormalization(name="norm"),
@@ -542,7 +542,7 @@ def test_what_is_kept_and_why():
     whys = {line.name: line.why for line in smh_tf.report(model).tensors if not line.generated}
     assert [tensor.name for tensor in smh_tf.plan_of(model).tensors] == ["free/kernel"]
     assert whys["frozen/kernel"] == "is not trainable"
-    assert whys["half/kernel"] == "is float16, not float32"
+    assert whys["double/kernel"] == "has the type float64"
     assert "constraint" in whys["bound/kernel"]
     assert whys["free/bias"] == "fewer than two axes"
     assert_same_bits(smh_tf.materialize(model)(data((2, 4))).numpy(), model(data((2, 4))).numpy(), "outputs")
