@@ -406,9 +406,11 @@ class ModelApi(Generic[Model, Compressed]):
          0.01        491            1,294      0.5%
           0.1      5,881            6,684      2.8%
         """
+        adapter = self._adapter_of(model)
         return make_sweep(
-            self._adapter_of(model).tensors(model),
+            adapter.tensors(model),
             ratios,
+            layers=partial(adapter.layers, model),
             bits=bits,
             pool=pool,
             layout=layout,
