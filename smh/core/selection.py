@@ -37,12 +37,15 @@ def select(
 
     A selector is one of the following, or a list of them:
 
-    - the name of a tensor or of a module, which stands for all tensors in it, as ``"encoder.layer.0"``. If nothing has
-      exactly this name, the tensors and modules whose names end with it, as ``"head.weight"`` or ``"attn"``;
+    - the name of a tensor or of a module, as ``"encoder.layer.0"``. If nothing has exactly this name, the tensors and
+      modules whose names end with it, as ``"head.weight"`` or ``"attn"``;
     - a glob for such names, as ``"*.attn.*"``;
-    - a class of layers, as ``torch.nn.Linear``, for all tensors in layers of this class;
+    - a class of layers, as ``torch.nn.Linear``;
     - a compiled regular expression, which has to match a full name, as ``re.compile(r"layers\.\d+\..*")``;
     - a function from a name to bool.
+
+    Modules and classes stand for the tensors in them: in ``include`` for those of two or more axes that are not named
+    ``bias``, in ``exclude`` for all.
 
     Parameters
     ----------
@@ -77,7 +80,8 @@ def select(
     if include is None:
         selected = {name for name, shape in shapes.items() if not why_not(name, shape)}
     else:
-        selected = _matches([*shapes], include, "include", aliases or {}, layers)
+        plain = {name for name, shape in shapes.items() if why_not(name, shape)}
+        selected = _matches([*shapes], include, "include", aliases or {}, layers, plain)
     if exclude is not None:
         selected -= _matches([*shapes, *kept], exclude, "exclude", aliases or {}, layers)
     if not selected:
@@ -101,14 +105,23 @@ def named(wanted: str, names: Collection[str]) -> list[str]:
     return [name for name in names if end.search(name)]
 
 
+def _is_tensor(wanted: str, name: str) -> bool:
+    """Say whether a name, the end of one or a glob describes a tensor itself, not a module around it."""
+    return name == wanted or name.endswith((f".{wanted}", f"/{wanted}")) or fnmatch.fnmatchcase(name, wanted)
+
+
 def _matches(
     names: Collection[str],
     selector: Selector,
     what: str,
     aliases: Mapping[str, Sequence[str]],
     layers: Callable[[], Mapping[str, Collection[type]]] | None,
+    plain: Collection[str] = (),
 ) -> set[str]:
-    """Return the names that a selector matches; each of its members has to match at least one."""
+    """Return the names that a selector matches; each of its members has to match at least one.
+
+    Modules and classes do not stand for the ``plain`` tensors in them.
+    """
     single = isinstance(selector, str | re.Pattern) or callable(selector)
     parts = (selector,) if single else members(selector)
     if parts is None:
@@ -117,7 +130,7 @@ def _matches(
     matched: set[str] = set()
     for part in parts:
         if isinstance(part, str):
-            hits = {owner[name] for name in named(part, owner)}
+            hits = {owner[name] for name in named(part, owner) if owner[name] not in plain or _is_tensor(part, name)}
             hint = _advice(part, owner)
         elif isinstance(part, type):
             held = layers() if layers else {}
@@ -126,7 +139,7 @@ def _matches(
                     f"{what} has the class {part.__name__}, but these tensors have no layers, such as those of a "
                     "pytree: give names or globs"
                 )
-            hits = {name for name in names if any(issubclass(cls, part) for cls in held.get(name, ()))}
+            hits = {x for x in names if x not in plain and any(issubclass(cls, part) for cls in held.get(x, ()))}
             hint = near_names(part.__name__, sorted({cls.__name__ for classes in held.values() for cls in classes}))
         elif isinstance(part, re.Pattern):
             if not isinstance(part.pattern, str):

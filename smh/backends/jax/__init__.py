@@ -29,6 +29,7 @@ __all__ = [
     "plan_of",
     "report",
     "save",
+    "sweep",
     "vjp",
 ]
 
@@ -43,4 +44,5 @@ materialize = _api.materialize
 plan_of = _api.plan_of
 report = _api.report
 save = _api.save
+sweep = _api.sweep
 vjp = _api.vjp

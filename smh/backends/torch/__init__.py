@@ -39,6 +39,7 @@ __all__ = [
     "save",
     "set_gradients",
     "set_residency",
+    "sweep",
     "vjp",
 ]
 
@@ -55,4 +56,5 @@ materialize_ = _api.materialize_
 plan_of = _api.plan_of
 report = _api.report
 save = _api.save
+sweep = _api.sweep
 vjp = _api.vjp
