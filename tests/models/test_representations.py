@@ -106,10 +106,11 @@ def test_keras_models_say_that_they_are_compressed():
     model = smh.compress(plain, ratio=0.1)
     line = LINE.format(plan=smh.plan_of(model))
     assert line in repr(model)
-    lines = []
-    model.summary(print_fn=lambda text, **options: lines.append(text))
-    assert "Total params" in lines[0]
-    assert lines[-1].strip().startswith(line)
+    for call in (lambda show: model.summary(print_fn=show), lambda show: model.summary(80, None, show)):
+        lines = []
+        call(lambda text, lines=lines, **options: lines.append(text))
+        assert "Total params" in lines[0]
+        assert lines[-1].strip().startswith(line)
     report = smh.report(model)
     assert report.num_trained_before == sum(math.prod(x.shape) for x in plain.trainable_variables)
     assert report.num_trained == sum(math.prod(x.shape) for x in model.trainable_variables)

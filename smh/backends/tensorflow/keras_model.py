@@ -171,9 +171,10 @@ class Compressed(keras.Model):
     def __repr__(self) -> str:
         return f"<{super().__repr__().strip('<>')}, smh: {one_line(self.smh_source.compression)}>"
 
-    def summary(self, *args: Any, print_fn: Callable[[str], Any] | None = None, **kwargs: Any) -> None:
+    def summary(self, *args: Any, **kwargs: Any) -> None:
         """Print what Keras prints, and a line on the plan."""
-        super().summary(*args, print_fn=print_fn, **kwargs)
+        super().summary(*args, **kwargs)
+        print_fn = kwargs.get("print_fn") or (args[2] if len(args) > 2 else None)
         (print_fn or io_utils.print_msg)(f" smh: {one_line(self.smh_source.compression)}")
 
     def _follow_freezing(self) -> None:

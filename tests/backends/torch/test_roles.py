@@ -175,4 +175,4 @@ def test_the_report_tells_of_values_that_were_regular():
         "1.weight": "83% of its values were 0",
         "2.weight": "its values were the same along axis 0",
     }
-    assert "not any more: '0.weight', '1.weight', '2.weight'" in str(report)
+    assert "are random now: '0.weight', '1.weight', '2.weight'" in str(report)
