@@ -38,6 +38,10 @@ same model at its best rate. The last columns count seeds, and runs at the dense
 
 {rows}
 The largest loss against the best rate is {worst:.2f} points. {bad}
+Rates are tuned with one seed, so a difference can be positive.
+
+Gains are powers of two and rounded down, so generated weights move a little more slowly than dense ones at the same
+rate. Where training is as short as here, a larger rate can make up for that.
 
 ## Accuracy by rate
 
@@ -119,7 +123,7 @@ def _rows(runs: Runs, name: str, framework: str) -> Iterator[_Row]:
 def _described(name: str) -> str:
     base = BASES[name]
     counts = f"{base.training:,} images for training and {base.validation:,} for validation"
-    return f"{_TEXTS[name]} There are\n  {counts}; {base.epochs} epochs, batches of {base.batch}."
+    return f"{_TEXTS[name]}\n  {counts}; {base.epochs} epochs, batches of {base.batch}."
 
 
 def _by_rate(runs: Runs, data: list[str], optimizer: str) -> str:
