@@ -154,8 +154,8 @@ def _axes(module: nn.Module, attribute: str, shape: tuple[int, ...]) -> str | No
     if not 2 <= rank <= 5:
         return None
     name = type(module).__name__
-    if (own := _AXES.get((name, attribute))) is not None and rank == len(own.split()):
-        return own
+    if (named := _AXES.get((name, attribute))) is not None and rank == len(named.split()):
+        return named
     known = by_class(module, attribute) == "" or re.search("conv", f"{name}.{attribute}", re.IGNORECASE)
     if not known and rank > 2 and (rank == 3 or shape[0] == 1):
         turned = getattr(module, "is_transposed", False) is True  # experts of transformers
