@@ -8,6 +8,7 @@
 #              hour of it for each backend (each alone: make fuzz, faults, soak, numerics, orders, packages, conformance,
 #              deep), then a page of what came of it
 # make experiments   accuracy on real data: what is missing of the results (hours), then the report; see experiments/
+# make zoo     models of timm and torchvision, Lightning and accelerate (minutes), then docs/results/zoo.md
 # make bench   the official benchmarks on this machine, one thread (hours), then docs/performance.md; see benchmarks/
 # make clean   remove what the targets above created
 #
@@ -33,7 +34,7 @@ define environment
 	$(1)/bin/python -m compileall -q -j 0 $(1)/lib >/dev/null || true
 endef
 
-.PHONY: demo test check versions lint docs experiments bench trust fuzz faults soak numerics orders packages conformance deep clean
+.PHONY: demo test check versions lint docs experiments zoo bench trust fuzz faults soak numerics orders packages conformance deep clean
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
@@ -87,6 +88,15 @@ experiments: .venv-experiments/made
 	$(call environment,.venv-experiments,--editable ".[experiments]")
 	touch $@
 
+# torchvision has to be built for the torch that is installed.
+zoo: .venv-zoo/made
+	OMP_NUM_THREADS=1 .venv-zoo/bin/python -m tests.zoo.elsewhere > .venv-zoo/page.md
+	mv .venv-zoo/page.md docs/results/zoo.md
+
+.venv-zoo/made: pyproject.toml constraints.txt
+	$(call environment,.venv-zoo,--editable ".[torch]" timm torchvision lightning accelerate)
+	touch $@
+
 bench: .venv-bench/made
 	for backend in numpy torch jax tensorflow; do .venv-bench/bin/python -m benchmarks kernels --backend $$backend || exit 1; done
 	for backend in torch jax tensorflow; do .venv-bench/bin/python -m benchmarks step --backend $$backend || exit 1; done
@@ -109,7 +119,7 @@ fuzz faults soak numerics orders packages conformance deep: .venv-trust/made
 	touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-check .venv-versions .venv-dev .venv-experiments .venv-bench .venv-trust site build dist
+	rm -rf .venv-demo .venv-test .venv-check .venv-versions .venv-dev .venv-experiments .venv-zoo .venv-bench .venv-trust site build dist
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -44,8 +44,8 @@ def select(
     - a compiled regular expression, which has to match a full name, as ``re.compile(r"layers\.\d+\..*")``;
     - a function from a name to bool.
 
-    Modules and classes stand for the tensors in them: in ``include`` for those of two or more axes that are not named
-    ``bias``, in ``exclude`` for all.
+    Modules and classes stand for all tensors in them, but in ``include`` for those of two or more axes that are not
+    named ``bias``, unless a module has no others.
 
     Parameters
     ----------
@@ -131,6 +131,7 @@ def _matches(
     for part in parts:
         if isinstance(part, str):
             hits = {owner[name] for name in named(part, owner) if owner[name] not in plain or _is_tensor(part, name)}
+            hits = hits or {owner[name] for name in named(part, owner)}
             hint = _advice(part, owner)
         elif isinstance(part, type):
             held = layers() if layers else {}

@@ -103,7 +103,9 @@ def complete(
         elif left is None:
             left = by_name(tensor.name, tensor.shape, layers[_split(tensor.name)[0]])
         if axes is None:
-            axes = _axes(tensor.name, tensor.shape, depths.get(tensor.name, 0), axes_of)
+            depth = depths.get(tensor.name, 0)
+            bias = layers[_split(tensor.name)[0]].get("bias")
+            axes = _axes(tensor.name, tensor.shape, depth, axes_of, bias.shape[depth:] if bias else ())
         found.append(dataclasses.replace(tensor, left=left, axes=axes))
     return tuple(found)
 
@@ -168,8 +170,11 @@ def _is_stack(shapes: Mapping[str, Shape]) -> bool:
     return evident
 
 
-def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | None]) -> str | None:
-    """Return what the axes of a tensor mean that lies in so many stacks, or None where the default by rank holds."""
+def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | None], bias: Shape = ()) -> str | None:
+    """Return what the axes of a tensor mean that lies in so many stacks, or None where the default by rank holds.
+
+    A bias of several axes has those of the outputs, as in Flax's DenseGeneral: all but the last count heads.
+    """
     layer, attribute = _split(name)
     if not _MATRIX.fullmatch(attribute):  # sizes of 1 in front let tables and vectors broadcast
         while len(shape) - depth > 2 and shape[depth] == 1:
@@ -178,7 +183,9 @@ def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | 
     own = axes_of(inner)
     if own is None and len(inner) == 2 and attribute.startswith("embedding"):
         own = "o i"
-    elif own is None and len(inner) == 3 and re.search("(^|/)(query|key|value)/kernel$", name):
+    elif own is None and attribute == "kernel" and 1 < len(bias) < len(inner) and inner[-len(bias) :] == bias:
+        own = " ".join(["i", *"abcdefgh"[: len(inner) - len(bias) - 1], *"s" * (len(bias) - 1), "o"])
+    elif own is None and len(inner) == 3 and re.search("(^|/)((query|key|value)|[qkv](_proj)?)/kernel$", name):
         own = "i s o"  # heads
     if own is None and depth and len(inner) <= 5:
         own = default_axes(inner)

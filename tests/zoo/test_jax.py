@@ -112,10 +112,7 @@ def test_what_is_no_weight_matrix_is_kept(name):
         assert set(names) <= set(compressed.kept), pattern
 
 
-UNKNOWN = pytest.mark.xfail(strict=True, reason="the names of Linen's DenseGeneral do not tell how axes are joined")
-
-
-@pytest.mark.parametrize("name", [pytest.param(x, marks=UNKNOWN if x == "linen_setup" else ()) for x in STACKS])
+@pytest.mark.parametrize("name", STACKS)
 def test_weights_start_with_the_deviation_of_their_fan_in(name):
     plan = smh.plan_of(smh.compress(made(name)[0], ratio=0.4))
     weights = core.materialize(plan, core.initialize(plan))

@@ -82,3 +82,22 @@ def test_family(name, tmp_path):
     assert_same(loaded(X), model(X), "outputs of the loaded model")
     for x, old in zip(arrays(fresh), before, strict=True):
         assert x.tobytes() == old.tobytes(), "the model that was given has changed"
+
+
+def test_learning_keeps_up_with_the_dense_model():
+    labels = np.arange(64) % 4
+    images = np.random.default_rng(2).normal(size=(64, *SHAPE)).astype(np.float32)
+    images += np.eye(4, 3, dtype=np.float32)[labels][:, None, None]
+
+    def trained(model):
+        start = keras.losses.sparse_categorical_crossentropy(labels, model(images)).numpy().mean()
+        model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", jit_compile=False)
+        return start, model.fit(images, labels, batch_size=16, epochs=6, verbose=0, shuffle=False).history["loss"][-1]
+
+    plain = made("resnet")
+    compressed = smh.compress(plain, ratio=0.5, optimizer="adam")
+    start, dense = trained(plain)
+    first, last = trained(compressed)
+    assert dense < start / 2
+    assert first < 1.5 * start
+    assert last < dense + (start - dense) / 3

@@ -303,5 +303,6 @@ FAN_IN = {
     "bert": {"*.attention.self.query.weight": 32, "*.layer.?.output.dense.weight": 64},
     "gpt2": {"*.attn.c_attn.weight": 32, "*.mlp.c_fc.weight": 32, "*.mlp.c_proj.weight": 128},
     "mixtral": {"*.experts.gate_up_proj": 32, "*.experts.down_proj": 64},
+    "xlnet": {"*.rel_attn.[qkvro]": 32},
 }
 """How many inputs weights have, by name."""

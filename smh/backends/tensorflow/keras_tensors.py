@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 import string
 import tempfile
 import textwrap
@@ -24,6 +25,7 @@ from smh.models.compression import ModelTensor
 from smh.models.roles import by_class
 
 _ASSETS = "assets/"
+_UNNAMED = re.compile(r"^variable_\d+$")
 _DEPTHWISE = {3: "w o m", 4: "h w o m"}
 _BY_VARIABLE = {
     keras.Layer,
@@ -42,13 +44,14 @@ def names_of(model: keras.Layer) -> dict[str, tuple[str, ...]]:
     """Return the name of each weight in order, and its other names.
 
     Names are the layers on the way to a variable and its own name, as in Keras's ``path``, which however begins with
-    the model's name or does not, depending on where the model was built.
+    the model's name or does not, depending on where the model was built. Variables without a name, which Keras numbers
+    through the life of a process, are numbered by layer.
     """
     found: dict[int, list[str]] = {}
     taken: Counter[str] = Counter()
     for prefix, layer in _walk(model):
         for variable in own_weights(layer):
-            path = f"{prefix}{variable.name}"
+            path = f"{prefix}{_UNNAMED.sub('variable', variable.name)}"
             while taken[path]:
                 path += f"_{taken[path]}"
             taken[path] += 1

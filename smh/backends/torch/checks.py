@@ -93,8 +93,10 @@ def check_pass(store: Store, traced: bool) -> None:
     """Check, when a pass with gradients begins, that what trains is what the user means."""
     if trains(store):
         _check_frozen(store)
-        if "training" not in store.told and not traced:
-            _check_training(store)
+        if not traced:
+            _check_padding(store)
+            if "training" not in store.told:
+                _check_training(store)
 
 
 def _check_frozen(store: Store) -> None:
@@ -107,11 +109,31 @@ def _check_frozen(store: Store) -> None:
         raise VariableError(
             f"the scales of {some(fixed)} are frozen, but {_FREEZE}. learn_scale=False fixes scales only"
         )
-    if len(scales) < len(store.compression.plan.tensors):
-        for module in store.order:
-            own = [x for x in module._parameters.values() if x is not None]
-            if NAMES in module.__dict__ and own and not any(x.requires_grad for x in own):
-                _warn_once(store, "frozen", f"a {type(module).__name__} has frozen parameters only, but {_FREEZE}")
+    if len(scales) == len(store.compression.plan.tensors):
+        return
+    for module in store.order:  # of tensors without a scale only what lies beside them tells
+        own = {name: x for name, x in module._parameters.items() if x is not None}
+        if NAMES in module.__dict__ and own and not any(x.requires_grad for x in own.values()):
+            prefix = next(name for name, x in store.root.named_modules() if x is module)
+            before = {tensor.name for tensor in store.compression.tensors if "frozen" in tensor.kept}
+            if not {f"{prefix}.{name}" for name in own} <= before:
+                raise VariableError(
+                    f"all parameters of the {type(module).__name__} {prefix!r} are frozen, but {_FREEZE}. To freeze "
+                    "biases alone, freeze them before smh.compress"
+                )
+
+
+def _check_padding(store: Store) -> None:
+    """Warn of rows for padding that are generated, which do not stay as they are."""
+    for module in store.order if "padding" not in store.told else ():
+        row = getattr(module, "padding_idx", None)
+        if row is not None and module.__dict__.get(NAMES):
+            text = (
+                f"row {row} of {type(module).__name__} is generated (padding_idx={row}): it is not zero, and changes "
+                "with the pool. Mask what is padded, or do not include the embedding"
+            )
+            _warn_once(store, "padding", text)
+    store.told.add("padding")
 
 
 def _check_training(store: Store) -> None:

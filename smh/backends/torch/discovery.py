@@ -18,6 +18,9 @@ from smh.errors import PlanError
 from smh.models.compression import ModelTensor
 from smh.models.roles import by_class
 
+_AXES = {("XLNetRelativeAttention", key): "i s o" for key in "qkvr"} | {("XLNetRelativeAttention", "o"): "o w i"}
+"""What axes mean in classes that contract them by ``einsum``."""
+
 Site = tuple[nn.Module, str]
 """A module and one of its attributes."""
 
@@ -71,6 +74,7 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
             why = f"its type is {x.dtype}, that of most weights is {dtype}"
         whole, *aliases = places
         module, attribute = places[whole]
+        lefts = [_why_left(*site) for site in places.values()]
         packed = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
         suffixes = (".query", ".key", ".value") if packed and not why and whole not in planned else ("",)
         parts = tuple(f"{whole}{suffix}" for suffix in suffixes)
@@ -83,7 +87,7 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
                 axes=_axes(module, attribute, tuple(piece.shape)),
                 aliases=tuple(f"{alias}{suffix}" for alias in aliases),
                 kept=why,
-                left=by_class(module, attribute),
+                left=next(filter(None, lefts), lefts[0]),
                 kind=type(module).__name__,
                 trained=isinstance(x, nn.Parameter) and x.requires_grad,
             )
@@ -120,9 +124,14 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
         return "its layer asks for sparse gradients"
     if getattr(module, "max_norm", None) is not None:
         return "its layer changes it in place (max_norm)"
-    if (row := getattr(module, "padding_idx", None)) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return f"its layer keeps row {row} fixed (padding_idx={row}; with None it can be generated)"
     return ""
+
+
+def _why_left(module: nn.Module, attribute: str) -> str | None:
+    """Return why a tensor is not generated unless asked for, nothing if it is, or None if its layer does not tell."""
+    if (row := getattr(module, "padding_idx", None)) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return f"its layer keeps row {row} fixed (padding_idx={row}); include it by name to generate all rows"
+    return by_class(module, attribute)
 
 
 def _of_adapters(model: nn.Module) -> dict[int, str]:
@@ -147,6 +156,8 @@ def _axes(module: nn.Module, attribute: str, shape: tuple[int, ...]) -> str | No
     if not 2 <= rank <= 5:
         return None
     name = type(module).__name__
+    if (named := _AXES.get((name, attribute))) is not None and rank == len(named.split()):
+        return named
     known = by_class(module, attribute) == "" or re.search("conv", f"{name}.{attribute}", re.IGNORECASE)
     if not known and rank > 2 and (rank == 3 or shape[0] == 1):
         turned = getattr(module, "is_transposed", False) is True  # experts of transformers

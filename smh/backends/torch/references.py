@@ -19,7 +19,10 @@ _ALSO = (weakref.ref, torch.optim.Optimizer, torch.dtype, torch.device, torch.Ge
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what modules of a model hold beside their registers, however deep, and the attribute that leads there."""
+    """Yield what modules of a model hold beside their registers, however deep, and the attribute that leads there.
+
+    Of what the code of their classes holds, these are tensors only.
+    """
     own = {id(module) for module in model.modules()}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
@@ -35,6 +38,37 @@ def held_outside(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield place, x
                 if id(x) not in own:
                     todo += _parts(x)
+    for cls in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
+        if cls.__module__.partition(".")[0] not in ("torch", "builtins"):
+            yield from _held_by_class(cls)
+
+
+def _held_by_class(cls: type) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors in attributes of a class, and in global variables that its methods and their helpers name."""
+    todo: list[tuple[str, Any]] = [(f"{cls.__name__}.{name}", x) for name, x in vars(cls).items()]
+    seen: set[int] = set()
+    while todo:
+        place, x = todo.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, torch.Tensor):
+            yield place, x
+        elif isinstance(x, dict | list | tuple | set):
+            todo += [(place, y) for y in (x.values() if isinstance(x, dict) else x)]
+        elif isinstance(x, property | staticmethod | classmethod):
+            todo.append((place, x.fget if isinstance(x, property) else x.__func__))
+        elif isinstance(x, types.FunctionType) and x.__module__ == cls.__module__:
+            todo += [(place, vars(x).get("__wrapped__"))]
+            todo += [(name, x.__globals__[name]) for name in _names(x.__code__) if name in x.__globals__]
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names in code, and in the functions within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def _parts(x: Any) -> Iterable[Any]:

@@ -104,12 +104,27 @@ def test_all_parts_frozen_one_by_one_are_frozen_parts():
         model(X)
 
 
-def test_without_scales_a_layer_of_frozen_parameters_is_warned_of():
+@pytest.mark.parametrize("part", ["first", "block", "block.2", "rnn"])
+def test_without_scales_a_part_that_is_frozen_by_its_parameters_does_not_train(part):
     model = net(learn_scale=False)
-    by_parameter(model.block[2])
-    with pytest.warns(UserWarning, match="a Linear has frozen parameters only") as found:
+    by_parameter(model.get_submodule(part))
+    before = state_of(model)
+    with pytest.raises(VariableError, match=r"all parameters of the (Linear|GRU) '.*' are frozen.*biases alone"):
         train(model)
-    assert len(found) == 1
+    assert_same_state(model, before)
+    model.get_submodule(part).requires_grad_(True)
+    train(model)
+
+
+def test_without_scales_biases_may_be_frozen_before():
+    model = plain()
+    model.first.bias.requires_grad = False
+    bias = model.first.bias.detach().clone()
+    model = smh.compress(model, ratio=0.5, learn_scale=False)
+    digest = smh.digest(model)
+    train(model)
+    assert smh.digest(model) != digest
+    assert_same_bits(model.first.bias.detach().numpy(), bias.numpy())
 
 
 @pytest.mark.parametrize("freeze", [by_module, by_parameter])

@@ -97,6 +97,66 @@ def test_second_ways(way, compress):
     assert model.pool_left.grad.any()
 
 
+HELD = []
+TABLE = {}
+
+
+def helper():
+    return TABLE["w"]
+
+
+class ByGlobal(Net):
+    def forward(self, x):
+        return F.linear(self.b(self.a(x)), [w for w in HELD if w is not None][0])
+
+
+class ByHelper(Net):
+    def forward(self, x):
+        return F.linear(self.b(self.a(x)), helper())
+
+
+class ByClass(Net):
+    weights = ()
+
+    def forward(self, x):
+        return F.linear(self.b(self.a(x)), self.weights[0])
+
+
+class ByProperty(ByClass):
+    @property
+    def weights(self):
+        return HELD
+
+
+@pytest.mark.parametrize(
+    ("cls", "place"), [(ByGlobal, "HELD"), (ByHelper, "TABLE"), (ByClass, "ByClass.weights"), (ByProperty, "HELD")]
+)
+def test_what_the_code_of_a_model_holds(cls, place, monkeypatch):
+    plain = cls()
+    monkeypatch.setitem(TABLE, "w", plain.a.weight)
+    monkeypatch.setattr(f"{__name__}.HELD", [plain.a.weight])
+    if cls is ByClass:
+        monkeypatch.setattr(cls, "weights", (plain.a.weight,))
+    with pytest.raises(PlanError, match=f"smh.compress_ .*'{place}' would go on using the Parameter of the original"):
+        smh.compress(plain, ratio=0.9)
+    model = smh.compress_(plain, ratio=0.9)
+    assert [t.name for t in smh.plan_of(model).tensors] == ["b.weight"]
+    why = {line.name: line.why for line in smh.report(model).tensors}["a.weight"]
+    assert f"held in '{place}'" in why
+    x = model.a.weight.detach()
+    y = model(X)
+    assert_same_bits(y.detach().numpy(), F.linear(model.b(F.linear(X, x)), x).detach().numpy())
+    y.square().sum().backward()
+    assert model.pool_left.grad.any()
+
+
+def test_tensors_that_its_code_does_not_name_are_no_second_way(monkeypatch):
+    plain = Net()
+    monkeypatch.setitem(globals(), "UNUSED", [plain.a.weight, plain.b.weight])
+    model = smh.compress(plain, ratio=0.9)
+    assert [t.name for t in smh.plan_of(model).tensors] == ["a.weight", "b.weight"]
+
+
 def test_a_hook_that_holds_a_weight():
     plain = Net()
     w = plain.a.weight
