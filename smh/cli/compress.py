@@ -36,7 +36,8 @@ from smh.files.checkpoint import CARRIED, METADATA
 from smh.files.dense import DenseTensors
 from smh.files.formats import open_dense
 from smh.files.integers import pool_arrays
-from smh.models.compression import Compression, ModelTensor, check_fit, make_report, plan_for
+from smh.models.compression import Compression, ModelTensor, check_fit, plan_for
+from smh.models.report import make_report
 from smh.models.roles import complete
 from smh.strict_json import canonical_json
 from smh.text import printable

@@ -202,7 +202,7 @@ class ModelApi(Generic[Model, Compressed]):
         include: Selector | None = None,
         exclude: Selector | None = None,
         allow_expansion: bool = False,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> tuple[Compressed, FitReport]:
         """Return a compressed copy of a pretrained model whose weights are close to the model's (warm start).
 
@@ -211,8 +211,8 @@ class ModelApi(Generic[Model, Compressed]):
         model, ratio, size, plan, residency, gradients, bits, optimizer, pool, layout, scale, learn_scale, modifiers, \
         seed, axes, views, include, exclude, allow_expansion
             As for :func:`compress`.
-        progress : bool
-            Whether to show progress bars.
+        progress : bool, optional
+            Whether to show progress on stderr. By default on a terminal, for work of more than two seconds.
 
         Returns
         -------

@@ -18,7 +18,6 @@ from smh.core.rules import by_name
 from smh.core.selection import select, why_not
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
-from smh.models.report import make_report as make_report
 from smh.text import some
 
 RESIDENCIES = ("full", "cached", "layer")
