@@ -14,6 +14,7 @@ from smh.text import shortened
 
 MAX_MESSAGE = 4000
 """The most characters of a message, whatever a file put into the names and values that it shows."""
+_EXTRAS = {"tensorflow": "keras"}  # where an extra has another name than its backend
 _COMPARED = 120, 10_000  # the longest name, and the most known names, that a mistaken one is compared with
 
 
@@ -65,14 +66,14 @@ class UnknownNameError(SmhError, KeyError):
 
 
 def install_line(extra: str) -> str:
-    """Return the command that installs smh with an extra.
+    """Return the command that installs smh with an extra, or with what a built-in backend needs.
 
     Examples
     --------
     >>> install_line("torch")
     'pip install "structured-multi-hashing[torch]"'
     """
-    return f'pip install "structured-multi-hashing[{extra}]"'
+    return f'pip install "structured-multi-hashing[{_EXTRAS.get(extra, extra)}]"'
 
 
 def needs(package: str, extra: str, error: ModuleNotFoundError) -> ModuleNotFoundError:

@@ -16,9 +16,6 @@ GROUP = "smh.backends"
 VARIABLE = "SMH_BACKEND"
 DEFAULT = "numpy"
 
-EXTRAS = {"torch": "torch", "jax": "jax", "tensorflow": "keras"}
-"""Which extra installs the framework of a built-in backend."""
-
 # By the names of the packages they need.
 _BUILT_IN = {name: f"smh.backends.{name}:backend" for name in ("numpy", "torch", "jax", "tensorflow")}
 _loaded: dict[str, Backend] = {}
@@ -88,8 +85,7 @@ def _load(entry: EntryPoint) -> Backend:
     try:
         backend = entry.load()
     except ImportError as error:
-        extra = EXTRAS.get(entry.name)
-        advice = f"install what {entry.value} needs" if extra is None else install_line(extra)
+        advice = install_line(entry.name) if entry.name in _BUILT_IN else f"install what {entry.value} needs"
         raise BackendError(f"backend {entry.name!r} cannot be imported ({error}): {advice}") from error
     if not isinstance(backend, Backend):
         raise BackendError(f"{entry.value} must be a smh.backends.protocol.Backend; got {type(backend).__name__}")

@@ -30,11 +30,11 @@ from smh.cli.output import (
     counted,
     emit,
     first_lines,
-    install,
     marked,
     progress,
 )
 from smh.core.plan import Plan
+from smh.errors import install_line
 from smh.files import checkpoint, digests
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.files.compare import Comparison, Difference, compare_all
@@ -190,7 +190,7 @@ def _verified(result: dict[str, Any]) -> Iterator[RenderableType]:
         listing.add(*cells, style="red" if bad else "")
     yield listing
     for name in result["missing"]:
-        yield f"{name} is not installed: {install(name)}"
+        yield f"{name} is not installed: {install_line(name)}"
     for row in result["backends"]:
         if not row["same_digest"]:
             yield marked(f"{row['backend']}: digest {row['digest']}, stated {result['stated']}")

@@ -20,8 +20,8 @@ from rich.console import RenderableType
 
 import smh
 from smh.backends.registry import list_backends
-from smh.cli.output import AsJson, Listing, Quiet, emit, install, marked, progress
-from smh.errors import ConformanceError
+from smh.cli.output import AsJson, Listing, Quiet, emit, marked, progress
+from smh.errors import ConformanceError, install_line
 
 _ENVIRONMENT = {
     # One thread each, since several backends run at a time; eight devices, so that sharding can be checked on a CPU.
@@ -82,7 +82,7 @@ def _suite() -> Path:
         raise ConformanceError(f"the conformance suite is not installed: looked in {' and '.join(map(str, folders))}")
     for needed in ("pytest", "hypothesis"):
         if importlib.util.find_spec(needed) is None:
-            raise ConformanceError(f"the conformance suite needs {needed}: {install('conformance')}")
+            raise ConformanceError(f"the conformance suite needs {needed}: {install_line('conformance')}")
     return suites[0]
 
 
@@ -158,7 +158,7 @@ def _shown(result: dict[str, Any]) -> Iterator[RenderableType]:
         listing.add(row["backend"], row["device"], row["mode"], *counts, row["skipped"], style=style)
     yield listing
     for name in result["missing"]:
-        yield f"{name} is not installed: {install(name)}"
+        yield f"{name} is not installed: {install_line(name)}"
     yield f"plans drawn from the seeds: {', '.join(f'{name} {seed}' for name, seed in result['seeds'].items())}"
     for failure in result["failures"]:
         yield marked(f"failed: {failure['id']}")

@@ -18,10 +18,10 @@ from rich.progress import Progress
 from safetensors.numpy import save_file
 
 from smh.backends import numpy as smh
-from smh.cli.output import AsJson, Force, Listing, Quiet, check_out, emit, install, marked, progress
+from smh.cli.output import AsJson, Force, Listing, Quiet, check_out, emit, marked, progress
 from smh.cli.summary import plan_lines
 from smh.core.pools.base import BITS
-from smh.errors import BackendError
+from smh.errors import BackendError, install_line
 from smh.files.atomic import replacing
 from smh.files.compare import compare
 from smh.files.dense import DenseFile
@@ -104,7 +104,7 @@ def _digits() -> tuple[Labelled, Labelled]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise BackendError(f"the demo needs scikit-learn ({error}): {install('demo')}") from error
+        raise BackendError(f"the demo needs scikit-learn ({error}): {install_line('demo')}") from error
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = (images / 16.0).astype(np.float32)[order], labels[order]

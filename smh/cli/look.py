@@ -18,9 +18,10 @@ from rich.console import RenderableType
 from smh._version import __version__
 from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
 from smh.cli.model import MODEL_HELP
-from smh.cli.output import AsJson, Listing, ShowAll, counted, emit, install, progress
+from smh.cli.output import AsJson, Listing, ShowAll, counted, emit, progress
 from smh.cli.summary import entry_lines, generated_lines, plan_lines, variable_lines
 from smh.core.versions import VERSION
+from smh.errors import install_line
 from smh.files import checkpoint
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.files.dense import is_checkpoint
@@ -96,7 +97,7 @@ def _shown_installation(result: dict[str, Any]) -> Iterator[RenderableType]:
     for row in result["backends"]:
         devices = row["error"] or ", ".join(row["devices"])
         if not row["installed"]:
-            devices = f"not installed: {install(row['name'])}"
+            devices = f"not installed: {install_line(row['name'])}"
         listing.add(row["name"], row["version"] or "", devices, style="red" if row["error"] else "")
     yield listing
 

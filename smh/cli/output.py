@@ -31,7 +31,6 @@ DIFFERENT = 1  # done; what was compared differs, or a check failed
 FAILED = 3  # not done: a file or an option cannot be used, or the system refused; nothing was written
 UNREAD = 141  # the reader of stdout went away, as in a shell
 
-_EXTRAS = {"tensorflow": "keras"}  # where an extra has another name than its backend
 _PIPED = 140  # columns of output into a file or a pipe
 _GAP = 2  # columns between those of a table
 _NAME = 16  # columns that a name needs, before it is folded
@@ -201,11 +200,6 @@ def progress(quiet: bool = False) -> Progress:
     description = TextColumn("{task.description}", markup=False)  # it may be the name of a file
     columns = (SpinnerColumn(), description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
-
-
-def install(extra: str) -> str:
-    """Return the command that installs an extra, or the framework of a backend."""
-    return f'pip install "structured-multi-hashing[{_EXTRAS.get(extra, extra)}]"'
 
 
 def check_out(out: Path, *inputs: str | Path | None, force: bool) -> None:

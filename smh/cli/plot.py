@@ -9,8 +9,8 @@ from typing import Any
 import typer
 
 from smh.cli.model import read_plan
-from smh.cli.output import AsJson, Force, Quiet, check_out, emit, install
-from smh.errors import SmhError
+from smh.cli.output import AsJson, Force, Quiet, check_out, emit
+from smh.errors import SmhError, install_line
 from smh.files import checkpoint
 from smh.files.atomic import replacing
 
@@ -35,7 +35,7 @@ def run_plot(
         raise typer.BadParameter(f"a picture ends with .{', .'.join(_FORMATS)}; got {str(out)!r}", param_hint="--out")
     check_out(out, path, force=force)
     if importlib.util.find_spec("matplotlib") is None:
-        raise SmhError(f"a plot needs matplotlib: {install('plot')}")
+        raise SmhError(f"a plot needs matplotlib: {install_line('plot')}")
     plan: Any = read_plan(path) if path.suffix.lower() == ".json" else checkpoint.read(path).plan
     figure = plan.plot()
     with replacing(out) as temporary:

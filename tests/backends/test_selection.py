@@ -73,14 +73,14 @@ PARTS = [f"attention.in_proj_weight.{part}" for part in ("query", "key", "value"
         (Tied, {"exclude": [Block, "embed", nn.MultiheadAttention]}, ["conv.weight"]),
         (Tied, {"exclude": ["mask", "*norm*", re.compile(".*weight.*(key|query|value)"), "blocks"]},
          ["embed.weight", "conv.weight", PARTS[3]]),
-        (Tied, {"include": [Block, lambda name: "conv" in name], "exclude": ["fc", "bias"]},
+        (Tied, {"include": [Block, lambda name: name == "conv.weight"], "exclude": "fc"},
          ["blocks.0.out.weight", "blocks.1.out.weight", "conv.weight"]),
         (Nnx, {"exclude": nnx.Conv}, ["embed/embedding", "fc/kernel"]),
         (Nnx, {"exclude": [nnx.Linear, nnx.Embed]}, ["conv/kernel"]),
         (Eqx, {"exclude": equinox.nn.Conv}, ["embed/weight", "layers/0/weight"]),
-        (Eqx, {"include": [equinox.nn.Linear]}, ["layers/0/weight", "layers/0/bias"]),
+        (Eqx, {"include": [equinox.nn.Linear]}, ["layers/0/weight"]),
         (keras_model, {"exclude": keras.layers.Conv1D}, ["inner/fc/kernel"]),
-        (keras_model, {"include": [keras.Sequential], "exclude": "bias"}, ["inner/fc/kernel"]),
+        (keras_model, {"include": [keras.Sequential]}, ["inner/fc/kernel"]),
     ],
 )  # fmt: skip
 def test_classes_select_what_their_layers_hold(make, options, names):

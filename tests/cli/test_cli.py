@@ -365,7 +365,7 @@ def test_info_of_backends_that_fail(monkeypatch):
             raise OSError("libfoo.so: \x1b cannot\nopen")
         return smh.get_backend(name)
 
-    known = ["numpy", "torch", "broken", "absent"]
+    known = ["numpy", "torch", "broken", "tensorflow"]
     monkeypatch.setattr(look, "list_backends", lambda installed=False: known[:3] if installed else known)
     monkeypatch.setattr(look, "get_backend", get_backend)
     monkeypatch.setenv("SMH_BACKEND", "nmpy")
@@ -381,10 +381,10 @@ def test_info_of_backends_that_fail(monkeypatch):
         "devices": [],
         "error": "libfoo.so: \x1b cannot open",
     }
-    assert rows["absent"] == {"installed": False, "version": None, "devices": [], "error": None}
+    assert rows["tensorflow"] == {"installed": False, "version": None, "devices": [], "error": None}
     text = invoke("info").stdout
     assert r"libfoo.so: \x1b cannot open" in text
-    assert 'not installed: pip install "structured-multi-hashing[absent]"' in text
+    assert 'not installed: pip install "structured-multi-hashing[keras]"' in text
     assert "nmpy (there is none of this name: change SMH_BACKEND)" in text
 
 

@@ -1,6 +1,7 @@
 """Plans, headers and mappings from strangers: refused for a reason, in bounded time and memory."""
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -80,10 +81,10 @@ def test_a_long_name_does_not_widen_every_line(write, call):
     path = write(forged(plan_of(tensors)))
     found = smh.load(path)
     assert len(str(found.plan)) < 300 * 500
-    result = call("inspect", path)
+    result = call("inspect", path, "--all")
     assert result.exit_code == 0
     assert len(result.stdout) < 300 * 500
-    assert "nnn ... (99,800 characters) ... nnn" in result.stdout
+    assert "(99,800characters)" in re.sub(r"\s", "", result.stdout)
 
 
 def test_deep_json_is_refused_before_it_is_parsed():

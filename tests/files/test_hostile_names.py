@@ -150,7 +150,7 @@ def test_patterns_that_can_take_for_ever_are_refused(write, call, pattern):
     with pytest.raises(smh.PlanError, match=r"for ever.*got"):
         compile_pattern(pattern, ["a" * 200], "include")
     _, plain = hostile_files(write, "a" * 200)
-    result = call("plan", plain, "--ratio", "1", "--allow-expansion", "--scale", "1", "--include", pattern)
+    result = call("plan", plain, "--ratio", "1", "--allow-expansion", "--scale", "1", "--include", f"re:{pattern}")
     assert result.exit_code == 2
     assert "for ever" in " ".join(result.stderr.replace("│", " ").split())
 

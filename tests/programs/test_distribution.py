@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # `smh` on the package index is another project, and a shell expands brackets without quotes.
-WRONG = re.compile(r"""pip install [^\n`]*?(?<![\w./-])['"]?smh(?![\w.*])|(?<![\w."'-])structured-multi-hashing\[""")
+WRONG = re.compile(r"""pip install [^\n`#]*?(?<![\w./-])['"]?smh(?![\w.*])|pip install structured-multi-hashing\[""")
 EXTRA = re.compile(r"structured-multi-hashing\[([\w,-]+)\]")
 
 

@@ -49,7 +49,7 @@ def test_a_backend_of_another_package_passes(tmp_path):
     [
         (["--backend", "toyy"], "there is no backend 'toyy'"),
         (["--backend", "numpy", "--mode", "quickly"], "has no mode 'quickly': known names: 'eager'"),
-        (["--backend", "numpy", "--device", "cuda"], "the device 'cpu' only; got 'cuda'"),
+        (["--backend", "numpy", "--device", "cuda"], "only the device 'cpu'; got 'cuda'"),
     ],
 )
 def test_what_was_asked_for_and_is_missing_is_an_error(options, message):
