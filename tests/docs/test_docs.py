@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+import re
 
 import pytest
 
@@ -25,6 +26,34 @@ def test_page_examples(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The console of README stands for files of the reader; that of the command line is a test of the command line.
     run(page.read_text(encoding="utf-8"), str(page), console=page.name not in ("README.md", "cli.md"))
+
+
+def resolved(name):
+    """Return what a dotted name means, with its modules imported."""
+    parts = name.split(".")
+    found = importlib.import_module(parts[0])
+    for k, part in enumerate(parts[1:], start=2):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            found = importlib.import_module(".".join(parts[:k]))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_on_pages_exist(page):
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^::: .*|smh\.\w+\.safetensors", "", text)
+    names = set(re.findall(r"(?<![\w./-])smh(?:\.[A-Za-z_]\w*)+", text))
+    for name in sorted(names):
+        resolved(name)
+
+
+def test_names_that_do_not_exist_are_noticed():
+    assert resolved("smh.Plan.build")
+    for name in ("smh.rates.rate_multipliers", "smh.Plan.bild", "smh.compres"):
+        with pytest.raises(ImportError):
+            resolved(name)
 
 
 def test_examples_are_found():
