@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+import smh
 from smh.core import generate, pools
 from smh.core.initial import initial_variables
 from smh.core.kernels import Kernels
@@ -83,3 +84,14 @@ def test_fast_gradients_of_small_blocks_are_those_of_the_whole():
     )
     for name, g in exact.items():
         np.testing.assert_allclose(found[name].numpy(), g, rtol=1e-4, atol=1e-5 * np.abs(g).max(), err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # from within PyTorch
+def test_exported_graphs_use_operations_that_onnx_has():
+    """Its converter knows no maximum of all axes by the name of ``amax``."""
+    model = smh.compress(torch.nn.Linear(30, 20), ratio=0.2).eval()
+    program = torch.export.export(model, (torch.ones(1, 30),)).run_decompositions()
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    operations = {str(node.target) for graph in graphs for node in graph.nodes}
+    assert "aten.max.default" in operations
+    assert "aten.amax.default" not in operations
