@@ -685,9 +685,11 @@ def test_an_interrupt_ends_a_fit():
     Nothing is left running that would keep the process from ending, or write to stdout meanwhile.
     """
     code = """
+import signal
 import numpy as np
 import smh
 from smh.models.fit import fit_variables
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 plan = smh.Plan.build({"a": (1500, 1500)}, ratio=0.5)
 target = {"a": np.random.default_rng(0).standard_normal((1500, 1500))}
 try:
