@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smh.errors import SmhError
+from smh.errors import SmhError, install_line
 
 try:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ try:
     from matplotlib.figure import Figure as _Figure
     from matplotlib.patches import Rectangle
 except ImportError as error:
-    raise SmhError('plots need Matplotlib: pip install "structured-multi-hashing[plot]"') from error
+    raise SmhError(f"plots need Matplotlib: {install_line('plot')}") from error
 
 if TYPE_CHECKING:
     from smh.core.plan import Plan
@@ -66,7 +66,8 @@ def plan_figure(plan: Plan) -> Figure:
         axes.plot([-0.03 * n, 1.03 * n], [plan.capacity / n] * 2, color=_INK, linestyle="--", linewidth=1.2)
         below = "repeat the square" if plan.layout == "cyclic" else "are constant (padding)"
         notes.append(f"cells below the dashed line {below}")
-    axes.set_title(f"{_pool_title(plan)}\n{'; '.join(notes)}", fontsize=10, color=_INK, loc="left")
+    title = f"{plan.pool.in_words()}: {plan.capacity:,} virtual weights, row by row"
+    axes.set_title(f"{title}\n{'; '.join(notes)}", fontsize=10, color=_INK, loc="left")
     axes.set_xlim(-left, end)
     axes.set_ylim(rows * 1.02, -top)
     axes.set_axis_off()
@@ -149,14 +150,6 @@ def _label_tensors(axes: Axes, plan: Plan, n: int, rows: int) -> float:
         axes.text(1.06 * n, y, _literal(text), va="center", fontsize=8, color=_INK)
         longest = max(longest, len(text))
     return 1.06 * n + 0.55 * _LINE * rows * longest
-
-
-def _pool_title(plan: Plan) -> str:
-    shapes: Sequence[Any] = list(plan.pool.leaves(plan.seed))
-    kinds = [leaf.pool.kind for leaf in shapes]
-    bits = ", ".join(sorted({f"{leaf.pool.grid_bits + 1} bits" for leaf in shapes}))
-    name = kinds[0] if len(kinds) == 1 else f"{plan.pool.kind} of {', '.join(kinds)}"
-    return f"{name} pool, {bits}: {plan.capacity:,} virtual weights, row by row"
 
 
 def _short(name: str, most: int = _NAME) -> str:

@@ -84,10 +84,10 @@ def data_frame(records: Sequence[Mapping[str, Any]]) -> Any:
     return pandas.DataFrame(records)
 
 
-def count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """Return a number and a noun, in the plural unless it is one.
 
-    >>> count(1, "tensor"), count(1200, "tensor")
+    >>> counted(1, "tensor"), counted(1200, "tensor")
     ('1 tensor', '1,200 tensors')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -27,7 +27,6 @@ from smh.cli.output import (
     Listing,
     MaxBytes,
     Quiet,
-    counted,
     emit,
     first_lines,
     marked,
@@ -44,6 +43,7 @@ from smh.files.export import canonical
 from smh.files.formats import is_safetensors
 from smh.files.integers import pack, unpack
 from smh.files.limits import check_file
+from smh.tables import counted
 
 _SHOWN = 20  # tensors that differ, in text
 _NOUNS = {"variables": "variable", "kept": "kept tensor", "weights": "generated tensor", "tensors": "tensor"}

@@ -25,7 +25,7 @@ from smh.cli.model import (
     selected,
     tensors_of,
 )
-from smh.cli.output import AsJson, Force, Lazy, Listing, Quiet, ShowAll, check_out, counted, emit, progress
+from smh.cli.output import AsJson, Force, Lazy, Listing, Quiet, ShowAll, check_out, emit, progress
 from smh.cli.summary import generated_lines, grouped, kept_lines, listed, plan_lines
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, OPTIMIZERS
@@ -40,6 +40,7 @@ from smh.models.compression import Compression, ModelTensor, check_fit, plan_for
 from smh.models.report import make_report
 from smh.models.roles import complete
 from smh.strict_json import canonical_json
+from smh.tables import counted
 from smh.text import printable
 
 _FREE = ("path", "out", "plan_file", "max_error", "force", "every", "quiet", "as_json")  # what goes with --plan

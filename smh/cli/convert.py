@@ -10,13 +10,14 @@ import typer
 
 from smh.backends import numpy as smh_numpy
 from smh.backends.registry import get_backend
-from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, Quiet, check_out, counted, emit, progress
+from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, Quiet, check_out, emit, progress
 from smh.errors import CheckpointError, LimitError
 from smh.files import checkpoint
 from smh.files.checkpoint import Checkpoint
 from smh.files.export import export
 from smh.files.limits import check_file, default
 from smh.porting import Mapping, doubts, port, tensor_shapes
+from smh.tables import counted
 
 
 def run_materialize(

@@ -18,7 +18,7 @@ from rich.console import RenderableType
 from smh._version import __version__
 from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
 from smh.cli.model import MODEL_HELP
-from smh.cli.output import AsJson, Listing, ShowAll, counted, emit, progress
+from smh.cli.output import AsJson, Listing, ShowAll, emit, progress
 from smh.cli.summary import entry_lines, generated_lines, plan_lines, variable_lines
 from smh.core.versions import VERSION
 from smh.errors import install_line
@@ -28,6 +28,7 @@ from smh.files.dense import is_checkpoint
 from smh.files.formats import is_safetensors, open_dense
 from smh.files.header import DTYPES
 from smh.files.integers import pack, pool_arrays
+from smh.tables import counted
 from smh.text import printable
 
 _PACKAGES = ("numpy", "array-api-compat", "einops", "safetensors", "ml_dtypes", "scipy", "keras")

@@ -13,7 +13,6 @@ from typing import Any
 
 import typer
 
-from smh.cli.output import counted
 from smh.core.patterns import compile_pattern
 from smh.core.plan import Plan
 from smh.core.rules import RULES
@@ -25,6 +24,7 @@ from smh.files.header import are_sizes
 from smh.models.compression import ModelTensor
 from smh.models.roles import complete
 from smh.strict_json import MAX_HEADER, check_limits, parse, short
+from smh.tables import counted
 
 MODEL_HELP = "a file (.safetensors, .npz, .pt, .pth or .bin), the index of several files (.index.json), or a folder."
 

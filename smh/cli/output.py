@@ -127,15 +127,6 @@ class Listing:
         yield table
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number and a noun.
-
-    >>> counted(1, "tensor"), counted(2500, "tensor")
-    ('1 tensor', '2,500 tensors')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def text_console(file: IO[str] | None = None, stderr: bool = False) -> Console:
     """Return a console that leaves numbers and brackets alone; output into a file or pipe has wide lines."""
     console = _Console(file=file, stderr=stderr, highlight=False, markup=False, soft_wrap=False, emoji=False)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from smh.cli.model import read_plan
 from smh.cli.output import AsJson, Force, Quiet, check_out, emit
-from smh.errors import SmhError, install_line
 from smh.files import checkpoint
 from smh.files.atomic import replacing
 
@@ -34,9 +31,7 @@ def run_plot(
     if suffix not in _FORMATS:
         raise typer.BadParameter(f"a picture ends with .{', .'.join(_FORMATS)}; got {str(out)!r}", param_hint="--out")
     check_out(out, path, force=force)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise SmhError(f"a plot needs matplotlib: {install_line('plot')}")
-    plan: Any = read_plan(path) if path.suffix.lower() == ".json" else checkpoint.read(path).plan
+    plan = read_plan(path) if path.suffix.lower() == ".json" else checkpoint.read(path).plan
     figure = plan.plot()
     with replacing(out) as temporary:
         figure.savefig(temporary, format=suffix, bbox_inches="tight")

@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from smh.cli.output import Listing, counted
+from smh.cli.output import Listing
 from smh.core.plan import Plan
 from smh.models.compression import ModelTensor
+from smh.tables import counted
 from smh.text import shortened
 
 T = TypeVar("T")

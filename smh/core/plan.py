@@ -23,7 +23,7 @@ from smh.core.versions import VERSION, explained, is_readable
 from smh.core.views import View
 from smh.errors import CheckpointError, PlanError, UnknownNameError, near_names
 from smh.strict_json import canonical_json, check_limits, parse
-from smh.tables import Table, count, paragraph
+from smh.tables import Table, counted, paragraph
 from smh.text import printable, shortened
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ class Plan:
         return f"{self._table()}\n\n{self._summary()}"
 
     def __repr__(self) -> str:
-        tensors = count(len(self.tensors), "tensor")
+        tensors = counted(len(self.tensors), "tensor")
         return (
             f"Plan({self.num_weights:,} weights of {tensors} from {self.num_variables:,} variables, "
             f"pool={shortened(repr(self.pool), 2 * _SHOWN)}, layout={self.layout!r}, seed={self.seed})"

@@ -7,6 +7,7 @@ each tensor is read from the checked file into a new array. Files of other kinds
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import io
 import os
@@ -93,13 +94,13 @@ class DenseTensors(Tensors):
         with telling(self.path):
             return dtype_of(name, self.dtypes[name])
 
+    @abc.abstractmethod
     def _open(self, stack: contextlib.ExitStack) -> None:
         """Open the files, which ``stack`` closes, and list their tensors by :meth:`_add`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _read(self, name: str, code: str) -> np.ndarray:
         """Read a tensor; ``code`` is its dtype, or another one of as many bytes."""
-        raise NotImplementedError
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: str, size: int) -> None:
         self.shapes[name], self.dtypes[name], self.sizes[name] = shape, dtype, size

@@ -1,33 +1,30 @@
 """Models of plain tensors in files of any kind: safetensors, in one file or several, NumPy's and PyTorch's.
 
 :func:`open_dense` tells the kind by the content of a file, not by its name, and trusts nothing in it: arrays of NumPy
-are read without pickle, and those of PyTorch by ``torch.load(weights_only=True)``.
+are read without pickle, and those of PyTorch by :mod:`smh.backends.torch.files`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
-import pickle
 import re
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from smh.errors import CheckpointError
+from smh.errors import CheckpointError, install_line
 from smh.files.dense import DenseFile, DenseTensors
-from smh.files.header import DTYPES, OtherFileError, check_bools, dtype_of, open_file
+from smh.files.header import CODES, OtherFileError, check_bools, open_file
 from smh.strict_json import MAX_HEADER, check, check_limits, parse, short
-from smh.text import SURROGATE, shortened, some
+from smh.text import some
 
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
-_STATES = ("state_dict", "model_state_dict", "model")  # entries of a training state that hold the model
 _DEFLATED = 1032  # the most bytes that deflate makes of one
 _KERAS = (
     "a model of Keras: load it in Python, keras.saving.load_model({0!r}), and give the model to smh.fit, or save its "
@@ -67,7 +64,7 @@ class ArrayArchive(DenseTensors):
                     size = math.prod(shape) * dtype.itemsize
                     data = entry.file_size - file.tell()
                     check(dtype.hasobject or size == data, f"{what} have {size} bytes", data)
-                self._add(name, shape, _CODES.get(dtype.name, dtype.name), size)
+                self._add(name, shape, CODES.get(dtype.name, dtype.name), size)
 
     def _read(self, name: str, code: str) -> np.ndarray:
         with _damage(), self._zip.open(f"{name}.npy") as file:
@@ -75,77 +72,6 @@ class ArrayArchive(DenseTensors):
         x = x.astype(x.dtype.newbyteorder("<"), order="C", copy=False)
         check_bools(name, x)
         return x
-
-
-class TorchFile(DenseTensors):
-    """A file of ``torch.save`` with the tensors of a model: mapped into memory, or read whole where PyTorch cannot map.
-
-    A training state with an entry such as ``"state_dict"`` is read as that. Of tied tensors the first is read.
-    """
-
-    kind = "file of PyTorch"
-
-    def _open(self, stack: contextlib.ExitStack) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            what = 'only PyTorch reads a file of torch.save: pip install "structured-multi-hashing[torch]"'
-            raise CheckpointError(f"{what}, or save its tensors with safetensors") from error
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of types that PyTorch will drop
-                content = torch.load(
-                    self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
-                )
-        except Exception as error:  # unpickling hostile data fails in many ways
-            says = "" if isinstance(error, pickle.UnpicklingError) else f". PyTorch says: {shortened(str(error), 200)}"
-            what = "PyTorch cannot read it as tensors alone: save a model by torch.save(model.state_dict(), path)"
-            raise CheckpointError(what + says) from error
-        self._tensors: dict[str, Any] = {}
-        first: dict[tuple[Any, ...], str] = {}
-        for name, x in self._state(content, torch.Tensor).items():
-            what = f"tensor {short(name)} must"
-            check(not SURROGATE.search(name), f"{what} have a name in valid Unicode", name)
-            plain = x.layout is torch.strided and not x.is_quantized and x.device.type == "cpu"
-            check(plain, f"{what} have plain values: convert it before it is saved", f"{x.layout}, {x.device}")
-            place = (x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride())
-            if x.numel() and place in first:
-                self.aliases[name] = first[place]
-                self.notes.append(f"tied, and read once: {name!r} is {first[place]!r}")
-                continue
-            first[place] = name
-            self._tensors[name] = x
-            dtype = str(x.dtype).removeprefix("torch.")
-            self._add(name, tuple(x.shape), _CODES.get(dtype, dtype), x.numel() * x.element_size())
-
-    def _state(self, content: Any, tensor: type) -> Mapping[str, Any]:
-        """Return the tensors of a model, in a state that may hold more."""
-
-        def is_state(value: Any) -> bool:
-            return isinstance(value, Mapping) and all(
-                isinstance(key, str) and isinstance(x, tensor) for key, x in value.items()
-            )
-
-        check(isinstance(content, Mapping), "it must hold tensors by name, as model.state_dict() does", type(content))
-        if is_state(content):
-            return content  # type: ignore[no-any-return]
-        states = [key for key, value in content.items() if value and is_state(value)]
-        state = next((key for key in _STATES if key in states), states[0] if len(states) == 1 else None)
-        if state is None:
-            raise CheckpointError(
-                "it must hold the tensors of one model by name, as model.state_dict() does; got entries "
-                f"{some(list(map(str, content)))}: save the tensors of the model alone"
-            )
-        self.notes.append(f"read from its entry {state!r}")
-        return content[state]  # type: ignore[no-any-return]
-
-    def _read(self, name: str, code: str) -> np.ndarray:
-        import torch
-
-        x = self._tensors[name].detach().resolve_conj().resolve_neg().contiguous().clone()
-        real = torch.view_as_real(x) if x.is_complex() else x
-        data: np.ndarray = real.reshape(-1).view(torch.uint8).numpy()
-        return data.view(dtype_of(name, code)).reshape(self.shapes[name])
 
 
 class ShardedModel(DenseTensors):
@@ -231,16 +157,28 @@ def _reader(path: str | os.PathLike[str]) -> type[DenseTensors]:
                 what = "it is a damaged or cut archive: fetch another copy"
                 raise CheckpointError(f"cannot read {os.fspath(path)!r}: {what}") from error
             if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-                return TorchFile
+                return _torch_reader(path)
             if "config.json" in names:
                 raise OtherFileError(f"cannot read {os.fspath(path)!r}: it is {_KERAS.format(os.fspath(path))}")
             if all(name.endswith(".npy") for name in names):
                 return ArrayArchive
     if re.match(rb"\x80[\x02-\x05]", start):
-        return TorchFile
+        return _torch_reader(path)
     if start.startswith(b"\x89HDF\r\n"):
         raise OtherFileError(f"cannot read {os.fspath(path)!r}: it is an HDF5 file, {_KERAS.format(os.fspath(path))}")
     return ShardedModel if os.fsdecode(path).lower().endswith(".json") else DenseFile
+
+
+def _torch_reader(path: str | os.PathLike[str]) -> type[DenseTensors]:
+    """Return the class that reads files of ``torch.save``, which the backend of PyTorch has."""
+    try:
+        reader: type[DenseTensors] = importlib.import_module("smh.backends.torch.files").TorchFile
+    except ImportError as error:
+        what = f"only PyTorch reads a file of torch.save: {install_line('torch')}"
+        raise CheckpointError(
+            f"cannot read {os.fspath(path)!r}: {what}, or save its tensors with safetensors"
+        ) from error
+    return reader
 
 
 @contextlib.contextmanager

@@ -28,6 +28,9 @@ DTYPES = {
 }
 """NumPy names of the dtypes of the format that checkpoints support: those of whole bytes."""
 
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+"""The names of these dtypes in the format, by their NumPy names."""
+
 FOREIGN = frozenset(name for name in DTYPES.values() if name.startswith(("bfloat", "float8")))
 """The dtypes that NumPy knows from the package ``ml_dtypes``."""
 

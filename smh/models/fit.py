@@ -31,7 +31,7 @@ from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Grids, fit_pool
 from smh.models.patience import Tick, track
 from smh.models.progress import Progress
 from smh.models.rounding import dot
-from smh.tables import Table, count, paragraph
+from smh.tables import Table, counted, paragraph
 
 if TYPE_CHECKING:
     import rich.table
@@ -66,7 +66,7 @@ class FitReport:
     def __str__(self) -> str:
         """Return a paragraph: the error of all weights, and the tensors that are furthest off."""
         worst = sorted(self.errors, key=lambda name: -self.errors[name])[:3]
-        tensors = count(len(self.errors), "tensor")
+        tensors = counted(len(self.errors), "tensor")
         return (
             f"The weights of {tensors} are generated with a relative error of {self.error:.3g} "
             f"({self.error_unrounded:.3g} before rounding to integers); furthest off: "

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smh.core.pools import Pool
 from smh.core.sizes import file_bytes
 from smh.core.tensors import TensorSpec
-from smh.tables import Table, count, data_frame, paragraph
+from smh.tables import Table, counted, data_frame, paragraph
 from smh.text import some
 
 if TYPE_CHECKING:
@@ -192,9 +191,9 @@ class Report:
         regular = [tensor.name for tensor in generated if tensor.note]
         noted = f" Values that were regular before are random now: {some(regular)}." if regular else ""
         return (
-            f"{self.num_weights:,} weights ({count(len(generated), 'tensor')}) are generated from "
+            f"{self.num_weights:,} weights ({counted(len(generated), 'tensor')}) are generated from "
             f"{self.num_variables:,} variables (pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers "
-            f"({count(len(self.tensors) - len(generated), 'tensor')}) are kept. {self.num_trained:,} numbers are "
+            f"({counted(len(self.tensors) - len(generated), 'tensor')}) are kept. {self.num_trained:,} numbers are "
             f"trained instead of {self.num_trained_before:,}. A file takes {self.bytes_after:,} bytes instead of "
             f"{self.bytes_before:,} ({self.share:.1%}); residency {self.residency!r}, gradients {self.gradients!r}."
             f"{noted}"
@@ -206,9 +205,9 @@ class Report:
         lines = []
         for why, kept in sorted(groups.items(), key=lambda group: -_numbers(group[1])):
             example = f"{'' if len(kept) == 1 else 'such as '}{kept[0].name!r}"
-            lines.append(f"{why}: {count(len(kept), 'tensor')}, {count(_numbers(kept), 'number')} ({example})")
+            lines.append(f"{why}: {counted(len(kept), 'tensor')}, {counted(_numbers(kept), 'number')} ({example})")
         if len(lines) > _REASONS:
-            lines[_REASONS:] = [f"and {count(len(lines) - _REASONS, 'more reason')}"]
+            lines[_REASONS:] = [f"and {counted(len(lines) - _REASONS, 'more reason')}"]
         return ["Kept tensors:", *lines] if lines else []
 
     def _by_kind(self) -> Table:
@@ -274,17 +273,11 @@ def make_report(compression: Compression, scale_variables: Mapping[str, float]) 
 def one_line(compression: Compression) -> str:
     """Return how a model is compressed in a line, as the representations of compressed models show it."""
     plan = compression.plan
-    bits = ", ".join(map(str, sorted({leaf.pool.grid_bits + 1 for leaf in plan.pool.leaves(plan.seed)})))
     return (
         f"{plan.num_weights:,} weights generated from {plan.num_variables:,} variables (ratio {plan.ratio:.4g}, "
-        f"{_name(plan.pool)} pool, {bits} bits), residency {compression.residency!r}, "
+        f"{plan.pool.in_words()}), residency {compression.residency!r}, "
         f"gradients {compression.gradients!r}"
     )
-
-
-def _name(pool: Pool) -> str:
-    parts: tuple[Pool, ...] = getattr(pool, "parts", ())
-    return pool.kind + (f" of {', '.join(map(_name, parts))}" if parts else "")
 
 
 def _scale(spec: TensorSpec, scale_variables: Mapping[str, float]) -> float:

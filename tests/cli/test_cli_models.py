@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import subprocess
 import sys
 import zipfile
 
@@ -212,10 +213,12 @@ def test_what_torch_files_must_hold(tmp_path):
     assert_fails(invoke("inspect", tmp_path / "x.pt"), "x.pt", "cut archive")
 
 
-def test_torch_that_is_not_installed(tmp_path, monkeypatch):
+def test_torch_that_is_not_installed(tmp_path):
     (tmp_path / "x.bin").write_bytes(pickle.dumps({}))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert_fails(invoke("plan", tmp_path / "x.bin", "--ratio", "0.3"), 'pip install "structured-multi-hashing[torch]"')
+    code = "import sys; sys.modules['torch'] = None; import smh.cli; smh.cli.main()"
+    command = [sys.executable, "-c", code, "plan", str(tmp_path / "x.bin"), "--ratio", "0.3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert_fails(done, 'pip install "structured-multi-hashing[torch]"')
 
 
 def archive(entries):

@@ -18,7 +18,7 @@ from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
 from smh.models.report import one_line
-from smh.tables import count
+from smh.tables import counted
 
 ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 _TYPES = ("float32", "bfloat16", "float16")
@@ -170,7 +170,7 @@ class Compressed:
         raise NotMaterializedError(f".{name}")
 
     def __repr__(self) -> str:
-        return f"Compressed({one_line(self.structure.compression)}; {count(len(self.kept), 'kept array')})"
+        return f"Compressed({one_line(self.structure.compression)}; {counted(len(self.kept), 'kept array')})"
 
 
 def flatten(params: Any) -> tuple[Any, dict[str, Any]]:

@@ -87,6 +87,15 @@ class Pool(PoolArithmetic):
             leaf.path + name: shape for leaf in self.leaves(seed=0) for name, shape in leaf.pool.local_shapes().items()
         }
 
+    def in_words(self) -> str:
+        """Return the kind of the pool and its bits, for people: ``"matmul pool, 8 bits"``."""
+        bits = sorted({leaf.pool.grid_bits + 1 for leaf in self.leaves(seed=0)})
+        return f"{self.kinds()} pool, {', '.join(map(str, bits))} bits"
+
+    def kinds(self) -> str:
+        """Return the kind, with those of all parts."""
+        return self.kind
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of a plan; :func:`from_dict` reads it."""
         return {"kind": self.kind} | {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -252,6 +252,10 @@ class _CombinedPool(arithmetic.Combination, Pool):
 
     parts: tuple[Pool, ...]
 
+    def kinds(self) -> str:
+        """Return the kind, with those of all parts."""
+        return f"{self.kind} of {', '.join(part.kinds() for part in self.parts)}"
+
     def __init__(self, *parts: Pool | str) -> None:
         if not 1 <= len(parts) <= MAX_PARTS:
             raise PlanError(f"a {self.kind} of pools needs 1 to {MAX_PARTS} parts; got {len(parts)}")
