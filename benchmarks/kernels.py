@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.measure import Case, Row, by_turns, kinds, memory_row, over, peak_beyond, peak_in_fresh_process
+from benchmarks.measure import GRADIENTS, Case, Row, by_turns, memory_row, over, peak_beyond, peak_in_fresh_process
 from benchmarks.shapes import shapes_of
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
@@ -36,6 +36,10 @@ class Work(NamedTuple):
         """Return a copy with a function applied to all arrays."""
         variables, cotangents = ({k: array(x) for k, x in d.items()} for d in (self.variables, self.cotangents))
         return Work(self.plan, variables, cotangents, array(self.matrix))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(tensor.name for tensor in self.plan.tensors)
 
     @property
     def factors(self) -> tuple[Any, Any]:
@@ -83,17 +87,17 @@ def torch_cases(work: Work) -> dict[str, Case]:
     """PyTorch, eager and compiled. Gradients are those of autograd's backward pass."""
     import torch
 
-    from smh import torch as smh
+    from smh.backends.torch.autograd import Materialize
 
     plan, variables, cotangents, g = work.map(torch.from_numpy)
     left, right = work.map(torch.from_numpy).factors
     leaves = {name: x.clone().requires_grad_() for name, x in variables.items()}
 
     def no_grad(build: Callable[..., Any]) -> Callable[[], object]:
-        return lambda: torch.no_grad()(build)(variables)
+        return lambda: torch.no_grad()(build)(*variables.values())
 
     def backward(build: Callable[..., Any]) -> Callable[[], object]:
-        weights = list(build(leaves).values())
+        weights = build(*leaves.values())
         return lambda: torch.autograd.grad(weights, list(leaves.values()), list(cotangents.values()))
 
     cases: dict[str, Case] = {}
@@ -102,8 +106,8 @@ def torch_cases(work: Work) -> dict[str, Case]:
             f"{mode}: product": lambda: lambda: left @ right,
             f"{mode}: both products": lambda: lambda: (g @ right.T, left.T @ g),
         }
-        for kind, options in kinds(smh.materialize).items():
-            build = functools.partial(smh.materialize, plan, **options)
+        for kind in GRADIENTS:
+            build = functools.partial(Materialize.apply, plan, work.names, kind == "fast")
             if mode == "compile":
                 build = torch.compile(build, dynamic=False)
             if kind == "exact":
@@ -118,6 +122,7 @@ def jax_cases(work: Work) -> dict[str, Case]:
     import jax.numpy as jnp
 
     from smh import jax as smh
+    from smh.backends.jax.derivatives import build
 
     plan, variables, cotangents, g = work = work.map(jnp.asarray)
     left, right = work.factors
@@ -126,17 +131,15 @@ def jax_cases(work: Work) -> dict[str, Case]:
         run = jax.jit(fn)
         return lambda: lambda: jax.block_until_ready(run(*args))
 
-    def pull(options: Any) -> Callable[..., Any]:
-        return lambda x, cotangents: jax.vjp(lambda x: smh.materialize(plan, x, **options), x)[1](cotangents)
+    def pull(kind: str) -> Callable[..., Any]:
+        weights = functools.partial(build, plan, work.names, fast=kind == "fast")
+        return lambda x, cotangents: jax.vjp(weights, x)[1](cotangents)
 
     return {
         "jit: product": compiled(jnp.matmul, left, right),
         "jit: build": compiled(lambda x: smh.materialize(plan, x), variables),
         "jit: both products": compiled(lambda g, left, right: (g @ right.T, left.T @ g), g, left, right),
-    } | {
-        f"jit: {kind} gradients": compiled(pull(options), variables, cotangents)
-        for kind, options in kinds(smh.materialize).items()
-    }
+    } | {f"jit: {kind} gradients": compiled(pull(kind), variables, cotangents) for kind in GRADIENTS}
 
 
 def tensorflow_cases(work: Work) -> dict[str, Case]:
@@ -144,6 +147,7 @@ def tensorflow_cases(work: Work) -> dict[str, Case]:
     import tensorflow as tf
 
     from smh import keras as smh
+    from smh.backends.tensorflow.derivatives import build
 
     plan, variables, cotangents, g = work = work.map(tf.constant)
     left, right = work.factors
@@ -152,12 +156,12 @@ def tensorflow_cases(work: Work) -> dict[str, Case]:
         run = tf.function(fn, autograph=False)
         return lambda: lambda: run(*args)
 
-    def pull(options: Any) -> Callable[..., Any]:
+    def pull(kind: str) -> Callable[..., Any]:
         def gradients(x: Any, cotangents: Any) -> Any:
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                weights = smh.materialize(plan, x, **options)
-            return tape.gradient(weights, x, cotangents)
+                weights = build(plan, work.names, *x.values(), fast=kind == "fast")
+            return tape.gradient(weights, x, list(cotangents.values()))
 
         return gradients
 
@@ -168,10 +172,7 @@ def tensorflow_cases(work: Work) -> dict[str, Case]:
         "function: product": compiled(tf.matmul, left, right),
         "function: build": compiled(lambda x: smh.materialize(plan, x), variables),
         "function: both products": compiled(both, g, left, right),
-    } | {
-        f"function: {kind} gradients": compiled(pull(options), variables, cotangents)
-        for kind, options in kinds(smh.materialize).items()
-    }
+    } | {f"function: {kind} gradients": compiled(pull(kind), variables, cotangents) for kind in GRADIENTS}
 
 
 CASES = {"numpy": numpy_cases, "torch": torch_cases, "jax": jax_cases, "tensorflow": tensorflow_cases}

@@ -7,7 +7,6 @@ import datetime
 import gc
 import importlib
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ Case = Callable[[], Callable[[], object]]
 """Prepares a round, untimed, and returns the function to time."""
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+GRADIENTS = ("exact", "fast")
+"""The kinds of gradients."""
 _INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
@@ -59,23 +60,15 @@ def over(times: list[float], floor: list[float], **what: Any) -> Row:
     return {name: round(x, 5) if isinstance(x, float) else x for name, x in row.items()}
 
 
-def kinds(function: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """Return the kinds of gradients of a function of the library, with the options that select them."""
-    fast = "gradients" in inspect.signature(function).parameters
-    return {"exact": {}} | ({"fast": {"gradients": "fast"}} if fast else {})
-
-
 def steps(
     make: Callable[..., Case], mode: str, networks: Iterable[str], ratios: Iterable[float], rounds: int
 ) -> Iterator[Row]:
     """Iterate over training steps ``make(network, ratio, **options)`` relative to the plain model, with ratio None."""
-    from smh import compress
-
     for network in networks:
         cases: dict[tuple[float | None, str], Case] = {(None, "plain"): make(network, None)}
         for ratio in ratios:
-            for kind, options in kinds(compress).items():
-                cases[ratio, kind] = make(network, ratio, **options)
+            for kind in GRADIENTS:
+                cases[ratio, kind] = make(network, ratio, gradients=kind)
         seconds = by_turns(cases, rounds_of(network, rounds))
         for case in list(cases)[1:]:
             what = {"network": network, "ratio": case[0], "mode": mode, "what": case[1]}

@@ -84,7 +84,7 @@ def inference(name: str, ratio: float | None, batch: int, residency: str = "full
 
 
 def peak_of_step(name: str, ratio: float | None) -> int:
-    """Return the peak memory of a step beyond the imported libraries, including model, optimiser and gradients."""
+    """Return the peak memory of a step beyond the imported libraries, including model, optimizer and gradients."""
     base = resident()
     return peak_beyond(base, step(name, ratio)())
 
