@@ -88,7 +88,6 @@ experiments: .venv-experiments/made
 	$(call environment,.venv-experiments,--editable ".[experiments]")
 	touch $@
 
-# torchvision has to be built for the torch that is installed.
 zoo: .venv-zoo/made
 	OMP_NUM_THREADS=1 .venv-zoo/bin/python -m tests.zoo.elsewhere > .venv-zoo/page.md
 	mv .venv-zoo/page.md docs/results/zoo.md
