@@ -1,6 +1,5 @@
 """The command line: ``python -m experiments``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 from rich.console import Console
 
 from experiments import cells, results, runner
-from smh.errors import SmhError
+from experiments.errors import run_app
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 HERE = Path(__file__).parent
@@ -72,14 +71,5 @@ def _list(console: Console, selected: list[cells.Cell], config: cells.Config, pa
     console.print(f"{done} of {len(states)} cells are done")
 
 
-def main() -> None:
-    """Run the command line. Errors of the project print one line without a traceback."""
-    try:
-        app()
-    except SmhError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
 if __name__ == "__main__":
-    main()
+    run_app(app)

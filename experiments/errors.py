@@ -1,6 +1,18 @@
-"""Errors of experiments."""
+"""Errors of experiments, and how command lines show them."""
+
+import sys
+from collections.abc import Callable
 
 from smh.errors import SmhError
+
+
+def run_app(app: Callable[[], object]) -> None:
+    """Run a command line. Errors of the project print one line without a traceback."""
+    try:
+        app()
+    except SmhError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 class ExperimentError(SmhError):

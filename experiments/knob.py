@@ -8,7 +8,6 @@ list, then with all seeds at the best rate of each; and the digits in JAX and Ke
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +18,9 @@ import typer
 from experiments import elsewhere, results, training
 from experiments.cells import describe
 from experiments.context import context
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, run_app
 from experiments.results import Line
 from experiments.settings import Settings
-from smh.errors import SmhError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 RESULTS = Path(__file__).parent / "results" / "knob.jsonl"
@@ -125,14 +123,5 @@ def report(
     output.write_text(knob.page(results.read(path)))
 
 
-def main() -> None:
-    """Run the command line; errors that the project knows are one line, not a traceback."""
-    try:
-        app()
-    except SmhError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
 if __name__ == "__main__":
-    main()
+    run_app(app)

@@ -313,8 +313,7 @@ class Api(InPlaceApi[Model, Compressed]):
         Raises
         ------
         CheckpointError
-            If the file is damaged, not a checkpoint of a known version, or does not fit the model. The message names
-            missing, unexpected and different tensors.
+            If the file is damaged, not a checkpoint of a known version, or does not fit the model, by which tensors.
         PlanError
             If the plan of the file does not fit a plain model.
         LimitError
@@ -392,8 +391,7 @@ def _path(path: Any) -> str:
 
 
 def _digest(backend: Backend, plan: Plan, variables: Mapping[str, Array]) -> str:
-    canonical = tuple(dataclasses.replace(tensor, view=None) for tensor in plan.tensors)
-    unviewed = dataclasses.replace(plan, tensors=canonical)
+    unviewed = dataclasses.replace(plan, tensors=tuple(dataclasses.replace(t, view=None) for t in plan.tensors))
 
     def build(names: list[str]) -> list[np.ndarray]:
         weights = backend.materialize(unviewed, variables, names)

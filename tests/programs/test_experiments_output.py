@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from experiments import __main__, cells, data, results, runner, training
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, run_app
 
 CONFIG = """
 [run]
@@ -53,7 +53,7 @@ def test_missing_data_is_one_error_before_any_work(tmp_path, monkeypatch, capfd,
     monkeypatch.setattr(sys, "argv", ["experiments", *arguments])
     monkeypatch.setattr(training, "run", lambda *_: pytest.fail("a run began"))
     with pytest.raises(SystemExit, match="2"):
-        __main__.main()
+        run_app(__main__.app)
     output = capfd.readouterr()
     assert output.out == ""
     assert output.err.count("\n") == 1
