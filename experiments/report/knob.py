@@ -66,7 +66,7 @@ def page(lines: list[Line]) -> str:
         momentum=MOMENTUM,
         rows=table(_HEAD, [row.cells() for row in rows]),
         worst=max(0.0, *(row.own - row.ours for row in rows)),
-        bad=f"{bad or 'No'} run{'s' if bad > 1 else ''} ended in NaN.",
+        bad=f"{bad or 'No'} run{'s' if bad > 1 else ''} at the dense rate ended in NaN.",
         rates="\n".join(_by_rate(runs, data, optimizer) for optimizer in RATES),
         about=f"One thread of {about['cpu']}; {versions}.",
     )

@@ -60,7 +60,7 @@ class _VersionError(OtherFileError):
     def __init__(self, version: Any) -> None:
         what = f"this smh reads files of version {VERSION}: upgrade it"
         if isinstance(version, str) and re.fullmatch(r"1\.[0-9]{1,9}", version):
-            what = f"smh 0.1 wrote it, and this smh reads files of version {VERSION}: read it with that version"
+            what = f"smh 0.1 wrote it, and this smh reads files of version {VERSION}: use smh 0.1 to read it"
         super().__init__(f"{what}, got {short(version)}")
 
 

@@ -94,14 +94,14 @@ def test_golden_plans_mean_what_they_meant(folder):
 
 
 def test_a_file_of_version_1_says_which_smh_reads_it(tmp_path, call):
-    words = r"smh 0.1 wrote it, and this smh reads files of version 2.0: install 'smh<0.2' to read it, got '1.0'"
+    words = r"smh 0.1 wrote it, and this smh reads files of version 2.0: use smh 0.1 to read it, got '1.0'"
     with pytest.raises(smh.CheckpointError, match=words) as caught:
         smh.load(OLD)
     assert "save it again" not in str(caught.value)
     for command in ("inspect", "digest", "verify"):
         result = call(command, OLD)
         assert result.exit_code == 3
-        assert "install 'smh<0.2' to read it" in result.stderr
+        assert "use smh 0.1 to read it" in result.stderr
     result = call("materialize", OLD, "-o", tmp_path / "out")
     assert result.exit_code == 3
     assert not list(tmp_path.iterdir())

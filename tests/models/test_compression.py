@@ -20,9 +20,9 @@ from smh.models.compression import (
     check_loaded,
     check_ratio,
     check_residency,
-    make_report,
     plan_for,
 )
+from smh.models.report import make_report
 
 TENSORS = (
     ModelTensor("conv.weight", (16, 8, 3, 3), 4 * 1152, axes="o i h w"),

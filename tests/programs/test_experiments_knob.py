@@ -62,14 +62,14 @@ def test_the_page():
     text = report.page([*tuned(0.1, 0.3), *jax, *more])
     assert "| digits, MLP | JAX | SGD, momentum 0.9 | 0.1 | 97.00 | 94.25 | 0.3 | 96.00 | −1.75 | 1 | 0 |" in text
     assert "| digits, MLP | PyTorch | SGD, momentum 0.9 | 0.1 | 85.00 | 80.00 | 0.3 | 85.00 | −5.00 | 1 | 0 |" in text
-    assert "The largest loss against the best rate is 5.00 points. No run ended in NaN." in text
+    assert "The largest loss against the best rate is 5.00 points. No run at the dense rate ended in NaN." in text
     assert re.search(r"\| digits, MLP \| compressed \| 90.00 \| 90.00 \| 95.00 \| 90.00 \|", text)
     assert "MNIST" not in text
     assert "| Keras |" not in text
     complete = [line(x.replace(seed=1), 95.0, framework="jax") for x in (dense, own)]
     text = report.page([*tuned(0.1, 0.3), *jax, *more, *complete])
     assert "| 0.1 | 96.00 | 47.12 | 0.3 | 95.50 | −48.38 | 2 | 1 |" in text
-    assert "1 run ended in NaN." in text
+    assert "1 run at the dense rate ended in NaN." in text
 
 
 def test_runs_are_resumed(tmp_path, monkeypatch, capsys):
