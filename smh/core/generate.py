@@ -81,6 +81,28 @@ def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -
     }
 
 
+def grids_of(
+    kernels: Kernels, plan: Plan, integers: Mapping[str, Array], exponents: Mapping[str, int | None]
+) -> dict[str, Grid]:
+    """Return the grids of a pool that is given as integers: what :func:`put_on_grids` returns for their values.
+
+    Parameters
+    ----------
+    integers : mapping of str to array
+        The integers of every array of the pool, in its shape and any type that holds them, by name without ``pool/``.
+    exponents : mapping of str to int or None
+        Their exponents, None for an array whose integers are all 0.
+    """
+    xp, grids = kernels.xp, {}
+    for leaf in plan.pool.leaves(plan.seed):
+        for name in leaf.pool.local_shapes():
+            q, e = integers[leaf.path + name], exponents[leaf.path + name]
+            unit, power = (1.0, 0.0) if e is None else (2.0 ** (e - leaf.pool.grid_bits), 2.0**e)
+            unit, power = (xp.asarray(x, dtype=xp.float32, device=kernels.device(q)) for x in (unit, power))
+            grids[leaf.path + name] = Grid(xp.astype(q, xp.float32), unit, power)
+    return grids
+
+
 def on_grid(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -> dict[str, Array]:
     """Return the variables with every array of the pool rounded to its grid, as in files: zeros are +0."""
     grids = put_on_grids(kernels, plan, variables)

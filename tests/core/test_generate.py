@@ -111,6 +111,20 @@ def test_values_on_the_grid_give_the_same_weights(plan, seed):
             assert not np.any((np.abs(w) > 0) & (np.abs(w) < 2.0**-118)), "a weight is subnormal, or nearly so"
 
 
+@settings(max_examples=50, **RELAXED)
+@given(plan=plans(), seed=seeds)
+def test_integers_give_the_weights_of_their_values(plan, seed):
+    variables, _ = values(plan, 2 * (seed // 2) + 1, "normal")
+    with np.errstate(all="ignore"):
+        grids = generate.put_on_grids(NUMPY, plan, variables)
+        integers = {name: one.integers.astype(np.int16) for name, one in grids.items()}
+        exponents = {name: int(np.log2(one.power)) if one.power else None for name, one in grids.items()}
+        again = generate.grids_of(NUMPY, plan, integers, exponents)
+        frozen = generate.build(NUMPY, plan, again, variables, plan.tensors)
+        for name, w in generate.materialize(NUMPY, plan, variables).items():
+            assert_same_bits(frozen[name], w, name)
+
+
 @settings(max_examples=30, **RELAXED)
 @given(plan=plans(), seed=seeds)
 def test_twice_the_cotangents_give_twice_the_gradients(plan, seed):
