@@ -104,20 +104,6 @@ def test_arrays_that_do_not_get_smaller_are_stored_as_they_are(tmp_path):
     assert np.array_equal(found.variables["pool/left"], variables["pool/left"])
 
 
-def test_packed_files_are_saved_from_every_backend(tmp_path):
-    names = ["numpy", "torch", "jax", "tensorflow"]
-    contents = {saved_by(tmp_path, name) for name in names if name in smh.list_backends(installed=True)}
-    assert len(contents) == 1
-
-
-def saved_by(folder, name):
-    backend = __import__(f"smh.backends.{name}", fromlist=["save"])
-    plan = PLANS["8 bits"]
-    backend.save(folder / name, plan, backend.initialize(plan), packed=True)
-    assert backend.load(folder / name).coded
-    return (folder / name).read_bytes()
-
-
 def test_a_port_stays_packed(tmp_path, call):
     path, plan = tmp_path / "model", PLANS["8 bits"]
     smh.save(path, plan, smh.initialize(plan), packed=True)
