@@ -252,7 +252,7 @@ def _find_checksums(header: bytes) -> re.Match[bytes]:
 
 def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str) -> Entries:
     """Return dtype and shape of each tensor. Checks that they fit the plan and fill the data section exactly."""
-    coded = coded_names(tree)
+    coded = set(coded_names(tree))
     check(not coded or version != VERSION, f"a file of version {VERSION} must have no coded tensors", coded)
     planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
     training = {f"training/{name}": ("F32", shape) for name, _, shape, _ in pool_arrays(plan)}
@@ -267,14 +267,13 @@ def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str) ->
         known = name in planned or name[:6] == "dense/" != name or name.startswith(CODED)
         check(known, f"{what} be of the plan or 'dense/...'", name)
         check_tensor(what, name, entry)
-        if name.startswith(CODED):
-            check_coded(plan, name, entry)
         dtype = entry["dtype"]
         check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
         got = entries[name] = dtype, tuple(entry["shape"])
         want = planned.get(name, got)
         check(got == want, f"{what} be {want} by the plan", got)
         position = check_place(what, entry, position)
+    check_coded(plan, entries)
     missing = [name for name in planned if name not in entries]
     check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
     check(position == size, f"its data section must have the {position} bytes of its tensors", size)

@@ -16,19 +16,23 @@ import numpy as np
 from smh.core.plan import Plan
 from smh.files.coder import decode, encode, least_bytes
 from smh.files.integers import Arrays, from_stored, pool_arrays, stored_bytes, to_stored
-from smh.strict_json import check
+from smh.strict_json import check, short
 
 CODED = "coded/"
 """The prefix of coded tensors."""
 
-
 FEWEST = 128
 """The fewest integers of an array that is coded."""
+
+MOST = 1024
+"""The most arrays of a pool that is packed, since each of them takes some milliseconds to read."""
 
 
 def pack_tensors(plan: Plan, tensors: Mapping[str, np.ndarray]) -> Arrays:
     """Return the tensors of a file with those of the pool coded where that makes them smaller."""
     packed = dict(tensors)
+    if len(list(pool_arrays(plan))) > MOST:
+        return packed
     for name, bits, shape, _ in pool_arrays(plan):
         stream = _stream(name, bits, shape, tensors[name])
         if stream is not None:
@@ -60,17 +64,24 @@ def coded_names(names: Iterable[str]) -> list[str]:
     return [name.removeprefix(CODED) for name in names if name.startswith(CODED)]
 
 
-def check_coded(plan: Plan, name: str, entry: Mapping[str, Any]) -> None:
-    """Raise :class:`~smh.CheckpointError` unless the entry of a coded tensor in a header can be one of its plan."""
-    arrays = {CODED + array: (bits, shape) for array, bits, shape, _ in pool_arrays(plan)}
-    what = f"coded tensor {name!r} must"
-    check(name in arrays, f"{what} be an array of the pool", name)
-    bits, shape = arrays[name]
-    check(math.prod(shape) >= FEWEST, f"{what} have at least {FEWEST} integers", shape)
-    check(entry["dtype"] == "U8" and len(entry["shape"]) == 1, f"{what} be U8 with one axis", dict(entry))
-    least, most = least_bytes(math.prod(shape)), stored_bytes(bits, shape)
-    size = entry["shape"][0]
-    check(least <= size < most, f"{what} have at least {least} bytes and less than {most}", size)
+def check_coded(plan: Plan, entries: Mapping[str, Any]) -> None:
+    """Raise :class:`~smh.CheckpointError` unless the coded tensors of a header can be those of a plan.
+
+    Entries are dtype and shape.
+    """
+    arrays = {CODED + name: (bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
+    for name, entry in entries.items():
+        if not name.startswith(CODED):
+            continue
+        check(len(arrays) <= MOST, f"a pool with coded tensors must have at most {MOST} arrays", len(arrays))
+        what = f"coded tensor {short(name)} must"
+        check(name in arrays, f"{what} be an array of the pool", name)
+        bits, shape = arrays[name]
+        check(math.prod(shape) >= FEWEST, f"{what} have at least {FEWEST} integers", shape)
+        dtype, axes = entry
+        check(dtype == "U8" and len(axes) == 1, f"{what} be U8 with one axis", entry)
+        least, most = least_bytes(math.prod(shape)), stored_bytes(bits, shape)
+        check(least <= axes[0] < most, f"{what} have at least {least} bytes and less than {most}", axes[0])
 
 
 def _stream(name: str, bits: int, shape: tuple[int, ...], array: np.ndarray) -> bytes | None:

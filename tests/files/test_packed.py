@@ -282,6 +282,16 @@ def test_a_header_of_a_huge_array_allocates_nothing(write, size):
     assert peak < 2**20
 
 
+def test_pools_of_very_many_arrays_are_not_packed(tmp_path, monkeypatch):
+    monkeypatch.setattr("smh.files.packed.MOST", 4)
+    path = saved(tmp_path, "8 bits", packed=True)
+    assert smh.load(path).coded
+    monkeypatch.setattr("smh.files.packed.MOST", 1)
+    with pytest.raises(smh.CheckpointError, match="at most 1 arrays"):
+        smh.load(path)
+    assert saved(tmp_path, "8 bits", "a", packed=True).read_bytes() == saved(tmp_path, "8 bits", "b").read_bytes()
+
+
 # --- The command
 
 
