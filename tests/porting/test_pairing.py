@@ -258,8 +258,6 @@ def test_a_residual_network_matches_by_names_or_by_one_hint(named):
         back = {"in_order": True, "hints": {"bn1": "BatchNorm_0"}}
     mapping = match(source.model, variables, **options).mapping
     arrays = mapping.apply(source.tensors())
-    ported = jax.tree_util.tree_map_with_path(
-        lambda path, _: arrays["/".join(str(key.key) for key in path)], variables
-    )
+    ported = jax.tree_util.tree_map_with_path(lambda path, _: arrays["/".join(str(key.key) for key in path)], variables)
     np.testing.assert_allclose(module.apply(ported, x), source(x), rtol=1e-4, atol=1e-4)
     assert match(variables, source.model, **back).mapping.tensors.keys() == source.tensors().keys()
