@@ -13,8 +13,8 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,11 @@ class Checkpoint:
     dense: Arrays
     digest: str
     training: bool = False
+
+    def mapped(self, convert: Callable[[Any], Any]) -> Checkpoint:
+        """Return a checkpoint with every array converted."""
+        variables, dense = ({name: convert(x) for name, x in arrays.items()} for arrays in (self.variables, self.dense))
+        return replace(self, variables=variables, dense=dense)
 
 
 def write(

@@ -119,7 +119,7 @@ def plan_for(
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
     default = {name for name, tensor in free.items() if not tensor.why_kept}
     if not (free if "include" in given else default):
-        frozen = any("frozen" in tensor.kept for tensor in tensors)
+        frozen = any("frozen" in tensor.kept or "not trainable" in tensor.kept for tensor in tensors)
         hint = ". What is frozen is kept: unfreeze it before, and freeze the compressed model" if frozen else ""
         raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}{hint}")
     shapes = {name: tensor.shape for name, tensor in free.items()}

@@ -127,7 +127,10 @@ def copy_of(
     after = [*copy.weights, *_random_states(copy)]
     kinds = [[(tuple(v.shape), v.dtype, v.trainable) for v in variables] for variables in (before, after)]
     if kinds[0] != kinds[1]:
-        advice = "create all weights in __init__ and build, and tie weights by sharing layers"
+        advice = (
+            "create all weights in __init__ and build, and tie weights by sharing layers, but not between sub-models, "
+            "where Keras makes a layer for each"
+        )
         raise PlanError(
             f"a model made from the configuration does not have the weights of the model: {advice}; "
             f"got {len(after)} variables for {len(before)}"
