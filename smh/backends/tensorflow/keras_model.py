@@ -215,9 +215,12 @@ class Compressed(keras.Model):
         self.train_function = self.test_function = self.predict_function = None  # traced with the old one
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Return what ``fit`` runs; raises as :attr:`trainable_variables` does."""
+        """Return what ``fit`` runs; raises as :attr:`trainable_variables` does, and once training has diverged."""
         self._follow_freezing()
-        return super().make_train_function(force)
+        before, made = self.train_function, super().make_train_function(force)
+        if self.train_function is not before:
+            self.train_function = self.smh_source.watched(self.train_function)
+        return made
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Return what ``predict`` runs, which with ``cached`` residency reads kept weights."""
