@@ -142,10 +142,11 @@ def structure_of(x: np.ndarray) -> str:
     """
     if x.size < 2:
         return ""
-    if (x == x.flat[0]).all():
+    if x.flat[1] == x.flat[0] and (x == x.flat[0]).all():
         return f"all its values were {float(x.flat[0]):.4g}"
     for axis, size in enumerate(x.shape):
-        if size > 1 and (x == x.take([0], axis)).all():
+        first = x.take([0], axis)
+        if size > 1 and (x.take([1], axis) == first).all() and (x == first).all():  # a look at two spares one at all
             return f"its values were the same along axis {axis}"
     zeros = 1.0 - np.count_nonzero(x) / x.size
     return f"{zeros:.0%} of its values were 0" if zeros >= 0.5 else ""
