@@ -146,7 +146,7 @@ def structure_of(x: np.ndarray) -> str:
         return f"all its values were {float(x.flat[0]):.4g}"
     for axis, size in enumerate(x.shape):
         first = x.take([0], axis)
-        if size > 1 and (x.take([1], axis) == first).all() and (x == first).all():  # a look at two spares one at all
+        if size > 1 and (x.take([1], axis) == first).all() and (x == first).all():  # two rows first: most differ
             return f"its values were the same along axis {axis}"
     zeros = 1.0 - np.count_nonzero(x) / x.size
     return f"{zeros:.0%} of its values were 0" if zeros >= 0.5 else ""
