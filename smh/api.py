@@ -359,7 +359,7 @@ class Api(InPlaceApi[Model, Compressed]):
     def _contents(
         self, model: Any, variables: Mapping[str, Array] | None, dense: Mapping[str, Array] | None = None
     ) -> tuple[Backend, Plan, Mapping[str, Array], Mapping[str, Array]]:
-        """Return the backend of a model or plan, the plan, its variables and what is kept."""
+        """Return the backend of a model or plan, the plan, its variables and kept tensors."""
         if isinstance(model, Plan):
             return self._get_backend(), model, _mapping("variables", variables), _mapping("dense", dense)
         self._check_alone(model, variables=variables, dense=dense)

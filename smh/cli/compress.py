@@ -288,7 +288,7 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
         if scale in RULES and tensor.name in generated and "o" not in (tensor.axes or "o"):
             raise PlanError(
                 f"scale {scale!r} needs to know what the axes of {tensor.name!r} mean, and for {len(tensor.shape)} of "
-                "them there is no convention: exclude the tensor, or choose a number or match as the scale"
+                "them the order of axes is unknown: exclude the tensor, or choose a number or match as the scale"
             )
     if include or exclude:
         options["include"] = generated.__contains__

@@ -64,7 +64,7 @@ class ModelAdapter(ABC):
         Raises
         ------
         PlanError
-            If it is no model of the framework, is compressed already, or cannot be.
+            If it is not a model of the framework, is already compressed, or cannot be compressed.
         """
 
     @abstractmethod
@@ -157,7 +157,7 @@ def adapter_of(model: Any) -> ModelAdapter:
 def check_keras(model: Any, name: str) -> None:
     """Raise :class:`~smh.BackendError` for Keras models, or modules with Keras layers, that a backend cannot take.
 
-    Keras layers read weights from variables of their own, whatever framework these are arrays of.
+    Keras layers read weights from Keras variables, whose arrays belong to the Keras backend.
     """
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
     if keras is None:

@@ -55,7 +55,7 @@ class Source(Part):
     part : tuple of int or None
         ``(k, n)``: part ``k`` of ``n`` equal parts along the first axis.
     default : tuple or None
-        Value and dtype of all elements where there is no such tensor.
+        Value and dtype of all elements if the tensor does not exist.
     """
 
     default: tuple[float, str] | None = None

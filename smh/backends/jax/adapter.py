@@ -34,7 +34,7 @@ class JaxBackend(Backend):
     kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> jax.Array:
-        """Return ``x`` as an array of its own, by default where JAX places arrays."""
+        """Return a copy of ``x`` as an array, by default where JAX places arrays."""
         if device is not None and not isinstance(device, (jax.Device, jax.sharding.Sharding)):
             device = self._named(device)
         with jax.enable_x64(True):

@@ -97,7 +97,7 @@ class Structure:
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False, repr=False)
 class Compressed:
-    """Parameters of a model, compressed: a pytree of what is trained.
+    """Compressed parameters of a model: a pytree of trained arrays.
 
     Its leaves are the variables and the kept arrays, so optimisers, ``jax.jit``, ``jax.grad``, ``jax.lax.scan`` and
     the rest of JAX take it as they take any parameters. :func:`smh.compress` makes one;
@@ -122,7 +122,7 @@ class Compressed:
     structure: Structure
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Arrays], ...], Structure]:
-        """Return what JAX takes as the children of the pytree, with their keys, and what is static."""
+        """Return what JAX takes as the children of the pytree, with their keys, and the static part."""
         variables = jax.tree_util.GetAttrKey(f"variables_{self.structure.fingerprint[:16]}")
         return ((variables, self.variables), (jax.tree_util.GetAttrKey("kept"), self.kept)), self.structure
 
@@ -247,5 +247,5 @@ def describe(params: Any) -> tuple[ModelTensor, ...]:
 
 
 def join(path: Sequence[Any]) -> str:
-    """Return the name of what is at a path."""
+    """Return the name of the leaf at a path."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "params"

@@ -30,7 +30,7 @@ class TensorFlowBackend(Backend):
     kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> tf.Tensor:
-        """Return ``x`` as a tensor of its own, by default on TensorFlow's default device."""
+        """Return a copy of ``x`` as a tensor, by default on TensorFlow's default device."""
         with tf.device(self._device(device)):
             return tf.identity(x if tf.is_tensor(x) else tf.constant(np.array(x, order="C")))
 
@@ -139,7 +139,7 @@ def _tensors(what: str, given: Mapping[str, Array], shapes: Mapping[str, tuple[i
 
 
 def _traced(**options: Any) -> Callable[[Function], Function]:
-    """Return what makes a graph of a function; one without code of its own is not taken for one that retraces."""
+    """Return what makes a graph of a function; wrapped, so that TensorFlow does not take it for one that retraces."""
     return lambda fn: tf.function(functools.partial(fn), autograph=False, **options)
 
 

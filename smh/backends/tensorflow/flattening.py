@@ -15,7 +15,7 @@ from smh.porting.layers import Layout
 
 _MIXED = "a flattened image lies beside other features"
 _EITHER = "an image is flattened whose channels may come first elsewhere"
-_LOST = "what is flattened before it is unclear"
+_LOST = "it is unclear which tensor is flattened before it"
 _MOVING = ("Einsum", "Moveaxis", "Permute", "Swapaxes", "Transpose")
 _SEQUENCES = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.MultiHeadAttention, keras.layers.Embedding)
 _IN_PLACE = (
@@ -125,7 +125,7 @@ def _places(data_format: str, rank: int) -> tuple[int, ...]:
 
 
 def _flattened(order: Layout, sizes: Sequence[int]) -> Layout:
-    """Return the layout of a vector, given the order of what is flattened."""
+    """Return the layout of a vector, given the order of the flattened axes."""
     if not isinstance(order, tuple) or not order:
         return order
     used = [place for place, size in zip(order, sizes, strict=True) if size != 1]
@@ -133,7 +133,7 @@ def _flattened(order: Layout, sizes: Sequence[int]) -> Layout:
         return ()
     if used == [*sorted(used)[1:], 0]:
         return tuple(size for _, size in sorted(zip(order, sizes, strict=True)))
-    return "the axes of its image come in an order of their own"
+    return "the axes of its image come in an unusual order"
 
 
 def _features(order: Layout, x: Any) -> Layout:

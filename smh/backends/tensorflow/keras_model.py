@@ -3,10 +3,10 @@
 Keras layers read their weights from ``keras.Variable`` objects. So the variables, and not the layers, are what is
 replaced: each variable of a generated weight becomes, in its place, a ``GeneratedVariable``, which holds no array and
 has the value that the present forward pass generated. Layers of any kind, tied weights and layers that are called twice
-then need no support of their own, and all that Keras does with the other variables goes on unchanged: statistics,
+then need no special support, and all that Keras does with the other variables goes on unchanged: statistics,
 random states, losses, masks and mixed precision. (``keras.StatelessScope`` would also catch those updates and losses.)
 
-The model becomes an instance of a subclass of its own class. So methods, attributes and a ``train_step`` of that class
+The model becomes an instance of a subclass of its class. So methods, attributes and a ``train_step`` of that class
 work as before; the subclass adds the pool to the variables, and makes a call of the model a pass.
 """
 
@@ -286,7 +286,7 @@ class Compressed(keras.Model):
         return super().export(filepath, format, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: layers would get weights of their own, which the pool does not generate."""
+        """Refuse: layers would get weights that the pool does not generate."""
         raise VariableError(f"generated weights cannot be quantized: {_PLAIN}")
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -318,7 +318,7 @@ def compressed(model: keras.Model, compression: Compression) -> Compressed:
     pool = PoolLayer(compression.plan)
     source = Source(compression, pool.weights, model.weights)
     _generate(model, source)
-    with DotNotTrackScope():  # the pool is no layer of a Sequential; files and checkpoints find the attribute
+    with DotNotTrackScope():  # the pool is not a layer of a Sequential; files and checkpoints find the attribute
         model.smh_pool, model.smh_source, model._penalties = pool, source, ((), ())
         model._track_trackable(pool, "smh_pool")
     vars(model).pop("quantize", None)  # Keras wraps that of the class in an attribute

@@ -89,7 +89,7 @@ def without_numbers(names: Iterable[str]) -> dict[str, str]:
 
 
 def tensors_of(model: keras.Model) -> tuple[ModelTensor, ...]:
-    """Return the weights of a model in order, with what is known of their axes and why some must be kept."""
+    """Return the weights of a model in order, with the meaning of their axes and why some must be kept."""
     owners = {id(variable): layer for layer in model._flatten_layers() for variable in own_weights(layer)}
     changed = _changed_by_layers(model)
     return tuple(
@@ -147,7 +147,7 @@ def copy_of(
 
 
 def state_of(layer: keras.Layer) -> dict[str, np.ndarray]:
-    """Return what a layer stores in a way of its own, besides or in the place of its variables, as arrays by name."""
+    """Return what a layer stores by its own methods, besides or instead of its variables, as arrays by name."""
     state = {}
     if _stores_its_own_way(layer):
         store: dict[str, Any] = {}
@@ -205,7 +205,7 @@ def _stores_its_own_way(layer: keras.Layer) -> bool:
 
 
 def check_graphs(model: keras.Model) -> None:
-    """Raise :class:`~smh.PlanError` if layers keep graphs of their own, which use the variables that they saw."""
+    """Raise :class:`~smh.PlanError` if layers keep traced graphs, which use the variables that they saw."""
     for layer, name in _functions_of(model):
         if getattr(layer, name).experimental_get_tracing_count():
             raise PlanError(
@@ -226,7 +226,7 @@ def _changed_by_layers(model: keras.Model) -> set[int]:
     """Return the ids of variables to which layers assign when they are called in training, as far as can be seen.
 
     What layers of Keras do is known; custom ones run in a graph that is thrown away, in a scope that keeps assignments
-    from the variables. A variable of a layer that cannot run so refuses what is assigned, once it is generated.
+    from the variables. If a layer cannot run like this, its generated variables refuse assignments later.
     """
     layers = model._flatten_layers()
     found = {id(x.kernel) for x in layers if isinstance(x, keras.layers.SpectralNormalization)}
@@ -242,7 +242,7 @@ def _changed_by_layers(model: keras.Model) -> set[int]:
 
 
 def _rebuilt(model: keras.Model) -> keras.Model:
-    """Return a model of the same configuration, uncompiled, with variables of its own and without their values."""
+    """Return a model of the same configuration, uncompiled, with new variables and without their values."""
     custom = {
         keras.saving.get_registered_name(cls): SimpleNamespace(from_config=functools.partial(_revived, cls))
         for cls in {type(layer) for layer in model._flatten_layers()}
@@ -293,7 +293,7 @@ def _why_kept(layer: keras.Layer, variable: keras.Variable, changed: bool) -> st
         f"has the type {variable.dtype}": variable.dtype not in _TYPES,
         "belongs to a quantized layer": getattr(layer, "quantization_mode", None) is not None,
         "belongs to a layer with LoRA": getattr(layer, "lora_enabled", False),
-        "belongs to a layer that stores it in a way of its own": _stores_its_own_way(layer),
+        "belongs to a layer that stores it by its own method": _stores_its_own_way(layer),
         "is changed by its layer in training": changed,
         "is overwritten by its gradient": variable.overwrite_with_gradient,
         "has a constraint, which a generated weight would not keep": variable.constraint is not None,

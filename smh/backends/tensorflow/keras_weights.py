@@ -228,7 +228,7 @@ class GeneratedVariable(keras.Variable):
 
     @property
     def handle(self) -> Any:
-        """Refuse with a :class:`~smh.VariableError`: tapes ask for it, and have no gradient of what is no variable."""
+        """Refuse with a :class:`~smh.VariableError`: tapes ask for it, and a generated weight is not a variable."""
         raise VariableError(
             f"{self.smh_name!r} is generated, and no variable: take gradients with respect to "
             "model.trainable_variables, or of a plain model, smh.materialize(model)"

@@ -29,7 +29,7 @@ class TorchBackend(Backend):
     kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> torch.Tensor:
-        """Return ``x`` as a tensor of its own, by default on PyTorch's default device."""
+        """Return a copy of ``x`` as a tensor, by default on PyTorch's default device."""
         if device is None:
             device = torch.get_default_device()
         try:

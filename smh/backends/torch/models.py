@@ -155,7 +155,7 @@ class TorchModels(ModelAdapter):
         store = _store(model)
         check_places(store)
         found = {name: x.detach() for name, x in store.variables().items()}
-        return copy.deepcopy(found) if store.cut else found  # what is whole now is freed when it is cut again
+        return copy.deepcopy(found) if store.cut else found  # a whole tensor is freed when it is sharded again
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
         """Return what ``state_dict`` holds besides variables, under its first name; the tensors alias the model's."""
@@ -276,7 +276,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
     Raises
     ------
     PlanError
-        If there is no such residency, or the model is not compressed.
+        If the residency is unknown, or the model is not compressed.
     """
     store = _store(model)
     store.compression = replace(store.compression, residency=check_residency(residency))
@@ -296,7 +296,7 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     Raises
     ------
     PlanError
-        If there are no such gradients, or the model is not compressed.
+        If the kind of gradients is unknown, or the model is not compressed.
 
     Examples
     --------

@@ -33,8 +33,8 @@ _MOST_APART = 8
 class Scope:
     """A forward pass under way, of the model or of one layer."""
 
-    weights: dict[str, torch.Tensor]  # what is built
-    lazy: bool = False  # whether what is read and not there is built, and kept until the end
+    weights: dict[str, torch.Tensor]  # those that are built
+    lazy: bool = False  # whether missing weights are built when read, and kept until the end
     promises: Mapping[str, torch.Tensor] = field(default_factory=dict)  # for weights to come, if they get gradients
     hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
     read: list[tuple[str, torch.Tensor, int]] = field(default_factory=list)  # what layers got, and its version
@@ -167,7 +167,7 @@ class Store:
         return own
 
     def watches(self, module: nn.Module) -> bool:
-        """Say whether a call of a module is a pass of its own."""
+        """Say whether a call of a module is a separate pass."""
         if module is self.root or self.compression.residency == "layer":
             return True
         stack = self.scopes.get(_thread())
