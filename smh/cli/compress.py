@@ -1,4 +1,4 @@
-"""``smh plan``: how a model would be generated, and what that saves; ``smh fit``: a checkpoint of a trained model."""
+"""``smh plan``: a plan for a model and its sizes; ``smh fit``: a checkpoint of a trained model."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def _check_memory(plan: Plan) -> None:
 
 
 def _savings(tensors: Sequence[ModelTensor], plan: Plan) -> dict[str, Any]:
-    """Return what a plan saves, as ``--json`` prints it."""
+    """Return the sizes of a plan, as ``--json`` prints them."""
     report = make_report(Compression(plan, tuple(tensors)), {})
     return {
         "weights": report.num_weights,

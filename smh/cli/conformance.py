@@ -145,7 +145,7 @@ def _check(suite: Path, name: str, options: list[str]) -> Any:
 
 
 def _last_words(output: str) -> str:
-    """Return pytest's own errors, or what stands around that of Python, or the end."""
+    """Return the errors of pytest, or the lines around an error of Python, or the end."""
     errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
     fatal = output.find("Fatal Python error")
     return "; ".join(errors) or (output[max(0, fatal - 1000) : fatal + 1000] if fatal >= 0 else output[-2000:])

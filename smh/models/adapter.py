@@ -87,7 +87,7 @@ class ModelAdapter(ABC):
         """Return a plain model made into a compressed one, with whatever values of variables."""
 
     def copy(self, model: Any) -> Any:
-        """Return what :meth:`install` may change."""
+        """Return a model that :meth:`install` may change."""
         return model
 
     @abstractmethod
@@ -96,7 +96,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
-        """Return all that a model, plain or compressed by a plan, stores besides what the plan generates, by name."""
+        """Return the tensors that a model stores besides those that the plan generates, by name."""
 
     @abstractmethod
     def assign(self, model: Any, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> Any:

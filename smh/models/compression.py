@@ -1,4 +1,4 @@
-"""What compressing a model means, before any framework: which tensors are generated, by what plan, and what that saves.
+"""Compressing a model, in any framework: which tensors are generated, by which plan, and the bytes that this saves.
 
 A backend lists the tensors of a model as :class:`ModelTensor`, in order, and asks :func:`plan_for` for the plan and
 :func:`smh.models.report.make_report` for the report. How a model then gets its weights is the backend's own affair.
@@ -49,7 +49,7 @@ class ModelTensor:
 
 @dataclass(frozen=True)
 class Compression:
-    """How a model was compressed: what every compressed model carries, besides its arrays."""
+    """How a model was compressed. Every compressed model carries this besides its arrays."""
 
     plan: Plan
     tensors: tuple[ModelTensor, ...]  # all of the model as it was before, in order
@@ -168,7 +168,7 @@ def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
 
 
 def check_loaded(checkpoint: Checkpoint, kept: Mapping[str, Any], plan: Plan | None = None) -> None:
-    """Raise :class:`~smh.CheckpointError` unless a file holds just what a model stores.
+    """Raise :class:`~smh.CheckpointError` unless a file holds exactly the tensors that a model stores.
 
     So loading cannot leave a model half changed. ``kept`` are the arrays that the model keeps, ``plan`` is the plan of
     a model that is compressed already.
@@ -195,7 +195,7 @@ def check_loaded(checkpoint: Checkpoint, kept: Mapping[str, Any], plan: Plan | N
 
 
 def fingerprint(plan: Plan) -> np.ndarray:
-    """Return the fingerprint of a plan, shape (32,), uint8, by which what a framework saves names the plan.
+    """Return the fingerprint of a plan, shape (32,), uint8, which names the plan in the files of a framework.
 
     The same variables give other weights by another plan, also where all shapes agree: with another seed or gain.
     """

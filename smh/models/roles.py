@@ -172,7 +172,7 @@ def _is_stack(shapes: Mapping[str, Shape]) -> bool:
 
 
 def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | None], bias: Shape = ()) -> str | None:
-    """Return what the axes of a tensor mean that lies in so many stacks, or None where the default by rank holds.
+    """Return the meaning of the axes of a tensor inside ``depth`` stacks, or None for the default by rank.
 
     A bias of several axes has those of the outputs, as in Flax's DenseGeneral: all but the last count heads.
     """

@@ -112,7 +112,7 @@ class Layer:
         return family, main or next(iter(self.slots.values())).viewed_shape, self._shape("weight_hidden")
 
     def _shape(self, role: str) -> Shape:
-        """Return the shape of a tensor, or of what separate gates have in that role, or ()."""
+        """Return the shape of a tensor, or of separate gates together, or ()."""
         shapes = [slot.viewed_shape for key, slot in self.slots.items() if key.partition(".")[0] == role]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes and shapes[0] else ()
 
@@ -191,7 +191,7 @@ _EMPTY = {"layers", "layer", "modules", "cell", "proj", "projection", "params", 
 
 
 def words(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return what the name of a layer says in any framework: its words, and its numbers.
+    """Return the words and the numbers in the name of a layer, the same for all frameworks.
 
     Examples
     --------

@@ -167,7 +167,7 @@ def _is_key(x: Any) -> bool:
 
 
 def _words(key: jax.Array) -> Any:
-    """Return what files hold of a random key; of one that is abstract or was donated, there is only the shape."""
+    """Return the data of a random key, as files hold it; of an abstract or donated key, only the shape."""
     abstract = isinstance(key, jax.ShapeDtypeStruct) or key.is_deleted()
     return jax.eval_shape(jax.random.key_data, key) if abstract else jax.random.key_data(key)
 

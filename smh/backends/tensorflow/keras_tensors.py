@@ -1,4 +1,4 @@
-"""What a Keras model consists of: its weights, their names, what their axes mean, and how to copy it all."""
+"""The tensors of a Keras model: their names, the meaning of their axes, and how to copy the model."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def state_of(layer: keras.Layer) -> dict[str, np.ndarray]:
 
 
 def load_state(layer: keras.Layer, state: Mapping[str, np.ndarray]) -> None:
-    """Let a layer load what :func:`state_of` returned, from which it derives what it computes with."""
+    """Let a layer load the result of :func:`state_of`, and derive its other attributes from it."""
     if _stores_its_own_way(layer):
         layer.load_own_variables({name: x for name, x in state.items() if not name.startswith(_ASSETS)})
     if hasattr(layer, "load_assets"):
@@ -177,7 +177,7 @@ def load_state(layer: keras.Layer, state: Mapping[str, np.ndarray]) -> None:
 
 
 def states_of(model: keras.Model) -> dict[str, tuple[keras.Layer, str, np.ndarray]]:
-    """Return what layers store besides their variables, by name, with the layer and its own name for it."""
+    """Return the state of layers besides their variables, by name, with the layer and the name within it."""
     found: dict[str, tuple[keras.Layer, str, np.ndarray]] = {}
     layers = {id(layer): (prefix, layer) for prefix, layer in reversed([*_walk(model)])}
     for prefix, layer in layers.values():
@@ -189,7 +189,7 @@ def states_of(model: keras.Model) -> dict[str, tuple[keras.Layer, str, np.ndarra
 
 
 def load_states(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
-    """Let all layers load what they store, now that their variables have changed, with values for :func:`states_of`."""
+    """Let all layers load their state after a change of variables, with values for :func:`states_of`."""
     given: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
     for path, (layer, name, x) in states_of(model).items():
         given[id(layer)][name] = values.get(path, x)
@@ -302,7 +302,7 @@ def _why_kept(layer: keras.Layer, variable: keras.Variable, changed: bool) -> st
 
 
 def _axes(layer: keras.Layer, variable: keras.Variable) -> str | None:
-    """Return what the axes of a variable mean where the default by rank does not hold.
+    """Return the meaning of the axes of a variable, if it is not the default by rank.
 
     Of the two channel axes of a depthwise kernel, ``o`` is that of the input's channels, for each has outputs of its
     own: fan_in is then the product of the spatial axes, times the multiplier. Of several axes of an einsum kernel that

@@ -109,7 +109,7 @@ class Source:
         return run
 
     def part(self, names: tuple[str, ...]) -> AbstractContextManager[None]:
-        """Return what holds the named weights, if no pass is under way: what runs is called by itself."""
+        """Return a context that holds the named weights, unless a pass is already running."""
         return self.passing(names) if self.running is None else nullcontext()
 
     def check_trainer(self, layer: keras.Layer) -> None:
@@ -145,7 +145,7 @@ class Source:
         return self.compression.residency == "cached" or id(self) in _BUILT.get()
 
     def layer(self, names: Sequence[str], after: Sequence[Array]) -> AbstractContextManager[None]:
-        """Return what holds the named weights while a layer runs, if weights are built layer by layer."""
+        """Return a context that holds the named weights while a layer runs, if weights are built layer by layer."""
         run = self.running
         by_layer = names and isinstance(run, _LayerRun) and run.eager == tf.executing_eagerly()
         return run.holding(names, after) if by_layer else nullcontext()
@@ -376,7 +376,7 @@ def _anchors(source: Source, flat: Sequence[Array]) -> tuple[Array, ...]:
 
 @contextmanager
 def _within(variable: ContextVar[Any], source: Source, value: Any) -> Iterator[None]:
-    """Set what a context variable has for a source."""
+    """Set the value of a context variable for a source."""
     token = variable.set(MappingProxyType({**variable.get(), id(source): value}))
     try:
         yield

@@ -90,7 +90,7 @@ def check_freezing(store: Store, module: nn.Module, requires_grad: bool) -> None
 
 
 def check_pass(store: Store, traced: bool) -> None:
-    """Check, when a pass with gradients begins, that what trains is what the user means."""
+    """Check at the start of a pass with gradients that the right parameters are trained."""
     if trains(store):
         _check_frozen(store)
         if not traced:
@@ -157,7 +157,7 @@ def _check_training(store: Store) -> None:
 
 
 def _mark(x: torch.Tensor) -> tuple[int, list[float]]:
-    """Return what shows that an optimiser changed a parameter; fused ones raise no version."""
+    """Return a key that shows whether an optimizer changed a parameter; fused ones raise no version."""
     return 0 if x.is_inference() else x._version, x.detach().reshape(-1)[:8].tolist()
 
 

@@ -147,7 +147,7 @@ def _of_adapters(model: nn.Module) -> dict[int, str]:
 
 
 def _axes(module: nn.Module, attribute: str, shape: tuple[int, ...]) -> str | None:
-    """Return what the axes of a weight mean in PyTorch: out, in, then spatial ones.
+    """Return the meaning of the axes of a weight in PyTorch: out, in, then spatial ones.
 
     A parameter of three axes that belongs to no convolution is a stack of matrices, such as those of experts. Other
     sizes of 1 in front let a table broadcast.

@@ -1,4 +1,4 @@
-"""Generated weights in the place of parameters: what layers read, and how it refuses to be changed.
+"""Generated weights in the place of parameters: how layers read them, and how they refuse to be changed.
 
 A layer with generated weights becomes an instance of a subclass, with a property for every such weight. The property
 asks the model's :class:`~smh.backends.torch.store.Store`, so a layer reads ``self.weight`` as before. The model becomes
@@ -107,7 +107,7 @@ class _Generated:
         super().__delattr__(name)
 
     def extra_repr(self) -> str:
-        """Return what the layer's own class tells of it, and which weights are generated."""
+        """Return the description by the layer's class, and which weights are generated."""
         parts = [super().extra_repr(), *(f"{name}=generated" for name in self.__dict__.get(NAMES, ()))]  # type: ignore[misc]
         return ", ".join(filter(None, parts))
 
@@ -186,7 +186,7 @@ class _Root(_Generated):
     """A compressed model, whose state names the plan."""
 
     def extra_repr(self) -> str:
-        """Return what the model's own class tells of it, and a line on the plan."""
+        """Return the description by the model's class, and a line on the plan."""
         lines = (super().extra_repr(), f"smh: {one_line(self.__dict__[STORE].compression)}")
         return "\n".join(filter(None, lines))
 
@@ -200,14 +200,14 @@ class _Root(_Generated):
             store.whole.discard(threading.get_ident())
 
     def get_extra_state(self) -> Any:
-        """Return the fingerprint of the plan, and what the model's own class stores besides."""
+        """Return the fingerprint of the plan, and the extra state of the model's class."""
         own = super().get_extra_state() if _has_extra_state(self) else None  # type: ignore[misc]
         plan = self.__dict__[STORE].compression.plan
         named = torch.tensor(fingerprint(plan).tolist(), dtype=torch.uint8, device="cpu")
         return named if own is None else {"plan": named, "own": own}
 
     def set_extra_state(self, state: Any) -> None:
-        """Give the model's own class what it stored; the fingerprint has been compared before."""
+        """Give the model's class its extra state; the fingerprint has been compared before."""
         if _has_extra_state(self):
             super().set_extra_state(state.get("own") if isinstance(state, dict) else None)  # type: ignore[misc]
 
@@ -252,7 +252,7 @@ class _Recurrent(_Generated):
         """Do nothing: the list is always made anew."""
 
     def flatten_parameters(self) -> None:
-        """Do nothing: what cuDNN would lay out anew is built anew."""
+        """Do nothing: weights are built anew, so cuDNN has nothing to lay out."""
 
 
 class _List(_Generated):

@@ -19,7 +19,7 @@ _ALSO = (weakref.ref, torch.optim.Optimizer, torch.dtype, torch.device, torch.Ge
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what modules of a model hold beside their registers, however deep, and the attribute that leads there.
+    """Yield the objects that modules hold outside their registers, at any depth, and the attribute that leads there.
 
     Of what the code of their classes holds, these are tensors only.
     """
