@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def restored_on_error(model: nn.Module, values: bool = True) -> Iterator[None]:
-    """Undo all changes to a model if the context ends in an error; without ``values``, nothing writes to its tensors."""
+    """Undo all changes to a model if the context ends in an error; without ``values``, its numbers are safe."""
     modules = list(model.modules())
     before: list[tuple[nn.Module, Any, dict[str, Any]]] = [(x, type(x), dict(vars(x))) for x in modules]
     held = [x for _, _, own in before for x in own.values()]
