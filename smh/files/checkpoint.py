@@ -90,7 +90,26 @@ class Checkpoint:
     training: bool = False
 
     def mapped(self, convert: Callable[[Any], Any]) -> Checkpoint:
-        """Return a checkpoint with every array converted."""
+        """Return a checkpoint with every array converted.
+
+        Parameters
+        ----------
+        convert : callable
+            Receives each variable and kept tensor, and returns an array of the same shape.
+
+        Returns
+        -------
+        Checkpoint
+            The same plan and digest, with other arrays.
+
+        Examples
+        --------
+        >>> import smh
+        >>> plan = smh.Plan.build({"fc": (20, 5)}, ratio=0.4)
+        >>> checkpoint = smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64)
+        >>> checkpoint.mapped(np.copy).variables["pool/left"].shape
+        (10, 2)
+        """
         variables, dense = ({name: convert(x) for name, x in arrays.items()} for arrays in (self.variables, self.dense))
         return replace(self, variables=variables, dense=dense)
 
