@@ -67,7 +67,7 @@ def get_backend(name: str | None = None) -> Backend:
     if not isinstance(name, str) or name not in _loaded:
         entries = _entries()
         if not isinstance(name, str) or name not in entries:
-            raise BackendError(f"no backend is called {name!r}{source}: {near_names(str(name), entries)}")
+            raise BackendError(f"there is no backend {name!r}{source}: {near_names(str(name), entries)}")
         _loaded[name] = _load(entries[name])
     return _loaded[name]
 

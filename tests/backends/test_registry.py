@@ -73,7 +73,7 @@ def test_the_backend_is_chosen_by_name_by_import_or_by_the_environment(monkeypat
         smh.get_backend()
     with pytest.raises(smh.BackendError, match="numpyy"):
         smh.initialize(smh.Plan.build({"a": (4, 4)}, ratio=1))
-    with pytest.raises(smh.BackendError, match="no backend is called 3: known names"):
+    with pytest.raises(smh.BackendError, match="there is no backend 3: known names"):
         smh.get_backend(3)
 
 

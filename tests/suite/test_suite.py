@@ -47,7 +47,7 @@ def test_a_backend_of_another_package_passes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "toyy"], "no backend is called 'toyy'"),
+        (["--backend", "toyy"], "there is no backend 'toyy'"),
         (["--backend", "numpy", "--mode", "quickly"], "has no mode 'quickly': known names: 'eager'"),
         (["--backend", "numpy", "--device", "cuda"], "only the device 'cpu'; got 'cuda'"),
     ],
@@ -140,4 +140,4 @@ def test_a_process_that_is_killed_is_said_to_be():
 def test_the_command_says_what_cannot_run():
     result = CliRunner().invoke(app, ["conformance", "--backend", "nump"])
     assert result.exit_code == 3
-    assert "no backend is called 'nump'" in result.stderr
+    assert "there is no backend 'nump'" in result.stderr
