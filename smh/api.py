@@ -329,6 +329,7 @@ class Api(InPlaceApi[Model, Compressed]):
             ...
         FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
         """
+        path = path if isinstance(path, checkpoint.Checkpoint) else _path(path)
         if model is not None and device is not None:
             raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
         adapter = None if model is None else self._adapter_of(model)
@@ -338,7 +339,7 @@ class Api(InPlaceApi[Model, Compressed]):
             found = path.mapped(adapter.backend.to_numpy)
             poison.check(found.plan, found.variables)
         else:
-            found = checkpoint.read(_path(path))
+            found = checkpoint.read(path)
         limits.check_file(found, max_bytes)
         if adapter is None:
             backend = self._get_backend()

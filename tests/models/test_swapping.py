@@ -102,6 +102,13 @@ def test_a_checkpoint_needs_a_model():
         smh.load(smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64))
 
 
+def test_swapped_arguments_are_told_as_such(saved):
+    model, (path, _) = saved
+    for given in (path, smh.load(path)):
+        with pytest.raises(smh.PlanError, match="the path comes first"):
+            smh.load(model, given)
+
+
 def test_other_variables_do_not_compile_a_function_of_jax_again():
     jax = pytest.importorskip("jax")
     model = smh.compress(jax_model(), ratio=0.3)
