@@ -42,11 +42,9 @@ def run_conformance(
     mode: list[str] = typer.Option([], help="A mode to check. Default: all that the backend declares. Repeatable."),
     deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes. Takes hours."),
     plans: int = typer.Option(
-        0, show_default=False, help="How many plans to draw, each with seven cases. Default: 12, or more with --deep."
+        0, help="How many plans to draw, each with seven cases. Default: 12, or more with --deep."
     ),
-    seed: int = typer.Option(
-        -1, show_default=False, help="Seed of the drawn plans. Default: 0, or a new one with --deep."
-    ),
+    seed: int = typer.Option(-1, help="Seed of the drawn plans. Default: 0, or a new one with --deep."),
     jobs: int = typer.Option(2, min=1, help="How many processes run at a time."),
     quiet: bool = Quiet,
     as_json: bool = AsJson,
@@ -145,7 +143,7 @@ def _check(suite: Path, name: str, options: list[str]) -> Any:
 
 
 def _last_words(output: str) -> str:
-    """Return the errors of pytest, or the lines around an error of Python, or the end."""
+    """Return pytest's own errors, or what stands around that of Python, or the end."""
     errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
     fatal = output.find("Fatal Python error")
     return "; ".join(errors) or (output[max(0, fatal - 1000) : fatal + 1000] if fatal >= 0 else output[-2000:])

@@ -51,7 +51,7 @@ def _nodes(params: Any, path: Path) -> list[tuple[Any, str]]:
 
 
 def _owner(nodes: list[tuple[Any, str]]) -> tuple[Any, str]:
-    """Return the object that holds a leaf, and the name of the leaf in it."""
+    """Return the object that holds a leaf, and as what."""
     for node, child in reversed(nodes):
         if not any(cls.__name__ in ("Variable", "AxisMetadata") for cls in type(node).__mro__):
             return node, child
@@ -59,7 +59,7 @@ def _owner(nodes: list[tuple[Any, str]]) -> tuple[Any, str]:
 
 
 def _axes(layer: Any, attribute: str, shape: tuple[int, ...]) -> str | None:
-    """Return the meaning of the axes of a weight of Equinox or Flax NNX, where a layer may be a stack of layers."""
+    """Return what the axes of a weight mean in a layer of Equinox or Flax NNX, which may be a stack of layers."""
     letters = next(filter(None, (_letters(cls, layer, attribute) for cls in type(layer).__mro__)), None)
     if letters is None or len(letters) > len(shape):
         return None
@@ -76,7 +76,7 @@ def _axes(layer: Any, attribute: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _letters(cls: type, layer: Any, attribute: str) -> list[str] | None:
-    """Return the meaning of the axes of a weight in a single layer of Equinox or Flax NNX."""
+    """Return what the axes of a weight mean that a class of Equinox or Flax NNX gives a single layer."""
     package, name = cls.__module__.partition(".")[0], cls.__name__
     if package == "equinox" and attribute.startswith("weight"):
         if name in ("Linear", "GRUCell", "LSTMCell", "Embedding"):

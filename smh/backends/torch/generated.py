@@ -1,9 +1,9 @@
-"""Generated weights in the place of parameters: how layers read them, and how they refuse to be changed.
+"""Generated weights in the place of parameters: what layers read, and how it refuses to be changed.
 
-A layer with generated weights becomes an instance of a subclass, with a property for every such weight. The property
-asks the model's :class:`~smh.backends.torch.store.Store`, so a layer reads ``self.weight`` as before. The model becomes
-an instance of a subclass, too: a call of it tells the store that a forward pass begins and ends, and its ``state_dict``
-names the plan.
+The class of a layer with generated weights is a subclass of its own class, with a property for every such weight. The
+property asks the model's :class:`~smh.backends.torch.store.Store`, so a layer reads ``self.weight`` as before.
+The class of the model is a subclass of its own, too: a call of it tells the store that a forward pass begins and ends,
+and its ``state_dict`` names the plan.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Registered(dict[str, Any]):
 
     def _check(self, name: object) -> None:
         if name in self.__dict__.get("generated", ()):
-            raise refused(f"{name!r} is not a parameter, and cannot be replaced, parametrised, pruned or quantised")
+            raise refused(f"{name!r} is no parameter, and cannot be replaced, parametrised, pruned or quantised")
 
     def __reduce__(self) -> Any:
         return Registered, (dict(self), self.generated)
@@ -107,7 +107,7 @@ class _Generated:
         super().__delattr__(name)
 
     def extra_repr(self) -> str:
-        """Return the description by the layer's class, and which weights are generated."""
+        """Return what the layer's own class tells of it, and which weights are generated."""
         parts = [super().extra_repr(), *(f"{name}=generated" for name in self.__dict__.get(NAMES, ()))]  # type: ignore[misc]
         return ", ".join(filter(None, parts))
 
@@ -186,7 +186,7 @@ class _Root(_Generated):
     """A compressed model, whose state names the plan."""
 
     def extra_repr(self) -> str:
-        """Return the description by the model's class, and a line on the plan."""
+        """Return what the model's own class tells of it, and a line on the plan."""
         lines = (super().extra_repr(), f"smh: {one_line(self.__dict__[STORE].compression)}")
         return "\n".join(filter(None, lines))
 
@@ -200,14 +200,14 @@ class _Root(_Generated):
             store.whole.discard(threading.get_ident())
 
     def get_extra_state(self) -> Any:
-        """Return the fingerprint of the plan, and the extra state of the model's class."""
+        """Return the fingerprint of the plan, and what the model's own class stores besides."""
         own = super().get_extra_state() if _has_extra_state(self) else None  # type: ignore[misc]
         plan = self.__dict__[STORE].compression.plan
         named = torch.tensor(fingerprint(plan).tolist(), dtype=torch.uint8, device="cpu")
         return named if own is None else {"plan": named, "own": own}
 
     def set_extra_state(self, state: Any) -> None:
-        """Give the model's class its extra state; the fingerprint has been compared before."""
+        """Give the model's own class what it stored; the fingerprint has been compared before."""
         if _has_extra_state(self):
             super().set_extra_state(state.get("own") if isinstance(state, dict) else None)  # type: ignore[misc]
 
@@ -252,7 +252,7 @@ class _Recurrent(_Generated):
         """Do nothing: the list is always made anew."""
 
     def flatten_parameters(self) -> None:
-        """Do nothing: weights are built anew, so cuDNN has nothing to lay out."""
+        """Do nothing: what cuDNN would lay out anew is built anew."""
 
 
 class _List(_Generated):

@@ -1,4 +1,4 @@
-"""The integers of a pool in few bytes, as kept between layers if weights are built layer by layer."""
+"""The integers of a pool in few bytes: what a model whose weights are built layer by layer keeps between layers."""
 
 from __future__ import annotations
 
