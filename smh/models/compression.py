@@ -36,7 +36,7 @@ class ModelTensor:
     axes: str | None = None  # what its axes mean, where the default by rank does not hold; see Plan.build
     aliases: tuple[str, ...] = ()  # other names of the same tensor: it is generated once, and stays tied
     kept: str = ""  # why it cannot be generated, or empty
-    left: str | None = None  # why it is kept by default; empty: it is a weight matrix; None: its name decides
+    left: str | None = None  # why it is not unless asked for: it is no weight matrix; empty: it is; None: by its name
     note: str = ""  # what its values were, if they were regular
     kind: str = ""  # the class of the layer that holds it; pytrees have no layers
     trained: bool = True  # whether it is trained, generated or not
