@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -285,7 +286,7 @@ class Api(InPlaceApi[Model, Compressed]):
     @explained_calls
     def load(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | checkpoint.Checkpoint,
         model: Model | Compressed | None = None,
         *,
         device: Any = None,
@@ -297,8 +298,9 @@ class Api(InPlaceApi[Model, Compressed]):
 
         Parameters
         ----------
-        path : str or path-like
-            The file.
+        path : str, path-like or Checkpoint
+            The file. With a model, also what this function returned without one: files that are read once can be
+            loaded into models many times.
         model : torch.nn.Module, keras.Model or pytree of jax.Array, optional
             A compressed model with the plan of the file, or a plain model, which is then compressed by that plan. All
             checks run before the model changes. Names of Keras layers may differ in their automatic numbers.
@@ -334,19 +336,21 @@ class Api(InPlaceApi[Model, Compressed]):
             ...
         FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
         """
-        path = _path(path)
+        path = path if isinstance(path, checkpoint.Checkpoint) else _path(path)
         if model is not None and device is not None:
             raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
         adapter = None if model is None else self._adapter_of(model)
-        found = checkpoint.read(path)
+        if isinstance(path, checkpoint.Checkpoint):
+            if adapter is None:
+                raise PlanError("a checkpoint that was read before needs a model, as in smh.load(checkpoint, model)")
+            found = path.mapped(adapter.backend.to_numpy)
+            poison.check(found.plan, found.variables)
+        else:
+            found = checkpoint.read(path)
         limits.check_file(found, max_bytes)
         if adapter is None:
             backend = self._get_backend()
-            return dataclasses.replace(
-                found,
-                variables={name: backend.asarray(x, device) for name, x in found.variables.items()},
-                dense={name: backend.asarray(x, device) for name, x in found.dense.items()},
-            )
+            return found.mapped(partial(backend.asarray, device=device))
         found = adapter.renamed(found, model)
         compression = adapter.compression(model)
         if compression is not None:
@@ -363,7 +367,7 @@ class Api(InPlaceApi[Model, Compressed]):
     def _contents(
         self, model: Any, variables: Mapping[str, Array] | None, dense: Mapping[str, Array] | None = None
     ) -> tuple[Backend, Plan, Mapping[str, Array], Mapping[str, Array]]:
-        """Return the backend of a model or plan, the plan, its variables and what is kept."""
+        """Return the backend of a model or plan, the plan, its variables and kept tensors."""
         if isinstance(model, Plan):
             return self._get_backend(), model, _mapping("variables", variables), _mapping("dense", dense)
         self._check_alone(model, variables=variables, dense=dense)

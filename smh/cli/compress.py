@@ -1,4 +1,4 @@
-"""``smh plan``: how a model would be generated, and what that saves; ``smh fit``: a checkpoint of a trained model."""
+"""``smh plan``: a plan for a model and its sizes; ``smh fit``: a checkpoint of a trained model."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
         if scale in RULES and tensor.name in generated and "o" not in (tensor.axes or "o"):
             raise PlanError(
                 f"scale {scale!r} needs to know what the axes of {tensor.name!r} mean, and for {len(tensor.shape)} of "
-                "them there is no convention: exclude the tensor, or choose a number or match as the scale"
+                "them the order of axes is unknown: exclude the tensor, or choose a number or match as the scale"
             )
     if include or exclude:
         options["include"] = generated.__contains__
@@ -317,7 +317,7 @@ def _check_memory(plan: Plan) -> None:
 
 
 def _savings(tensors: Sequence[ModelTensor], plan: Plan) -> dict[str, Any]:
-    """Return what a plan saves, as ``--json`` prints it."""
+    """Return the sizes of a plan, as ``--json`` prints them."""
     report = make_report(Compression(plan, tuple(tensors)), {})
     return {
         "weights": report.num_weights,

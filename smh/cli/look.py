@@ -1,4 +1,4 @@
-"""``smh info``: this installation and its backends; ``smh inspect``: what a file holds."""
+"""``smh info``: this installation and its backends; ``smh inspect``: the content of a file."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def run_inspect(
 
 
 def _tensors(loaded: Checkpoint) -> Iterator[dict[str, Any]]:
-    """Iterate over what the file of a checkpoint holds: integers of the pool, float32 arrays, other tensors."""
+    """Iterate over the content of a checkpoint file: integers of the pool, float32 arrays, other tensors."""
     integers, exponents = pack(loaded.plan, loaded.variables)
     for name, bits, shape, _ in pool_arrays(loaded.plan):
         stored = integers[name]

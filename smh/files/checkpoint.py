@@ -14,8 +14,8 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,30 @@ class Checkpoint:
     digest: str
     training: bool = False
     coded: dict[str, int] = field(default_factory=dict)
+
+    def mapped(self, convert: Callable[[Any], Any]) -> Checkpoint:
+        """Return a checkpoint with every array converted.
+
+        Parameters
+        ----------
+        convert : callable
+            Receives each variable and kept tensor, and returns an array of the same shape.
+
+        Returns
+        -------
+        Checkpoint
+            The same plan and digest, with other arrays.
+
+        Examples
+        --------
+        >>> import smh
+        >>> plan = smh.Plan.build({"fc": (20, 5)}, ratio=0.4)
+        >>> checkpoint = smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64)
+        >>> checkpoint.mapped(np.copy).variables["pool/left"].shape
+        (10, 2)
+        """
+        variables, dense = ({name: convert(x) for name, x in arrays.items()} for arrays in (self.variables, self.dense))
+        return replace(self, variables=variables, dense=dense)
 
 
 def write(

@@ -75,7 +75,7 @@ class JaxModels(ModelAdapter):
         return {name: classes[id(x)] for name, x in flatten(model)[1].items() if isinstance(x, ARRAYS)}
 
     def install(self, model: Any, compression: Compression) -> Compressed:
-        """Return a pytree of what is kept, without variables."""
+        """Return a pytree of the kept arrays, without variables."""
         treedef, named = flatten(model)
         generated = {tensor.name for tensor in compression.plan.tensors}
         tensors = tuple(_untied(compression.tensors, generated))
@@ -167,7 +167,7 @@ def _is_key(x: Any) -> bool:
 
 
 def _words(key: jax.Array) -> Any:
-    """Return what files hold of a random key; of one that is abstract or was donated, there is only the shape."""
+    """Return the data of a random key, as files hold it; of an abstract or donated key, only the shape."""
     abstract = isinstance(key, jax.ShapeDtypeStruct) or key.is_deleted()
     return jax.eval_shape(jax.random.key_data, key) if abstract else jax.random.key_data(key)
 
@@ -208,7 +208,7 @@ def _cached(plan: Plan, variables: Arrays, *, fast: bool) -> Arrays:
 
 
 def _build_apart(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
-    """Return weights, each built by a call of its own; their gradients are built together."""
+    """Return weights, each built by a separate call; their gradients are built together."""
     return {name: backend.materialize(plan, variables, [name])[name] for name in names}
 
 

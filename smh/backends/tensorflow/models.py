@@ -76,7 +76,7 @@ class KerasModels(ModelAdapter):
         return model.smh_source.variables
 
     def kept(self, model: keras.Model, plan: Plan) -> dict[str, Any]:
-        """Return the weights that are not generated, and what layers store besides, such as vocabularies."""
+        """Return the kept weights, and other state of layers such as vocabularies."""
         states = {name: x for name, (_, _, x) in keras_tensors.states_of(model).items()}
         return {**self._kept_weights(model, plan), **states}
 

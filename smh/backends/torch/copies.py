@@ -38,7 +38,7 @@ def copied(module: Any, memo: dict[Any, Any]) -> Any:
     store = module.__dict__[STORE]
     if is_whole(module):
         new = _whole(module, memo)
-        for part in store.root.modules():  # copied before by themselves, such as by an attribute of what is around it
+        for part in store.root.modules():  # already copied alone, for example as an attribute of another module
             if STORE in part.__dict__ and (found := memo.get(id(part))) is not None and STORE not in found.__dict__:
                 _whole(part, memo, found)
         return new

@@ -61,7 +61,7 @@ def _save(base: Any) -> Any:
 
 
 def _tie(self: Any, missing_keys: Any = None, recompute_mapping: bool = True) -> None:
-    """Tie what the config ties, which generated weights must be already."""
+    """Tie the weights that the config ties; generated ones must be tied already."""
     keys = self.all_tied_weights_keys
     if recompute_mapping:  # by patterns for names of a plain model
         with torch.device("meta"):

@@ -41,7 +41,7 @@ class TorchModels(ModelAdapter):
     backend = backend
 
     def compression(self, model: Any) -> Compression | None:
-        """Return how a model was compressed, also from within what wraps a whole model."""
+        """Return how a model was compressed, also if a wrapper holds the whole model."""
         return getattr(find_store(model), "compression", None)
 
     def not_compressed(self, model: Any) -> PlanError:
@@ -78,7 +78,7 @@ class TorchModels(ModelAdapter):
         return {name: classes[id(getattr(*one.sites[0]))] for name, one in found}
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
-        """Return a context that undoes what happens in it, if it ends in an error."""
+        """Return a context that undoes all changes if it ends in an error."""
         return restored_on_error(model, values)
 
     def copy(self, model: nn.Module) -> nn.Module:
@@ -155,10 +155,10 @@ class TorchModels(ModelAdapter):
         store = _store(model)
         check_places(store)
         found = {name: x.detach() for name, x in store.variables().items()}
-        return copy.deepcopy(found) if store.cut else found  # what is whole now is freed when it is cut again
+        return copy.deepcopy(found) if store.cut else found  # a whole tensor is freed when it is sharded again
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
-        """Return what ``state_dict`` holds besides variables, under its first name; the tensors alias the model's."""
+        """Return the tensors of ``state_dict`` besides variables, by first name; they alias the model's."""
         store = find_store(model)
         if store is not None:
             check_places(store)
@@ -276,7 +276,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
     Raises
     ------
     PlanError
-        If there is no such residency, or the model is not compressed.
+        If the residency is unknown, or the model is not compressed.
     """
     store = _store(model)
     store.compression = replace(store.compression, residency=check_residency(residency))
@@ -296,7 +296,7 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     Raises
     ------
     PlanError
-        If there are no such gradients, or the model is not compressed.
+        If the kind of gradients is unknown, or the model is not compressed.
 
     Examples
     --------
@@ -317,7 +317,7 @@ def _is_own(module: nn.Module) -> bool:
 
 
 def _load(root: nn.Module, kept: Mapping[str, np.ndarray]) -> None:
-    """Load what a model keeps as PyTorch does: some modules derive more from their state."""
+    """Load kept tensors by PyTorch's own method: some modules derive more from their state."""
     state = root.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, x in list(state.items()):

@@ -19,7 +19,7 @@ _ALSO = (weakref.ref, torch.optim.Optimizer, torch.dtype, torch.device, torch.Ge
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what modules of a model hold beside their registers, however deep, and the attribute that leads there.
+    """Yield the objects that modules hold outside their registers, at any depth, and the attribute that leads there.
 
     Of what the code of their classes holds, these are tensors only.
     """
@@ -130,7 +130,7 @@ def instances(cls: type) -> list[Any]:
 def check_alone(model: nn.Module, changed: set[nn.Module]) -> None:
     """Raise :class:`~smh.PlanError` where a module outside of a model holds a changed part of it, and not the model.
 
-    Its ``parameters()`` would lose what is generated.
+    Its ``parameters()`` would lose the generated weights.
     """
     own = {id(module) for module in model.modules()}
     parts = {id(module) for module in changed if module is not model}
@@ -149,7 +149,7 @@ def check_alone(model: nn.Module, changed: set[nn.Module]) -> None:
 
     if not found():
         return
-    gc.collect()  # what is left of models that are gone holds nothing
+    gc.collect()  # remains of deleted models must not count
     for other in found()[:1]:
         raise PlanError(
             f"{type(other).__name__}, which is not part of the model, holds layers of it, and would lose their "

@@ -33,8 +33,8 @@ _MOST_APART = 8
 class Scope:
     """A forward pass under way, of the model or of one layer."""
 
-    weights: dict[str, torch.Tensor]  # what is built
-    lazy: bool = False  # whether what is read and not there is built, and kept until the end
+    weights: dict[str, torch.Tensor]  # those that are built
+    lazy: bool = False  # whether missing weights are built when read, and kept until the end
     promises: Mapping[str, torch.Tensor] = field(default_factory=dict)  # for weights to come, if they get gradients
     hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
     read: list[tuple[str, torch.Tensor, int]] = field(default_factory=list)  # what layers got, and its version
@@ -69,7 +69,7 @@ class Store:
     apart: tuple[State | None, set[str], int] = (None, set(), 0)  # what was built in parts of them, and how often
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs: neither passes under way nor weights."""
+        """Return the state for a copy: neither running passes nor weights."""
         check_whole(self, "with a part of a compressed model the whole is pickled, for its pool")
         self.whole.discard(threading.get_ident())
         fresh: dict[str, Any] = {"scopes": {}, "cache": None, "packed": None, "whole": set(), "apart": (None, set(), 0)}
@@ -160,14 +160,14 @@ class Store:
         return weight
 
     def _copied(self, weight: torch.Tensor, name: str) -> torch.Tensor:
-        """Return a weight for others: what they do with its memory changes nothing."""
+        """Return a weight for other code, whose writes to its memory change nothing."""
         shared = self.cache is not None or bool(self.scopes)
         own = (weight.clone() if shared else weight).as_subclass(GeneratedWeight)
         own.__dict__ = self.attributes.setdefault(name, {})
         return own
 
     def watches(self, module: nn.Module) -> bool:
-        """Say whether a call of a module is a pass of its own."""
+        """Say whether a call of a module is a separate pass."""
         if module is self.root or self.compression.residency == "layer":
             return True
         stack = self.scopes.get(_thread())
@@ -209,7 +209,7 @@ class Store:
 
     @contextmanager
     def built(self) -> Iterator[None]:
-        """Build all weights now, and share them in what follows."""
+        """Build all weights now, and share them in this context."""
         scope = self._open()
         try:
             if isinstance(scope, Kept):
@@ -232,7 +232,7 @@ class Store:
             sharded.cut_again(self.root, self.parameters().values())
 
     def leave(self, complete: bool = False) -> None:
-        """End what began last; nothing is left of it. A pass that is complete must not have changed weights."""
+        """End the latest pass and drop its weights, which a complete pass must not have changed."""
         stack = self.scopes.get(_thread())
         if stack:
             scope = stack.pop()
@@ -270,7 +270,7 @@ class Store:
         return tuple(name for name in self.weights if name in read)
 
     def _state(self, values: bool = False) -> State | None:
-        """Return what tells whether variables changed, or None where nothing does.
+        """Return a key that changes with the variables, or None if there is no such key.
 
         Only their values tell for sure: fused optimisers raise no version, nor does what writes through ``.data``.
         """
@@ -336,7 +336,7 @@ class Store:
 
 
 def find_store(model: Any) -> Store | None:
-    """Return the store of a compressed model, also from within what wraps a whole model, or None."""
+    """Return the store of a compressed model, also if a wrapper holds the whole model, or None."""
     if not isinstance(model, nn.Module):
         return None
     if is_whole(model):
@@ -358,10 +358,10 @@ def _same(before: State | None, now: State | None) -> bool:
 
 
 def _in_backward() -> bool:
-    """Say whether a backward pass runs: what checkpointing runs again there must not use a graph from outside."""
+    """Return whether a backward pass runs: code that checkpointing repeats must not use a graph from outside."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _thread() -> int:
-    """Return what tells threads apart; a compiler traces one only."""
+    """Return the identity of the thread; a compiler traces one only."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
