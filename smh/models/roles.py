@@ -107,12 +107,13 @@ def complete(
             depth = depths.get(tensor.name, 0)
             bias = layers[_split(tensor.name)[0]].get("bias")
             axes = _axes(tensor.name, tensor.shape, depth, axes_of, bias.shape[depth:] if bias else ())
-            inner = tensor.shape[depth:]
-            if not bias and _may_have_heads(tensor.name, inner) and axes in (None, " ".join([*"s" * depth, "w i o"])):
+            inner, stack = tensor.shape[depth:], ["s"] * depth
+            told = tensor.kind or bias or axes_of(inner) or axes not in (None, " ".join([*stack, "w i o"]))
+            if not told and _may_have_heads(tensor.name, inner):
                 if (_module(tensor.name), inner[1:]) in joined:
-                    axes = " ".join([*"s" * depth, "i s o"])
+                    axes = " ".join([*stack, "i s o"])
                 else:
-                    doubt = f"its shape is {inner}: axes={{{tensor.name!r}: 'i s o'}} if its outputs are heads, or 'w i o'"
+                    doubt = f"axes={{{tensor.name!r}: 'i s o'}} if it has heads, or 'w i o' if it is a convolution"
         found.append(dataclasses.replace(tensor, left=left, axes=axes, doubt=doubt))
     return tuple(found)
 
