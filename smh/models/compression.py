@@ -38,7 +38,7 @@ class ModelTensor:
     aliases: tuple[str, ...] = ()  # other names of the same tensor: it is generated once, and stays tied
     kept: str = ""  # why it cannot be generated, or empty
     left: str | None = None  # why it is not unless asked for: it is no weight matrix; empty: it is; None: by its name
-    doubt: str = ""  # why its axes are a guess, and how to state them
+    doubt: str = ""  # how to state its axes, if they are a guess
     note: str = ""  # what its values were, if they were regular
     kind: str = ""  # the class of the layer that holds it; pytrees have no layers
     trained: bool = True  # whether it is trained, generated or not
