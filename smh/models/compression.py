@@ -6,6 +6,7 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -37,6 +38,7 @@ class ModelTensor:
     aliases: tuple[str, ...] = ()  # other names of the same tensor: it is generated once, and stays tied
     kept: str = ""  # why it cannot be generated, or empty
     left: str | None = None  # why it is not unless asked for: it is no weight matrix; empty: it is; None: by its name
+    doubt: str = ""  # how to state its axes, if they are a guess
     note: str = ""  # what its values were, if they were regular
     kind: str = ""  # the class of the layer that holds it; pytrees have no layers
     trained: bool = True  # whether it is trained, generated or not
@@ -132,6 +134,10 @@ def plan_for(
         raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
     known = {name: axes for name in generated if (axes := free[name].axes) is not None}
     asked = by_name("axes", given.get("axes"), generated, shapes, every=False)
+    unclear = [name for name in generated if free[name].doubt and not asked.get(name)]
+    if unclear:
+        what = f"the axes of {some(unclear)} are a guess, and so is the deviation of initial weights"
+        warnings.warn(f"{what}. State them: {free[unclear[0]].doubt}", UserWarning, stacklevel=2)
     given["axes"] = known | {name: axes for name, axes in asked.items() if axes is not None}
     given["include"] = set(generated).__contains__
     kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)

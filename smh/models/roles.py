@@ -95,9 +95,10 @@ def complete(
         layer, attribute = _split(tensor.name)
         layers[layer][attribute] = tensor
     depths = stacks({tensor.name: tensor.shape for tensor in tensors if not tensor.kept})
+    joined = {(_module(t.name), t.shape[depths.get(t.name, 0) :][:2]) for t in tensors}  # by what takes heads
     found = []
     for tensor in tensors:
-        left, axes = tensor.left, tensor.axes
+        left, axes, doubt = tensor.left, tensor.axes, ""
         if not left and re.search("(^|[./])lora_", tensor.name, re.IGNORECASE):  # whatever the class of its layer
             left = ADAPTER
         elif left is None:
@@ -106,7 +107,14 @@ def complete(
             depth = depths.get(tensor.name, 0)
             bias = layers[_split(tensor.name)[0]].get("bias")
             axes = _axes(tensor.name, tensor.shape, depth, axes_of, bias.shape[depth:] if bias else ())
-        found.append(dataclasses.replace(tensor, left=left, axes=axes))
+            inner, stack = tensor.shape[depth:], ["s"] * depth
+            told = tensor.kind or bias or axes_of(inner) or axes not in (None, " ".join([*stack, "w i o"]))
+            if not told and _may_have_heads(tensor.name, inner):
+                if (_module(tensor.name), inner[1:]) in joined:
+                    axes = " ".join([*stack, "i s o"])
+                else:
+                    doubt = f"axes={{{tensor.name!r}: 'i s o'}} if it has heads, or 'w i o' if it is a convolution"
+        found.append(dataclasses.replace(tensor, left=left, axes=axes, doubt=doubt))
     return tuple(found)
 
 
@@ -191,6 +199,16 @@ def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | 
     if own is None and depth and len(inner) <= 5:
         own = default_axes(inner)
     return own if own is None else " ".join([*"s" * depth, own])
+
+
+def _may_have_heads(name: str, shape: Shape) -> bool:
+    """Return whether a kernel of three axes may be Flax's DenseGeneral: a convolution has a smaller window."""
+    return _split(name)[1] == "kernel" and len(shape) == 3 and shape[0] > shape[1] > 1
+
+
+def _module(name: str) -> str:
+    """Return the name of the module that has the layer of a tensor."""
+    return _split(_split(name)[0][:-1])[0]
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from smh.backends.jax.derivatives import Arrays
-from smh.backends.jax.trained import is_a, untrained
+from smh.backends.jax.trained import Path, is_a, untrained
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
@@ -23,9 +23,6 @@ from smh.tables import counted
 ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 _TYPES = ("float32", "bfloat16", "float16")
 """Of arrays that can be generated: in float32, and rounded where they are of another type."""
-
-Path = tuple[Any, ...]
-"""Keys of JAX that lead to a leaf."""
 
 
 class NotMaterializedError(PlanError, AttributeError):

@@ -21,7 +21,7 @@ from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameter
 from smh.backends.torch.discovery import discover
 from smh.backends.torch.empty import allocate
 from smh.backends.torch.generated import Registered, generated_class
-from smh.backends.torch.references import check_alone, held_outside, instances
+from smh.backends.torch.references import check_alone, instances, left_behind
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import check_uncut, cut_like
 from smh.backends.torch.store import Store, find_store
@@ -90,11 +90,9 @@ class TorchModels(ModelAdapter):
             raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {error}") from error
         for mine, its in zip(copied.parameters(), model.parameters(), strict=True):
             vars(mine).update(vars(its))  # which copying forgets
-        originals = {id(x) for x in (*model.modules(), *model.parameters())}
-        for place, x in held_outside(copied):
-            if id(x) in originals:
-                what = f"{place!r} would go on using the {type(x).__name__} of the original"
-                raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
+        if (left := left_behind(model, copied)) is not None:
+            what = f"{left[0]!r} would go on using the {left[1]} of the original"
+            raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
         vars(copied)[_FRESH] = True
         return copied
 
