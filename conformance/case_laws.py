@@ -151,3 +151,6 @@ CASE_LAWS: tuple[CaseLaw, ...] = (
     linearity,
     powers,
 )
+
+RESULTS: tuple[CaseLaw, ...] = (initial, weights, gradients, digest)
+"""The laws that compare results with the oracle's, of which golden vectors hold values that single mistakes need."""
