@@ -152,5 +152,5 @@ CASE_LAWS: tuple[CaseLaw, ...] = (
     powers,
 )
 
-RESULTS: tuple[CaseLaw, ...] = (initial, weights, gradients, digest)
-"""The laws that compare results with the oracle's, of which golden vectors hold values that single mistakes need."""
+RESULTS: tuple[CaseLaw, ...] = (weights, gradients, digest)
+"""The laws that compare results with the oracle's: golden vectors hold values that single mistakes need."""

@@ -14,8 +14,8 @@ from conformance.subject import CaseLaw, OwnLaw, Subject
 def test_golden_vectors(subject: Subject, case_law: CaseLaw, tally: Tally) -> None:
     """The law holds for the golden vectors.
 
-    Modes that compile every plan take every n-th plan. Outside the first mode, a law that compares runs with one
-    another takes one case of each plan: drawn plans bring it values of all kinds.
+    Modes that compile every plan take every n-th plan. Outside the first mode, laws other than those of results take
+    one case of each plan: drawn plans bring them values of all kinds.
     """
     found = []
     chosen = golden_plans(subject.backend.mode.slowness)
