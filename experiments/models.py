@@ -23,7 +23,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
         ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
         ``convnet``: four convolutions with batch norm, average pooling, one dense layer; 278,368 weights on 28 x 28.
         ``resnet32``, ``resnet20``: the networks for CIFAR-10 (He et al. 2016), images of any size.
-        ``lenet300``, ``lenet5``: LeNet-300-100 and LeNet-5 in the sizes of Caffe; 266,610 and 431,080 numbers on 28 x 28.
+        ``lenet300``, ``lenet5``: LeNet-300-100 and LeNet-5 (as in Caffe); 266,610 and 431,080 numbers.
         ``tiny``: two small layers, for quick checks.
     shape : tuple of int
         Channels, height and width of the images.
