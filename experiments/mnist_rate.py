@@ -183,5 +183,16 @@ def run(
         print(f"{line['error']:6.2f} %  {cell}", flush=True)
 
 
+@app.command()
+def report(
+    path: _File = RESULTS,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("docs/results/rate.md"),
+) -> None:
+    """Write the page from the results."""
+    from experiments.report import mnist_rate
+
+    output.write_text(mnist_rate.page(results.read(path)))
+
+
 if __name__ == "__main__":
     run_app(app)
