@@ -227,6 +227,7 @@ class Api(InPlaceApi[Model, Compressed]):
         dense: Mapping[str, Array] | None = None,
         *,
         training: bool = False,
+        packed: bool = False,
     ) -> str:
         """Write a checkpoint: one safetensors file with plan, integers of the pool, scales and digest of the weights.
 
@@ -245,6 +246,9 @@ class Api(InPlaceApi[Model, Compressed]):
         training : bool
             Whether to also store the float32 values of the pool, to resume training. The pool then takes five times as
             many bytes.
+        packed : bool
+            Whether to entropy-code the integers of the pool, which makes the file smaller. Needs the extra ``pack``, to
+            save and to load. The weights are the same.
 
         Returns
         -------
@@ -257,6 +261,8 @@ class Api(InPlaceApi[Model, Compressed]):
             If an array cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
         PlanError
             If the model is not compressed.
+        CheckpointError
+            If the file would be packed and constriction is not installed.
 
         Examples
         --------
@@ -272,7 +278,8 @@ class Api(InPlaceApi[Model, Compressed]):
         backend, plan, variables, kept = self._contents(model, variables, dense)
         digest = _digest(backend, plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
-        checkpoint.write(path, plan, host, {name: backend.to_numpy(x) for name, x in kept.items()}, digest, training)
+        tensors = {name: backend.to_numpy(x) for name, x in kept.items()}
+        checkpoint.write(path, plan, host, tensors, digest, training, packed)
         return digest
 
     @explained_calls

@@ -1,6 +1,7 @@
 """Checkpoint files: a plan, its variables and kept tensors in one safetensors file (specification, section 12).
 
-The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, optionally, ``training/pool/...``.
+The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, optionally, ``training/pool/...``;
+in packed files ``coded/pool/...`` stands for ``pool/...`` (:mod:`smh.files.packed`).
 Everything else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``. One checksum
 covers the data. It does not detect a changed seed, digest or name of a kept tensor, so a second checksum covers the
 header. Values of fixed length sort first, so both are at the same place in every file, and the header is verified
@@ -14,7 +15,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from smh.core.plan import Plan
-from smh.core.versions import VERSION, explained, is_readable
+from smh.core.versions import NEWEST, VERSION, explained, is_readable
 from smh.errors import CheckpointError, PlanError, VariableError
 from smh.files.atomic import replacing
 from smh.files.header import (
@@ -36,6 +37,7 @@ from smh.files.header import (
     read_tensor,
 )
 from smh.files.integers import Arrays, Exponents, check_exponents, check_training, pack, pool_arrays, stored, unpack
+from smh.files.packed import CODED, check_coded, coded_names, pack_tensors, unpack_tensors
 from smh.strict_json import canonical_json, check, check_limits, parse, short
 from smh.text import SURROGATE
 
@@ -81,6 +83,8 @@ class Checkpoint:
         The digest of the generated weights according to the writer. Reading does not generate weights to verify it.
     training : bool
         Whether the variables are training values, with the parts below the grid.
+    coded : dict of str to int
+        The arrays of the pool that the file stores entropy-coded, and their bytes there. Empty if it is not packed.
     """
 
     plan: Plan
@@ -88,12 +92,21 @@ class Checkpoint:
     dense: Arrays
     digest: str
     training: bool = False
+    coded: dict[str, int] = field(default_factory=dict)
 
 
 def write(
-    path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str, training: bool = False
+    path: str | os.PathLike[str],
+    plan: Plan,
+    variables: Given,
+    dense: Given,
+    digest: str,
+    training: bool = False,
+    packed: bool = False,
 ) -> None:
     """Write a checkpoint file atomically, with ``training`` including the float32 values of the pool arrays.
+
+    With ``packed``, integers are entropy-coded where that makes them smaller, which needs constriction.
 
     Equal content gives equal bytes, for any order of the dictionaries and any memory and byte order of the arrays.
     Raises :class:`~smh.VariableError` if an array or the digest is invalid, or a pool array is not finite.
@@ -101,8 +114,11 @@ def write(
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise VariableError(f"a digest must be 64 hexadecimal digits, as returned by smh.digest, got {digest!r}")
     tensors, exponents = _checked(plan, variables, dense, training)
+    if packed:
+        tensors = pack_tensors(plan, tensors)
+    version = NEWEST if coded_names(tensors) else VERSION
     zeros = "0" * 64
-    values = (zeros, digest, zeros, plan.to_dict(), exponents, VERSION)
+    values = (zeros, digest, zeros, plan.to_dict(), exponents, version)
     metadata = canonical_json(dict(zip(_KEYS, values, strict=True)))
     with replacing(path) as temporary:
         try:
@@ -204,8 +220,10 @@ def _read(file: io.BufferedReader) -> Checkpoint:
     exponents = values["pool_exponents"]
     with explained(version):
         check_exponents(plan, exponents)
-        entries = _check_entries(tree, plan, size)
+        entries = _check_entries(tree, plan, size, version)
     arrays = _read_data(file, entries, start[1].decode())
+    coded = {name: arrays[CODED + name].size for name in coded_names(arrays)}
+    arrays = unpack_tensors(plan, arrays)
     training = {name[9:]: arrays[name] for name in arrays if name.startswith("training/")}
     pool = unpack(plan, arrays, exponents)
     if training:
@@ -213,7 +231,7 @@ def _read(file: io.BufferedReader) -> Checkpoint:
         pool = training
     variables = {name: pool[name] if name in pool else arrays[name] for name in plan.variable_shapes}
     dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
-    return Checkpoint(plan, variables, dense, start[2].decode(), bool(training))
+    return Checkpoint(plan, variables, dense, start[2].decode(), bool(training), coded)
 
 
 def _find_checksums(header: bytes) -> re.Match[bytes]:
@@ -225,26 +243,32 @@ def _find_checksums(header: bytes) -> re.Match[bytes]:
         version = parse(metadata if isinstance(metadata, str) else "", "its metadata")["version"]
     except (CheckpointError, LookupError, TypeError):  # it has no version
         version = VERSION
-    if version != VERSION:
+    if version not in (VERSION, NEWEST):
         raise _VersionError(version)
     if header[:1] == b"{" and b'"smh"' not in header[:64]:
         raise OtherFileError("it is a plain safetensors file, not a checkpoint of smh: smh fit converts it")
     raise CheckpointError(f"it is not a checkpoint of smh version {VERSION}, got a header {short(header)}")
 
 
-def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
+def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str) -> Entries:
     """Return dtype and shape of each tensor. Checks that they fit the plan and fill the data section exactly."""
+    coded = coded_names(tree)
+    check(not coded or version != VERSION, f"a file of version {VERSION} must have no coded tensors", coded)
     planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
     training = {f"training/{name}": ("F32", shape) for name, _, shape, _ in pool_arrays(plan)}
     planned |= {name: stored(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
+    planned = {name: entry for name, entry in planned.items() if name not in coded}
     if not training.keys().isdisjoint(tree):
         planned |= training
     entries: Entries = {}
     position = 0
     for name, entry in tree.items():
         what = f"tensor {short(name)} must"
-        check(name in planned or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
+        known = name in planned or name[:6] == "dense/" != name or name.startswith(CODED)
+        check(known, f"{what} be of the plan or 'dense/...'", name)
         check_tensor(what, name, entry)
+        if name.startswith(CODED):
+            check_coded(plan, name, entry)
         dtype = entry["dtype"]
         check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
         got = entries[name] = dtype, tuple(entry["shape"])
