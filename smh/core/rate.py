@@ -81,12 +81,20 @@ def array_rate(kernels: Kernels, y: Array, bits: int, constant: Callable[[Array]
 
 
 def coded_bits(kernels: Kernels, y: Array, bits: int) -> Array:
-    """Return the bits of integers in a packed file: their entropy and the table, float32, shape ()."""
-    xp, top = kernels.xp, 2**bits - 1
+    """Return the bits of integers in a packed file: their entropy and a table, or those without a code if fewer.
+
+    The bits of a table are estimated from how many different integers occur. With more than 8 bits and few integers of
+    each size, the entropy is too low, because a table then holds them in groups.
+    """
+    xp, top, size = kernels.xp, 2**bits - 1, y.shape[0]
     q = xp.clip(xp.round(xp.where(xp.isfinite(y), y, 0.0)), -float(top), float(top))
     counts = kernels.counts(q + float(top), 2 * top + 1)
-    shares = xp.where(counts > 0.0, counts, 1.0) * (1.0 / y.shape[0])
-    return xp.sum(counts * _log2(kernels, shares)) * -1.0
+    used = counts > 0.0
+    entropy = xp.sum(counts * _log2(kernels, xp.where(used, counts, 1.0) * (1.0 / size))) * -1.0
+    levels = xp.sum(xp.astype(used, xp.float32))
+    coded = entropy + 16.0 + 26.0 * _log2(kernels, levels)
+    plain = float(size * (4 if bits < 4 else 8 if bits < 8 else 16))
+    return xp.where(coded < plain, xp.where(coded < size / 32, size / 32, coded), plain)
 
 
 def relaxed_bits(kernels: Kernels, y: Array, constant: Callable[[Array], Array]) -> Array:

@@ -34,10 +34,10 @@ def assert_gradients(plan, variables, found):
 
 
 def packed_bits(plan, variables):
-    """Return the entropy of the integers of a matmul pool, in bits."""
+    """Return the entropy of the integers of a matmul pool and the estimate of the tables, in bits."""
     total = 0.0
     stored = smh.core.generate.on_grid(smh.core.kernels.Kernels(np), plan, variables)
     for name in ("pool/left", "pool/right"):
         counts = np.unique(stored[name], return_counts=True)[1]
-        total += float(np.sum(counts * np.log2(counts.sum() / counts)))
-    return total
+        total += 16 + 26 * np.log2(len(counts)) + np.sum(counts * np.log2(counts.sum() / counts))
+    return float(total)
