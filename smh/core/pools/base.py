@@ -80,7 +80,7 @@ class Pool(PoolArithmetic):
 
     @abstractmethod
     def with_exponents(self, tau: float = 1.0) -> Self:
-        """Return this pool, which has its gains, with fixed exponents for all leaves without (section 4.7)."""
+        """Return this pool, which has its gains, with fixed exponents for all leaves without (section 4.5)."""
 
     @abstractmethod
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
@@ -166,10 +166,7 @@ class LeafPool(LeafArithmetic, Pool):
         return self._replace(bits=bits) if self.bits is None else self
 
     def with_exponents(self, tau: float = 1.0) -> Self:
-        """Return this pool with exponents by its initial deviation, so that the rate finds a unit of its size.
-
-        The initial deviation is 4 to 8 units with 6 bits or more, and less with fewer bits.
-        """
+        """Return this pool with its exponents, by the rule for the initial deviation."""
         if self.exponents is not None:
             return self
         f = math.frexp(math.ldexp(self.sigma(tau), -(self.gain or 0)))[1]
