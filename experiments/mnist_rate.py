@@ -26,9 +26,9 @@ from torch.nn.utils import parametrize
 import smh
 from experiments import data, models, results, training
 from experiments.context import context
+from experiments.data import Images
 from experiments.errors import ExperimentError, run_app
 from experiments.results import Line
-from experiments.settings import Settings
 from smh.backends.torch.narrow import KERNELS
 from smh.core.rate import array_rate
 
@@ -129,8 +129,7 @@ def train(cell: Cell, folder: Path | None) -> Line:
     torch.manual_seed(cell.seed)
     model, rate, integers = make(cell, loaded.shape, loaded.classes)
     optimizer = torch.optim.Adam(model.parameters(), lr=cell.lr)
-    order = Settings(cell.data, cell.model, "dense", seed=cell.seed, training=cell.training, batch=cell.batch)
-    batches, per_epoch = training.shuffled(loaded.training, order, "cpu"), cell.training // cell.batch
+    batches, per_epoch = _batches(loaded.training, cell), cell.training // cell.batch
     steps, total = cell.epochs * per_epoch, 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -155,6 +154,15 @@ def train(cell: Cell, folder: Path | None) -> Line:
         "scales": sum(x.numel() == 1 for x in model.parameters()),
         "seconds": time.perf_counter() - begun,
     }
+
+
+def _batches(images: Images, cell: Cell) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Iterate over batches without end, in an order given by the seed. Incomplete batches are dropped."""
+    generator = torch.Generator().manual_seed(cell.seed)
+    while True:
+        order = torch.randperm(len(images), generator=generator)
+        for indices in order[: len(order) // cell.batch * cell.batch].split(cell.batch):
+            yield images.batch(indices)
 
 
 def _counts(q: torch.Tensor) -> list[int]:

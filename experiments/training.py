@@ -47,7 +47,7 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
     begun = time.perf_counter()
     loaded = data.load(settings.data, folder, settings.training, settings.validation)
     torch.manual_seed(settings.seed)
-    batches = shuffled(loaded.training, settings, device)
+    batches = _batches(loaded.training, settings, device)
     per_epoch = len(loaded.training) // settings.batch
     steps = settings.epochs * per_epoch
     epochs = _Epochs(describe(settings), per_epoch)
@@ -174,7 +174,7 @@ def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
     return torch.optim.SGD(options, momentum=MOMENTUM) if s.optimizer == "sgd" else torch.optim.AdamW(options)
 
 
-def shuffled(images: Images, s: Settings, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(images: Images, s: Settings, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Iterate over batches without end, in an order given by the seed. Incomplete batches are dropped."""
     generator = torch.Generator().manual_seed(s.seed)
     while True:

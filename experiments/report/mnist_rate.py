@@ -97,6 +97,6 @@ def _settings(lines: list[Line]) -> Iterator[str]:
             one = found[0]
             rates = ", ".join(f"{lr:g}" for lr in sorted({s["lr"] for s in found}, reverse=True))
             yield (
-                f"- {title}: {one['training']:,} images, {one['epochs']} epochs of batches of {one['batch']}, Adam; its "
+                f"- {title}: {one['training']:,} images, {one['epochs']} epochs, batches of {one['batch']}, Adam. The "
                 f"learning rate of {rates} (pool, no pool) falls to 0 as a cosine; nothing is tuned per seed."
             )
