@@ -35,7 +35,6 @@ from smh.core.rate import array_rate
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 RESULTS = Path(__file__).parent / "results" / "mnist_rate.jsonl"
 SEEDS = 0, 1, 2
-BITS = 8
 _File = Annotated[Path, typer.Option("--results", help="The file of results.")]
 
 
@@ -52,24 +51,26 @@ class Cell:
     batch: int = 200
     training: int = 60_000
     data: str = "mnist"
+    bits: int = 8
 
 
 def cells() -> Iterator[Cell]:
     """Iterate over all runs, the first seed of every method first."""
     for seed in SEEDS:
-        for model, ratio, weight, epochs in (("lenet300", 0.1, 5e-6, 20), ("lenet5", 0.05, 1e-5, 8)):
-            yield Cell(model, ratio, weight, 1e-2, seed, epochs)
-            yield Cell(model, None, weight, 2e-3, seed, epochs)
-            yield Cell(model, ratio, 0.0, 1e-2, seed, epochs)
+        large = Cell("lenet300", 0.1, 5e-6, 1e-2, seed, epochs=20)
+        small = Cell("lenet5", 0.05, 2e-5, 1e-2, seed, epochs=3, batch=100, bits=5)
+        for cell in (large, small):
+            yield from (cell, dataclasses.replace(cell, ratio=None, lr=2e-3), dataclasses.replace(cell, weight=0.0))
 
 
 class Rounded(nn.Module):
     """A tensor as integers times a fixed unit and a learned scale."""
 
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, x: torch.Tensor, bits: int) -> None:
         super().__init__()
-        deviation = float(x.detach().std()) or 1.0
-        self.unit = 2.0 ** (math.frexp(deviation)[1] - 3)  # 4 to 8 units, as in a pool with fixed exponents
+        exponent = math.frexp(float(x.detach().std()))[1] + max(2, bits - 4)  # as in a pool with fixed exponents
+        self.bits = bits - 1
+        self.unit = 2.0 ** (exponent - self.bits)
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,11 +79,11 @@ class Rounded(nn.Module):
 
     def integers(self, x: torch.Tensor) -> torch.Tensor:
         """Return the integers."""
-        return (x.detach() / self.unit).round().clamp(1.0 - 2.0 ** (BITS - 1), 2.0 ** (BITS - 1) - 1.0)
+        return (x.detach() / self.unit).round().clamp(1.0 - 2.0**self.bits, 2.0**self.bits - 1.0)
 
     def rate(self, x: torch.Tensor) -> torch.Tensor:
         """Return the rate of the tensor."""
-        return array_rate(KERNELS, x.reshape(-1) / self.unit, BITS - 1, torch.Tensor.detach)
+        return array_rate(KERNELS, x.reshape(-1) / self.unit, self.bits, torch.Tensor.detach)
 
 
 Rate = Callable[[], torch.Tensor]
@@ -92,27 +93,32 @@ Integers = Callable[[], dict[str, torch.Tensor]]
 def make(cell: Cell, shape: tuple[int, int, int], classes: int) -> tuple[nn.Module, Rate, Integers]:
     """Return a model, its rate, and its integers by array."""
     model = models.build(cell.model, shape, classes)
-    return _without_pool(model) if cell.ratio is None else _with_pool(model, cell)
+    return _without_pool(model, cell.bits) if cell.ratio is None else _with_pool(model, cell)
 
 
 def _with_pool(model: nn.Module, cell: Cell) -> tuple[nn.Module, Rate, Integers]:
     options = {"include": ["*.weight", "*.bias"], "scale": {"*.weight": "fan_in", "*.bias": 0.03}}
-    small = smh.compress(model, cell.ratio, bits=BITS, exponents="fixed", optimizer="adam", seed=cell.seed, **options)
+    small = smh.compress(
+        model, cell.ratio, bits=cell.bits, exponents="fixed", optimizer="adam", seed=cell.seed, **options
+    )
     pool, names = smh.plan_of(small).pool, ("left", "right")
 
     def integers() -> dict[str, torch.Tensor]:
         arrays = {name: getattr(small, f"pool_{name}").detach() for name in names}
-        units = {name: 2.0 ** (e - BITS + 1) for name, e in zip(names, pool.exponents, strict=True)}
-        return {name: (x / units[name]).round().clamp(-127, 127) for name, x in arrays.items()}
+        units = {name: 2.0 ** (e - cell.bits + 1) for name, e in zip(names, pool.exponents, strict=True)}
+        return {
+            name: (x / units[name]).round().clamp(1 - 2 ** (cell.bits - 1), 2 ** (cell.bits - 1) - 1)
+            for name, x in arrays.items()
+        }
 
     return small, lambda: smh.rate(small), integers
 
 
-def _without_pool(model: nn.Module) -> tuple[nn.Module, Rate, Integers]:
+def _without_pool(model: nn.Module, bits: int) -> tuple[nn.Module, Rate, Integers]:
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for layer in layers:
         for name in ("weight", "bias"):
-            parametrize.register_parametrization(layer, name, Rounded(getattr(layer, name)))
+            parametrize.register_parametrization(layer, name, Rounded(getattr(layer, name), bits))
     parts = [part for layer in layers for part in layer.parametrizations.values()]
     rounded = [(part[0], part.original) for part in parts]
 
@@ -182,11 +188,10 @@ def run(
     if about["changed"]:
         raise ExperimentError("the working tree has changes: commit them first, so that results name their code")
     for cell in cells():
-        settings = dataclasses.asdict(cell)
-        if any(line["settings"] == settings for line in results.read(path)):
+        if any(Cell(**line["settings"]) == cell for line in results.read(path)):
             continue
         print(cell, flush=True)
-        line = {"settings": settings, **train(cell, data), **about}
+        line = {"settings": dataclasses.asdict(cell), **train(cell, data), **about}
         results.append(path, line)
         print(f"{line['error']:6.2f} %  {cell}", flush=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.mnist_rate import BITS
+from experiments.mnist_rate import Cell
 from experiments.report.markdown import percent, table
 from experiments.results import Line
 from smh.files.coder import encode
@@ -14,7 +14,7 @@ from smh.files.packed import FEWEST
 
 _MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5"}
 _PUBLISHED = {"lenet300": ("8.56", "1.9"), "lenet5": ("2.84", "1.0")}
-_HEAD = ("network", "method", "pool ratio", "weight of the rate", "kB", "test error, %", "seeds")
+_HEAD = ("network", "method", "pool ratio", "weight of the rate", "bits", "kB", "test error, %", "seeds")
 _PAGE = """# Small files
 
 What [the rate in the loss](../small_files.md) saves, with a pool and without one: LeNet-300-100 (784-300-100-10) and
@@ -60,10 +60,10 @@ def stored_bytes(line: Line) -> int:
 
     The order of integers does not matter for their entropy, so one with the same counts stands for them.
     """
-    total = 4 * int(line["scales"])
+    total, bits = 4 * int(line["scales"]), Cell(**line["settings"]).bits
     for least, *counts in line["counts"].values():
         q = np.repeat(np.arange(least, least + len(counts)), counts).astype(np.int8)
-        total += q.size if q.size < FEWEST else min(q.size, len(encode(q, BITS)))
+        total += q.size if q.size < FEWEST else min(q.size, len(encode(q, bits)))
     return total
 
 
@@ -78,9 +78,10 @@ def _rows(lines: list[Line]) -> Iterator[list[str]]:
             method = "rate alone" if ratio is None else "pool and rate" if weight else "pool alone"
             sizes, errors = [stored_bytes(line) / 1000 for line in group], [line["error"] for line in group]
             named = ["" if ratio is None else percent(ratio), f"{weight:g}" if weight else ""]
-            yield [title, method, *named, _mean(sizes), _mean(errors), f"{len(group)}"]
+            bits = Cell(**group[0]["settings"]).bits
+            yield [title, method, *named, f"{bits}", _mean(sizes), _mean(errors), f"{len(group)}"]
         if groups:
-            yield [title, "published", "", "", *_PUBLISHED[model], ""]
+            yield [title, "published", "", "", "", *_PUBLISHED[model], ""]
 
 
 def _mean(values: list[float]) -> str:

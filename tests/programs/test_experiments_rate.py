@@ -38,12 +38,16 @@ def test_all_integers_are_counted(ratio, arrays, capsys):
     assert "epoch 1 of 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("bits", [5, 8])
 @pytest.mark.parametrize("ratio", [0.1, None])
-def test_the_rate_is_that_of_the_integers(ratio):
+def test_the_rate_is_that_of_the_integers(ratio, bits):
     torch.manual_seed(0)
-    _, rate, integers = mnist_rate.make(dataclasses.replace(CELL, ratio=ratio), (1, 8, 8), 10)
+    cell = dataclasses.replace(CELL, ratio=ratio, bits=bits)
+    _, rate, integers = mnist_rate.make(cell, (1, 8, 8), 10)
     counts = {name: mnist_rate._counts(q) for name, q in integers().items()}
-    assert rate().item() / 8 == pytest.approx(report.stored_bytes({"counts": counts, "scales": 0}), rel=0.03)
+    assert rate().item() / 8 == pytest.approx(
+        report.stored_bytes({"counts": counts, "scales": 0, "settings": dataclasses.asdict(cell)}), rel=0.03
+    )
 
 
 def test_integers_of_a_pool_are_those_of_files(tmp_path):
@@ -80,9 +84,9 @@ def test_the_page():
     size = (len(encode(np.repeat([-1, 0, 1], [500, 9000, 500]).astype(np.int8), 8)) + 8) / 1000
     text = report.page([line(0, 2.0), line(1, 3.0), line(0, 4.0, ratio=None, lr=1e-3), line(0, 1.5, weight=0.0)])
     sizes = f"{size:.2f} ({size:.2f} to {size:.2f})"
-    assert f"| LeNet-300-100 | pool and rate | 10 % | 1e-05 | {sizes} | 2.50 (2.00 to 3.00) | 2 |" in text
-    assert f"| LeNet-300-100 | rate alone |  | 1e-05 | {size:.2f} | 4.00 | 1 |" in text
-    assert f"| LeNet-300-100 | pool alone | 10 % |  | {size:.2f} | 1.50 | 1 |" in text
-    assert "| LeNet-300-100 | published |  |  | 8.56 | 1.9 |  |" in text
+    assert f"| LeNet-300-100 | pool and rate | 10 % | 1e-05 | 8 | {sizes} | 2.50 (2.00 to 3.00) | 2 |" in text
+    assert f"| LeNet-300-100 | rate alone |  | 1e-05 | 8 | {size:.2f} | 4.00 | 1 |" in text
+    assert f"| LeNet-300-100 | pool alone | 10 % |  | 8 | {size:.2f} | 1.50 | 1 |" in text
+    assert "| LeNet-300-100 | published |  |  |  | 8.56 | 1.9 |  |" in text
     assert "0.01, 0.001 (pool, no pool)" in text
     assert "LeNet-5 |" not in text
