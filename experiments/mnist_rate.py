@@ -60,7 +60,9 @@ def cells() -> Iterator[Cell]:
         large = Cell("lenet300", 0.1, 5e-6, 1e-2, seed, epochs=20)
         small = Cell("lenet5", 0.05, 2e-5, 1e-2, seed, epochs=3, batch=100, bits=5)
         for cell in (large, small):
-            yield from (cell, dataclasses.replace(cell, ratio=None, lr=2e-3), dataclasses.replace(cell, weight=0.0))
+            alone = dataclasses.replace(cell, ratio=None, lr=2e-3)
+            yield from (cell, alone, dataclasses.replace(alone, weight=cell.weight / 2.5))
+            yield from (dataclasses.replace(cell, weight=2.0 * cell.weight), dataclasses.replace(cell, weight=0.0))
 
 
 class Rounded(nn.Module):

@@ -22,7 +22,7 @@ LeNet-5 (two convolutions and two dense layers, as in Caffe) on MNIST.
 
 - *pool and rate*: `smh.compress(model, ratio, exponents="fixed", optimizer="adam")` and `smh.rate` in the loss.
 - *rate alone*: no pool. Each weight and bias is an integer of its own, in one array for each tensor, with a fixed unit
-  and a learned scale. Units, prior and weight of the rate are those of the pool.
+  and a learned scale. Units and prior are those of the pool.
 - *pool alone*: the pool without the rate in the loss.
 - *published*: Oktay, Ballé, Singh and Shrivastava, "Scalable Model Compression by Entropy Penalized Reparameterization"
   (ICLR 2020), the rate on dense weights with learned transforms.
@@ -74,7 +74,7 @@ def _rows(lines: list[Line]) -> Iterator[list[str]]:
         for line in lines:
             if line["settings"]["model"] == model:
                 groups.setdefault((line["settings"]["ratio"], line["settings"]["weight"]), []).append(line)
-        for (ratio, weight), group in groups.items():
+        for (ratio, weight), group in sorted(groups.items(), key=lambda one: (not one[0][1], not one[0][0], one[0][1])):
             method = "rate alone" if ratio is None else "pool and rate" if weight else "pool alone"
             sizes, errors = [stored_bytes(line) / 1000 for line in group], [line["error"] for line in group]
             named = ["" if ratio is None else percent(ratio), f"{weight:g}" if weight else ""]

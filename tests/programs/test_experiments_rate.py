@@ -18,9 +18,9 @@ ABOUT = {"cpu": "a processor", "versions": {"torch": "2", "smh": "2"}, "changed"
 
 def test_the_first_seed_of_all_methods_comes_first():
     cells = list(mnist_rate.cells())
-    assert len(set(cells)) == len(cells) == 18
+    assert len(set(cells)) == len(cells) == 30
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    assert {(cell.model, cell.ratio is None, cell.weight > 0) for cell in cells[:6]} == {
+    assert {(cell.model, cell.ratio is None, cell.weight > 0) for cell in cells[:10]} == {
         (model, *method) for model in ("lenet300", "lenet5") for method in ((False, True), (True, True), (False, False))
     }
 
