@@ -72,7 +72,7 @@ def encode(q: np.ndarray, bits: int) -> bytes:
     >>> q = np.array([0, 1, 0, 0, -1, 0, 0, 0] * 1000, dtype=np.int8)
     >>> stream = encode(q, 8)
     >>> len(stream), bool(np.all(decode(stream, q.size, 8) == q))
-    (1066, True)
+    (1068, True)
     """
     models, coder = _library().stream.model, _library().stream.stack.AnsCoder()
     q = q.reshape(-1)
