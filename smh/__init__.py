@@ -72,6 +72,7 @@ __all__ = [
     "pools",
     "port",
     "porting",
+    "rate",
     "report",
     "save",
     "sweep",
@@ -89,6 +90,7 @@ load = _api.load
 materialize = _api.materialize
 materialize_ = _api.materialize_
 plan_of = _api.plan_of
+rate = _api.rate
 report = _api.report
 save = _api.save
 sweep = _api.sweep

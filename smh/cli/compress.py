@@ -44,7 +44,7 @@ from smh.tables import counted
 from smh.text import printable
 
 _FREE = ("path", "out", "plan_file", "max_error", "force", "every", "quiet", "as_json")  # what goes with --plan
-_PLANNED = ("ratio", "size", "bits", "optimizer", "allow_expansion", "pool", "layout", "seed")  # for plan_for, as given
+_PLANNED = ("ratio", "size", "bits", "exponents", "optimizer", "allow_expansion", "pool", "layout", "seed")  # as given
 
 
 def _parse_ratio(text: Any) -> Any:
@@ -67,6 +67,7 @@ Size = typer.Option(
     help="Instead of a ratio: the most bytes of all tensors in the checkpoint, kept ones included: 5MB or '500 kB'.",
 )
 Bits = typer.Option(BITS, help="Bits of the stored integers, 2 to 16.")
+Exponents = typer.Option("free", help="free, or fixed in the plan, as training for small files needs.")
 Optimizer = typer.Option("sgd", help=f"The optimizer for training: {' or '.join(OPTIMIZERS)}.")
 Expansion = typer.Option(False, "--allow-expansion", help="Allow a ratio of 1 or more, which does not compress.")
 Pool = typer.Option("matmul", help="matmul, kronecker or hash.")
@@ -100,6 +101,7 @@ def run_plan(
     ratio: float | None = Ratio,
     size: str | None = Size,
     bits: int = Bits,
+    exponents: str = Exponents,
     optimizer: str = Optimizer,
     allow_expansion: bool = Expansion,
     pool: str = Pool,
@@ -161,6 +163,7 @@ def run_fit(
         None, "--plan", metavar="PLAN", help="A plan, in JSON, as smh plan writes it, instead of all other options."
     ),
     bits: int = Bits,
+    exponents: str = Exponents,
     optimizer: str = Optimizer,
     allow_expansion: bool = Expansion,
     pool: str = Pool,

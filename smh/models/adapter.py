@@ -95,6 +95,10 @@ class ModelAdapter(ABC):
         """Return the variables of a compressed model, float32, by name."""
 
     @abstractmethod
+    def rate(self, model: Any) -> Array:
+        """Return the rate of a compressed model; see :func:`smh.core.rate.rate`."""
+
+    @abstractmethod
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
         """Return the tensors that a model stores besides those that the plan generates, by name."""
 

@@ -16,6 +16,7 @@ from smh.backends.jax import libraries
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.derivatives import Arrays, fast_pullback, with_pullback
 from smh.backends.jax.layers import with_roles
+from smh.backends.jax.narrow import kernels
 from smh.backends.jax.pytrees import (
     ARRAYS,
     Compressed,
@@ -28,6 +29,7 @@ from smh.backends.jax.pytrees import (
 from smh.backends.jax.trained import is_a
 from smh.core.kernels import Array
 from smh.core.plan import Plan
+from smh.core.rate import rate
 from smh.errors import PlanError
 from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor
@@ -98,6 +100,10 @@ class JaxModels(ModelAdapter):
     def variables(self, model: Compressed) -> dict[str, Array]:
         """Return the variables, those on the host as arrays of JAX."""
         return {name: backend.asarray(x) if _on_host(x) else x for name, x in model.variables.items()}
+
+    def rate(self, model: Compressed) -> Array:
+        """Return the rate, with gradients of the variables."""
+        return rate(kernels(), model.plan, self.variables(model), jax.lax.stop_gradient)
 
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
         """Return all arrays that are not generated, random keys by their words."""

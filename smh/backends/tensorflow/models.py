@@ -10,11 +10,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.adapter import backend
 from smh.backends.tensorflow.keras_model import Compressed, as_plain, compressed, weights_of
+from smh.backends.tensorflow.narrow import kernels
 from smh.core.plan import Plan
+from smh.core.rate import rate
 from smh.errors import PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.models.adapter import ModelAdapter, Values
@@ -74,6 +77,11 @@ class KerasModels(ModelAdapter):
     def variables(self, model: Compressed) -> dict[str, keras.Variable]:
         """Return the variables."""
         return model.smh_source.variables
+
+    def rate(self, model: Compressed) -> Any:
+        """Return the rate, with gradients of the variables."""
+        variables = {name: tf.convert_to_tensor(x) for name, x in self.variables(model).items()}
+        return rate(kernels(), model.smh_source.plan, variables, tf.stop_gradient)
 
     def kept(self, model: keras.Model, plan: Plan) -> dict[str, Any]:
         """Return the kept weights, and other state of layers such as vocabularies."""

@@ -143,6 +143,11 @@ class TorchKernels(Kernels):
         """Add in any order: sums of these float64 integers are exact."""
         return torch.zeros((size,), dtype=x.dtype, device=x.device).scatter_add(0, segments, x)
 
+    def counts(self, x: Array, size: int) -> Array:
+        """Count by index."""
+        ones = x.new_ones((), dtype=torch.int64).expand(x.shape)
+        return x.new_zeros(size, dtype=torch.int64).scatter_add(0, x.to(torch.int64), ones).to(torch.float32)
+
     def _rows(self, left: Array, right: Array, dtype: torch.dtype, rows: slice) -> Iterator[tuple[int, Array]]:
         """Iterate over blocks of a product of integers: the first cell, and the sums, flat, float32."""
         columns = right.shape[1]

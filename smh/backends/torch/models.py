@@ -21,11 +21,13 @@ from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameter
 from smh.backends.torch.discovery import discover
 from smh.backends.torch.empty import allocate
 from smh.backends.torch.generated import Registered, generated_class
+from smh.backends.torch.narrow import kernels_for
 from smh.backends.torch.references import check_alone, instances, left_behind
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import check_uncut, cut_like
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
+from smh.core.rate import rate
 from smh.errors import CheckpointError, PlanError
 from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
@@ -154,6 +156,13 @@ class TorchModels(ModelAdapter):
         check_places(store)
         found = {name: x.detach() for name, x in store.variables().items()}
         return copy.deepcopy(found) if store.cut else found  # a whole tensor is freed when it is sharded again
+
+    def rate(self, model: nn.Module) -> torch.Tensor:
+        """Return the rate, with gradients of the parameters."""
+        store = _store(model)
+        variables = store.variables()
+        kernels = kernels_for(next(iter(variables.values())))
+        return rate(kernels, store.compression.plan, variables, torch.Tensor.detach)
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
         """Return the tensors of ``state_dict`` besides variables, by first name; they alias the model's."""
