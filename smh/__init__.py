@@ -62,6 +62,7 @@ __all__ = [
     "compress_",
     "digest",
     "fit",
+    "freeze",
     "get_backend",
     "initialize",
     "list_backends",
@@ -85,6 +86,7 @@ compress = _api.compress
 compress_ = _api.compress_
 digest = _api.digest
 fit = _api.fit
+freeze = _api.freeze
 initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize
@@ -97,15 +99,15 @@ sweep = _api.sweep
 vjp = _api.vjp
 
 
-_FRAMEWORKS = ("jax", "keras", "numpy", "torch")
+_MODULES = ("export", "jax", "keras", "numpy", "torch")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_FRAMEWORKS])
+    return sorted([*__all__, *_MODULES])
 
 
 def __getattr__(name: str) -> _Any:
-    """Import the module of a framework on first use."""
-    if name in _FRAMEWORKS:
+    """Import the exports, or the module of a framework, on first use."""
+    if name in _MODULES:
         return _import_module(f"smh.{name}")
     raise AttributeError(f"module 'smh' has no attribute {name!r}")

@@ -20,8 +20,8 @@ from smh.files import checkpoint, digests, limits
 from smh.models import poison
 from smh.models.adapter import ModelAdapter
 from smh.models.api import Compressed, Model
-from smh.models.compression import Compression, check_fit, check_loaded
-from smh.models.in_place import InPlaceApi
+from smh.models.compression import Compression, check_fit, check_loaded, check_trains
+from smh.models.freezing import FreezingApi
 
 
 def _no_models(model: Any) -> ModelAdapter:
@@ -31,7 +31,7 @@ def _no_models(model: Any) -> ModelAdapter:
     )
 
 
-class Api(InPlaceApi[Model, Compressed]):
+class Api(FreezingApi[Model, Compressed]):
     """The public functions for one backend.
 
     Parameters
@@ -276,6 +276,8 @@ class Api(InPlaceApi[Model, Compressed]):
         True
         """
         path = _path(path)
+        if training and not isinstance(model, Plan):
+            check_trains(self._compression(model), "has no training values to save")
         backend, plan, variables, kept = self._contents(model, variables, dense)
         digest = _digest(backend, plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
@@ -291,6 +293,7 @@ class Api(InPlaceApi[Model, Compressed]):
         *,
         device: Any = None,
         max_bytes: int | None = None,
+        frozen: bool = False,
     ) -> Any:
         """Read and validate a checkpoint, and load it into a model if one is given.
 
@@ -309,6 +312,9 @@ class Api(InPlaceApi[Model, Compressed]):
         max_bytes : int, optional
             The largest size of all weights of the plan in the file. The default is 1 GiB or 1,024 times the size of the
             file, whichever is more; see :func:`smh.files.limits.default`.
+        frozen : bool
+            Whether to make a plain model a frozen one, see :func:`freeze`, so that the pool is in memory as integers
+            only. Files load into a frozen model in any case.
 
         Returns
         -------
@@ -340,29 +346,30 @@ class Api(InPlaceApi[Model, Compressed]):
         if model is not None and device is not None:
             raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
         adapter = None if model is None else self._adapter_of(model)
+        compression = None if adapter is None else adapter.compression(model)
+        if frozen and compression is not None and not compression.frozen:
+            raise PlanError("frozen=True takes a plain model or a frozen one: smh.freeze(model) freezes this one")
+        frozen = frozen or (compression is not None and compression.frozen)
         if isinstance(path, checkpoint.Checkpoint):
             if adapter is None:
                 raise PlanError("a checkpoint that was read before needs a model, as in smh.load(checkpoint, model)")
-            found = path.mapped(adapter.backend.to_numpy)
-            poison.check(found.plan, found.variables)
+            found = _as_read(path.mapped(adapter.backend.to_numpy), frozen)
         else:
-            found = checkpoint.read(path)
+            found = checkpoint.read(path, frozen)
         limits.check_file(found, max_bytes)
         if adapter is None:
-            backend = self._get_backend()
-            return found.mapped(partial(backend.asarray, device=device))
+            return found.mapped(partial(self._get_backend().asarray, device=device))
         found = adapter.renamed(found, model)
-        compression = adapter.compression(model)
         if compression is not None:
             check_loaded(found, adapter.kept(model, found.plan), compression.plan)
             with adapter.restored_on_error(model):
-                return adapter.fill(model, found.variables, found.dense)
+                return _fill(adapter, model, found)
         tensors = adapter.tensors(model, found.plan)
         check_fit(tensors, found.plan)
         check_loaded(found, adapter.kept(model, found.plan))
         with adapter.restored_on_error(model):
-            compressed = adapter.install(model, Compression(found.plan, tensors))
-            return adapter.fill(compressed, found.variables, found.dense)
+            compressed = adapter.install(model, Compression(found.plan, tensors, frozen=frozen))
+            return _fill(adapter, compressed, found)
 
     def _contents(
         self, model: Any, variables: Mapping[str, Array] | None, dense: Mapping[str, Array] | None = None
@@ -381,6 +388,22 @@ class Api(InPlaceApi[Model, Compressed]):
         names = [name for name, value in given.items() if value is not None]
         if names:
             raise PlanError(f"{', '.join(names)} go with a Plan as the model; got {type(model).__name__}")
+
+
+def _as_read(found: checkpoint.Checkpoint, frozen: bool) -> checkpoint.Checkpoint:
+    """Check a checkpoint that was read before, for a model that is frozen or not."""
+    if (found.integers is not None) != frozen:
+        what, option = ("integers", "frozen=True") if frozen else ("float32 variables", "no frozen=True")
+        raise PlanError(f"this model needs {what}, and the checkpoint does not have them: read its file with {option}")
+    if found.integers is None:
+        poison.check(found.plan, found.variables)
+    return found
+
+
+def _fill(adapter: ModelAdapter, model: Any, found: checkpoint.Checkpoint) -> Any:
+    if found.integers is None:
+        return adapter.fill(model, found.variables, found.dense)
+    return adapter.fill_frozen(model, found)
 
 
 def _check_plan(plan: Any) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import typer
 
 from smh.cli.output import AsJson, File, Force, Listing, Quiet, check_out, emit
+from smh.core.integers import pool_arrays
 from smh.files import checkpoint
 from smh.files.checkpoint import Checkpoint
 from smh.files.coder import entropy
-from smh.files.integers import from_stored, pack, pool_arrays
+from smh.files.integers import from_stored, pack
 
 _LEVEL = 19  # of zstd: the highest usual one
 

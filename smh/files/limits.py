@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from smh.core.integers import pool_arrays
 from smh.core.plan import Plan
 from smh.core.pools import Hash
 from smh.errors import LimitError
-from smh.files.integers import pool_arrays, stored_bytes
+from smh.files.integers import stored_bytes
 
 if TYPE_CHECKING:
     from smh.files.checkpoint import Checkpoint

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from smh.core.integers import pool_arrays
 from smh.core.plan import Plan
 from smh.files.coder import decode, encode, least_bytes
-from smh.files.integers import Arrays, from_stored, pool_arrays, stored_bytes, to_stored
+from smh.files.integers import Arrays, from_stored, stored_bytes, to_stored
 from smh.strict_json import check, short
 
 CODED = "coded/"
