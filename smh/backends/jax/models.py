@@ -139,9 +139,7 @@ class JaxModels(ModelAdapter):
 
     def materialize(self, model: Compressed) -> Any:
         """Return the pytree that was compressed, with generated weights in their places."""
-        weights = weights_of(model)
-        narrow = {name: weights[name].astype(dtype) for name, dtype in model.structure.narrow}
-        return model.structure.restored({**model.kept, **weights, **narrow})
+        return with_weights(model, weights_of(model))
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Refuse: nobody can see when such a model is used."""
@@ -179,6 +177,12 @@ def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[M
         else:
             for name in (tensor.name, *tensor.aliases):
                 yield dataclasses.replace(tensor, name=name, aliases=())
+
+
+def with_weights(model: Compressed, weights: Arrays) -> Any:
+    """Return the pytree that was compressed, with weights in their places and types."""
+    narrow = {name: weights[name].astype(dtype) for name, dtype in model.structure.narrow}
+    return model.structure.restored({**model.kept, **weights, **narrow})
 
 
 def _on_device(arrays: Arrays) -> Arrays:
