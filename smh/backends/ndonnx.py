@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ndonnx as ndx
@@ -55,6 +55,13 @@ class NdonnxKernels(Kernels):
             a, b = (xp.astype(x, xp.float64).unwrap_spox() for x in (left, right))
             sums = op.matmul(a, b)
         return xp.astype(ndx.asarray(sums), xp.float32) * unit
+
+    def scaled_products(
+        self, left: Array, right: Array, unit: Array, exact_terms: int, parts: Sequence[tuple[Array | float, int, int]]
+    ) -> list[Array]:
+        """Multiply once for all parts: the graph is smaller."""
+        v = self.xp.reshape(self.product(left, right, unit, exact_terms), (-1,))
+        return [self.scale(v[start:stop], scale) for scale, start, stop in parts]
 
 
 def plan_onnx(path: str | os.PathLike[str], plan: Plan, variables: Mapping[str, np.ndarray]) -> Exported:
