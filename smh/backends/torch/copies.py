@@ -68,6 +68,8 @@ def _part(module: Any, memo: dict[Any, Any]) -> Any:
             weights[name] = nn.Parameter(weight, weight.requires_grad)
     state = {name: x for name, x in state.items() if name not in (STORE, NAMES)}
     state["_parameters"] = plain_parameters(module, weights)
+    held = {attribute for holder, attribute in store.slots.values() if holder is module}
+    state["_buffers"] = {name: x for name, x in module._buffers.items() if name not in held}
     recurrent = issubclass(cls, nn.RNNBase)
     new.__setstate__(copy.deepcopy({**state, "_flat_weights": []} if recurrent else state, memo))
     if recurrent:

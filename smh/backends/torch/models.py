@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from smh.backends.torch import frozen
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.checks import check_places, compressed_parts, not_compressed
 from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
@@ -27,8 +28,10 @@ from smh.backends.torch.sharded import check_uncut, cut_like
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, PlanError
+from smh.files.checkpoint import Checkpoint
+from smh.files.integers import Integers
 from smh.models.adapter import ModelAdapter, Values
-from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
+from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency, check_trains
 from smh.models.roles import complete
 
 _FRESH = "_smh_fresh"
@@ -138,7 +141,12 @@ class TorchModels(ModelAdapter):
                 store.attributes[names[attribute]] = vars(module._parameters[attribute])
                 del module._parameters[attribute]
             module.__dict__.pop("_flat_weights", None)  # the list of parameters that a recurrent layer keeps
+        held = frozen.buffers(plan, like) if compression.frozen else {}
+        store.exponents = frozen.no_exponents(plan) if compression.frozen else None
         for name, (module, attribute) in slots.items():
+            if name in held:
+                module.register_buffer(attribute, held[name])
+                continue
             shape = plan.variable_shapes[name] or (1,)  # libraries that shard parameters take none without axes
             module.register_parameter(attribute, nn.Parameter(like.new_zeros(shape)))
         for module, names in read.items():
@@ -148,7 +156,7 @@ class TorchModels(ModelAdapter):
                 module.__dict__["_parameters"] = Registered(module._parameters, frozenset(names))
             cls: Any = type(module)
             module.__class__ = generated_class(cls, tuple(names), module is model)
-        return model
+        return frozen.finished(model) if compression.frozen else model
 
     def variables(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return the variables, detached; they may alias the model's."""
@@ -196,6 +204,22 @@ class TorchModels(ModelAdapter):
         """Copy values, for which a model on the meta device gets memory."""
         allocate(_store(model).root)
         return self.assign(model, variables, kept)
+
+    def freeze(self, model: nn.Module, integers: Integers) -> nn.Module:
+        """Return a copy with buffers."""
+        store = _store(model)
+        check_uncut(store.root, store.parameters().values(), "frozen")
+        return frozen.frozen_copy(model, integers)
+
+    def fill_frozen(self, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+        """Copy the values of a file into buffers, for which a model on the meta device gets memory."""
+        store, integers = _store(model), checkpoint.integers
+        assert integers is not None  # of a file that was read for a frozen model
+        allocate(store.root)
+        if checkpoint.dense:
+            _load(store.root, checkpoint.dense)
+        frozen.fill(store, checkpoint.variables, integers)
+        return model
 
     def materialize(self, model: nn.Module) -> nn.Module:
         """Return a copy with parameters."""
@@ -250,6 +274,9 @@ def materialize_(model: nn.Module) -> nn.Module:
 
 def _turn_back(store: Store, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     own = {module: plain_parameters(module, parameters) for module in store.order}
+    if store.exponents is not None:
+        for module, attribute in store.slots.values():
+            module._buffers.pop(attribute, None)
     for module in dict.fromkeys((*store.order, model)):  # the model itself may be a shallow copy
         module.__dict__.pop(NAMES, None)
         del module.__dict__[STORE]
@@ -308,6 +335,7 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     'fast'
     """
     store = _store(model)
+    check_trains(store.compression, "has no gradients")
     store.compression = replace(store.compression, gradients=check_gradients(gradients))
 
 

@@ -19,8 +19,10 @@ from smh.backends.torch.checks import check_finite, check_pass, check_whole
 from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
 from smh.backends.torch.empty import check_not_offloaded
+from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.saved import kept_aside, rebuilt, traced
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
+from smh.core.integers import Exponents
 from smh.errors import PlanError
 from smh.models.compression import Compression
 
@@ -61,6 +63,8 @@ class Store:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # that users gave to weights
     cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
+    exponents: Exponents | None = None  # of a frozen model, whose slots are buffers with integers
+    kernels: TorchKernels | None = None  # that build the weights of a frozen model while it is exported
     cut: bool = False  # whether a variable was ever cut into pieces, see smh.backends.torch.sharded
     backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
@@ -76,15 +80,20 @@ class Store:
         return {**self.__dict__, **fresh, "told": set(), "seen": (0, None)}
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Return the parameters that hold the variables, by the names of variables."""
+        """Return what holds the variables, by their names: parameters, or buffers if the model is frozen."""
         try:
+            if self.exponents is not None:
+                return {name: module._buffers[attribute] for name, (module, attribute) in self.slots.items()}
             return {name: module._parameters[attribute] for name, (module, attribute) in self.slots.items()}
         except KeyError as error:
             raise PlanError(sharded.FLAT) from error
 
     def variables(self) -> dict[str, torch.Tensor]:
         """Return the variables, float32, as the plan shapes them: a scale is one number, and its parameter a vector."""
-        shapes, parameters = self.compression.plan.variable_shapes, self.parameters()
+        plan, parameters = self.compression.plan, self.parameters()
+        shapes = plan.variable_shapes
+        if self.exponents is not None:
+            parameters |= packed.values(plan, parameters, self.exponents)
         if self.cut:
             parameters = {name: sharded.whole(x) for name, x in parameters.items()}
         if any(x.numel() != math.prod(shapes[name]) for name, x in parameters.items()):
@@ -112,13 +121,21 @@ class Store:
         found = dict(zip(tensors, built, strict=True))
         if promises:
             found = {tensor: Redeem.apply(promises[tensor], x) for tensor, x in found.items()}
-        dtype = next(iter(self.parameters().values())).dtype
+        dtype = self._dtype()
         parts = {name: [found[tensor] for tensor in self.weights[name]] for name in names}
         return {name: (x[0] if len(x) == 1 else torch.cat(x)).to(dtype) for name, x in parts.items()}
 
+    def _dtype(self) -> torch.dtype:
+        """Return the type of weights: that of the variables, or of what else is not an integer in a frozen model."""
+        held = (*self.parameters().values(), *self.root.parameters(), *self.root.buffers())
+        return next((x.dtype for x in held if x.is_floating_point()), torch.float32)
+
     def _materialized(self, tensors: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
         """Return tensors of the plan; built layer by layer and without autograd they share the integers of the pool."""
-        plan, fast, variables = self.compression.plan, self.compression.fast, self.variables()
+        plan, fast = self.compression.plan, self.compression.fast
+        if self.exponents is not None:
+            return self._of_integers(tensors, self.exponents)
+        variables = self.variables()
         if any(x.is_meta for x in variables.values()):
             check_not_offloaded(self.root)
         by_layer = self.compression.residency == "layer" and not torch.is_grad_enabled()
@@ -131,6 +148,16 @@ class Store:
                 self.packed = kept = self._state(values=True) or state, packed.pack(plan, variables)
             found = packed.materialize(plan, kept[1], variables, tensors)
         check_finite(plan, variables, found)
+        return found
+
+    def _of_integers(self, tensors: tuple[str, ...], exponents: Exponents) -> tuple[torch.Tensor, ...]:
+        """Return tensors of the plan of a frozen model."""
+        plan, parameters = self.compression.plan, self.parameters()
+        grids = packed.of_integers(plan, parameters, exponents)
+        scales = {name: x.to(torch.float32).reshape(()) for name, x in parameters.items() if name.startswith("scale/")}
+        found = packed.materialize(plan, grids, scales, tensors, self.kernels)
+        if not traced() and any(w.device.type == "cpu" and math.isnan(w.as_strided((), ()).item()) for w in found):
+            check_finite(plan, self.variables(), found)
         return found
 
     def weight(self, name: str) -> torch.Tensor:
@@ -275,11 +302,12 @@ class Store:
         Only their values tell for sure: fused optimisers raise no version, nor does what writes through ``.data``.
         """
         found = () if self.cut or traced() else tuple(self.parameters().values())
-        if not found or any(type(x) is not nn.Parameter or x.is_inference() or x.is_meta for x in found):
+        kind = nn.Parameter if self.exponents is None else torch.Tensor
+        if not found or any(type(x) is not kind or x.is_inference() or x.is_meta for x in found):
             return None
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         versions = tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
-        if not values or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not values or self.exponents is not None or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
             return self.backwards, versions, None
         with torch.no_grad():
             return self.backwards, versions, torch._utils._flatten_dense_tensors(found)
