@@ -57,9 +57,10 @@ def unpacked(kernels: Kernels, plan: Plan, stored: Mapping[str, Array]) -> dict[
     for name, bits, shape, _ in pool_arrays(plan):
         q = stored[name]
         if bits <= NIBBLE_BITS:
-            halves = xp.stack([xp.bitwise_and(q, 15), xp.bitwise_right_shift(q, 4)], axis=1)
-            q = xp.astype(xp.reshape(halves, (-1,))[: math.prod(shape)], xp.int8)
-            q = xp.reshape(xp.where(q > 7, q - 16, q), shape)
+            q = xp.astype(q, xp.int32)  # divided, because not every runtime shifts bytes
+            high = xp.floor_divide(q, 16)
+            q = xp.reshape(xp.stack([q - 16 * high, high], axis=1), (-1,))[: math.prod(shape)]
+            q = xp.reshape(xp.astype(xp.where(q > 7, q - 16, q), xp.int8), shape)
         found[name.removeprefix("pool/")] = q
     return found
 

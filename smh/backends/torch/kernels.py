@@ -73,7 +73,9 @@ class TorchKernels(Kernels):
         return results
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Use float32 also if only the present integers allow it."""
+        """Use float32 also if only the present integers allow it. Integers may have small integer types."""
+        if not left.dtype.is_floating_point:
+            left, right = left.to(torch.float32), right.to(torch.float32)
         if not self.smooth and self._in_place(left) and self._sums_dtype(left, right, exact_terms) == torch.float32:
             exact_terms = left.shape[1]
         return super().product(left, right, unit, exact_terms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -47,7 +48,7 @@ def materialize(
     like = next(iter(packed.values())).integers
     if like.is_meta:  # shapes only
         return tuple(like.new_empty(t.viewed_shape, dtype=torch.float32) for t in plan.select(names))
-    if not (isinstance(plan.pool, Matmul) and plan.pool.grid_bits <= 7) and kernels is None:  # which take these
+    if kernels is None and not (isinstance(plan.pool, Matmul) and plan.pool.grid_bits <= 7):  # whose take integers
         packed = {name: one._replace(integers=one.integers.to(torch.float32)) for name, one in packed.items()}
-    with no_autocast(like):
+    with no_autocast(like) if torch.is_autocast_enabled(like.device.type) else nullcontext():
         return tuple(generate.build(kernels or kernels_for(like), plan, packed, scales, plan.select(names)).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,12 @@ from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.saved import kept_aside, rebuilt, traced
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
 from smh.core.integers import Exponents
+from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import Compression
 
+Exporting = tuple[Callable[[Plan, packed.Packed], packed.Packed], TorchKernels]
+"""What prepares the integers of a pool for kernels, and these."""
 State = tuple[int, tuple[tuple[Any, ...], ...], torch.Tensor | None]
 _MOST_APART = 8
 """How often parts of the weights are built from the same variables before a warning."""
@@ -64,7 +67,7 @@ class Store:
     cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
     exponents: Exponents | None = None  # of a frozen model, whose slots are buffers with integers
-    kernels: TorchKernels | None = None  # that build the weights of a frozen model while it is exported
+    exporting: Exporting | None = None  # how a frozen model builds its weights while it is exported
     cut: bool = False  # whether a variable was ever cut into pieces, see smh.backends.torch.sharded
     backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
@@ -155,7 +158,8 @@ class Store:
         plan, parameters = self.compression.plan, self.parameters()
         grids = packed.of_integers(plan, parameters, exponents)
         scales = {name: x.to(torch.float32).reshape(()) for name, x in parameters.items() if name.startswith("scale/")}
-        found = packed.materialize(plan, grids, scales, tensors, self.kernels)
+        prepare, kernels = self.exporting or (None, None)
+        found = packed.materialize(plan, prepare(plan, grids) if prepare else grids, scales, tensors, kernels)
         if not traced() and any(w.device.type == "cpu" and math.isnan(w.as_strided((), ()).item()) for w in found):
             check_finite(plan, self.variables(), found)
         return found

@@ -1,0 +1,167 @@
+"""Compressed models in the formats of other runtimes, as small as their pool.
+
+The files hold the integers of the pool, and the graph that builds weights from them: the runtime gets the trained
+weights, bit for bit. Each function names its format.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from smh.models.exported import Exported
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Exported", "aot_inductor", "onnx", "torch_export"]
+
+
+def onnx(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset: int = 20,
+    weights: bool = False,
+) -> Exported:
+    """Write a compressed model of PyTorch as an ONNX file that holds its pool as integers.
+
+    Weights are products of integers by ``MatMulInteger`` if the pool has at most 8 bits, otherwise exact floating-point
+    products.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to write. It is replaced when the new one is complete.
+    model : torch.nn.Module
+        The compressed model, frozen or not, which does not change. It is exported in evaluation mode.
+    args : sequence
+        Inputs for which the model is traced.
+    kwargs : mapping, optional
+        Inputs by name.
+    dynamic_shapes : optional
+        As for ``torch.export.export``, for ``args`` and ``kwargs`` of the model.
+    input_names, output_names : sequence of str, optional
+        Names in the graph; by default those that ``torch.onnx.export`` gives.
+    opset : int
+        The version of ONNX's operators, at least 18.
+    weights : bool
+        Whether the weights are outputs, too, after those of the model. Their names are ``weight:`` and the name of the
+        parameter. For proofs: a runtime then shows the weights that it built.
+
+    Returns
+    -------
+    Exported
+        Sizes of the file and of what is in it.
+
+    Raises
+    ------
+    PlanError
+        If the model is not compressed, or arguments are mistaken.
+    ExportError
+        If ONNX or the tools cannot hold the model or its pool. Nothing is written then.
+    VariableError
+        If training has diverged.
+    ModuleNotFoundError
+        Without onnxscript.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import torch
+    >>> import smh
+    >>> model = smh.compress(torch.nn.Linear(40, 30), ratio=0.1)
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.onnx")
+    >>> sizes = smh.export.onnx(path, model, (torch.ones(1, 40),))
+    >>> sizes.integers, sizes.kept
+    (70, 124)
+    """
+    from smh.backends.torch import exports
+
+    return exports.onnx(os.fspath(path), model, args, kwargs, dynamic_shapes, input_names, output_names, opset, weights)
+
+
+def torch_export(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    weights: bool = False,
+) -> Exported:
+    """Write a compressed model as a file of ``torch.export`` (``.pt2``) that holds its pool as integers.
+
+    ``torch.export.load(path).module()`` is the model, without smh.
+
+    Parameters
+    ----------
+    path, model, args, kwargs, dynamic_shapes
+        As for :func:`onnx`.
+    weights : bool
+        Whether a call returns a pair: the outputs of the model, and the weights in a dict.
+
+    Returns
+    -------
+    Exported
+        Sizes of the file and of what is in it.
+
+    Raises
+    ------
+    PlanError, ExportError, VariableError
+        As for :func:`onnx`.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import torch
+    >>> import smh
+    >>> model = smh.freeze(smh.compress(torch.nn.Linear(40, 30), ratio=0.1))
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.pt2")
+    >>> sizes = smh.export.torch_export(path, model, (torch.ones(1, 40),))
+    >>> torch.export.load(path).module()(torch.ones(1, 40)).shape
+    torch.Size([1, 30])
+    """
+    from smh.backends.torch import exports
+
+    return exports.torch_export(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
+
+
+def aot_inductor(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    weights: bool = False,
+) -> Exported:
+    """Write a compressed model as a package of AOTInductor: compiled code that holds the pool as integers.
+
+    ``torch._inductor.aoti_load_package(path)`` is the model, without smh, for the device and the kind of machine on
+    which the package was made. C++ loads it without Python. A C++ compiler is needed here.
+
+    Parameters
+    ----------
+    path, model, args, kwargs, dynamic_shapes, weights
+        As for :func:`torch_export`.
+
+    Returns
+    -------
+    Exported
+        Sizes of the file and of what is in it.
+
+    Raises
+    ------
+    PlanError, ExportError, VariableError
+        As for :func:`onnx`; ExportError also without a C++ compiler.
+    """
+    from smh.backends.torch import exports
+
+    return exports.aot_inductor(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
