@@ -118,7 +118,7 @@ def test_what_a_graph_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
     clash = smh.Plan.build({"scale/a": (30, 20), "a": (4, 5)}, ratio=0.2)
     with pytest.raises(smh.ExportError, match="same name, which a graph cannot hold: rename 'scale/a'"):
         smh.export.plan_onnx(path, clash, smh.initialize(clash))
-    large = smh.Plan.build({name: (2**15, 2**15) for name in "abc"}, ratio=0.9)
+    large = smh.Plan.build(dict.fromkeys("abc", (2**15, 2**15)), ratio=0.9)
     with pytest.raises(smh.ExportError, match="an ONNX file holds less than"):
         smh.export.plan_onnx(path, large, {})
     assert not list(tmp_path.iterdir())
