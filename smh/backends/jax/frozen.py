@@ -53,7 +53,7 @@ def _placed(x: np.ndarray, like: Any) -> Any:
 def check(plan: Plan, arrays: Mapping[str, Any]) -> None:
     """Raise :class:`~smh.VariableError` unless the arrays of frozen parameters have the types and shapes of a plan."""
     for name, (dtype, shape) in _types(plan).items():
-        want = f"{name!r} of frozen parameters must be a {dtype} array of shape {shape}"
+        want = f"{name!r} of frozen parameters must have the type {dtype} and the shape {shape}"
         if name not in arrays:
             raise VariableError(f"{want}; it is missing")
         x = arrays[name]

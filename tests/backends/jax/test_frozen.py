@@ -188,7 +188,7 @@ def test_arrays_of_another_type_are_refused():
         variables = {**frozen.variables, "pool/left": wrong}
         if wrong is None:
             del variables["pool/left"]
-        with pytest.raises(smh.VariableError, match="'pool/left' of frozen parameters must be a int8 array"):
+        with pytest.raises(smh.VariableError, match="'pool/left' of frozen parameters must have the type int8"):
             smh.materialize(dataclasses.replace(frozen, variables=variables))
 
 
