@@ -7,15 +7,18 @@ weights, bit for bit. Each function names its format.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from smh.backends.registry import get_backend
+from smh.core.plan import Plan
+from smh.errors import PlanError, needs
 from smh.models.exported import Exported
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Exported", "aot_inductor", "onnx", "torch_export"]
+__all__ = ["Exported", "aot_inductor", "onnx", "plan_onnx", "stablehlo", "torch_export"]
 
 
 def onnx(
@@ -165,3 +168,116 @@ def aot_inductor(
     from smh.backends.torch import exports
 
     return exports.aot_inductor(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
+
+
+def stablehlo(
+    path: str | os.PathLike[str],
+    function: Callable[..., Any],
+    params: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    platforms: Sequence[str] | None = None,
+    weights: bool = False,
+) -> Exported:
+    """Write a function of a compressed pytree as a program of StableHLO that holds its pool as integers.
+
+    ``jax.export.deserialize(bytearray(data)).call`` is the function, without smh. It builds the weights in each call.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to write. It is replaced when the new one is complete.
+    function : callable
+        A function of the plain parameters, as :func:`smh.materialize` returns them, and of ``args`` and ``kwargs``:
+        ``model.apply`` of Flax, for example.
+    params : smh.jax.Compressed
+        The compressed parameters, frozen or not.
+    args : sequence
+        The remaining arguments, or ``jax.ShapeDtypeStruct`` of them, also with the dimensions of
+        ``jax.export.symbolic_shape``.
+    kwargs : mapping, optional
+        Arguments by name.
+    platforms : sequence of str, optional
+        ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"``: where the program can run; by default on the platform of JAX
+        here. None of the devices is needed here.
+    weights : bool
+        Whether a call returns a pair: the outputs of the function, and the weights in a dict.
+
+    Returns
+    -------
+    Exported
+        Sizes of the file and of what is in it.
+
+    Raises
+    ------
+    PlanError
+        If the parameters are not compressed, or platforms are mistaken.
+    ExportError
+        If the program would hold much more than the parameters, for example because the function contains other
+        arrays. Nothing is written then.
+    VariableError
+        If training has diverged.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import jax, jax.export, jax.numpy as jnp
+    >>> import smh
+    >>> params = smh.compress({"w": jnp.ones((40, 30)), "b": jnp.zeros(30)}, ratio=0.1)
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "model.stablehlo")
+    >>> sizes = smh.export.stablehlo(path, lambda p, x: x @ p["w"] + p["b"], params, [jnp.ones((1, 40))])
+    >>> program = jax.export.deserialize(bytearray(path.read_bytes()))
+    >>> program.call(jnp.ones((1, 40))).shape
+    (1, 30)
+    """
+    from smh.backends.jax import exports
+
+    return exports.stablehlo(path, function, params, args, kwargs, platforms, weights)
+
+
+def plan_onnx(path: str | os.PathLike[str], plan: Plan, variables: Mapping[str, Any]) -> Exported:
+    """Write the weights of a plan as an ONNX file that holds the pool as integers, without a model.
+
+    The graph has no inputs. Its outputs are the weights, with the names of the tensors. Opset 21.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to write. It is replaced when the new one is complete.
+    plan : Plan
+        The plan, of any pool and layout.
+    variables : mapping of str to array, float32
+        All its variables, of the backend that ``SMH_BACKEND`` names.
+
+    Returns
+    -------
+    Exported
+        Sizes of the file and of what is in it.
+
+    Raises
+    ------
+    ExportError
+        If the file would be too large for ONNX, or a weight has the name of a variable.
+    VariableError
+        If a variable is missing, unknown, of the wrong shape or dtype, or not finite.
+    ModuleNotFoundError
+        Without ndonnx.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import smh
+    >>> plan = smh.Plan.build({"fc": (200, 50)}, ratio=0.1)
+    >>> path = os.path.join(tempfile.mkdtemp(), "weights.onnx")
+    >>> smh.export.plan_onnx(path, plan, smh.initialize(plan)).integers
+    1000
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan must be a smh.Plan; got {type(plan).__name__}: smh.export.onnx takes models")
+    try:
+        from smh.backends import ndonnx
+    except ModuleNotFoundError as error:
+        raise needs("ndonnx", "onnx", error) from error
+    to_numpy = get_backend().to_numpy
+    return ndonnx.plan_onnx(path, plan, {name: to_numpy(x) for name, x in variables.items()})

@@ -62,6 +62,7 @@ class Structure:
                 f"{len(self.names)} leaves",
                 f"residency {self.residency!r}",
                 f"gradients {self.gradients!r}",
+                f"frozen {self.frozen!r}",
                 f"types {dict(self.narrow)!r:.200}",
                 f"constants { ({name: x for name, _, x in self.constants})!r:.200}",
             ]
@@ -85,6 +86,11 @@ class Structure:
         """How gradients are computed."""
         return self.compression.gradients
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the pool is in integers."""
+        return self.compression.frozen
+
     def restored(self, arrays: Mapping[str, Any]) -> Any:
         """Return the pytree that was compressed, with arrays by their names."""
         found = {**{name: value for name, _, value in self.constants}, **arrays}
@@ -106,8 +112,9 @@ class Compressed:
 
     Attributes
     ----------
-    variables : dict of str to jax.Array, float32
-        The variables of the plan, by name.
+    variables : dict of str to jax.Array
+        The variables of the plan, by name, float32. Of parameters that :func:`smh.freeze` returned: the integers of the
+        pool, their exponents, and scales.
     kept : dict of str to jax.Array
         All other arrays of the pytree, by name, as they were.
     structure : Structure
