@@ -188,12 +188,16 @@ def test_sums_are_rounded_once(x, shift, e, f, g):
 
 
 def test_longer_sums_in_float32_would_not_be_exact(monkeypatch):
-    x = np.full((1, 100_000), 32639, dtype=np.float32)  # 127 * 256 + 127
-    y = np.where(np.arange(x.size) < x.size // 2, x, -x).reshape(-1, 1)
-    y[-1] = 0.0
-    assert NarrowKernels(np).product(x, y, np.float32(1.0), 0) == np.float32(32639**2)
-    monkeypatch.setattr(narrow, "_TERMS", x.size)
-    assert NarrowKernels(np).product(x, y, np.float32(1.0), 0) != np.float32(32639**2)
+    rng = np.random.default_rng(0)
+    x, y = (
+        rng.integers(-32639, 32640, (4, 100_000)),
+        rng.integers(-32639, 32640, (100_000, 4)),
+    )  # 32639 = 127 * 256 + 127
+    wanted = (x @ y).astype(np.float32)
+    given = [a.astype(np.float32) for a in (x, y)]
+    assert_same_bits(NarrowKernels(np).product(*given, np.float32(1.0), 0), wanted, "exact")
+    monkeypatch.setattr(narrow, "_TERMS", len(y))
+    assert np.any(NarrowKernels(np).product(*given, np.float32(1.0), 0) != wanted)
 
 
 def test_longer_sums_in_int32_would_not_be_exact(monkeypatch):
