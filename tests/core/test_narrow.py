@@ -189,10 +189,7 @@ def test_sums_are_rounded_once(x, shift, e, f, g):
 
 def test_longer_sums_in_float32_would_not_be_exact(monkeypatch):
     rng = np.random.default_rng(0)
-    x, y = (
-        rng.integers(-32639, 32640, (4, 100_000)),
-        rng.integers(-32639, 32640, (100_000, 4)),
-    )  # 32639 = 127 * 256 + 127
+    x, y = rng.integers(0, 32640, (8, 100_000)), rng.integers(0, 32640, (100_000, 8))  # up to 127 * 256 + 127
     wanted = (x @ y).astype(np.float32)
     given = [a.astype(np.float32) for a in (x, y)]
     assert_same_bits(NarrowKernels(np).product(*given, np.float32(1.0), 0), wanted, "exact")
