@@ -20,8 +20,8 @@ _LEAST = 2.0**-10
 def rate(kernels: Kernels, plan: Plan, variables: Mapping[str, Array], constant: Callable[[Array], Array]) -> Array:
     """Return the bits that the integers of a pool are estimated to take in a packed file.
 
-    The value counts integers (:func:`coded_bits`). The gradient is that of a prior for values between integers
-    (:func:`relaxed_bits`), because rounding has none.
+    The value counts integers (``coded_bits``). The gradient is that of a prior for values between integers
+    (``relaxed_bits``), because rounding has none.
 
     Parameters
     ----------

@@ -69,7 +69,7 @@ def test_right_install_lines_are_not(line):
 
 def test_the_lowest_versions_are_those_that_the_project_declares():
     requirements = PROJECT["dependencies"] + [
-        x for name in ("cli", "fit", "plot", "conformance", "demo", "test") for x in EXTRAS[name]
+        x for name in ("cli", "fit", "pack", "plot", "conformance", "demo", "test") for x in EXTRAS[name]
     ]
     declared, pinned = in_step(requirements, (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8"))
     assert pinned.pop("click")  # which typer brings
