@@ -62,6 +62,7 @@ __all__ = [
     "compress_",
     "digest",
     "fit",
+    "freeze",
     "get_backend",
     "initialize",
     "list_backends",
@@ -84,6 +85,7 @@ compress = _api.compress
 compress_ = _api.compress_
 digest = _api.digest
 fit = _api.fit
+freeze = _api.freeze
 initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize

@@ -19,8 +19,8 @@ from smh.files import checkpoint, digests, limits
 from smh.models import poison
 from smh.models.adapter import ModelAdapter
 from smh.models.api import Compressed, Model
-from smh.models.compression import Compression, check_fit, check_loaded
-from smh.models.in_place import InPlaceApi
+from smh.models.compression import Compression, check_fit, check_loaded, check_trains
+from smh.models.freezing import FreezingApi
 
 
 def _no_models(model: Any) -> ModelAdapter:
@@ -30,7 +30,7 @@ def _no_models(model: Any) -> ModelAdapter:
     )
 
 
-class Api(InPlaceApi[Model, Compressed]):
+class Api(FreezingApi[Model, Compressed]):
     """The public functions for one backend.
 
     Parameters
@@ -269,6 +269,8 @@ class Api(InPlaceApi[Model, Compressed]):
         True
         """
         path = _path(path)
+        if training and not isinstance(model, Plan):
+            check_trains(self._compression(model), "has no training values to save")
         backend, plan, variables, kept = self._contents(model, variables, dense)
         digest = _digest(backend, plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
@@ -283,6 +285,7 @@ class Api(InPlaceApi[Model, Compressed]):
         *,
         device: Any = None,
         max_bytes: int | None = None,
+        frozen: bool = False,
     ) -> Any:
         """Read and validate a checkpoint, and load it into a model if one is given.
 
@@ -300,6 +303,9 @@ class Api(InPlaceApi[Model, Compressed]):
         max_bytes : int, optional
             The largest size of all weights of the plan in the file. The default is 1 GiB or 1,024 times the size of the
             file, whichever is more; see :func:`smh.files.limits.default`.
+        frozen : bool
+            Whether to make a plain model a frozen one, see :func:`freeze`, so that the pool is in memory as integers
+            only. Files load into a frozen model in any case.
 
         Returns
         -------
@@ -331,27 +337,26 @@ class Api(InPlaceApi[Model, Compressed]):
         if model is not None and device is not None:
             raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
         adapter = None if model is None else self._adapter_of(model)
-        found = checkpoint.read(path)
+        compression = None if adapter is None else adapter.compression(model)
+        if frozen and compression is not None and not compression.frozen:
+            raise PlanError("frozen=True takes a plain model or a frozen one: smh.freeze(model) freezes this one")
+        frozen = frozen or (compression is not None and compression.frozen)
+        found = checkpoint.read(path, frozen)
         limits.check_file(found, max_bytes)
         if adapter is None:
             backend = self._get_backend()
-            return dataclasses.replace(
-                found,
-                variables={name: backend.asarray(x, device) for name, x in found.variables.items()},
-                dense={name: backend.asarray(x, device) for name, x in found.dense.items()},
-            )
+            return found.mapped(lambda x: backend.asarray(x, device))
         found = adapter.renamed(found, model)
-        compression = adapter.compression(model)
         if compression is not None:
             check_loaded(found, adapter.kept(model, found.plan), compression.plan)
             with adapter.restored_on_error(model):
-                return adapter.fill(model, found.variables, found.dense)
+                return _fill(adapter, model, found)
         tensors = adapter.tensors(model, found.plan)
         check_fit(tensors, found.plan)
         check_loaded(found, adapter.kept(model, found.plan))
         with adapter.restored_on_error(model):
-            compressed = adapter.install(model, Compression(found.plan, tensors))
-            return adapter.fill(compressed, found.variables, found.dense)
+            compressed = adapter.install(model, Compression(found.plan, tensors, frozen=frozen))
+            return _fill(adapter, compressed, found)
 
     def _contents(
         self, model: Any, variables: Mapping[str, Array] | None, dense: Mapping[str, Array] | None = None
@@ -370,6 +375,14 @@ class Api(InPlaceApi[Model, Compressed]):
         names = [name for name, value in given.items() if value is not None]
         if names:
             raise PlanError(f"{', '.join(names)} go with a Plan as the model; got {type(model).__name__}")
+
+
+def _fill(adapter: ModelAdapter, model: Any, found: checkpoint.Checkpoint) -> Any:
+    return (
+        adapter.fill(model, found.variables, found.dense)
+        if found.integers is None
+        else adapter.fill_frozen(model, found)
+    )
 
 
 def _check_plan(plan: Any) -> None:

@@ -27,6 +27,7 @@ from smh.cli.model import (
 )
 from smh.cli.output import AsJson, Force, Lazy, Listing, Quiet, ShowAll, check_out, emit, progress
 from smh.cli.summary import generated_lines, grouped, kept_lines, listed, plan_lines
+from smh.core.integers import pool_arrays
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, OPTIMIZERS
 from smh.core.rules import RULES
@@ -35,7 +36,6 @@ from smh.files.atomic import replacing
 from smh.files.checkpoint import CARRIED, METADATA
 from smh.files.dense import DenseTensors
 from smh.files.formats import open_dense
-from smh.files.integers import pool_arrays
 from smh.models.compression import Compression, ModelTensor, check_fit, plan_for
 from smh.models.report import make_report
 from smh.models.roles import complete

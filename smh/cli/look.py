@@ -20,6 +20,7 @@ from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_ba
 from smh.cli.model import MODEL_HELP
 from smh.cli.output import AsJson, Listing, ShowAll, emit, progress
 from smh.cli.summary import entry_lines, generated_lines, plan_lines, variable_lines
+from smh.core.integers import pool_arrays
 from smh.core.versions import VERSION
 from smh.errors import install_line
 from smh.files import checkpoint
@@ -27,7 +28,7 @@ from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.files.dense import is_checkpoint
 from smh.files.formats import is_safetensors, open_dense
 from smh.files.header import DTYPES
-from smh.files.integers import pack, pool_arrays
+from smh.files.integers import pack
 from smh.tables import counted
 from smh.text import printable
 

@@ -19,7 +19,8 @@ Result = TypeVar("Result")
 def explained_calls(function: Callable[P, Result]) -> Callable[P, Result]:
     """Let a public function explain its mistaken calls. Only calls that fail are looked at."""
     names = list(inspect.signature(function).parameters)
-    public = f"smh.{function.__qualname__.removeprefix('Model').removeprefix('Api.')}"
+    cls, _, name = function.__qualname__.rpartition(".")
+    public = f"smh.{name if cls.endswith('Api') else function.__qualname__}"
 
     @functools.wraps(function)
     def run(*args: P.args, **options: P.kwargs) -> Result:

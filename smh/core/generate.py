@@ -82,7 +82,11 @@ def put_on_grids(kernels: Kernels, plan: Plan, variables: Mapping[str, Array]) -
 
 
 def grids_of(
-    kernels: Kernels, plan: Plan, integers: Mapping[str, Array], exponents: Mapping[str, int | None]
+    kernels: Kernels,
+    plan: Plan,
+    integers: Mapping[str, Array],
+    exponents: Mapping[str, int | None],
+    cast: bool = True,
 ) -> dict[str, Grid]:
     """Return the grids of a pool that is given as integers: what :func:`put_on_grids` returns for their values.
 
@@ -92,6 +96,8 @@ def grids_of(
         The integers of every array of the pool, in its shape and any type that holds them, by name without ``pool/``.
     exponents : mapping of str to int or None
         Their exponents, None for an array whose integers are all 0.
+    cast : bool
+        Whether the grids have float32 integers, which all kernels accept.
     """
     xp, grids = kernels.xp, {}
     for leaf in plan.pool.leaves(plan.seed):
@@ -99,7 +105,7 @@ def grids_of(
             q, e = integers[leaf.path + name], exponents[leaf.path + name]
             unit, power = (1.0, 0.0) if e is None else (2.0 ** (e - leaf.pool.grid_bits), 2.0**e)
             unit, power = (xp.asarray(x, dtype=xp.float32, device=kernels.device(q)) for x in (unit, power))
-            grids[leaf.path + name] = Grid(xp.astype(q, xp.float32), unit, power)
+            grids[leaf.path + name] = Grid(xp.astype(q, xp.float32) if cast else q, unit, power)
     return grids
 
 

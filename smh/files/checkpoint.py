@@ -13,14 +13,15 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from smh.core.integers import Exponents
 from smh.core.plan import Plan
 from smh.core.versions import VERSION, explained, is_readable
 from smh.errors import CheckpointError, PlanError, VariableError
@@ -35,7 +36,16 @@ from smh.files.header import (
     read_header,
     read_tensor,
 )
-from smh.files.integers import Arrays, Exponents, check_exponents, check_training, pack, pool_arrays, stored, unpack
+from smh.files.integers import (
+    Arrays,
+    Integers,
+    check_exponents,
+    check_integers,
+    check_training,
+    pack,
+    stored,
+    unpack,
+)
 from smh.strict_json import canonical_json, check, check_limits, parse, short
 from smh.text import SURROGATE
 
@@ -81,6 +91,9 @@ class Checkpoint:
         The digest of the generated weights according to the writer. Reading does not generate weights to verify it.
     training : bool
         Whether the variables are training values, with the parts below the grid.
+    integers : Integers, optional
+        What is read for a frozen model: the integers of the pool as they are stored, and their exponents. The variables
+        are then only the scales.
     """
 
     plan: Plan
@@ -88,6 +101,16 @@ class Checkpoint:
     dense: Arrays
     digest: str
     training: bool = False
+    integers: Integers | None = None
+
+    def mapped(self, convert: Callable[[np.ndarray], Any]) -> Checkpoint:
+        """Return the checkpoint with all arrays converted."""
+
+        def each(arrays: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: convert(x) for name, x in arrays.items()}
+
+        integers = self.integers and self.integers._replace(arrays=each(self.integers.arrays))
+        return replace(self, variables=each(self.variables), dense=each(self.dense), integers=integers)
 
 
 def write(
@@ -166,21 +189,22 @@ def _seal(file: io.BufferedRandom) -> None:
     file.write(sealed)
 
 
-def read(path: str | os.PathLike[str]) -> Checkpoint:
+def read(path: str | os.PathLike[str], frozen: bool = False) -> Checkpoint:
     """Read and validate an untrusted checkpoint file, or raise :class:`~smh.CheckpointError` for any fault.
 
     The header is checked completely before any array is allocated, and the data while they are read. Besides the data,
-    memory holds float32 values of every pool array. Arrays are writable and own their memory.
+    memory holds float32 values of every pool array, unless the pool is for a frozen model. Arrays are writable and own
+    their memory.
     """
     try:
         with open_file(path) as file:
-            return _read(file)
+            return _read(file, frozen)
     except CheckpointError as error:
         advice = "" if isinstance(error, OtherFileError) else ", save it again or fetch another copy"
         raise CheckpointError(f"cannot load {os.fspath(path)!r}{advice}: {error}") from error.__cause__
 
 
-def _read(file: io.BufferedReader) -> Checkpoint:
+def _read(file: io.BufferedReader, frozen: bool) -> Checkpoint:
     header, size = read_header(file)
     start = _find_checksums(header)
     actual, stated = _header_checksum(header, start), start[3].decode()
@@ -206,14 +230,22 @@ def _read(file: io.BufferedReader) -> Checkpoint:
         check_exponents(plan, exponents)
         entries = _check_entries(tree, plan, size)
     arrays = _read_data(file, entries, start[1].decode())
+    dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
     training = {name[9:]: arrays[name] for name in arrays if name.startswith("training/")}
-    pool = unpack(plan, arrays, exponents)
+    digest, shapes, pool = start[2].decode(), plan.variable_shapes, Arrays()
+    if frozen:
+        check_integers(plan, arrays, exponents)
+    else:
+        pool = unpack(plan, arrays, exponents)
     if training:
         check_training(plan, training, arrays, exponents)
-        pool = training
-    variables = {name: pool[name] if name in pool else arrays[name] for name in plan.variable_shapes}
-    dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
-    return Checkpoint(plan, variables, dense, start[2].decode(), bool(training))
+    if frozen:
+        integers = Integers({name: arrays[name] for name in stored(plan)}, exponents)
+        scales = {name: arrays[name] for name in shapes if name not in integers.arrays}
+        return Checkpoint(plan, scales, dense, digest, integers=integers)
+    pool = training or pool
+    variables = {name: pool[name] if name in pool else arrays[name] for name in shapes}
+    return Checkpoint(plan, variables, dense, digest, bool(training))
 
 
 def _find_checksums(header: bytes) -> re.Match[bytes]:
@@ -235,8 +267,9 @@ def _find_checksums(header: bytes) -> re.Match[bytes]:
 def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
     """Return dtype and shape of each tensor. Checks that they fit the plan and fill the data section exactly."""
     planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
-    training = {f"training/{name}": ("F32", shape) for name, _, shape, _ in pool_arrays(plan)}
-    planned |= {name: stored(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
+    pool = stored(plan)
+    training = {f"training/{name}": planned[name] for name in pool}
+    planned |= pool
     if not training.keys().isdisjoint(tree):
         planned |= training
     entries: Entries = {}

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from smh.core.generate import put_on_grids
 from smh.core.grid import LARGEST, LEAST
+from smh.core.integers import BYTE_BITS, NIBBLE_BITS, Exponents, pool_arrays, stored_arrays
 from smh.core.kernels import Kernels
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, VariableError
 from smh.strict_json import check, short
 
 Arrays = dict[str, np.ndarray]
-Exponents = dict[str, int | None]  # by names without "pool/"; None if all integers are 0
-_NIBBLE_BITS, _BYTE_BITS = 4, 8
+_DTYPES = {"uint8": "U8", "int8": "I8", "int16": "I16"}
 
 
-def stored(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Return the dtype, as named by the format, and the shape of the integers of an array in a file.
+class Integers(NamedTuple):
+    """A pool as files and frozen models hold it."""
 
-    >>> stored(8, (10, 3)), stored(4, (5, 3)), stored(9, (10, 3))
-    (('I8', (10, 3)), ('U8', (8,)), ('I16', (10, 3)))
-    """
-    if bits <= _NIBBLE_BITS:
-        return "U8", (-(-math.prod(shape) // 2),)
-    return ("I8" if bits <= _BYTE_BITS else "I16"), shape
+    arrays: dict[str, Any]
+    """The integers by the names of variables, in the types and shapes of :func:`smh.core.integers.stored_arrays`."""
+    exponents: Exponents
+    """The exponents of their grids, by the names of arrays without ``pool/``."""
 
 
-def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Exponents]:
+def stored(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the dtype, as named by the format, and the shape of the integers of every array in a file."""
+    return {name: (_DTYPES[dtype], shape) for name, (dtype, shape) in stored_arrays(plan).items()}
+
+
+def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> Integers:
     """Return the integers of all pool arrays for a file, and the exponents of their grids.
 
     Raises :class:`~smh.VariableError` if an array is not finite or too large, and so has no grid.
@@ -48,9 +51,9 @@ def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> tuple[Arrays, Expon
                 f"train with a lower learning rate; got a largest magnitude of {np.max(np.abs(variables[name]))}"
             )
         exponents[name.removeprefix("pool/")] = math.frexp(float(one.power))[1] - 1 if one.power else None
-        q = np.asarray(one.integers).astype("<i2" if bits > _BYTE_BITS else "i1")
-        arrays[name] = _nibbles(q) if bits <= _NIBBLE_BITS else q
-    return arrays, exponents
+        q = np.asarray(one.integers).astype("<i2" if bits > BYTE_BITS else "i1")
+        arrays[name] = _nibbles(q) if bits <= NIBBLE_BITS else q
+    return Integers(arrays, exponents)
 
 
 def check_exponents(plan: Plan, exponents: Any) -> None:
@@ -67,25 +70,22 @@ def check_exponents(plan: Plan, exponents: Any) -> None:
 
 
 def unpack(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> Arrays:
-    """Return the float32 values of stored integers.
-
-    Dtypes and shapes must be those of :func:`stored`, and the exponents checked by :func:`check_exponents`. Raises
-    :class:`~smh.CheckpointError` if no grid with these exponents gives the integers.
-    """
+    """Return the float32 values of stored integers, which are checked as by :func:`check_integers`."""
     values = {}
-    for name, bits, shape, fixed in pool_arrays(plan):
-        e, q, what = exponents[name.removeprefix("pool/")], arrays[name], f"integers of {name!r} must have"
-        if bits <= _NIBBLE_BITS:
-            q = _from_nibbles(name, q, shape)
-        most, largest = 2 ** (bits - 1) - 1, max(-int(q.min()), int(q.max()))
-        check(largest <= most, f"{what} magnitudes of at most {most} with {bits} bits", largest)
-        check(e is not None or largest == 0, f"{what} an exponent, unless all are 0", e)
-        check(e is None or largest > 0, f"{what} the exponent null if all are 0", e)
-        if e is not None and fixed is None:
-            check(2 * largest > most, f"{what} a largest magnitude of at least {most // 2 + 1}", largest)
+    for (name, bits, _, _), q in zip(pool_arrays(plan), _checked(plan, arrays, exponents), strict=True):
+        e = exponents[name.removeprefix("pool/")]
         values[name] = q.astype(np.float32)
         values[name] *= np.float32(2.0 ** ((e or 0) - bits + 1))
     return values
+
+
+def check_integers(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> None:
+    """Raise :class:`~smh.CheckpointError` if no grid with these exponents gives the integers.
+
+    Dtypes and shapes must be those of :func:`stored`, and the exponents checked by :func:`check_exponents`.
+    """
+    for _ in _checked(plan, arrays, exponents):
+        pass
 
 
 def check_training(
@@ -104,11 +104,19 @@ def check_training(
         check(not different, f"training values of {name!r} must round to its integers", f"{different} that do not")
 
 
-def pool_arrays(plan: Plan) -> Iterator[tuple[str, int, tuple[int, ...], int | None]]:
-    """Iterate over the arrays of a pool: variable, bits, shape and fixed exponent or None."""
-    for leaf in plan.pool.leaves(plan.seed):
-        for number, (name, shape) in enumerate(leaf.pool.local_shapes().items()):
-            yield f"pool/{leaf.path}{name}", leaf.pool.grid_bits + 1, shape, leaf.pool.exponent(number)
+def _checked(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> Iterator[np.ndarray]:
+    """Iterate over the integers of all arrays in their shapes, each checked before it comes."""
+    for name, bits, shape, fixed in pool_arrays(plan):
+        e, q, what = exponents[name.removeprefix("pool/")], arrays[name], f"integers of {name!r} must have"
+        if bits <= NIBBLE_BITS:
+            q = _from_nibbles(name, q, shape)
+        most, largest = 2 ** (bits - 1) - 1, max(-int(q.min()), int(q.max()))
+        check(largest <= most, f"{what} magnitudes of at most {most} with {bits} bits", largest)
+        check(e is not None or largest == 0, f"{what} an exponent, unless all are 0", e)
+        check(e is None or largest > 0, f"{what} the exponent null if all are 0", e)
+        if e is not None and fixed is None:
+            check(2 * largest > most, f"{what} a largest magnitude of at least {most // 2 + 1}", largest)
+        yield q
 
 
 def _nibbles(q: np.ndarray) -> np.ndarray:

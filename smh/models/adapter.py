@@ -16,6 +16,7 @@ from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError, PlanError
 from smh.files.checkpoint import Checkpoint
+from smh.files.integers import Integers
 from smh.models.compression import Compression, ModelTensor, not_compressed
 
 
@@ -84,7 +85,10 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def install(self, model: Any, compression: Compression) -> Any:
-        """Return a plain model made into a compressed one, with whatever values of variables."""
+        """Return a plain model made into a compressed one, with whatever values of variables.
+
+        If the compression is frozen, the model gets integers instead of the pool, and never has float32 ones.
+        """
 
     def copy(self, model: Any) -> Any:
         """Return what :meth:`install` may change."""
@@ -92,7 +96,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def variables(self, model: Any) -> dict[str, Array]:
-        """Return the variables of a compressed model, float32, by name."""
+        """Return the variables of a compressed model, float32, by name: for a frozen one the values of its integers."""
 
     @abstractmethod
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
@@ -105,6 +109,14 @@ class ModelAdapter(ABC):
     def fill(self, model: Any, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> Any:
         """Return a compressed model with the values of a file, also where it had only shapes."""
         return self.assign(model, variables, kept)
+
+    def freeze(self, model: Any, integers: Integers) -> Any:
+        """Return a frozen copy of a compressed model, given the integers of its pool as NumPy arrays."""
+        raise PlanError(f"models of the {self.backend.name} backend cannot be frozen; got {type(model).__name__}")
+
+    def fill_frozen(self, model: Any, checkpoint: Checkpoint) -> Any:
+        """Return a frozen model with the values of a file: ``checkpoint.integers``, scales and kept tensors."""
+        raise PlanError(f"models of the {self.backend.name} backend cannot be frozen; got {type(model).__name__}")
 
     @abstractmethod
     def materialize(self, model: Any) -> Any:

@@ -56,6 +56,7 @@ class Compression:
     residency: str = "full"
     ratio_asked: float | None = field(default=None, compare=False)  # a file, which has none, gives the same model
     gradients: str = "exact"
+    frozen: bool = False  # whether the model holds integers in the place of the pool, for inference only
 
     @property
     def fast(self) -> bool:
@@ -66,6 +67,15 @@ class Compression:
 def check_residency(residency: Any) -> str:
     """Return a residency, or raise :class:`~smh.PlanError` for what is none."""
     return _check_choice("residency", residency, RESIDENCIES)
+
+
+def check_trains(compression: Compression, what: str) -> None:
+    """Raise :class:`~smh.PlanError` for what a frozen model cannot do."""
+    if compression.frozen:
+        raise PlanError(
+            f"a frozen model {what}: it holds the integers of its pool, for inference only. Take the model from which "
+            "it was frozen, or load its file without frozen=True"
+        )
 
 
 def check_gradients(gradients: Any) -> str:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 import smh
 from conformance import oracle as oracle
 from conformance.bits import assert_same_bits
+from smh.core.integers import pool_arrays
 from smh.files import checkpoint, integers
 from smh.files.integers import pack, unpack
 from tests.core.cases import KINDS, plans, seeds, values
@@ -70,9 +71,9 @@ def test_integers_and_exponents_are_those_of_the_oracle(plan, seed, kind):
         return
     arrays, exponents = pack(plan, variables)
     assert exponents == {name.removeprefix("pool/"): grid.exponent for name, grid in expected.items()}
-    for name, bits, shape, _ in integers.pool_arrays(plan):
+    for name, bits, _, _ in pool_arrays(plan):
         q, x = expected[name].integers, arrays[name]
-        dtype, size = integers.stored(bits, shape)
+        dtype, size = integers.stored(plan)[name]
         assert (x.dtype.name, x.shape) == ({"U8": "uint8", "I8": "int8", "I16": "int16"}[dtype], size)
         if bits <= 4:
             low, high = (x & 15).astype(int), (x >> 4).astype(int)

@@ -27,6 +27,7 @@ __all__ = [
     "compress_",
     "digest",
     "fit",
+    "freeze",
     "from_pretrained",
     "initialize",
     "load",
@@ -49,6 +50,7 @@ compress = _api.compress
 compress_ = _api.compress_
 digest = _api.digest
 fit = _api.fit
+freeze = _api.freeze
 initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize
