@@ -15,6 +15,7 @@ from smh.core.kernels import Array
 
 float32 = tf.float32
 float64 = tf.float64
+int8 = tf.int8
 int32 = tf.int32
 int64 = tf.int64
 uint32 = tf.uint32
