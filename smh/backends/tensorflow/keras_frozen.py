@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -31,6 +32,7 @@ class FrozenSource(Source):
     ) -> None:
         *stored, self.exponents = variables
         super().__init__(compression, stored, weights)
+        self._given: dict[str, Array] = {}
 
     def flat(self) -> list[Array]:
         """Return the present integers and scales in the order of the plan, and exponents."""
@@ -47,6 +49,18 @@ class FrozenSource(Source):
         found = _grids(self.plan, named, named[EXPONENTS])
         weights = generate.build(kernels(), self.plan, found, named, self.plan.select(names))
         return tuple(tf.stop_gradient(w) for w in weights.values())
+
+    @contextmanager
+    def given(self, weights: Mapping[str, Array]) -> Iterator[None]:
+        """Let passes use weights that were built elsewhere, for exports."""
+        self._given = dict(weights)
+        try:
+            yield
+        finally:
+            self._given = {}
+
+    def _weights(self, names: tuple[str, ...]) -> dict[str, Array]:
+        return self._given or super()._weights(names)
 
     def anchors(self, flat: Sequence[Array]) -> dict[str, Array]:
         """Return tensors that connect weights to nothing."""

@@ -61,10 +61,12 @@ class PoolLayer(keras.Layer):
         found = {key: store[key] for key in known - {_FINGERPRINT}}
         types = [np.asarray(x).dtype == np.float32 for _, x in sorted(found.items())]
         if all(types) != all(x.dtype == "float32" for x in self.weights):
-            raise CheckpointError(
-                "the weights of a frozen model and of one that is not frozen differ: load them into a model such as "
-                f"the one that was saved, or use smh.save and smh.load; got {len(found)} arrays for {len(self.weights)}"
+            self.plan_name.refusal = CheckpointError(
+                "one of the two models is frozen, so that their weights files differ: load this one into a model such "
+                f"as the one that was saved, or use smh.save and smh.load; got {len(found)} arrays for "
+                f"{len(self.weights)}"
             )
+            raise self.plan_name.refusal
         super().load_own_variables(found)
 
 

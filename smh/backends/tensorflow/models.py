@@ -98,11 +98,12 @@ class KerasModels(ModelAdapter):
         """Return a frozen model beside the given one."""
         source = model.smh_source
         copy = keras_tensors.copy_of(as_plain(model), source.weights, leave=source.names)
-        frozen = compressed(copy, dataclasses.replace(source.compression, frozen=True))
+        frozen: Any = compressed(copy, dataclasses.replace(source.compression, frozen=True))
         frozen.smh_source.assign(integers, source.variables)
-        return frozen
+        made: Compressed = frozen
+        return made
 
-    def fill_frozen(self, model: Compressed, checkpoint: Checkpoint) -> Compressed:
+    def fill_frozen(self, model: Any, checkpoint: Checkpoint) -> Compressed:
         """Assign the values of a file."""
         model.smh_source.assign(checkpoint.integers, checkpoint.variables)
         return self._with_kept(model, checkpoint.dense)
