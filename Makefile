@@ -4,9 +4,9 @@
 # make versions  the same tests with Python 3.11, 3.12 and 3.13, and with the lowest versions of all packages
 # make lint    ruff and mypy
 # make docs    the documentation, warnings are errors
-# make trust   hours of attacks: fuzzing, faults, long runs, hash seeds and orders of import, packages, conformance, an
-#              hour of it for each backend (each alone: make fuzz, faults, soak, numerics, orders, packages, conformance,
-#              deep), then a page of what came of it
+# make trust   hours of attacks: all tests with fifty times the examples, fuzzing, faults, long runs, hash seeds and
+#              orders of import, packages, conformance, an hour of it for each backend (each alone: make properties,
+#              fuzz, faults, soak, numerics, orders, packages, conformance, deep), then a page of what came of it
 # make experiments   accuracy on real data: what is missing of the results (hours), then the report; see experiments/
 # make zoo     models of timm and torchvision, Lightning and accelerate (minutes), then docs/results/zoo.md
 # make bench   the official benchmarks on this machine, one thread (hours), then docs/performance.md; see benchmarks/
@@ -22,6 +22,9 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 # What needs no framework.
 CHECK = tests/core tests/models tests/files tests/cli tests/backends/test_numpy.py tests/backends/test_registry.py
 
+# For each process.
+ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1
+
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # $(call environment,FOLDER,WHAT): a fresh virtual environment with WHAT installed. What pip compiles on one processor
@@ -34,7 +37,7 @@ define environment
 	$(1)/bin/python -m compileall -q -j 0 $(1)/lib >/dev/null || true
 endef
 
-.PHONY: demo test check versions lint docs experiments zoo bench trust fuzz faults soak numerics orders packages conformance deep clean
+.PHONY: demo test check versions lint docs experiments zoo bench trust properties fuzz faults soak numerics orders packages conformance deep clean
 
 demo:
 	$(call environment,.venv-demo,".[demo]")
@@ -42,7 +45,7 @@ demo:
 
 test:
 	$(call environment,.venv-test,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)keras]")
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
+	$(ONE_THREAD) .venv-test/bin/python -m pytest $(PYTEST_ARGS)
 	.venv-test/bin/smh conformance
 
 check: .venv-check/made
@@ -100,15 +103,19 @@ bench: .venv-bench/made
 	for backend in numpy torch jax tensorflow; do .venv-bench/bin/python -m benchmarks kernels --backend $$backend || exit 1; done
 	for backend in torch jax tensorflow; do .venv-bench/bin/python -m benchmarks step --backend $$backend || exit 1; done
 	.venv-bench/bin/python -m benchmarks inference
+	.venv-bench/bin/python -m benchmarks loading
 	.venv-bench/bin/python -m benchmarks report
 
 .venv-bench/made: pyproject.toml constraints.txt
 	$(call environment,.venv-bench,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)keras]")
 	touch $@
 
-trust: fuzz faults soak numerics orders packages conformance deep
+trust: properties fuzz faults soak numerics orders packages conformance deep
 	.venv-trust/bin/python -m trust demo
 	.venv-trust/bin/python -m trust report --output docs/results/trust.md --readme README.md
+
+properties: .venv-trust/made
+	HYPOTHESIS_PROFILE=deep $(ONE_THREAD) .venv-trust/bin/python -m pytest $(PYTEST_ARGS)
 
 fuzz faults soak numerics orders packages conformance deep: .venv-trust/made
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-trust/bin/python -m trust $@

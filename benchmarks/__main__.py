@@ -14,6 +14,7 @@ STEP = {
     "tensorflow": ["resnet34 32x32", "mlp 28x28"],
 }
 INFERENCE = ["resnet34 32x32", "resnet34 224x224", "language model"]
+LOADING = ["resnet34 224x224", "efficientnet_b0 224x224", "mlp 28x28"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,6 +44,10 @@ def run(options: argparse.Namespace) -> Iterator[measure.Row]:
         from benchmarks import kernels
 
         return kernels.measure(options.backend, names, ratios, rounds, options.modes)
+    if options.command == "loading":
+        from benchmarks import loading
+
+        return loading.measure(names or LOADING, ratios, rounds)
     if options.backend != "torch":
         from benchmarks import keras_models
 
@@ -62,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         "kernels": "build and gradients of all weights, relative to raw float32 products of the same shapes",
         "step": "a training step with batch 32, relative to the plain model",
         "inference": "a forward pass and generate() in PyTorch, relative to the plain model",
+        "loading": "from a file to the first inference in PyTorch, relative to the dense file, in fresh processes",
         "report": "write docs/performance.md and its plots from recorded results",
     }
     every = {name: commands.add_parser(name, help=about, description=about) for name, about in abouts.items()}
@@ -70,12 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "report":
             command.add_argument("--output", type=Path, default=measure.ROOT / "docs", help="the folder of the page")
             continue
-        backends = {"kernels": ["numpy", "torch", "jax", "tensorflow"], "step": list(STEP), "inference": ["torch"]}
-        command.add_argument("--backend", choices=backends[name], default="torch")
+        backends = {"kernels": ["numpy", "torch", "jax", "tensorflow"], "step": list(STEP)}
+        command.add_argument("--backend", choices=backends.get(name, ["torch"]), default="torch")
         command.add_argument("--rounds", type=int, default=7)
         command.add_argument("--threads", type=int, default=1, help="0 for the default of each framework")
-        ratios = {"kernels": [0.02, 0.1, 0.5], "step": [0.1, 0.02], "inference": [0.1]}
-        command.add_argument("--ratios", type=float, nargs="+", default=ratios[name])
+        ratios = {"kernels": [0.02, 0.1, 0.5], "inference": [0.1]}
+        command.add_argument("--ratios", type=float, nargs="+", default=ratios.get(name, [0.1, 0.02]))
         if name == "kernels":
             command.add_argument("--modes", nargs="+", help="such as eager; all of the backend by default")
         shapes = ["resnet34", "efficientnet_b0", "square2300", "square4612"] if name == "kernels" else None

@@ -85,10 +85,15 @@ def peak_in_fresh_process(function: str, *arguments: Any) -> int | None:
     if not on_linux():
         return None
     # Freed memory is returned at once, so resident memory is memory in use.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return int(in_fresh_process(function, *arguments, MALLOC_MMAP_THRESHOLD_="65536"))
+
+
+def in_fresh_process(function: str, *arguments: Any, **environment: str) -> str:
+    """Return the result of ``MODULE.FUNCTION(*arguments)`` of this package in a separate process, as text."""
+    settings = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
     command = [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, env=settings, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.splitlines()[-1]
 
 
 def on_linux() -> bool:

@@ -63,6 +63,7 @@ def write(results: Path, output: Path, texts: Path = HERE) -> None:
     page = (HERE / "page.md").read_text(encoding="utf-8")
     page = page.replace("@@step@@", section(recorded["step"], ["network", "backend", "ratio"], by_network))
     page = page.replace("@@inference@@", section(recorded["inference"], ["network"], by_network[:1]))
+    page = page.replace("@@loading@@", section(recorded["loading"], ["network", "ratio"], by_network[::2]))
     page = page.replace("@@kernels@@", section(kernels, ["backend", "ratio"], by_network[1:]))
     (output / "assets").mkdir(parents=True, exist_ok=True)
     (output / "performance.md").write_text(page, encoding="utf-8")
@@ -72,7 +73,7 @@ def write(results: Path, output: Path, texts: Path = HERE) -> None:
 
 def read(folder: Path, texts: dict[str, dict[str, Any]]) -> dict[str, list[Result]]:
     """Return all recorded results, by command."""
-    recorded: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": []}
+    recorded: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": [], "loading": []}
     for backend in NAMES:
         for command, results in recorded.items():
             path = folder / f"{command}-{backend}.json"

@@ -151,3 +151,6 @@ CASE_LAWS: tuple[CaseLaw, ...] = (
     linearity,
     powers,
 )
+
+RESULTS: tuple[CaseLaw, ...] = (weights, gradients, digest)
+"""The laws that compare results with the oracle's: golden vectors hold values that single mistakes need."""

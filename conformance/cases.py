@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -89,6 +89,14 @@ def golden_plans(every: int = 1) -> tuple[Case, ...]:
     plans = list(of_plans)
     chosen = {plan.pool.kind: plan for plan in reversed(plans)}.values()
     return tuple(case for k, plan in enumerate(plans) if not k % every or plan in chosen for case in of_plans[plan])
+
+
+def one_of_each_plan(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Return the first case of each plan."""
+    first: dict[Plan, Case] = {}
+    for case in cases:
+        first.setdefault(case.plan, case)
+    return tuple(first.values())
 
 
 @lru_cache(maxsize=256)

@@ -27,7 +27,7 @@ def kernels(s: Subject, tally: Tally) -> None:
     if s.backend.kernels is None:
         return
     rng = np.random.default_rng(2)
-    groups = [_grids, _products, _scales, _elementwise, _dots, _factor_sums, _segments, _words]
+    groups = [_grids, _products, _scales, _elementwise, _dots, _factor_sums, _segments, _counts, _words]
     if type(s.backend.kernels).matmul_gradients is not Kernels.matmul_gradients:
         groups.append(_fused)  # else it is the core that computes gradients, for which there is a law
     for calls in groups:
@@ -202,6 +202,15 @@ def _segments(rng: np.random.Generator) -> Iterator[Call]:
             return k.tiles(lambda first, last: x[first:last] * 2.0, start, stop)
 
         yield f"tiles ({start} to {stop})", tiles, (whole,)
+
+
+def _counts(rng: np.random.Generator) -> Iterator[Call]:
+    for count, size in ((1, 1), (200, 3), (50, 65_535)):
+
+        def counts(k: Kernels, x: Any, size: int = size) -> Any:
+            return k.counts(x, size)
+
+        yield f"counts ({count} of {size})", counts, (rng.integers(0, size, count).astype(np.float32),)
 
 
 def _words(rng: np.random.Generator) -> Iterator[Call]:

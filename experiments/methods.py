@@ -21,7 +21,6 @@ random        matmul with a frozen initial pool; only scales, biases and norms a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -68,12 +67,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Made:
-    """A model to train. ``after_step`` is called with the number of completed steps and of all steps."""
+    """A model to train. ``pruner`` acts after each step."""
 
     model: nn.Module
     stored: Stored
     about: dict[str, Any] = field(default_factory=dict)
-    after_step: Callable[[int, int], None] | None = None
+    pruner: Pruner | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def make(settings: Settings, shape: Shape, classes: int, dense: nn.Module | None
         return Made(model, Stored(weights=weights, kept=sized.kept), {"ranks": sized.choice})
     if settings.method == "pruned":
         pruner = Pruner([layer.weight for layer in sizes.layers(model).values()], sized.choice)
-        return Made(model, Stored(weights=sized.choice, kept=sized.kept), after_step=pruner.after_step)
+        return Made(model, Stored(weights=sized.choice, kept=sized.kept), pruner=pruner)
     return _compressed(model, settings, sized.choice, sized.kept, dense is not None)
 
 

@@ -23,6 +23,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
         ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
         ``convnet``: four convolutions with batch norm, average pooling, one dense layer; 278,368 weights on 28 x 28.
         ``resnet32``, ``resnet20``: the networks for CIFAR-10 (He et al. 2016), images of any size.
+        ``lenet300``, ``lenet5``: LeNet-300-100 and LeNet-5 (as in Caffe); 266,610 and 431,080 numbers.
         ``tiny``: two small layers, for quick checks.
     shape : tuple of int
         Channels, height and width of the images.
@@ -56,6 +57,8 @@ UNITS: dict[str, set[int]] = {
     "convnet": {32, 64, 128, 160},
     "resnet32": {16, 32, 64},
     "resnet20": {16, 32, 64},
+    "lenet300": {100, 300},
+    "lenet5": {20, 50, 500},
     "tiny": {40},
 }
 """The numbers of units of the hidden layers of each network, at width 1."""
@@ -68,6 +71,33 @@ def _mlp(shape: Shape, classes: int, units: Units) -> nn.Module:
         nn.Linear(inputs, hidden),
         nn.ReLU(),
         nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )
+
+
+def _lenet300(shape: Shape, classes: int, units: Units) -> nn.Module:
+    inputs, first, second = shape[0] * shape[1] * shape[2], units(300), units(100)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(inputs, first),
+        nn.ReLU(),
+        nn.Linear(first, second),
+        nn.ReLU(),
+        nn.Linear(second, classes),
+    )
+
+
+def _lenet5(shape: Shape, classes: int, units: Units) -> nn.Module:
+    first, second, hidden = units(20), units(50), units(500)
+    pixels = ((shape[1] - 4) // 2 - 4) // 2 * (((shape[2] - 4) // 2 - 4) // 2)
+    return nn.Sequential(
+        nn.Conv2d(shape[0], first, 5),
+        nn.MaxPool2d(2),
+        nn.Conv2d(first, second, 5),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(second * pixels, hidden),
         nn.ReLU(),
         nn.Linear(hidden, classes),
     )
@@ -156,6 +186,8 @@ BUILDERS: dict[str, Callable[[Shape, int, Units], nn.Module]] = {
     "convnet": _convnet,
     "resnet32": _resnet(5),
     "resnet20": _resnet(3),
+    "lenet300": _lenet300,
+    "lenet5": _lenet5,
     "tiny": _tiny,
 }
 """Each builds a network for a shape, a number of classes, and a function from units at width 1 to units."""

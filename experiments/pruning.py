@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -29,6 +30,15 @@ class Pruner:
         self.final = final
         self.masks: list[torch.Tensor] = []
         self._done = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The masks and the number of prunings so far, for :meth:`restore`."""
+        return {"masks": self.masks, "done": self._done}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.masks, self._done = state["masks"], state["done"]
 
     def after_step(self, step: int, steps: int) -> None:
         """Prune if a pruning is due, and set pruned weights to zero again."""

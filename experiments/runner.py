@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 import re
@@ -118,7 +119,9 @@ class Runner:
             if ready is None:
                 return
             cell, settings = ready
-            yield self._keep(cell, settings, perform(settings, self.config.folder, self.device))
+            yield self._keep(
+                cell, settings, perform(settings, self.config.folder, self.device, self._unfinished(settings))
+            )
 
     def _elsewhere(self, cells: list[Cell], jobs: int) -> Iterator[str]:
         """Keep ``jobs`` processes busy. If one dies, all runs in progress start again: the pool does not say which."""
@@ -131,7 +134,7 @@ class Runner:
                     ready = self._next(cells, {settings.key for _, settings in running.values()})
                     if ready is None:
                         break
-                    running[_submit(pool, ready[1], self.config.folder, self.device)] = ready
+                    running[self._submit(pool, ready[1])] = ready
                 if not running:
                     return
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -149,6 +152,20 @@ class Runner:
                         yield self._keep(cell, settings, {"error": "its process, or another process of the pool, died"})
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, pool: ProcessPoolExecutor, settings: Settings) -> Future[Line]:
+        """Return the future of a run. If the pool broke while idle, the future has that exception."""
+        try:
+            return pool.submit(perform, settings, self.config.folder, self.device, self._unfinished(settings))
+        except BrokenProcessPool as error:
+            future: Future[Line] = Future()
+            future.set_exception(error)
+            return future
+
+    def _unfinished(self, settings: Settings) -> Path:
+        """Return the file for the state of a run in progress."""
+        name = hashlib.sha256(settings.key.encode()).hexdigest()[:16]
+        return self.path.with_suffix(".unfinished") / f"{name}.pt"
 
     def _next(self, cells: list[Cell], running: set[str]) -> tuple[Cell, Settings] | None:
         """Return the first cell that is ready to run. Records cells that cannot be reached."""
@@ -194,10 +211,10 @@ class Runner:
         return sum(status(cell, self.config, self.found) in ("done", "cannot") for cell in cells)
 
 
-def perform(settings: Settings, folder: Path | None, device: str = "cpu") -> Line:
+def perform(settings: Settings, folder: Path | None, device: str = "cpu", unfinished: Path | None = None) -> Line:
     """Return the outcome of a run, or ``error`` with a traceback."""
     try:
-        return training.run(settings, folder, device)
+        return training.run(settings, folder, device, unfinished)
     except Exception:  # one failure must not stop the remaining runs
         return {"error": traceback.format_exc()}
 
@@ -207,16 +224,6 @@ def _processes(jobs: int) -> ProcessPoolExecutor:
     for name in _THREADS:
         os.environ[name] = "1"
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-
-
-def _submit(pool: ProcessPoolExecutor, settings: Settings, folder: Path | None, device: str) -> Future[Line]:
-    """Return the future of a run. If the pool broke while idle, the future has that exception."""
-    try:
-        return pool.submit(perform, settings, folder, device)
-    except BrokenProcessPool as error:
-        future: Future[Line] = Future()
-        future.set_exception(error)
-        return future
 
 
 def _begin() -> None:

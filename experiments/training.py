@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from experiments import data, methods, sizes
 from experiments.cells import describe
 from experiments.data import Images
 from experiments.errors import ExperimentError
+from experiments.pruning import Pruner
+from experiments.saved import Saved
 from experiments.settings import Settings
 from smh.errors import VariableError
 
@@ -24,10 +27,10 @@ MOMENTUM = 0.9
 _FIT_SHARE = 0.5
 _TEST_BATCH = 1000
 
-AfterStep = Callable[[int, int], None] | None
 
-
-def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> dict[str, Any]:
+def run(
+    settings: Settings, folder: Path | None = None, device: str = "cpu", unfinished: Path | None = None
+) -> dict[str, Any]:
     """Train a model and test it.
 
     Parameters
@@ -38,6 +41,8 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
         The folder of the data.
     device : str
         The device to train on. Equal settings give equal results on the CPU only.
+    unfinished : Path, optional
+        A file for the state after every epoch. If it exists, the run continues from it; at the end it is removed.
 
     Returns
     -------
@@ -47,25 +52,20 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
     begun = time.perf_counter()
     loaded = data.load(settings.data, folder, settings.training, settings.validation)
     torch.manual_seed(settings.seed)
-    batches = _batches(loaded.training, settings, device)
-    per_epoch = len(loaded.training) // settings.batch
-    steps = settings.epochs * per_epoch
-    epochs = _Epochs(describe(settings), per_epoch)
-    clock = time.process_time()
+    trainings = _Trainings(settings, loaded.training, device, Saved(unfinished))
     if settings.method == "fit":
-        first = round(steps * _FIT_SHARE)
+        first = round(trainings.steps * _FIT_SHARE)
         base = settings.replace(method="dense", ratio=None, lr=settings.dense_lr)
         made = methods.make(base, loaded.shape, loaded.classes)
-        _train(made.model.to(device), batches, first, base, None, epochs)
+        trainings.train(made.model.to(device), first, base)
         made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
-        losses = _train(made.model.to(device), batches, steps - first, settings, None, epochs)
+        losses = trainings.train(made.model.to(device), trainings.steps - first, settings)
     else:
         made = methods.make(settings, loaded.shape, loaded.classes)
-        losses = _train(made.model.to(device), batches, steps, settings, made.after_step, epochs)
-    training_seconds = time.process_time() - clock
-    last = losses[-per_epoch:]
+        losses = trainings.train(made.model.to(device), trainings.steps, settings, made.pruner)
+    last = losses[-trainings.per_epoch :]
     loss = sum(last) / len(last)
-    return {
+    outcome = {
         "test_accuracy": accuracy(made.model, loaded.test, device),
         "validation_accuracy": accuracy(made.model, loaded.validation, device),
         "training_loss": loss if math.isfinite(loss) else None,
@@ -75,8 +75,11 @@ def run(settings: Settings, folder: Path | None = None, device: str = "cpu") -> 
         "dense": methods.size(settings, loaded.shape, loaded.classes).dense,
         "about": made.about,
         "seconds": time.perf_counter() - begun,
-        "training_seconds": training_seconds,
+        "training_seconds": trainings.seconds,
+        "interruptions": trainings.saved.interruptions,
     }
+    trainings.saved.remove()
+    return outcome
 
 
 @torch.inference_mode()
@@ -118,40 +121,80 @@ class _Epochs:
             print(f"    {text}  {time.perf_counter() - self.begun:7.1f} s  {self.name}", flush=True)
 
 
-def _train(
-    model: nn.Module,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    steps: int,
-    s: Settings,
-    after: AfterStep,
-    epochs: _Epochs,
-) -> list[float]:
-    """Train a model. A loss or a weight that is not finite ends the training."""
-    model.train()
-    optimizer = _optimizer(model, s)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    penalised = list(sizes.layers(model).values()) if s.decay == "weights" and s.weight_decay else []
-    losses = []
-    for step in range(steps):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * rate(step, steps, s.warmup)
-        x, y = next(batches)
-        try:
-            loss = functional.cross_entropy(model(x), y)
-        except VariableError:  # a compressed model says so where a plain one gives NaN
-            return [*losses, math.nan]
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
-        for layer in penalised:
-            loss = loss + 0.5 * s.weight_decay * layer.weight.square().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if after is not None:
-            after(step + 1, steps)
-        epochs.show(losses, steps)
-    return losses
+class _Trainings:
+    """The trainings of one run, which share the batches. After every epoch, their state is saved."""
+
+    def __init__(self, settings: Settings, images: Images, device: str, saved: Saved) -> None:
+        self.per_epoch = len(images) // settings.batch
+        self.steps = settings.epochs * self.per_epoch
+        self.saved = saved
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._batches = _batches(images, settings, device, self._generator)
+        self._epochs = _Epochs(describe(settings), self.per_epoch)
+        self._done = self._number = 0  # steps of all trainings, and trainings that have ended
+        self._clock = time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """The processor time so far, with the time before an interruption."""
+        return self.saved.seconds + time.process_time() - self._clock
+
+    def train(self, model: nn.Module, steps: int, s: Settings, pruner: Pruner | None = None) -> list[float]:
+        """Train a model, and return the loss of every step. A loss or weight that is not finite ends the training."""
+        model.train()
+        optimizer = _optimizer(model, s)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        penalised = list(sizes.layers(model).values()) if s.decay == "weights" and s.weight_decay else []
+        losses = self._restored(model, optimizer, pruner)
+        for step in range(len(losses), steps):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate(step, steps, s.warmup)
+            x, y = next(self._batches)
+            try:
+                loss = functional.cross_entropy(model(x), y)
+            except VariableError:  # a compressed model says so where a plain one gives NaN
+                return [*losses, math.nan]
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                break
+            for layer in penalised:
+                loss = loss + 0.5 * s.weight_decay * layer.weight.square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if pruner is not None:
+                pruner.after_step(step + 1, steps)
+            self._epochs.show(losses, steps)
+            if (self._done + step + 1) % self.per_epoch == 0 or step + 1 == steps:
+                self._keep(model, optimizer, pruner, losses)
+        self._done += steps
+        self._number += 1
+        return losses
+
+    def _restored(self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None) -> list[float]:
+        """Put model, optimiser and batches into their saved state, if there is one, and return the losses so far."""
+        state = self.saved.get(self._number)
+        if state is None:
+            return []
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if pruner is not None:
+            pruner.restore(state["pruner"])
+        self._generator.set_state(state["generator"])
+        return list(state["losses"])
+
+    def _keep(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None, losses: list[float]
+    ) -> None:
+        """Save the state at the end of an epoch, where the order of the next images is still to be drawn.
+
+        A training that ends within an epoch is saved with the next one, at the end of the epoch.
+        """
+        state = {"model": copy.deepcopy(model.state_dict()), "optimizer": copy.deepcopy(optimizer.state_dict())}
+        state |= {"losses": list(losses), "generator": self._generator.get_state()}
+        self.saved.put(self._number, state | ({"pruner": pruner.state} if pruner else {}))
+        if (self._done + len(losses)) % self.per_epoch == 0:
+            self.saved.write(self.seconds)
 
 
 def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
@@ -174,9 +217,10 @@ def _optimizer(model: nn.Module, s: Settings) -> torch.optim.Optimizer:
     return torch.optim.SGD(options, momentum=MOMENTUM) if s.optimizer == "sgd" else torch.optim.AdamW(options)
 
 
-def _batches(images: Images, s: Settings, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Iterate over batches without end, in an order given by the seed. Incomplete batches are dropped."""
-    generator = torch.Generator().manual_seed(s.seed)
+def _batches(
+    images: Images, s: Settings, device: str, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Iterate over batches without end, in the order of a generator. Incomplete batches are dropped."""
     while True:
         order = torch.randperm(len(images), generator=generator)
         for indices in order[: len(order) // s.batch * s.batch].split(s.batch):

@@ -73,6 +73,7 @@ __all__ = [
     "pools",
     "port",
     "porting",
+    "rate",
     "report",
     "save",
     "sweep",
@@ -91,21 +92,22 @@ load = _api.load
 materialize = _api.materialize
 materialize_ = _api.materialize_
 plan_of = _api.plan_of
+rate = _api.rate
 report = _api.report
 save = _api.save
 sweep = _api.sweep
 vjp = _api.vjp
 
 
-_FRAMEWORKS = ("jax", "keras", "numpy", "torch")
+_MODULES = ("export", "jax", "keras", "numpy", "torch")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_FRAMEWORKS])
+    return sorted([*__all__, *_MODULES])
 
 
 def __getattr__(name: str) -> _Any:
-    """Import the module of a framework on first use."""
-    if name in _FRAMEWORKS:
+    """Import the exports, or the module of a framework, on first use."""
+    if name in _MODULES:
         return _import_module(f"smh.{name}")
     raise AttributeError(f"module 'smh' has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,7 @@ class Api(FreezingApi[Model, Compressed]):
         dense: Mapping[str, Array] | None = None,
         *,
         training: bool = False,
+        packed: bool = False,
     ) -> str:
         """Write a checkpoint: one safetensors file with plan, integers of the pool, scales and digest of the weights.
 
@@ -245,6 +247,9 @@ class Api(FreezingApi[Model, Compressed]):
         training : bool
             Whether to also store the float32 values of the pool, to resume training. The pool then takes five times as
             many bytes.
+        packed : bool
+            Whether to entropy-code the integers of the pool, which makes the file smaller. Needs the extra ``pack``, to
+            save and to load. The weights are the same.
 
         Returns
         -------
@@ -257,6 +262,8 @@ class Api(FreezingApi[Model, Compressed]):
             If an array cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
         PlanError
             If the model is not compressed.
+        CheckpointError
+            If the file would be packed and constriction is not installed.
 
         Examples
         --------
@@ -274,13 +281,14 @@ class Api(FreezingApi[Model, Compressed]):
         backend, plan, variables, kept = self._contents(model, variables, dense)
         digest = _digest(backend, plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
-        checkpoint.write(path, plan, host, {name: backend.to_numpy(x) for name, x in kept.items()}, digest, training)
+        tensors = {name: backend.to_numpy(x) for name, x in kept.items()}
+        checkpoint.write(path, plan, host, tensors, digest, training, packed)
         return digest
 
     @explained_calls
     def load(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | checkpoint.Checkpoint,
         model: Model | Compressed | None = None,
         *,
         device: Any = None,
@@ -293,8 +301,9 @@ class Api(FreezingApi[Model, Compressed]):
 
         Parameters
         ----------
-        path : str or path-like
-            The file.
+        path : str, path-like or Checkpoint
+            The file. With a model, also what this function returned without one: files that are read once can be
+            loaded into models many times.
         model : torch.nn.Module, keras.Model or pytree of jax.Array, optional
             A compressed model with the plan of the file, or a plain model, which is then compressed by that plan. All
             checks run before the model changes. Names of Keras layers may differ in their automatic numbers.
@@ -333,7 +342,7 @@ class Api(FreezingApi[Model, Compressed]):
             ...
         FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
         """
-        path = _path(path)
+        path = path if isinstance(path, checkpoint.Checkpoint) else _path(path)
         if model is not None and device is not None:
             raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
         adapter = None if model is None else self._adapter_of(model)
@@ -341,11 +350,15 @@ class Api(FreezingApi[Model, Compressed]):
         if frozen and compression is not None and not compression.frozen:
             raise PlanError("frozen=True takes a plain model or a frozen one: smh.freeze(model) freezes this one")
         frozen = frozen or (compression is not None and compression.frozen)
-        found = checkpoint.read(path, frozen)
+        if isinstance(path, checkpoint.Checkpoint):
+            if adapter is None:
+                raise PlanError("a checkpoint that was read before needs a model, as in smh.load(checkpoint, model)")
+            found = _as_read(path.mapped(adapter.backend.to_numpy), frozen)
+        else:
+            found = checkpoint.read(path, frozen)
         limits.check_file(found, max_bytes)
         if adapter is None:
-            backend = self._get_backend()
-            return found.mapped(lambda x: backend.asarray(x, device))
+            return found.mapped(partial(self._get_backend().asarray, device=device))
         found = adapter.renamed(found, model)
         if compression is not None:
             check_loaded(found, adapter.kept(model, found.plan), compression.plan)
@@ -361,7 +374,7 @@ class Api(FreezingApi[Model, Compressed]):
     def _contents(
         self, model: Any, variables: Mapping[str, Array] | None, dense: Mapping[str, Array] | None = None
     ) -> tuple[Backend, Plan, Mapping[str, Array], Mapping[str, Array]]:
-        """Return the backend of a model or plan, the plan, its variables and what is kept."""
+        """Return the backend of a model or plan, the plan, its variables and kept tensors."""
         if isinstance(model, Plan):
             return self._get_backend(), model, _mapping("variables", variables), _mapping("dense", dense)
         self._check_alone(model, variables=variables, dense=dense)
@@ -377,12 +390,20 @@ class Api(FreezingApi[Model, Compressed]):
             raise PlanError(f"{', '.join(names)} go with a Plan as the model; got {type(model).__name__}")
 
 
+def _as_read(found: checkpoint.Checkpoint, frozen: bool) -> checkpoint.Checkpoint:
+    """Check a checkpoint that was read before, for a model that is frozen or not."""
+    if (found.integers is not None) != frozen:
+        what, option = ("integers", "frozen=True") if frozen else ("float32 variables", "no frozen=True")
+        raise PlanError(f"this model needs {what}, and the checkpoint does not have them: read its file with {option}")
+    if found.integers is None:
+        poison.check(found.plan, found.variables)
+    return found
+
+
 def _fill(adapter: ModelAdapter, model: Any, found: checkpoint.Checkpoint) -> Any:
-    return (
-        adapter.fill(model, found.variables, found.dense)
-        if found.integers is None
-        else adapter.fill_frozen(model, found)
-    )
+    if found.integers is None:
+        return adapter.fill(model, found.variables, found.dense)
+    return adapter.fill_frozen(model, found)
 
 
 def _check_plan(plan: Any) -> None:

@@ -1,6 +1,6 @@
 """Hypothesis profiles, and the marker of the zoo.
 
-The default profile is for every change, ``HYPOTHESIS_PROFILE=deep`` for hours.
+The default profile is for every change, ``HYPOTHESIS_PROFILE=deep`` for hours, as in ``make properties``.
 """
 
 import os

@@ -27,6 +27,7 @@ from trust.savers import (
     litter,
     plain_version_of,
     save_checkpoint,
+    save_packed,
     save_plain,
     version_of,
 )
@@ -35,6 +36,7 @@ Tell = Callable[[bytes], object]
 ROUND = 6
 """How many killed savers there are for each of the other faults."""
 KILLED, PLAIN = "killed while saving a checkpoint", "killed while writing a plain file"
+PACKED = "killed while saving a packed checkpoint"
 INTERRUPTED = "interrupted while saving a checkpoint"
 
 
@@ -48,6 +50,7 @@ def run(runs: int, seed: int) -> Findings:
         for name, fault in {
             "killed": lambda place: kill(findings, place, runs, rng),
             "plain": lambda place: kill(findings, place, others, rng, PLAIN, save_plain, plain_version_of),
+            "packed": lambda place: kill(findings, place, others, rng, PACKED, save_packed),
             "interrupted": lambda place: kill(findings, place, others, rng, INTERRUPTED, number=signal.SIGINT),
             "race": lambda place: race(findings, place, others, rng),
             "limit": lambda place: size_limit(findings, place, others, rng),

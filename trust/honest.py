@@ -45,10 +45,16 @@ def plans() -> dict[str, smh.Plan]:
     return {name: smh.Plan.build(SHAPES, **{"ratio": 2, **common, **option}) for name, option in options.items()}
 
 
-def _checkpoint(plan: smh.Plan, dense: dict[str, np.ndarray], training: bool) -> bytes:
+def packed_plans() -> dict[str, smh.Plan]:
+    """Return plans of arrays that are large enough to be coded, with integers of several widths."""
+    sizes: dict[str, dict[str, Any]] = {"packed": {}, "packed wide": {"bits": 12}, "packed narrow": {"bits": 3}}
+    return {name: smh.Plan.build({"w": (60, 50)}, ratio=0.5, seed=7, **options) for name, options in sizes.items()}
+
+
+def _checkpoint(plan: smh.Plan, dense: dict[str, np.ndarray], training: bool, packed: bool = False) -> bytes:
     variables = smh_numpy.initialize(plan)
     with tempfile.NamedTemporaryFile() as file:
-        checkpoint.write(file.name, plan, variables, dense, smh_numpy.digest(plan, variables), training)
+        checkpoint.write(file.name, plan, variables, dense, smh_numpy.digest(plan, variables), training, packed)
         with open(file.name, "rb") as written:
             return written.read()
 
@@ -85,6 +91,8 @@ def honest() -> dict[str, bytes | str]:
     for name, plan in plans().items():
         found[f"checkpoint/{name}"] = _checkpoint(plan, DENSE if name != "hash" else {}, name == "kronecker")
         found[f"plan/{name}"] = plan.to_json()
+    for name, plan in packed_plans().items():
+        found[f"checkpoint/{name}"] = _checkpoint(plan, DENSE, False, packed=True)
     entries = {"w": ("F32", [2, 3], 24), "h": ("BF16", [4], 8), "m": ("BOOL", [1, 2], 2), "n": ("I64", [0, 5], 0)}
     found["plain/small"] = _plain(entries)
     found["plain/odd"] = _plain({"q": ("F8_E4M3", [3], 3), "f": ("F4", [2, 2], 2), "d": ("F64", [], 8)})

@@ -2,8 +2,8 @@
 
 An input is a pure function of a seed and a number, so whatever was found can be made again. Inputs with even numbers go
 through *every* small change of every honest input, one after the other: each value and key of the JSON replaced by each
-of a list of nasty ones, each truncation. The others are random combinations of changes. Checksums are put right
-after most changes, so that what lies behind them is reached.
+of a list of nasty ones, each truncation. The others are random combinations of changes, also of the data. Checksums are
+put right after most changes, so that what lies behind them is reached.
 """
 
 from __future__ import annotations
@@ -159,6 +159,9 @@ def _random(rng: random.Random, honest: Any) -> bytes:
     text = text_of(tree)
     for _ in range(rng.choice([0, 0, 0, 1, 2])):
         text = rng.choice(_TEXT_CHANGES)(rng, text)
+    if is_file(honest) and rng.random() < 0.2:
+        header, data = split(honest)
+        honest = len(header).to_bytes(8, "little") + header + _flip(rng, data)
     content = _joined(honest, text, sealed=rng.random() < 0.85)
     for _ in range(rng.choice([0, 0, 0, 0, 1])):
         content = rng.choice(_BYTE_CHANGES)(rng, content)

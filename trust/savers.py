@@ -50,6 +50,11 @@ def save_checkpoint(path: str, version: int) -> None:
     smh.save(path, PLAN, variables_of(version), {"kept": np.full(KEPT, version, np.int32)})
 
 
+def save_packed(path: str, version: int) -> None:
+    """Save a version as a packed checkpoint."""
+    smh.save(path, PLAN, variables_of(version), {"kept": np.full(KEPT, version, np.int32)}, packed=True)
+
+
 def save_plain(path: str, version: int) -> None:
     """Save a version as a plain file of weights."""
     export(path, smh.Checkpoint(PLAN, variables_of(version), {"kept": np.full(KEPT, version, np.int32)}, "0" * 64))

@@ -23,7 +23,7 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
         """Give modules their functions, then every docstring its references."""
-        classes = ("models.api.ModelApi", "models.in_place.InPlaceApi", "api.Api")
+        classes = ("models.api.ModelApi", "models.in_place.InPlaceApi", "models.freezing.FreezingApi", "api.Api")
         api = {name: member for path in classes for name, member in pkg[path].members.items()}
         for module in _modules(pkg):
             _unshadow(pkg, module)

@@ -1,4 +1,4 @@
-"""The command line: a file for each group of commands; what they share is in :mod:`smh.cli.output`.
+"""The command line: a file for each group of commands; shared code is in :mod:`smh.cli.output`.
 
 The commands need typer and rich, which the extra ``cli`` installs; this module does not.
 """

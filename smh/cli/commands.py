@@ -11,7 +11,7 @@ from rich.markup import escape
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from smh import __version__
-from smh.cli import compare, compress, conformance, convert, demo, look, plot
+from smh.cli import compare, compress, conformance, convert, demo, look, pack, plot
 from smh.cli.output import UNREAD, fail
 from smh.errors import SmhError
 
@@ -71,7 +71,7 @@ def _options(
 _PANELS = {
     "Compress": (compress.run_plan, compress.run_fit),
     "Look and compare": (look.run_inspect, plot.run_plot, compare.run_digest, compare.run_verify, compare.run_diff),
-    "Convert": (convert.run_materialize, convert.run_port),
+    "Convert": (convert.run_materialize, convert.run_port, pack.run_pack),
     "This installation": (look.run_info, conformance.run_conformance, demo.run_demo),
 }
 

@@ -156,7 +156,7 @@ def _check(name: str, loaded: Checkpoint, bars: Progress) -> dict[str, Any]:
 def _against(
     loaded: Checkpoint, path: Path, mapping: porting.Mapping | None, limit: int | None, bars: Progress
 ) -> dict[str, Any]:
-    """Compare what a checkpoint gives to a model with another file, whose tensors a mapping turns one at a time."""
+    """Compare the tensors of a checkpoint with another file, whose tensors a mapping turns one at a time."""
     own = ModelTensors(loaded)
     with opened(path, limit) as tensors:
         other: ModelTensors | StoredTensors | Lazy = tensors
@@ -285,7 +285,7 @@ def _differing(stated: list[str], parts: dict[str, Comparison], same: bool) -> I
 
 
 def plan_differences(first: Plan, second: Plan) -> list[str]:
-    """Return what differs between two plans, one line for each field; nothing if they are equal."""
+    """Return the differences between two plans, one line per field; nothing if they are equal."""
     one, other = first.to_dict(), second.to_dict()
     # Offsets follow from the order and the shapes.
     tensors, others = ({x["name"]: x | {"offset": 0} for x in plan.pop("tensors")} for plan in (one, other))
@@ -301,7 +301,7 @@ def plan_differences(first: Plan, second: Plan) -> list[str]:
 
 
 def _fields(where: str, one: Any, other: Any) -> Iterator[str]:
-    """Iterate over lines on what differs between two JSON values."""
+    """Iterate over lines on the differences between two JSON values."""
     if one == other:
         return
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():

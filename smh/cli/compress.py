@@ -1,4 +1,4 @@
-"""``smh plan``: how a model would be generated, and what that saves; ``smh fit``: a checkpoint of a trained model."""
+"""``smh plan``: a plan for a model and its sizes; ``smh fit``: a checkpoint of a trained model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from smh.tables import counted
 from smh.text import printable
 
 _FREE = ("path", "out", "plan_file", "max_error", "force", "every", "quiet", "as_json")  # what goes with --plan
-_PLANNED = ("ratio", "size", "bits", "optimizer", "allow_expansion", "pool", "layout", "seed")  # for plan_for, as given
+_PLANNED = ("ratio", "size", "bits", "exponents", "optimizer", "allow_expansion", "pool", "layout", "seed")  # as given
 
 
 def _parse_ratio(text: Any) -> Any:
@@ -67,6 +67,7 @@ Size = typer.Option(
     help="Instead of a ratio: the most bytes of all tensors in the checkpoint, kept ones included: 5MB or '500 kB'.",
 )
 Bits = typer.Option(BITS, help="Bits of the stored integers, 2 to 16.")
+Exponents = typer.Option("free", help="free, or fixed in the plan, as training for small files needs.")
 Optimizer = typer.Option("sgd", help=f"The optimizer for training: {' or '.join(OPTIMIZERS)}.")
 Expansion = typer.Option(False, "--allow-expansion", help="Allow a ratio of 1 or more, which does not compress.")
 Pool = typer.Option("matmul", help="matmul, kronecker or hash.")
@@ -100,6 +101,7 @@ def run_plan(
     ratio: float | None = Ratio,
     size: str | None = Size,
     bits: int = Bits,
+    exponents: str = Exponents,
     optimizer: str = Optimizer,
     allow_expansion: bool = Expansion,
     pool: str = Pool,
@@ -161,6 +163,7 @@ def run_fit(
         None, "--plan", metavar="PLAN", help="A plan, in JSON, as smh plan writes it, instead of all other options."
     ),
     bits: int = Bits,
+    exponents: str = Exponents,
     optimizer: str = Optimizer,
     allow_expansion: bool = Expansion,
     pool: str = Pool,
@@ -288,7 +291,7 @@ def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values:
         if scale in RULES and tensor.name in generated and "o" not in (tensor.axes or "o"):
             raise PlanError(
                 f"scale {scale!r} needs to know what the axes of {tensor.name!r} mean, and for {len(tensor.shape)} of "
-                "them there is no convention: exclude the tensor, or choose a number or match as the scale"
+                "them the order of axes is unknown: exclude the tensor, or choose a number or match as the scale"
             )
     if include or exclude:
         options["include"] = generated.__contains__
@@ -317,7 +320,7 @@ def _check_memory(plan: Plan) -> None:
 
 
 def _savings(tensors: Sequence[ModelTensor], plan: Plan) -> dict[str, Any]:
-    """Return what a plan saves, as ``--json`` prints it."""
+    """Return the sizes of a plan, as ``--json`` prints them."""
     report = make_report(Compression(plan, tuple(tensors)), {})
     return {
         "weights": report.num_weights,

@@ -1,4 +1,4 @@
-"""``smh info``: this installation and its backends; ``smh inspect``: what a file holds."""
+"""``smh info``: this installation and its backends; ``smh inspect``: the content of a file."""
 
 from __future__ import annotations
 
@@ -137,6 +137,7 @@ def run_inspect(
         "variables": loaded.plan.num_variables,
         "ratio": loaded.plan.ratio,
         "training": loaded.training,
+        "packed": bool(loaded.coded),
         "plan": loaded.plan.to_dict(),
         "tensors": tensors,
     }
@@ -147,6 +148,7 @@ def run_inspect(
     shown += [
         *plan_lines(loaded.plan),
         f"training values: {'stored' if loaded.training else 'not stored'}",
+        *([f"packed: {counted(len(loaded.coded), 'array')} entropy-coded"] if loaded.coded else []),
         f"{result['bytes']:,} bytes, {share:.1%} of {result['dense_bytes']:,} for the plain tensors",
         f"digest {loaded.digest} (as stated, not rebuilt)",
     ]
@@ -154,11 +156,12 @@ def run_inspect(
 
 
 def _tensors(loaded: Checkpoint) -> Iterator[dict[str, Any]]:
-    """Iterate over what the file of a checkpoint holds: integers of the pool, float32 arrays, other tensors."""
+    """Iterate over the content of a checkpoint file: integers of the pool, float32 arrays, other tensors."""
     integers, exponents = pack(loaded.plan, loaded.variables)
     for name, bits, shape, _ in pool_arrays(loaded.plan):
         stored = integers[name]
-        entry = _entry(name, "variable", _CODES[stored.dtype.name], shape, stored.nbytes)
+        size = loaded.coded.get(name, stored.nbytes)
+        entry = _entry(name, "variable", _CODES[stored.dtype.name], shape, size)
         exponent = exponents[name.removeprefix("pool/")]
         yield {**entry, "bits": bits, "exponent": exponent, "rms": _rms(loaded.variables[name])}
     for name, x in loaded.variables.items():

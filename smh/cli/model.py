@@ -98,7 +98,7 @@ def tensors_of(file: DenseTensors, convention: str) -> tuple[ModelTensor, ...]:
 def convention_of(
     shapes: Mapping[str, tuple[int, ...]], given: str | None, scale: str, unclear: str | None = None
 ) -> tuple[str, list[str]]:
-    """Return what axes mean, guessed from names unless it is given, and a line that says so if it counts.
+    """Return the meaning of axes, given or guessed from names, and a line that says so if it matters.
 
     ``unclear`` is the convention where names do not tell; without it, that is an error.
     """
@@ -120,7 +120,7 @@ def convention_of(
 
 
 def axes_of(convention: str, shape: tuple[int, ...]) -> str | None:
-    """Return what axes mean, or None where the default of :meth:`smh.Plan.build` holds."""
+    """Return the meaning of axes, or None for the default of :meth:`smh.Plan.build`."""
     if convention not in _AXES:
         raise PlanError(f"convention must be one of {', '.join(_AXES)}; got {convention!r}")
     if len(shape) > _RANKS:  # no meaning, but names, for scales that do not ask
@@ -170,7 +170,7 @@ def _matching(option: str, patterns: Iterable[str], owners: Mapping[str, ModelTe
 
 
 def _hint(option: str, pattern: str, names: Mapping[str, Any]) -> str:
-    """Return what a pattern that matches nothing may have meant."""
+    """Return a hint for a pattern that matches nothing."""
     with contextlib.suppress(PlanError):
         if any(map(compile_pattern(pattern, names, option).fullmatch, names)):
             return f"as a regular expression it is written {option} {_REGEX + pattern!r}"

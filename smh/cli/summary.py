@@ -51,7 +51,7 @@ def shape_of(shapes: Iterable[Sequence[int]]) -> str:
 
 
 def generated_lines(plan: Plan, every: bool) -> Iterator[Listing | str]:
-    """Iterate over what a plan generates, by groups or tensor by tensor, and how."""
+    """Iterate over lines on the generated tensors of a plan, by groups or one by one."""
     if every:
         listing = Listing("generated", "shape", "weights", "scale", "modifiers", "view")
         for tensor in plan.tensors:

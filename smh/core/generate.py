@@ -223,7 +223,10 @@ def _check_array(kernels: Kernels, what: str, x: Array, shape: tuple[int, ...]) 
         raise VariableError(f"{what} must be an array of this backend, float32; got {type(x).__name__}")
     if kernels.array_types and type(x) not in kernels.array_types:
         wanted = f"{kernels.array_types[0].__module__}.{kernels.array_types[0].__qualname__}"
-        raise VariableError(f"{what} must be a plain {wanted}; got {type(x).__module__}.{type(x).__qualname__}")
+        raise VariableError(
+            f"{what} must be a plain {wanted}; smh.numpy, smh.torch, smh.jax and smh.keras take the arrays of their "
+            f"framework; got {type(x).__module__}.{type(x).__qualname__}"
+        )
     if tuple(x.shape) != shape:
         raise VariableError(f"{what} must have shape {shape}; got {tuple(x.shape)}")
     if x.dtype != kernels.xp.float32:

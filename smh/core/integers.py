@@ -32,13 +32,14 @@ def stored_arrays(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
     >>> stored_arrays(Plan.build({"fc": (20, 5)}, ratio=0.4, bits=4))
     {'pool/left': ('uint8', (10,)), 'pool/right': ('uint8', (10,))}
     """
+    return {name: stored_as(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
 
-    def stored(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        if bits <= NIBBLE_BITS:
-            return "uint8", (-(-math.prod(shape) // 2),)
-        return ("int8" if bits <= BYTE_BITS else "int16"), shape
 
-    return {name: stored(bits, shape) for name, bits, shape, _ in pool_arrays(plan)}
+def stored_as(bits: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Return the dtype and the shape in which the integers of one array are stored."""
+    if bits <= NIBBLE_BITS:
+        return "uint8", (-(-math.prod(shape) // 2),)
+    return ("int8" if bits <= BYTE_BITS else "int16"), shape
 
 
 def unpacked(kernels: Kernels, plan: Plan, stored: Mapping[str, Array]) -> dict[str, Array]:
@@ -57,9 +58,10 @@ def unpacked(kernels: Kernels, plan: Plan, stored: Mapping[str, Array]) -> dict[
     for name, bits, shape, _ in pool_arrays(plan):
         q = stored[name]
         if bits <= NIBBLE_BITS:
-            halves = xp.stack([xp.bitwise_and(q, 15), xp.bitwise_right_shift(q, 4)], axis=1)
-            q = xp.astype(xp.reshape(halves, (-1,))[: math.prod(shape)], xp.int8)
-            q = xp.reshape(xp.where(q > 7, q - 16, q), shape)
+            q = xp.astype(q, xp.int32)  # divided, because not every runtime shifts bytes
+            high = xp.floor_divide(q, 16)
+            q = xp.reshape(xp.stack([q - 16 * high, high], axis=1), (-1,))[: math.prod(shape)]
+            q = xp.reshape(xp.astype(xp.where(q > 7, q - 16, q), xp.int8), shape)
         found[name.removeprefix("pool/")] = q
     return found
 

@@ -207,6 +207,16 @@ class Kernels:
         """Return :meth:`segment_sum` of float32 integers of 22 bits, as sums for :meth:`rounded_sum`."""
         return self.segment_sum(self.xp.astype(x, self.xp.float64), segments, size)
 
+    def counts(self, x: Array, size: int) -> Array:
+        """Return how often each of the integers from 0 to ``size - 1`` occurs, shape (size,), float32.
+
+        The integers, shape (k,), are float32. The default sorts them.
+        """
+        xp = self.xp
+        bounds = xp.arange(size + 1, dtype=xp.float32, device=self.device(x)) - 0.5
+        at = xp.searchsorted(xp.sort(x), bounds)
+        return xp.astype(at[1:] - at[:-1], xp.float32)
+
     def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
         """Return the concatenation of ``fn`` over ranges that partition ``start`` to ``stop``; by default one range.
 

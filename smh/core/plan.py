@@ -16,7 +16,7 @@ from smh.core.arguments import explained_calls
 from smh.core.checks import check_keys, check_one_of, members, whole_number
 from smh.core.layout import LAYOUTS
 from smh.core.pools import Pool, from_dict, named
-from smh.core.pools.base import BITS, MAX_BITS, MAX_DEPTH, MIN_BITS, OPTIMIZERS
+from smh.core.pools.base import BITS, EXPONENTS, MAX_BITS, MAX_DEPTH, MIN_BITS, OPTIMIZERS
 from smh.core.selection import Selector, select
 from smh.core.tensors import TensorSpec, checked_shape
 from smh.core.versions import VERSION, explained, is_readable
@@ -98,6 +98,7 @@ class Plan:
         ratio: float | Fraction | None = None,
         size: int | str | None = None,
         bits: int = BITS,
+        exponents: str = "free",
         optimizer: str = "sgd",
         pool: Pool | str = "matmul",
         layout: str = "basic",
@@ -125,6 +126,9 @@ class Plan:
             that fits is taken.
         bits : int
             Bits of the integers that generate weights, 2 to 16, for pools that do not say.
+        exponents : str
+            ``"free"``: the unit of the integers follows the largest variable of an array. ``"fixed"``: the plan fixes
+            it, by the deviation of initial variables, for pools that do not say; :func:`smh.rate` needs that.
         optimizer : str
             ``"sgd"`` or ``"adam"``: the optimizer whose usual learning rate should fit; sets gains and kappas.
         pool : Pool or str
@@ -173,6 +177,7 @@ class Plan:
             raise PlanError(f"values must be a mapping from names to arrays; got {type(values).__name__}")
         whole_number("kept_bytes", kept_bytes, 0, 2**60)
         check_one_of("optimizer", optimizer, OPTIMIZERS)
+        check_one_of("exponents", exponents, EXPONENTS)
         whole_number("bits", bits, MIN_BITS, MAX_BITS)
         checked = {name: checked_shape(name, shape) for name, shape in shapes.items()}
         names = select(checked, include, exclude)
@@ -209,6 +214,8 @@ class Plan:
         else:
             sized = sizes.sized_by_ratio(request, offset, ratio)
         sized = sized.for_optimizer(optimizer, offset, math.sqrt(squares / offset))
+        if exponents == "fixed":
+            sized = sized.with_exponents()
         plan = cls(sized, tuple(tensors), whole_number("seed", seed, 0, 2**32 - 1), layout)
         sizes.check_storable(plan.to_json(), sized, [t.scale_variable for t in tensors if t.learn_scale])
         return plan

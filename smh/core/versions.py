@@ -12,8 +12,11 @@ from smh.errors import SmhError
 VERSION = "2.0"
 """The version that is written. A reader accepts every minor number of its major number, and rejects unknown keys."""
 
+NEWEST = "2.1"
+"""The newest version with additions that are read, and written where they are used: that of packed files."""
+
 _FORM = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
-_MAJOR, _MINOR = map(int, VERSION.split("."))
+_MAJOR, _MINOR = map(int, NEWEST.split("."))
 
 
 def is_readable(version: Any) -> bool:
@@ -34,5 +37,5 @@ def explained(version: str) -> Iterator[None]:
     except SmhError as error:
         if int(version.split(".")[1]) <= _MINOR:
             raise
-        what = f"this is of version {version}, newer than {VERSION}, which this smh reads: upgrade smh"
+        what = f"this is of version {version}, newer than {NEWEST}, which this smh reads: upgrade smh"
         raise type(error)(f"{error} ({what})") from error

@@ -1,6 +1,7 @@
 """Checkpoint files: a plan, its variables and kept tensors in one safetensors file (specification, section 12).
 
-The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, optionally, ``training/pool/...``.
+The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, optionally, ``training/pool/...``;
+in packed files ``coded/pool/...`` stands for ``pool/...`` (:mod:`smh.files.packed`).
 Everything else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``. One checksum
 covers the data. It does not detect a changed seed, digest or name of a kept tensor, so a second checksum covers the
 header. Values of fixed length sort first, so both are at the same place in every file, and the header is verified
@@ -14,7 +15,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from safetensors.numpy import save_file
 
 from smh.core.integers import Exponents
 from smh.core.plan import Plan
-from smh.core.versions import VERSION, explained, is_readable
+from smh.core.versions import NEWEST, VERSION, explained, is_readable
 from smh.errors import CheckpointError, PlanError, VariableError
 from smh.files.atomic import replacing
 from smh.files.header import (
@@ -46,6 +47,7 @@ from smh.files.integers import (
     stored,
     unpack,
 )
+from smh.files.packed import CODED, check_coded, coded_names, pack_tensors, unpack_tensors
 from smh.strict_json import canonical_json, check, check_limits, parse, short
 from smh.text import SURROGATE
 
@@ -91,6 +93,8 @@ class Checkpoint:
         The digest of the generated weights according to the writer. Reading does not generate weights to verify it.
     training : bool
         Whether the variables are training values, with the parts below the grid.
+    coded : dict of str to int
+        The arrays of the pool that the file stores entropy-coded, and their bytes there. Empty if it is not packed.
     integers : Integers, optional
         What is read for a frozen model: the integers of the pool as they are stored, and their exponents. The variables
         are then only the scales.
@@ -101,10 +105,30 @@ class Checkpoint:
     dense: Arrays
     digest: str
     training: bool = False
+    coded: dict[str, int] = field(default_factory=dict)
     integers: Integers | None = None
 
-    def mapped(self, convert: Callable[[np.ndarray], Any]) -> Checkpoint:
-        """Return the checkpoint with all arrays converted."""
+    def mapped(self, convert: Callable[[Any], Any]) -> Checkpoint:
+        """Return a checkpoint with every array converted.
+
+        Parameters
+        ----------
+        convert : callable
+            Receives each variable, array of integers and kept tensor, and returns an array of the same shape.
+
+        Returns
+        -------
+        Checkpoint
+            The same plan and digest, with other arrays.
+
+        Examples
+        --------
+        >>> import smh
+        >>> plan = smh.Plan.build({"fc": (20, 5)}, ratio=0.4)
+        >>> checkpoint = smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64)
+        >>> checkpoint.mapped(np.copy).variables["pool/left"].shape
+        (10, 2)
+        """
 
         def each(arrays: Mapping[str, Any]) -> dict[str, Any]:
             return {name: convert(x) for name, x in arrays.items()}
@@ -114,9 +138,17 @@ class Checkpoint:
 
 
 def write(
-    path: str | os.PathLike[str], plan: Plan, variables: Given, dense: Given, digest: str, training: bool = False
+    path: str | os.PathLike[str],
+    plan: Plan,
+    variables: Given,
+    dense: Given,
+    digest: str,
+    training: bool = False,
+    packed: bool = False,
 ) -> None:
     """Write a checkpoint file atomically, with ``training`` including the float32 values of the pool arrays.
+
+    With ``packed``, integers are entropy-coded where that makes them smaller, which needs constriction.
 
     Equal content gives equal bytes, for any order of the dictionaries and any memory and byte order of the arrays.
     Raises :class:`~smh.VariableError` if an array or the digest is invalid, or a pool array is not finite.
@@ -124,8 +156,11 @@ def write(
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise VariableError(f"a digest must be 64 hexadecimal digits, as returned by smh.digest, got {digest!r}")
     tensors, exponents = _checked(plan, variables, dense, training)
+    if packed:
+        tensors = pack_tensors(plan, tensors)
+    version = NEWEST if coded_names(tensors) else VERSION
     zeros = "0" * 64
-    values = (zeros, digest, zeros, plan.to_dict(), exponents, VERSION)
+    values = (zeros, digest, zeros, plan.to_dict(), exponents, version)
     metadata = canonical_json(dict(zip(_KEYS, values, strict=True)))
     with replacing(path) as temporary:
         try:
@@ -228,8 +263,10 @@ def _read(file: io.BufferedReader, frozen: bool) -> Checkpoint:
     exponents = values["pool_exponents"]
     with explained(version):
         check_exponents(plan, exponents)
-        entries = _check_entries(tree, plan, size)
+        entries = _check_entries(tree, plan, size, version)
     arrays = _read_data(file, entries, start[1].decode())
+    coded = {name: arrays[CODED + name].size for name in coded_names(arrays)}
+    arrays = unpack_tensors(plan, arrays)
     dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
     training = {name[9:]: arrays[name] for name in arrays if name.startswith("training/")}
     digest, shapes, pool = start[2].decode(), plan.variable_shapes, Arrays()
@@ -242,10 +279,10 @@ def _read(file: io.BufferedReader, frozen: bool) -> Checkpoint:
     if frozen:
         integers = Integers({name: arrays[name] for name in stored(plan)}, exponents)
         scales = {name: arrays[name] for name in shapes if name not in integers.arrays}
-        return Checkpoint(plan, scales, dense, digest, integers=integers)
+        return Checkpoint(plan, scales, dense, digest, coded=coded, integers=integers)
     pool = training or pool
     variables = {name: pool[name] if name in pool else arrays[name] for name in shapes}
-    return Checkpoint(plan, variables, dense, digest, bool(training))
+    return Checkpoint(plan, variables, dense, digest, bool(training), coded)
 
 
 def _find_checksums(header: bytes) -> re.Match[bytes]:
@@ -257,26 +294,30 @@ def _find_checksums(header: bytes) -> re.Match[bytes]:
         version = parse(metadata if isinstance(metadata, str) else "", "its metadata")["version"]
     except (CheckpointError, LookupError, TypeError):  # it has no version
         version = VERSION
-    if version != VERSION:
+    if version not in (VERSION, NEWEST):
         raise _VersionError(version)
     if header[:1] == b"{" and b'"smh"' not in header[:64]:
         raise OtherFileError("it is a plain safetensors file, not a checkpoint of smh: smh fit converts it")
     raise CheckpointError(f"it is not a checkpoint of smh version {VERSION}, got a header {short(header)}")
 
 
-def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
+def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str) -> Entries:
     """Return dtype and shape of each tensor. Checks that they fit the plan and fill the data section exactly."""
+    coded = set(coded_names(tree))
+    check(not coded or version != VERSION, f"a file of version {VERSION} must have no coded tensors", coded)
     planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
     pool = stored(plan)
     training = {f"training/{name}": planned[name] for name in pool}
     planned |= pool
+    planned = {name: entry for name, entry in planned.items() if name not in coded}
     if not training.keys().isdisjoint(tree):
         planned |= training
     entries: Entries = {}
     position = 0
     for name, entry in tree.items():
         what = f"tensor {short(name)} must"
-        check(name in planned or name[:6] == "dense/" != name, f"{what} be of the plan or 'dense/...'", name)
+        known = name in planned or name[:6] == "dense/" != name or name.startswith(CODED)
+        check(known, f"{what} be of the plan or 'dense/...'", name)
         check_tensor(what, name, entry)
         dtype = entry["dtype"]
         check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
@@ -284,6 +325,7 @@ def _check_entries(tree: dict[str, Any], plan: Plan, size: int) -> Entries:
         want = planned.get(name, got)
         check(got == want, f"{what} be {want} by the plan", got)
         position = check_place(what, entry, position)
+    check_coded(plan, entries)
     missing = [name for name in planned if name not in entries]
     check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
     check(position == size, f"its data section must have the {position} bytes of its tensors", size)

@@ -119,8 +119,8 @@ class DenseFile(DenseTensors):
         tree, size, self.metadata = _read_tree(self._file)
         if "smh" in self.metadata:
             raise CheckpointError(
-                "it is a checkpoint of smh, whose weights are generated, where a plain safetensors file is wanted: smh "
-                "materialize makes one of it"
+                "it is a checkpoint of smh, whose weights are generated, not a plain safetensors file: smh materialize "
+                "makes one of it"
             )
         for name, entry in tree.items():
             check_tensor(f"tensor {short(name)} must", name, entry)

@@ -46,18 +46,18 @@ class OtherFileError(CheckpointError):
     """A complete file of an unsupported kind."""
 
 
-_LOAD = "a safetensors file is wanted: load it, and save its tensors with safetensors"
+_LOAD = "not a safetensors file: load it, and save its tensors with safetensors"
 _OTHERS = {
-    rb"PK\x03\x04.{26}[^/]{0,30}\.npy": f"an archive of NumPy, .npz, where {_LOAD}",
-    rb"PK\x03\x04.{26}(metadata|config)\.json": f"a model of Keras, .keras, where {_LOAD}",
-    rb"PK\x03\x04": f"an archive, as torch.save writes it (.pt, .pth, .bin), where {_LOAD}",
-    rb"\x80[\x02-\x05]": f"a pickle, as torch.save once wrote it, where {_LOAD}",
-    rb"\x89HDF\r\n": f"an HDF5 file (.h5), where {_LOAD}",
-    rb"\x93NUMPY": f"an array of NumPy, .npy, where {_LOAD}",
+    rb"PK\x03\x04.{26}[^/]{0,30}\.npy": f"an archive of NumPy (.npz), {_LOAD}",
+    rb"PK\x03\x04.{26}(metadata|config)\.json": f"a model of Keras (.keras), {_LOAD}",
+    rb"PK\x03\x04": f"an archive of torch.save (.pt, .pth, .bin), {_LOAD}",
+    rb"\x80[\x02-\x05]": f"a pickle, as torch.save wrote it before PyTorch 1.6, {_LOAD}",
+    rb"\x89HDF\r\n": f"an HDF5 file (.h5), {_LOAD}",
+    rb"\x93NUMPY": f"an array of NumPy (.npy), {_LOAD}",
     rb"\x1f\x8b": "compressed by gzip: unpack it first",
     rb"version https://git-lfs": "a pointer of git-lfs, not the file itself: run git lfs pull",
     rb"(?i:\s*<(!doctype|html|\?xml))": "a web page, not the file itself: download it again",
-    rb"[\t\n\r -~]{8}": "a text, where a safetensors file is wanted",
+    rb"[\t\n\r -~]{8}": "a text file, not a safetensors file",
 }
 """The first bytes of files of other kinds, and the kinds."""
 

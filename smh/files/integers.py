@@ -10,7 +10,7 @@ import numpy as np
 
 from smh.core.generate import put_on_grids
 from smh.core.grid import LARGEST, LEAST
-from smh.core.integers import BYTE_BITS, NIBBLE_BITS, Exponents, pool_arrays, stored_arrays
+from smh.core.integers import BYTE_BITS, NIBBLE_BITS, Exponents, pool_arrays, stored_arrays, stored_as
 from smh.core.kernels import Kernels
 from smh.core.plan import Plan
 from smh.errors import CheckpointError, VariableError
@@ -34,6 +34,16 @@ def stored(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (_DTYPES[dtype], shape) for name, (dtype, shape) in stored_arrays(plan).items()}
 
 
+def stored_bytes(bits: int, shape: tuple[int, ...]) -> int:
+    """Return the bytes of the integers of an array in a file.
+
+    >>> stored_bytes(8, (10, 3)), stored_bytes(4, (5, 3)), stored_bytes(9, (10, 3))
+    (30, 8, 60)
+    """
+    dtype, kept = stored_as(bits, shape)
+    return math.prod(kept) * np.dtype(dtype).itemsize
+
+
 def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> Integers:
     """Return the integers of all pool arrays for a file, and the exponents of their grids.
 
@@ -52,7 +62,7 @@ def pack(plan: Plan, variables: Mapping[str, np.ndarray]) -> Integers:
             )
         exponents[name.removeprefix("pool/")] = math.frexp(float(one.power))[1] - 1 if one.power else None
         q = np.asarray(one.integers).astype("<i2" if bits > BYTE_BITS else "i1")
-        arrays[name] = _nibbles(q) if bits <= NIBBLE_BITS else q
+        arrays[name] = to_stored(bits, q)
     return Integers(arrays, exponents)
 
 
@@ -107,9 +117,8 @@ def check_training(
 def _checked(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents) -> Iterator[np.ndarray]:
     """Iterate over the integers of all arrays in their shapes, each checked before it comes."""
     for name, bits, shape, fixed in pool_arrays(plan):
-        e, q, what = exponents[name.removeprefix("pool/")], arrays[name], f"integers of {name!r} must have"
-        if bits <= NIBBLE_BITS:
-            q = _from_nibbles(name, q, shape)
+        e, what = exponents[name.removeprefix("pool/")], f"integers of {name!r} must have"
+        q = from_stored(name, bits, shape, arrays[name])
         most, largest = 2 ** (bits - 1) - 1, max(-int(q.min()), int(q.max()))
         check(largest <= most, f"{what} magnitudes of at most {most} with {bits} bits", largest)
         check(e is not None or largest == 0, f"{what} an exponent, unless all are 0", e)
@@ -119,14 +128,19 @@ def _checked(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents)
         yield q
 
 
-def _nibbles(q: np.ndarray) -> np.ndarray:
-    """Return integers packed two to a byte, the integer of even index in the low half."""
+def to_stored(bits: int, q: np.ndarray) -> np.ndarray:
+    """Return the integers of an array as :func:`stored` says: up to 4 bits two to a byte, that of even index low."""
+    if bits > NIBBLE_BITS:
+        return q
     flat = np.append(q.reshape(-1), np.zeros(q.size % 2, dtype=q.dtype)).view(np.uint8) & 15
     return np.asarray(flat[0::2] | flat[1::2] << 4)
 
 
-def _from_nibbles(name: str, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    both = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8)
+def from_stored(name: str, bits: int, shape: tuple[int, ...], array: np.ndarray) -> np.ndarray:
+    """Return the integers of a stored array in the shape of the plan, or raise :class:`~smh.CheckpointError`."""
+    if bits > NIBBLE_BITS:
+        return array
+    both = np.stack([array & 15, array >> 4], axis=1).reshape(-1).astype(np.int8)
     flat, rest = np.split((both ^ 8) - 8, [math.prod(shape)])  # sign extension of four bits
-    check(not rest.any(), f"the last byte of {name!r} must be filled with 0", int(packed[-1]))
+    check(not rest.any(), f"the last byte of {name!r} must be filled with 0", int(array[-1]))
     return np.asarray(flat.reshape(shape))

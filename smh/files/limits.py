@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from smh.core.integers import pool_arrays
 from smh.core.plan import Plan
 from smh.core.pools import Hash
 from smh.errors import LimitError
+from smh.files.integers import stored_bytes
 
 if TYPE_CHECKING:
     from smh.files.checkpoint import Checkpoint
@@ -35,7 +37,11 @@ def default(checkpoint: Checkpoint) -> int:
     True
     """
     kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in checkpoint.dense.values())
-    return max(FLOOR, GROWTH * (checkpoint.plan.file_bytes + kept))
+    pool = checkpoint.plan.file_bytes
+    for name, bits, shape, _ in pool_arrays(checkpoint.plan):
+        if name in checkpoint.coded:
+            pool += checkpoint.coded[name] - stored_bytes(bits, shape)
+    return max(FLOOR, GROWTH * (pool + kept))
 
 
 def check_plan(plan: Plan, max_bytes: int, names: Iterable[str] | None = None) -> None:

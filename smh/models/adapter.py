@@ -65,7 +65,7 @@ class ModelAdapter(ABC):
         Raises
         ------
         PlanError
-            If it is no model of the framework, is compressed already, or cannot be.
+            If it is not a model of the framework, is already compressed, or cannot be compressed.
         """
 
     @abstractmethod
@@ -91,7 +91,7 @@ class ModelAdapter(ABC):
         """
 
     def copy(self, model: Any) -> Any:
-        """Return what :meth:`install` may change."""
+        """Return a model that :meth:`install` may change."""
         return model
 
     @abstractmethod
@@ -99,8 +99,12 @@ class ModelAdapter(ABC):
         """Return the variables of a compressed model, float32, by name: for a frozen one the values of its integers."""
 
     @abstractmethod
+    def rate(self, model: Any) -> Array:
+        """Return the rate of a compressed model; see :func:`smh.core.rate.rate`."""
+
+    @abstractmethod
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
-        """Return all that a model, plain or compressed by a plan, stores besides what the plan generates, by name."""
+        """Return the tensors that a model stores besides those that the plan generates, by name."""
 
     @abstractmethod
     def assign(self, model: Any, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> Any:
@@ -169,7 +173,7 @@ def adapter_of(model: Any) -> ModelAdapter:
 def check_keras(model: Any, name: str) -> None:
     """Raise :class:`~smh.BackendError` for Keras models, or modules with Keras layers, that a backend cannot take.
 
-    Keras layers read weights from variables of their own, whatever framework these are arrays of.
+    Keras layers read weights from Keras variables, whose arrays belong to the Keras backend.
     """
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
     if keras is None:

@@ -61,6 +61,7 @@ class ModelApi(Generic[Model, Compressed]):
         residency: str = "full",
         gradients: str = "exact",
         bits: int | None = None,
+        exponents: str | None = None,
         optimizer: str | None = None,
         pool: Pool | str | None = None,
         layout: str | None = None,
@@ -100,7 +101,7 @@ class ModelApi(Generic[Model, Compressed]):
             How gradients are computed, which changes no bit of weights and is not stored. ``"exact"``: with the bits of
             the specification, the same in every framework. ``"fast"``: by float32 products of the framework, without a
             promise of bits.
-        bits, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views : optional
+        bits, exponents, optimizer, pool, layout, scale, learn_scale, modifiers, seed, axes, views : optional
             As for :meth:`smh.Plan.build`, with the same defaults. Layers determine the meaning of axes, and
             ``scale="match"`` uses the standard deviations of the model's weights.
         include, exclude : selector or list of selectors, optional
@@ -153,6 +154,7 @@ class ModelApi(Generic[Model, Compressed]):
             ratio=ratio,
             size=size,
             bits=bits,
+            exponents=exponents,
             optimizer=optimizer,
             pool=pool,
             layout=layout,
@@ -190,6 +192,7 @@ class ModelApi(Generic[Model, Compressed]):
         residency: str = "full",
         gradients: str = "exact",
         bits: int | None = None,
+        exponents: str | None = None,
         optimizer: str | None = None,
         pool: Pool | str | None = None,
         layout: str | None = None,
@@ -208,8 +211,8 @@ class ModelApi(Generic[Model, Compressed]):
 
         Parameters
         ----------
-        model, ratio, size, plan, residency, gradients, bits, optimizer, pool, layout, scale, learn_scale, modifiers, \
-        seed, axes, views, include, exclude, allow_expansion
+        model, ratio, size, plan, residency, gradients, bits, exponents, optimizer, pool, layout, scale, learn_scale, \
+        modifiers, seed, axes, views, include, exclude, allow_expansion
             As for :func:`compress`.
         progress : bool, optional
             Whether to show progress on stderr. By default on a terminal, for work of more than two seconds.
@@ -251,6 +254,7 @@ class ModelApi(Generic[Model, Compressed]):
             residency=residency,
             gradients=gradients,
             bits=bits,
+            exponents=exponents,
             optimizer=optimizer,
             pool=pool,
             layout=layout,
@@ -320,6 +324,39 @@ class ModelApi(Generic[Model, Compressed]):
             if message := poison.describe(compression.plan, variables):
                 warnings.warn(message, UserWarning, stacklevel=2)
         return make_report(compression, {name: float(x) for name, x in variables.items() if name.startswith("scale/")})
+
+    def rate(self, model: Compressed) -> Any:
+        """Return the bits that the integers of a model are estimated to take in a packed file, to train for small ones.
+
+        Add it to the loss, times a weight: ``loss + 1e-6 * smh.rate(model)``. The value counts the integers that the
+        variables are rounded to. The gradient is that of a prior for each array, which is fitted to the variables at
+        every step. The bits of the result are not promised.
+
+        Parameters
+        ----------
+        model : torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
+            The compressed model, with fixed exponents: ``smh.compress(model, ratio=0.1, exponents="fixed")``.
+
+        Returns
+        -------
+        torch.Tensor, tf.Tensor or jax.Array
+            The estimate, float32, shape (), with gradients of the variables; NaN if a variable is not finite.
+
+        Raises
+        ------
+        PlanError
+            If the model is not compressed, or its exponents are not fixed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import smh
+        >>> model = smh.compress(torch.nn.Linear(40, 30), ratio=0.1, exponents="fixed")
+        >>> loss = model(torch.ones(1, 40)).square().mean() + 1e-4 * smh.rate(model)
+        >>> loss.backward()
+        """
+        self._compression(model)
+        return self._adapter_of(model).rate(model)
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Build all weights once for all code in this context, with any residency.

@@ -1,4 +1,4 @@
-"""What compressing a model means, before any framework: which tensors are generated, by what plan, and what that saves.
+"""Compressing a model, in any framework: which tensors are generated, by which plan, and the bytes that this saves.
 
 A backend lists the tensors of a model as :class:`ModelTensor`, in order, and asks :func:`plan_for` for the plan and
 :func:`smh.models.report.make_report` for the report. How a model then gets its weights is the backend's own affair.
@@ -6,6 +6,7 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -37,6 +38,7 @@ class ModelTensor:
     aliases: tuple[str, ...] = ()  # other names of the same tensor: it is generated once, and stays tied
     kept: str = ""  # why it cannot be generated, or empty
     left: str | None = None  # why it is not unless asked for: it is no weight matrix; empty: it is; None: by its name
+    doubt: str = ""  # how to state its axes, if they are a guess
     note: str = ""  # what its values were, if they were regular
     kind: str = ""  # the class of the layer that holds it; pytrees have no layers
     trained: bool = True  # whether it is trained, generated or not
@@ -49,7 +51,7 @@ class ModelTensor:
 
 @dataclass(frozen=True)
 class Compression:
-    """How a model was compressed: what every compressed model carries, besides its arrays."""
+    """How a model was compressed. Every compressed model carries this besides its arrays."""
 
     plan: Plan
     tensors: tuple[ModelTensor, ...]  # all of the model as it was before, in order
@@ -65,7 +67,7 @@ class Compression:
 
 
 def check_residency(residency: Any) -> str:
-    """Return a residency, or raise :class:`~smh.PlanError` for what is none."""
+    """Return a valid residency, or raise :class:`~smh.PlanError`."""
     return _check_choice("residency", residency, RESIDENCIES)
 
 
@@ -79,7 +81,7 @@ def check_trains(compression: Compression, what: str) -> None:
 
 
 def check_gradients(gradients: Any) -> str:
-    """Return a kind of gradients, or raise :class:`~smh.PlanError` for what is none."""
+    """Return a valid kind of gradients, or raise :class:`~smh.PlanError`."""
     return _check_choice("gradients", gradients, GRADIENTS)
 
 
@@ -129,7 +131,7 @@ def plan_for(
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
     default = {name for name, tensor in free.items() if not tensor.why_kept}
     if not (free if "include" in given else default):
-        frozen = any("frozen" in tensor.kept for tensor in tensors)
+        frozen = any("frozen" in tensor.kept or "not trainable" in tensor.kept for tensor in tensors)
         hint = ". What is frozen is kept: unfreeze it before, and freeze the compressed model" if frozen else ""
         raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}{hint}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
@@ -142,6 +144,10 @@ def plan_for(
         raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
     known = {name: axes for name in generated if (axes := free[name].axes) is not None}
     asked = by_name("axes", given.get("axes"), generated, shapes, every=False)
+    unclear = [name for name in generated if free[name].doubt and not asked.get(name)]
+    if unclear:
+        what = f"the axes of {some(unclear)} are a guess, and so is the deviation of initial weights"
+        warnings.warn(f"{what}. State them: {free[unclear[0]].doubt}", UserWarning, stacklevel=2)
     given["axes"] = known | {name: axes for name, axes in asked.items() if axes is not None}
     given["include"] = set(generated).__contains__
     kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)
@@ -178,7 +184,7 @@ def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
 
 
 def check_loaded(checkpoint: Checkpoint, kept: Mapping[str, Any], plan: Plan | None = None) -> None:
-    """Raise :class:`~smh.CheckpointError` unless a file holds just what a model stores.
+    """Raise :class:`~smh.CheckpointError` unless a file holds exactly the tensors that a model stores.
 
     So loading cannot leave a model half changed. ``kept`` are the arrays that the model keeps, ``plan`` is the plan of
     a model that is compressed already.
@@ -205,7 +211,7 @@ def check_loaded(checkpoint: Checkpoint, kept: Mapping[str, Any], plan: Plan | N
 
 
 def fingerprint(plan: Plan) -> np.ndarray:
-    """Return the fingerprint of a plan, shape (32,), uint8, by which what a framework saves names the plan.
+    """Return the fingerprint of a plan, shape (32,), uint8, which names the plan in the files of a framework.
 
     The same variables give other weights by another plan, also where all shapes agree: with another seed or gain.
     """
@@ -228,7 +234,7 @@ def check_fingerprint(plan: Plan, found: bytes | None, advice: str) -> None:
 
 
 class _Default(frozenset[str]):
-    """The names of what is generated by default, as ``include``."""
+    """The names of the tensors generated by default, as ``include``."""
 
     def __call__(self, name: str) -> bool:
         return name in self

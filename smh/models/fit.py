@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = 1 << 18  # weights that are generated at a time, fewer with several parts
 _FAR = 2.0**40  # virtual weights from here on leave the grids of pools no room
-_FAINT = 2.0**-20  # virtual weights are meant to have unit mean square; what is this small is rounding errors
+_FAINT = 2.0**-20  # virtual weights should have unit mean square; anything this small is rounding error
 _LOST = 0.5  # an error from which on most of a model is lost
 
 Values = Mapping[str, np.ndarray]
@@ -113,7 +113,7 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool | None = None) -
     VariableError
         If a tensor is missing, of the wrong shape or dtype, not finite in float32, or too large for a fixed scale.
     PlanError
-        If the pool is or holds a product of pools: for that there is no closed form.
+        If the pool is or contains a product of pools, which has no closed form.
     SmhError
         If SciPy is not installed.
 
@@ -284,7 +284,7 @@ def _fit_scales(
 def _blocks(
     kernels: NumpyKernels, plan: Plan, grids: Grids, tensor: TensorSpec, target: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Iterate over the elements of a tensor: the virtual weights that they show, and what is wanted."""
+    """Iterate over the elements of a tensor: their virtual weights and their targets."""
     step = _WEIGHTS // sum(1 for _ in plan.pool.leaves(plan.seed))
     for start in range(0, tensor.size, step):
         wanted = target[start : start + step]

@@ -46,7 +46,7 @@ class InPlaceApi(ModelApi[Model, Compressed]):
         Returns
         -------
         torch.nn.Module
-            The model, of its own class again; tied weights are tied.
+            The same model, with its original class; tied weights stay tied.
 
         Raises
         ------

@@ -16,7 +16,7 @@ from smh.errors import SmhError
 
 T = TypeVar("T")
 Tick = Callable[[str, float], None]
-"""Is told what is being done, and which share of it is done."""
+"""Receives the present task and its progress from 0 to 1."""
 
 _PANEL = 32  # columns that are reduced at a time
 _COLUMNS = 128  # eigenvectors that are turned at a time
@@ -49,7 +49,7 @@ def largest_eigenvectors(matrix: np.ndarray, count: int, tick: Tick, what: str) 
     problem = [b"V", b"I", n, diagonal.copy(), off_diagonal.copy(), 0.0, 0.0, n - count + 1, n]
     solution = [0, np.empty(n), vectors, n, count, np.empty(2 * n, dtype=np.intc), 1]
     _call("dstemr", *problem, *solution, work, len(work), more_work, len(more_work), info)
-    if info:  # as dsyevr does: what is slower does not fail
+    if info:  # dsyevr failed; the slower routine does not
         found = eigh_tridiagonal(diagonal, off_diagonal[:-1], select="i", select_range=(n - count, n - 1))[1]
         vectors = np.asfortranarray(found)
     del problem, solution, work, more_work

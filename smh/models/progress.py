@@ -12,7 +12,7 @@ _WIDTH = 79
 
 
 class Progress:
-    """A line on stderr that says what is being done and how much of it is done; it is gone in the end.
+    """A line on stderr with the present task and its progress, erased at the end.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Progress:
             self._write(f"\r{'':{_WIDTH}}\r")
 
     def tick(self, what: str, share: float) -> None:
-        """Tell what is being done, and which share of it is done."""
+        """Show the present task and its progress from 0 to 1."""
         if not self._shown:
             return
         if not self._live:

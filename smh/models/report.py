@@ -294,7 +294,7 @@ def _grouped(tensors: Iterable[TensorReport], key: Callable[[TensorReport], str]
 
 
 def _kind(tensor: TensorReport) -> str:
-    """Return the class of a tensor's layer, or in a pytree what its layer calls it."""
+    """Return the class of a tensor's layer, or in a pytree the last part of its name."""
     return tensor.kind or f"*/{re.split('[./]', tensor.name)[-1]}"
 
 

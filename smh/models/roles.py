@@ -1,7 +1,7 @@
-"""What is a weight matrix, and what is not: by the class of a layer where that tells, else by names and sizes.
+"""Which tensors are weight matrices: decided by the class of the layer if it is known, else by names and sizes.
 
-No framework is imported: classes are told by their names. What is no weight matrix is kept, unless ``include`` asks for
-it.
+No framework is imported: classes are recognised by name. Other tensors are kept, unless ``include``
+asks for them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _QUANTISED = re.compile(r"q?(weight|kernel|embeddings?)(_packed|_q)?", re.IGNORE
 
 
 def by_class(layer: object, attribute: str) -> str | None:
-    """Return why a tensor of a layer is no weight matrix, nothing if it is one, or None if the class does not tell."""
+    """Return why a tensor of a layer is not a weight matrix, "" if it is one, or None if the class is unknown."""
     for cls in type(layer).__mro__:
         package = cls.__module__.partition(".")[0]
         if cls.__name__ in _LAYERS.get(package, ()):
@@ -59,7 +59,7 @@ def by_class(layer: object, attribute: str) -> str | None:
 
 
 def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor]) -> str:
-    """Return why a tensor is no weight matrix by its name and sizes, or nothing; ``beside`` are those of its layer."""
+    """Return why a tensor is not a weight matrix by name and sizes, or ""; ``beside`` has the tensors of its layer."""
     *path, attribute = re.split("[./]", name)
     if len(shape) < 2:
         return "fewer than two axes"
@@ -85,7 +85,7 @@ def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor]) -> str:
 def complete(
     tensors: Iterable[ModelTensor], axes_of: Callable[[Shape], str | None] = lambda shape: None
 ) -> tuple[ModelTensor, ...]:
-    """Return tensors with all that their names tell: what is no weight matrix, and what lies in stacks.
+    """Return tensors with what their names tell: which are not weight matrices, and which are stacks of layers.
 
     ``axes_of`` gives the meaning of axes by shape where it is not that of :meth:`smh.Plan.build`.
     """
@@ -95,9 +95,10 @@ def complete(
         layer, attribute = _split(tensor.name)
         layers[layer][attribute] = tensor
     depths = stacks({tensor.name: tensor.shape for tensor in tensors if not tensor.kept})
+    joined = {(_module(t.name), t.shape[depths.get(t.name, 0) :][:2]) for t in tensors}  # by what takes heads
     found = []
     for tensor in tensors:
-        left, axes = tensor.left, tensor.axes
+        left, axes, doubt = tensor.left, tensor.axes, ""
         if not left and re.search("(^|[./])lora_", tensor.name, re.IGNORECASE):  # whatever the class of its layer
             left = ADAPTER
         elif left is None:
@@ -106,7 +107,14 @@ def complete(
             depth = depths.get(tensor.name, 0)
             bias = layers[_split(tensor.name)[0]].get("bias")
             axes = _axes(tensor.name, tensor.shape, depth, axes_of, bias.shape[depth:] if bias else ())
-        found.append(dataclasses.replace(tensor, left=left, axes=axes))
+            inner, stack = tensor.shape[depth:], ["s"] * depth
+            told = tensor.kind or bias or axes_of(inner) or axes not in (None, " ".join([*stack, "w i o"]))
+            if not told and _may_have_heads(tensor.name, inner):
+                if (_module(tensor.name), inner[1:]) in joined:
+                    axes = " ".join([*stack, "i s o"])
+                else:
+                    doubt = f"axes={{{tensor.name!r}: 'i s o'}} if it has heads, or 'w i o' if it is a convolution"
+        found.append(dataclasses.replace(tensor, left=left, axes=axes, doubt=doubt))
     return tuple(found)
 
 
@@ -135,17 +143,18 @@ def stacks(shapes: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def structure_of(x: np.ndarray) -> str:
-    """Return what is regular in values, which random ones in their place would not have, or nothing.
+    """Return the structure of values, which random values in their place would lose, or "".
 
     >>> structure_of(np.zeros((3, 4))), structure_of(np.log(np.ones((3, 1)) * np.arange(1, 5)))
     ('all its values were 0', 'its values were the same along axis 0')
     """
     if x.size < 2:
         return ""
-    if (x == x.flat[0]).all():
+    if x.flat[1] == x.flat[0] and (x == x.flat[0]).all():
         return f"all its values were {float(x.flat[0]):.4g}"
     for axis, size in enumerate(x.shape):
-        if size > 1 and (x == x.take([0], axis)).all():
+        first = x.take([0], axis)
+        if size > 1 and (x.take([1], axis) == first).all() and (x == first).all():  # two rows first: most differ
             return f"its values were the same along axis {axis}"
     zeros = 1.0 - np.count_nonzero(x) / x.size
     return f"{zeros:.0%} of its values were 0" if zeros >= 0.5 else ""
@@ -171,7 +180,7 @@ def _is_stack(shapes: Mapping[str, Shape]) -> bool:
 
 
 def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | None], bias: Shape = ()) -> str | None:
-    """Return what the axes of a tensor mean that lies in so many stacks, or None where the default by rank holds.
+    """Return the meaning of the axes of a tensor inside ``depth`` stacks, or None for the default by rank.
 
     A bias of several axes has those of the outputs, as in Flax's DenseGeneral: all but the last count heads.
     """
@@ -190,6 +199,16 @@ def _axes(name: str, shape: Shape, depth: int, axes_of: Callable[[Shape], str | 
     if own is None and depth and len(inner) <= 5:
         own = default_axes(inner)
     return own if own is None else " ".join([*"s" * depth, own])
+
+
+def _may_have_heads(name: str, shape: Shape) -> bool:
+    """Return whether a kernel of three axes may be Flax's DenseGeneral: a convolution has a smaller window."""
+    return _split(name)[1] == "kernel" and len(shape) == 3 and shape[0] > shape[1] > 1
+
+
+def _module(name: str) -> str:
+    """Return the name of the module that has the layer of a tensor."""
+    return _split(_split(name)[0][:-1])[0]
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ _FEW = 10_000  # models of fewer numbers are toys, which nobody compresses to sa
 
 
 def warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
-    """Warn if less than half of the numbers of a model are generated, and say what keeps the others."""
+    """Warn if less than half of the numbers of a model are generated, and say why the others are kept."""
     generated = {tensor.name for tensor in plan.tensors}
     sizes: Counter[str] = Counter()
     for tensor in tensors:

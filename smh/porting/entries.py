@@ -55,7 +55,7 @@ class Source(Part):
     part : tuple of int or None
         ``(k, n)``: part ``k`` of ``n`` equal parts along the first axis.
     default : tuple or None
-        Value and dtype of all elements where there is no such tensor.
+        Value and dtype of all elements if the tensor does not exist.
     """
 
     default: tuple[float, str] | None = None
@@ -66,7 +66,7 @@ class Source(Part):
         return f"{self.name}{part}" + ("" if self.default is None else f" or {self.default[0]:g}")
 
     def read(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return what an entry gets of the tensors of the source model; raises PortError if it is not there."""
+        """Return the tensor, or the part of it, turned; raises PortError if the source lacks it."""
         if self.name in tensors:
             x = np.asarray(tensors[self.name])
         elif self.default is not None:
@@ -168,7 +168,7 @@ class Entry:
 
     @property
     def whole(self) -> bool:
-        """Whether it is one whole tensor, turned: what a generated tensor has to be."""
+        """Whether it is one whole tensor, turned, as a generated tensor must be."""
         return not self.join and self.sources[0].part is None
 
     def read(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:

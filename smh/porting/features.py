@@ -11,7 +11,7 @@ from smh.errors import PortError, near_names
 from smh.porting.layers import CONVOLUTIONS, GATES, Layer, Shape, Structure
 
 OPTIONS = {"reads": "flatten", "gives": "unflatten"}
-"""The options of a match that say what the inputs, and the outputs, of a layer are."""
+"""The options of a match for the layout of the inputs and the outputs of a layer."""
 _WHAT = {"reads": "inputs", "gives": "outputs"}
 
 
@@ -46,7 +46,7 @@ def turned(rank: int, images: Mapping[int, Shape], to_channels_last: bool) -> Vi
 
 
 def check_answers(which: str, answers: Mapping[str, Any], source: Structure, target: Structure) -> None:
-    """Raise unless what a user says of flattened images is well formed, and changes something."""
+    """Raise unless the options for flattened images are well formed and have an effect."""
     option = OPTIONS[which]
     layers = {layer.name: layer for layer in (*source.layers, *target.layers)}
     for name, image in answers.items():
@@ -72,7 +72,7 @@ def layout(
     models: tuple[Structure, Structure],
     answers: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Shape, str]:
-    """Return the image that two layers read or give flattened, () for none, and what has to be asked, if so.
+    """Return the image that two layers read or give flattened, () for none, and a question to the user, or "".
 
     Raises
     ------

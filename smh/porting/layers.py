@@ -1,4 +1,4 @@
-"""What models consist of, in words that all frameworks share: layers, and the roles of their tensors.
+"""The structure of models, in terms that all frameworks share: layers, and the roles of their tensors.
 
 Every backend describes its models as a :class:`Structure`. Each tensor comes with the view that turns it into a neutral
 layout, which is that of PyTorch:
@@ -32,7 +32,7 @@ from smh.porting.entries import Part
 from smh.porting.entries import Shape as Shape
 
 DEFAULTS = {"bias": 0.0, "bias_input": 0.0, "bias_hidden": 0.0, "scale": 1.0, "count": 0.0}
-"""What a tensor of the target is where the source has none, by role: it then does nothing."""
+"""Neutral values of tensors that the source lacks, by role."""
 
 Layout: TypeAlias = tuple[int, ...] | str | None
 """Of features: channels and sizes of the image that they are, flattened with its channels last; () if all frameworks
@@ -63,7 +63,7 @@ class Slot(Part):
 
 @dataclass(frozen=True)
 class Setting:
-    """A number that a layer computes with and no checkpoint holds."""
+    """A number that a layer uses and that is not in checkpoints."""
 
     own: str  # what the framework calls it
     value: float
@@ -77,7 +77,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with tensors of its own."""
+    """A layer that has tensors itself."""
 
     name: str
     kind: str  # see the module; "norm" is any normalisation
@@ -106,19 +106,19 @@ class Layer:
 
     @property
     def signature(self) -> tuple[str, Shape, Shape]:
-        """What layers must share to stand for each other: family, and the shapes of what they cannot lack."""
+        """Family and shapes, which layers must share to correspond."""
         family = "norm" if self.kind == "norm" or self.kind.endswith("_norm") else self.kind
         main = next(filter(None, map(self._shape, ("weight", "weight_input", "value", "mean"))), None)
         return family, main or next(iter(self.slots.values())).viewed_shape, self._shape("weight_hidden")
 
     def _shape(self, role: str) -> Shape:
-        """Return the shape of a tensor, or of what separate gates have in that role, or ()."""
+        """Return the shape of a tensor, or of separate gates together, or ()."""
         shapes = [slot.viewed_shape for key, slot in self.slots.items() if key.partition(".")[0] == role]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes and shapes[0] else ()
 
     @property
     def separate(self) -> bool:
-        """Whether each gate of a recurrent layer has tensors of its own."""
+        """Whether each gate of a recurrent layer has separate tensors."""
         return "weight_input.0" in self.slots
 
     def cut(self) -> Layer:
@@ -140,7 +140,7 @@ class Layer:
         return replace(self, slots={f"{role}.{k}": slot for (role, k), slot in parts.items()})
 
     def fits(self, other: Layer) -> bool:
-        """Say whether this layer and another one can stand for each other."""
+        """Return whether this layer and another one can correspond."""
         return self.signature == other.signature and (self.kind == other.kind or "norm" in (self.kind, other.kind))
 
     def without(self, names: Container[str]) -> Layer | None:
@@ -191,7 +191,7 @@ _EMPTY = {"layers", "layer", "modules", "cell", "proj", "projection", "params", 
 
 
 def words(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return what the name of a layer says in any framework: its words, and its numbers.
+    """Return the words and the numbers in the name of a layer, the same for all frameworks.
 
     Examples
     --------
@@ -207,7 +207,7 @@ def words(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     text = re.sub(r"(?<=[a-z])[123]d(?![a-z])", "", text)
     found: list[str] = []
     numbers = []
-    for token in re.findall(r"[a-z]+|\d{1,18}", text):  # what is longer numbers no layer
+    for token in re.findall(r"[a-z]+|\d{1,18}", text):  # longer numbers do not count layers
         if token.isdigit():
             numbers.append(int(token))
             continue

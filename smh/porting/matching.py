@@ -271,9 +271,9 @@ class _Finder:
                 path = os.path.commonprefix([names[:-1] for names in parts])
                 if "/".join(path) in structure.alphabetical and not numbered(*(names[len(path)] for names in parts)):
                     return (
-                        f"their order in the {what} is alphabetical, in {'/'.join(path) or 'the root'!r}, "
-                        "and may differ from that of the layers, as in a state or a copy of a Flax module: "
-                        "give hints={target: source}"
+                        f"the {what} lists {one.name!r} and {other.name!r} in alphabetical order, which may not be "
+                        "that of the layers, as in a state or a copy of a Flax module: give hints={target: source} for "
+                        "one of them, or more"
                     )
         return ""
 

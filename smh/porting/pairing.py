@@ -1,4 +1,4 @@
-"""Which layers of one shape belong together: what their names tell for certain."""
+"""Which layers of one shape belong together, as far as their names decide it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Pairs = list[tuple[Layer, Layer]]
 
 
 def certain_pairs(sources: Sequence[Layer], targets: Sequence[Layer]) -> Pairs:
-    """Return the pairs of layers that names settle: equal names first, and then what is left alone.
+    """Return the pairs of layers that names settle: equal names first, then a single remaining pair.
 
-    What differs in numbers only is a series. A series is settled as a whole: if ``fc1`` and ``fc2`` were to come from
-    ``fc2`` and ``fc3``, none of them is certain.
+    Layers whose names differ only in numbers form a series, which is settled as a whole: if ``fc1`` and ``fc2``
+    were to come from ``fc2`` and ``fc3``, none of them is certain.
     """
     if len(sources) != len(targets):
         return []

@@ -88,4 +88,5 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
         dense=dict(sorted({**carried, **dense}.items())),
         digest=checkpoint.digest,
         training=checkpoint.training,
+        coded=checkpoint.coded,
     )

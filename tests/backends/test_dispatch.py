@@ -54,6 +54,9 @@ class Adapter(ModelAdapter):
     def variables(self, model):
         return smh.initialize(model.plan)
 
+    def rate(self, model):
+        return 3.0
+
     def kept(self, model, plan):
         return {}
 
@@ -134,13 +137,21 @@ def test_arguments_of_plans_do_not_go_with_models(tmp_path):
     api = Api(lambda: smh.get_backend("numpy"), lambda model: Adapter())
     model = api.compress(Model(), 0.25)
     assert api.materialize(model) == "a plain model"
+    assert api.rate(model) == 3.0
     with pytest.raises(smh.PlanError, match="variables go with a Plan as the model; got Compression"):
         api.digest(model, {})
     with pytest.raises(smh.PlanError, match="variables, dense go with a Plan"):
         api.save(tmp_path / "x", model, {}, {})
     with pytest.raises(smh.PlanError, match="names, max_bytes go with a Plan"):
         api.materialize(model, names=["w"], max_bytes=3)
-    for call in (api.digest, api.materialize, api.report, api.plan_of, lambda model: api.save(tmp_path / "x", model)):
+    for call in (
+        api.digest,
+        api.materialize,
+        api.report,
+        api.plan_of,
+        api.rate,
+        lambda model: api.save(tmp_path / "x", model),
+    ):
         with pytest.raises(smh.PlanError, match="the model is not compressed"):
             call(Model())
     with pytest.raises(smh.PlanError, match="this backend has arrays only: .*; got Model"):

@@ -212,6 +212,7 @@ def test_inspect_a_checkpoint(files):
         "variables": PLAN.num_variables,
         "ratio": PLAN.ratio,
         "training": False,
+        "packed": False,
         "plan": PLAN.to_dict(),
     }
     left = smh.load(files / "model").variables["pool/left"].astype(np.float64)

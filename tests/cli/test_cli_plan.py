@@ -144,7 +144,7 @@ def test_a_warning_says_when_most_is_kept(tmp_path):
 
 def test_plan_takes_every_option():
     options = ["--pool", "kronecker", "--layout", "cyclic", "--scale", "0.25", "--fixed-scales", "--seed", "7"]
-    options += ["--bits", "5", "--optimizer", "adam"]
+    options += ["--bits", "5", "--optimizer", "adam", "--exponents", "fixed"]
     found = smh.Plan.from_dict(as_json("plan", "a=30x40", "b=9x9", "--ratio", "0.3", *options)["plan"])
     assert found == smh.Plan.build(
         {"a": (30, 40), "b": (9, 9)},
@@ -156,6 +156,7 @@ def test_plan_takes_every_option():
         seed=7,
         bits=5,
         optimizer="adam",
+        exponents="fixed",
     )
 
 
@@ -270,6 +271,7 @@ def test_a_bias_of_two_axes_is_kept_also_where_others_are_excluded():
         (["dense.safetensors", "--scale", "wide"], ["'wide'", "fan_in"]),
         (["dense.safetensors", "--scale", "-1"], ["initial scale must be at least"]),
         (["dense.safetensors", "--optimizer", "sdg"], ["'sdg'", "sgd, adam"]),
+        (["dense.safetensors", "--exponents", "both"], ["'both'", "free, fixed"]),
         (["dense.safetensors", "--bits", "1"], ["bits", "got 1"]),
         (["dense.safetensors", "--seed", "-1"], ["seed"]),
         (["dense.safetensors", "-o", "none/plan.json"], ["none: There is no such folder"]),

@@ -77,7 +77,7 @@ def test_no_other_exception(tmp_path, name, option):
 )
 def test_subclasses_of_arrays_are_refused(value):
     for call in (arrays.materialize, arrays.digest, lambda *args: arrays.vjp(*args, COTANGENTS)):
-        with pytest.raises(smh.VariableError, match=f"must be a plain numpy.ndarray; got .*{type(value).__name__}"):
+        with pytest.raises(smh.VariableError, match=f"must be a plain numpy.ndarray; .* got .*{type(value).__name__}"):
             call(PLAN, {**VARIABLES, "pool/left": value})
 
 

@@ -20,4 +20,5 @@ def call():
     """Return a function that runs the command line in this process."""
     from smh.cli import app
 
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+    options = {"env": {"COLUMNS": "120"}}  # the width of a terminal changes what is printed
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments], **options)

@@ -9,7 +9,7 @@ import smh
 from smh.backends import numpy as smh_numpy
 from smh.core.layout import LAYOUTS
 from smh.core.pools.base import KINDS
-from smh.core.versions import VERSION
+from smh.core.versions import NEWEST, VERSION
 from smh.files import checkpoint
 from tests.files.common import DENSE, file_of, honest_plans
 from tests.files.forgery import seal, split, text_of, tree_of
@@ -73,7 +73,9 @@ def test_a_golden_file_is_read_and_gives_its_weights(path):
 @pytest.mark.parametrize("path", [path for path in CHECKPOINTS if path.parent == OURS], ids=named)
 def test_what_was_read_is_written_as_it_was(path, tmp_path):
     found = checkpoint.read(path)
-    checkpoint.write(tmp_path / "again", found.plan, found.variables, found.dense, found.digest, found.training)
+    packed = bool(found.coded)
+    assert packed == path.name.startswith("packed")
+    checkpoint.write(tmp_path / "again", found.plan, found.variables, found.dense, found.digest, found.training, packed)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
@@ -161,7 +163,7 @@ def test_other_major_versions_are_refused_by_name(tmp_path, version):
     assert repr(version) in str(caught.value)
 
 
-NEWER = r"this is of version 2.3, newer than 2.0, which this smh reads: upgrade smh"
+NEWER = rf"this is of version 2.3, newer than {NEWEST}, which this smh reads: upgrade smh"
 ADDITIONS = {
     "a key of the metadata": lambda metadata, tree: metadata.update(signature="x"),
     "a tensor of another kind": lambda metadata, tree: tree.update({"index/a": tree.pop("dense/steps")}),

@@ -430,9 +430,9 @@ def test_what_names_leave_open_is_listed(source, target):
 def test_the_order_of_the_alphabet_is_no_order(below):
     models = [{name: dense(4, 4) for name in names} for names in ("ab", "yx")]
     models = [{below: model, "z": [dense(9, 9)] * 2} if below else model for model in models]
-    with pytest.raises(smh.PortError, match=f"in the source is alphabetical, in '{below or 'the root'}'"):
+    with pytest.raises(smh.PortError, match=f"the source lists '{below}.* in alphabetical order"):
         _ = match(*models, in_order=True).mapping
-    with pytest.raises(smh.PortError, match="in the target is alphabetical"):
+    with pytest.raises(smh.PortError, match="the target lists .* in alphabetical order"):
         _ = match(*reversed(models), in_order=True).mapping
     names = [[f"{below}/{name}".strip("/") for name in order] for order in ("ab", "xy")]
     assert match(*models, in_order=True, hints={names[1][0]: names[0][0]}).mapping

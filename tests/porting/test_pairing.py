@@ -181,3 +181,83 @@ def test_a_vision_transformer_matches_by_names_and_numbers():
         }.items():
             assert mapping.tensors[f"blocks/{k}/{own}/kernel"].sources[0].name == f"layers.{k}.{name}.weight"
         assert mapping.tensors[f"blocks/{k}/ln_after/scale"].sources[0].name == f"layers.{k}.layernorm_after.weight"
+
+
+class TorchBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.down = nn.Sequential()
+        if stride > 1:
+            self.down.extend([nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
+
+    def forward(self, x):
+        return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).add(self.down(x)).relu()
+
+
+class TorchResNet(nn.Module):
+    """With the names of torchvision, and stages of one width, so that shapes tell little."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        for k in range(1, 4):
+            setattr(self, f"layer{k}", nn.Sequential(*(TorchBlock(4, 4, 2 if k > j + 1 else 1) for j in range(2))))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+class LinenBlock(linen.Module):
+    outputs: int
+    stride: int
+    named: bool
+
+    @linen.compact
+    def __call__(self, x):
+        def unit(x, size, stride, conv, norm):
+            conv, norm = (conv, norm) if self.named else (None, None)
+            pads = "SAME" if size == 1 else 1
+            x = linen.Conv(self.outputs, (size, size), stride, pads, use_bias=False, name=conv)(x)
+            return linen.BatchNorm(use_running_average=True, name=norm)(x)
+
+        y = unit(linen.relu(unit(x, 3, self.stride, "conv1", "bn1")), 3, 1, "conv2", "bn2")
+        return linen.relu(y + (unit(x, 1, self.stride, "down_conv", "down_bn") if self.stride > 1 else x))
+
+
+class LinenResNet(linen.Module):
+    named: bool
+
+    @linen.compact
+    def __call__(self, x):
+        names = ("conv1", "bn1", "fc") if self.named else (None, None, None)
+        x = linen.Conv(4, (3, 3), padding=1, use_bias=False, name=names[0])(x)
+        x = linen.relu(linen.BatchNorm(use_running_average=True, name=names[1])(x))
+        for k in range(1, 4):
+            for j in range(2):
+                name = f"layer{k}_{j}" if self.named else None
+                x = LinenBlock(4, 2 if k > j + 1 else 1, self.named, name=name)(x)
+        return linen.Dense(5, name=names[2])(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "numbered"])
+def test_a_residual_network_matches_by_names_or_by_one_hint(named):
+    source, module = Torch(TorchResNet()), LinenResNet(named)
+    randomised(source)
+    x = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    variables = module.init(jax.random.key(0), x)
+    options, back = {}, {}
+    if not named:  # nothing tells whether the root's BatchNorm_0 comes before LinenBlock_0
+        found = match(source.model, variables, in_order=True)
+        assert ["BatchNorm_0" in question.targets for question in found.ambiguous] == [True]
+        assert "give hints={target: source} for one of them" in found.ambiguous[0].why
+        options = {"in_order": True, "hints": {"BatchNorm_0": "bn1"}}
+        back = {"in_order": True, "hints": {"bn1": "BatchNorm_0"}}
+    mapping = match(source.model, variables, **options).mapping
+    arrays = mapping.apply(source.tensors())
+    ported = jax.tree_util.tree_map_with_path(lambda path, _: arrays["/".join(str(key.key) for key in path)], variables)
+    np.testing.assert_allclose(module.apply(ported, x), source(x), rtol=1e-4, atol=1e-4)
+    assert match(variables, source.model, **back).mapping.tensors.keys() == source.tensors().keys()

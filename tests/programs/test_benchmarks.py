@@ -127,6 +127,25 @@ def test_steps_and_inference_of_pytorch(tmp_path, monkeypatch):
     assert rows["tiny 28x28, batch 1", 0.1, "eager", "memory of layer"] == 0.4
 
 
+def test_loading_of_pytorch(tmp_path, monkeypatch):
+    loading = pytest.importorskip("benchmarks.loading", exc_type=ImportError)
+    loads = []
+
+    def first_inference(function, path, name, kind, cache):
+        loads.append((Path(path).stat().st_size, kind, cache))
+        seconds, peak = json.loads(loading.first_inference(path, name, kind, cache))
+        assert seconds > 0
+        assert peak is None or not measure.on_linux() or peak >= 0
+        return json.dumps([{"dense": 1, "compressed": 2, "frozen": 0.5}[kind], {"dense": 100}.get(kind, 150)])
+
+    monkeypatch.setattr(loading, "in_fresh_process", first_inference)
+    found = run("loading", "--shapes", "tiny 28x28", "--ratios", "0.1", results=tmp_path)
+    timed = {"warm": 2, "cold": 2, "warm, frozen": 0.5, "cold, frozen": 0.5, "memory": 1.5, "memory, frozen": 1.5}
+    assert values(found["rows"]) == {("tiny 28x28", 0.1, "eager", what): value for what, value in timed.items()}
+    assert len(loads) == 2 * 6
+    assert {kind for size, kind, _ in loads if size == max(loads)[0]} == {"dense"}
+
+
 def test_the_small_language_model_generates_the_same_when_compressed():
     torch = pytest.importorskip("torch")
     import smh
@@ -172,7 +191,7 @@ def test_the_page_tells_what_is_missed_and_why(tmp_path):
 def test_a_page_and_plots_without_results(tmp_path):
     report.write(tmp_path, tmp_path)
     page = (tmp_path / "performance.md").read_text(encoding="utf-8")
-    assert page.count("No results are recorded yet.") == 3
+    assert page.count("No results are recorded yet.") == 4
     assert "@@" not in page
     assert len(list((tmp_path / "assets").glob("performance-*.svg"))) == 2
 

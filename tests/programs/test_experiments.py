@@ -1,5 +1,6 @@
 """Methods keep their budgets, are counted right, and train; equal settings give equal results."""
 
+import itertools
 import json
 
 import pytest
@@ -46,7 +47,7 @@ def test_stored_variables_are_counted_and_within_budget(model, ratio, method):
     assert methods.size(asked, SHAPE, 10).dense == dense
     if method == "pruned":
         for step in range(1, 11):
-            made.after_step(step, 10)
+            made.pruner.after_step(step, 10)
         weights = [layer.weight for layer in made.model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         assert made.stored.total == dense - zeros
@@ -130,12 +131,31 @@ def test_too_little_for_anything_is_refused(method):
         methods.size(Settings("fashion-mnist", "cnn", method, 0.001), SHAPE, 10)
 
 
+def interrupt_after(epoch, monkeypatch):
+    """Interrupt a run in the middle of the epoch after ``epoch``."""
+    batches, steps = training._batches, epoch * 4 + 2
+
+    def cut(*arguments):
+        yield from itertools.islice(batches(*arguments), steps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_batches", cut)
+
+
 @pytest.mark.filterwarnings("ignore:the fitted weights are off:UserWarning")  # of a fit of so few terms
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_trains(method):
+@pytest.mark.parametrize(("method", "epoch"), [*((m, 1) for m in methods.METHODS), ("fit", 3), ("pruned", 3)])
+def test_every_method_trains_and_an_interrupted_run_gives_the_same(method, epoch, tmp_path, monkeypatch):
     ratio = None if method == "dense" else 0.4
-    asked = TINY.replace(method=method, ratio=ratio, dense_lr=1e-2, epochs=4)
-    first, second = training.run(asked), training.run(asked)
+    asked = TINY.replace(method=method, ratio=ratio, dense_lr=1e-2, epochs=5, augment=True)  # `fit` changes in epoch 3
+    first = training.run(asked)
+    state = tmp_path / "state.pt"
+    interrupt_after(epoch, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(asked, unfinished=state)
+    monkeypatch.undo()
+    second = training.run(asked, unfinished=state)
+    assert not state.exists()
+    assert (first.pop("interruptions"), second.pop("interruptions")) == (0, 1)
     assert without_times(first) == without_times(second)
     still = training.run(asked.replace(lr=1e-9, dense_lr=1e-9))
     assert first["training_loss"] < still["training_loss"] - 0.01

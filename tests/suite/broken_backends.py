@@ -227,7 +227,11 @@ class KernelOfHalfAnArray(NumpyBackend):
 
 class _Float32Sums(Kernels):
     def product(self, left, right, unit, exact_terms):
-        return (left @ right) * unit
+        # One term after the other: on some processors a BLAS adds parts so short that float32 holds each of them.
+        total = np.zeros((left.shape[0], right.shape[1]), dtype=np.float32)
+        for k in range(left.shape[1]):
+            total += np.outer(left[:, k], right[k]).astype(np.float32)
+        return total * unit
 
 
 class Float32SumsOfManyTerms(NumpyBackend):

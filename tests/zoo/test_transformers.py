@@ -2,11 +2,15 @@
 
 import copy
 import fnmatch
+import functools
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+from torch import nn  # noqa: E402
+from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 from smh import VariableError  # noqa: E402
 from smh import torch as smh  # noqa: E402
@@ -18,7 +22,8 @@ from tests.backends.torch.checks import (  # noqa: E402
     quiet,
     step,
 )
-from tests.zoo.transformers_models import FAMILIES, FAN_IN, NO_MATRICES, noise, tokens  # noqa: E402
+from tests.zoo.learning import assert_keeps_up  # noqa: E402
+from tests.zoo.transformers_models import FAMILIES, FAN_IN, NO_MATRICES, images, masked, tokens  # noqa: E402
 
 # Where most of a small model is kept, as of encodec's parametrised layers.
 pytestmark = pytest.mark.filterwarnings("ignore:only .* numbers are generated:UserWarning")
@@ -114,49 +119,106 @@ def test_weights_start_with_the_deviation_of_their_fan_in(name):
             assert float(weights[key].detach().std()) == pytest.approx((3 * inputs) ** -0.5, rel=0.15), key
 
 
-def writing():
-    ids = tokens(8, 8)
-    return {"input_ids": ids, "labels": ids}
-
-
-def translating():
-    return {"input_ids": tokens(8, 8), "labels": tokens(8, 8).flip(1)}
-
-
-def images(size):
-    return lambda: {"pixel_values": noise(16, 3, size, size), "labels": torch.arange(16) % 2}
-
-
-TASKS = {
-    "bert": writing,
-    "gpt2": writing,
-    "llama": writing,
-    "mamba": writing,
-    "t5": translating,
-    "vit": images(16),
-    "resnet": images(32),
+LEARNING = {
+    "clip": {"inputs": lambda: masked() | images(16, 3)()},
+    "dinov2": {"rate": 1e-2},
+    "encodec": {"rate": 2e-2, "steps": 60, "fall": 0.8},
+    "perceiver": {"rate": 1e-2},
+    "t5": {"scale": "match"},
 }
-"""Family: what makes a batch to learn by heart."""
-OPTIONS = {"t5": {"scale": "match"}}
-"""T5 does not scale its attention, so its weights start with deviations that take the place of it."""
+"""What differs for a family; T5 starts with deviations that take the place of the scale of its attention."""
+OUTPUTS = ("logits", "logits_per_text", "prediction_outputs", "audio_values", "last_hidden_state")
 
 
-@pytest.mark.parametrize("name", TASKS)
+def task(name, inputs):
+    """Return the loss of a model on a batch, whose classes or numbers are drawn at random, to be learned by heart."""
+    generator, goals = torch.Generator().manual_seed(3), []
+
+    def loss(model):
+        outputs = model(**inputs)
+        key = next(key for key in OUTPUTS if key in outputs)
+        y = outputs[key].movedim(1, -1) if outputs[key].ndim == 4 else outputs[key]
+        classes = key.startswith("logits") and name != "electra"  # whose logits are one for each token
+        if not goals:
+            draw = functools.partial(torch.randint, y.shape[-1]) if classes else torch.randn
+            goals.append(draw(y.shape[:-1] if classes else y.shape, generator=generator))
+        if classes:
+            return nn.functional.cross_entropy(y.flatten(0, -2), goals[0].flatten())
+        return nn.functional.mse_loss(y, goals[0])
+
+    return loss
+
+
+def trained(model, loss, rate, steps):
+    """Return the first and the last loss of a model that is trained on one batch."""
+    torch.manual_seed(5)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), rate), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses.append(loss(model.train()))
+        losses[-1].backward()
+        optimizer.step()
+    return losses[0].item(), losses[-1].item()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_learning_keeps_up_with_the_dense_model(name):
-    def trained(model):
-        torch.manual_seed(5)
-        optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-        batch, losses = TASKS[name](), []
-        for _ in range(30):
-            optimizer.zero_grad()
-            losses.append(model.train()(**batch).loss)
-            losses[-1].backward()
-            optimizer.step()
-        return losses[0].item(), losses[-1].item()
+    special = {"inputs": FAMILIES[name][2], "rate": 5e-3, "steps": 40, "scale": "fan_in"} | LEARNING.get(name, {})
+    plain, loss = made(name)[0], task(name, special["inputs"]())
+    dense = trained(copy.deepcopy(plain), loss, special["rate"], special["steps"])
+    model = smh.compress(plain, ratio=0.5, optimizer="adam", scale=special["scale"])
+    compressed = trained(model, loss, special["rate"], special["steps"])
+    assert_keeps_up(dense, compressed, special.get("fall", 0.5))
 
-    plain, _ = made(name)
-    start, dense = trained(copy.deepcopy(plain))
-    first, last = trained(smh.compress(plain, ratio=0.5, optimizer="adam", **OPTIONS.get(name, {})))
-    assert dense < start / 2
-    assert first < 1.5 * start
-    assert last < dense + (start - dense) / 3
+
+LAYERS = nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d
+
+
+def check_signals(model, call):
+    """Check the size of what each layer hands on, which is that of what it takes, over the root of three.
+
+    So it is whatever the shape of a layer, if the deviation of its weights is that of its fan-in. Of few outputs the
+    size is left to chance.
+    """
+    names = {module: name for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    generated = {tensor.name for tensor in smh.plan_of(model).tensors}
+    measured = {}
+
+    def measure(module, inputs, output):
+        weight, power = module.weight, inputs[0].square()
+        if not isinstance(module, nn.Linear | Conv1D):  # at the edges of an image there is less
+            power = module._conv_forward(power, torch.ones_like(weight) / weight[0].numel(), None)
+            output = output.movedim(1, -1)
+        if output.shape[-1] >= 8:
+            own = output - (0 if module.bias is None else module.bias)
+            measured[names[module]] = float((3 * own.square().mean() / power.mean()).sqrt())
+
+    hooks = [module.register_forward_hook(measure) for module, name in names.items() if f"{name}.weight" in generated]
+    with torch.no_grad():
+        call(model.train())
+    for hook in hooks:
+        hook.remove()
+    for name, size in measured.items():
+        assert 0.4 < size < 2.5, f"{name} hands on {size:.2f} times what it should"
+    return measured
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"encodec"}))
+def test_layers_keep_the_size_of_signals(name):
+    plain, call = made(name)
+    assert len(check_signals(smh.compress(plain, ratio=0.5), call)) > 2
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "resnet", "vit"])
+def test_wrong_initial_values_show(name):
+    plain, call = made(name)
+    model, loss = smh.compress(plain, ratio=0.5, optimizer="adam"), task(name, FAMILIES[name][2]())
+    scales = [scale for key, scale in model.named_parameters() if key.endswith("weight_scale")]
+    with torch.no_grad():
+        scales[len(scales) // 2].mul_(4)
+        with pytest.raises(AssertionError, match="hands on"):
+            check_signals(model, call)
+        for scale in scales:
+            scale.mul_(30)
+    with pytest.raises(AssertionError, match="the loss"):
+        assert_keeps_up(trained(plain, loss, 5e-3, 40), trained(model, loss, 5e-3, 40))

@@ -79,8 +79,8 @@ def pairs():
     return {"input_ids": tokens(3, 8), "decoder_input_ids": tokens(3, 5)}
 
 
-def images(size=16):
-    return lambda: {"pixel_values": noise(2, 3, size, size)}
+def images(size=16, batch=4):
+    return lambda: {"pixel_values": noise(batch, 3, size, size)}
 
 
 FAMILIES = {
@@ -96,7 +96,7 @@ FAMILIES = {
             "vision_config": VISION,
             "projection_dim": 16,
         },
-        lambda: masked() | images()(),
+        lambda: masked() | images(16, 2)(),
     ),
     "convnext": (
         "ConvNextForImageClassification",

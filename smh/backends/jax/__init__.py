@@ -23,10 +23,12 @@ __all__ = [
     "compress",
     "digest",
     "fit",
+    "freeze",
     "initialize",
     "load",
     "materialize",
     "plan_of",
+    "rate",
     "report",
     "save",
     "sweep",
@@ -38,10 +40,12 @@ built = _api.built
 compress = _api.compress
 digest = _api.digest
 fit = _api.fit
+freeze = _api.freeze
 initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize
 plan_of = _api.plan_of
+rate = _api.rate
 report = _api.report
 save = _api.save
 sweep = _api.sweep

@@ -34,7 +34,7 @@ class JaxBackend(Backend):
     kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> jax.Array:
-        """Return ``x`` as an array of its own, by default where JAX places arrays."""
+        """Return a copy of ``x`` as an array, by default where JAX places arrays."""
         if device is not None and not isinstance(device, (jax.Device, jax.sharding.Sharding)):
             device = self._named(device)
         with jax.enable_x64(True):
@@ -57,7 +57,7 @@ class JaxBackend(Backend):
         return {name: weights[name] for name in chosen}
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what ``jax.vjp`` gives for the weights that have cotangents."""
+        """Return the result of ``jax.vjp`` for the weights that have cotangents."""
         _check(plan, variables)
         check_cotangents(KERNELS, plan, cotangents)
         gradients = _functions(self.mode, plan, tuple(cotangents))[1](dict(variables), dict(cotangents))
@@ -112,7 +112,7 @@ def _functions(mode: Mode, plan: Plan, names: tuple[str, ...], fast: bool = Fals
 
 
 def _check(plan: Plan, variables: Mapping[str, Array]) -> None:
-    """Raise unless the variables are those of the plan, and programs compute what they say."""
+    """Raise unless the variables are those of the plan, and compiled programs compute the right bits."""
     _check_compiler()
     for name, x in variables.items():
         if not isinstance(x, jax.Array):

@@ -35,12 +35,12 @@ def build(plan: Plan, names: tuple[str, ...], variables: Arrays, *, fast: bool =
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _compiled(plan: Plan, names: tuple[str, ...], _: bool, fast: bool, variables: Arrays) -> Any:
-    return (_materialize_fast if fast else _materialize)(plan, names, jax.tree.map(_gathered, variables))
+    return (_materialize_fast if fast else _materialize)(plan, names, jax.tree.map(gathered, variables))
 
 
 def without_cotangents(plan: Plan, variables: Arrays) -> Any:
     """Return the gradients if no weight has a cotangent: zeros, also for variables that are not finite."""
-    return _closed(functools.partial(generate.vjp, kernels(), plan))(jax.tree.map(_gathered, variables), {})
+    return closed(functools.partial(generate.vjp, kernels(), plan))(jax.tree.map(gathered, variables), {})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -53,10 +53,10 @@ def indices(plan: Plan, count: int, start: Array) -> Arrays:
 def as_cotangent(x: Array, weight: Array) -> Array:
     """Return a cotangent placed like its weight: whole, and in ``jax.shard_map`` varying over the same devices."""
     # The compiler removes the choice, which until then gives both the same type.
-    return jnp.where(jnp.ones_like(weight, dtype=bool), _gathered(x), weight)
+    return jnp.where(jnp.ones_like(weight, dtype=bool), gathered(x), weight)
 
 
-def _gathered(x: Array) -> Array:
+def gathered(x: Array) -> Array:
     """Return an array whole on every device if its type is sharded, because the core works on whole arrays."""
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
@@ -83,7 +83,7 @@ def with_pullback(build: Function, pullback: Callable[[Plan, Arrays, Arrays], Ar
 
 
 def _build(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Any:
-    return _closed(lambda variables: generate.materialize(kernels(), plan, variables, names))(variables)
+    return closed(lambda variables: generate.materialize(kernels(), plan, variables, names))(variables)
 
 
 def _pullback(plan: Plan, variables: Arrays, cotangents: Arrays) -> Any:
@@ -111,7 +111,7 @@ _materialize_fast = with_pullback(_build, fast_pullback)
 
 def _differentiable(fn: Function, smooth: Function) -> Any:
     """Return ``fn`` with the derivatives of ``smooth``, of every order."""
-    run = jax.custom_vjp(_closed(fn))
+    run = jax.custom_vjp(closed(fn))
 
     def pullback(args: Any, cotangents: Any) -> Any:
         return jax.vjp(smooth, *args)[1](cotangents)
@@ -121,7 +121,7 @@ def _differentiable(fn: Function, smooth: Function) -> Any:
     return run
 
 
-def _closed(fn: Function) -> Any:
+def closed(fn: Function) -> Any:
     """Return ``fn`` with 64-bit types enabled or disabled, running the elements of a batch one after another."""
 
     def run(*args: Any) -> Any:

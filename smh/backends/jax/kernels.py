@@ -84,5 +84,9 @@ class JaxKernels(BlockKernels):
         """Add in any order: sums of these float64 integers are exact."""
         return jax.ops.segment_sum(x, segments, num_segments=size)
 
+    def counts(self, x: Array, size: int) -> Array:
+        """Count by index."""
+        return jnp.zeros(size, jnp.int32).at[x.astype(jnp.int32)].add(1).astype(jnp.float32)
+
     def _precision(self) -> AbstractContextManager[object]:
         return nullcontext() if self.smooth else jax.default_matmul_precision("default")

@@ -10,10 +10,8 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
-from smh.backends.jax.pytrees import Path, paths
-from smh.backends.jax.trained import is_a
+from smh.backends.jax.pytrees import paths
+from smh.backends.jax.trained import is_a, walked
 from smh.models.compression import ModelTensor
 from smh.models.roles import ADAPTER, by_class, complete
 
@@ -22,10 +20,10 @@ _SPATIAL = ("", "w", "h w", "d h w")
 
 def with_roles(params: Any, tensors: Iterable[ModelTensor]) -> tuple[ModelTensor, ...]:
     """Return the tensors with the roles and the meaning of axes that their layers tell."""
-    places = paths(params)
+    places, nodes_of = paths(params), dict(walked(params))
     found = []
     for tensor in tensors:
-        nodes = _nodes(params, places[tensor.name])
+        nodes = nodes_of[places[tensor.name]]
         owner, attribute = _owner(nodes)
         adapts = any(is_a(node, "flax", "LoRAParam") for node, _ in nodes)
         left = ADAPTER if adapts else by_class(owner, attribute)
@@ -34,23 +32,7 @@ def with_roles(params: Any, tensors: Iterable[ModelTensor]) -> tuple[ModelTensor
     return complete(found)
 
 
-def _nodes(params: Any, path: Path) -> list[tuple[Any, str]]:
-    """Return all nodes on the way to a leaf, each with the name of the next one, as far as keys can be followed."""
-    nodes, x = [], params
-    for key in path:
-        name = jax.tree_util.keystr((key,), simple=True)
-        nodes.append((x, name))
-        if len(nodes) == len(path):  # the leaf itself tells nothing, and to ask a variable of Flax for it warns
-            break
-        try:
-            attribute = isinstance(key, jax.tree_util.GetAttrKey)
-            x = getattr(x, key.name) if attribute else x[key.idx if hasattr(key, "idx") else key.key]
-        except (AttributeError, LookupError, TypeError):
-            break
-    return nodes
-
-
-def _owner(nodes: list[tuple[Any, str]]) -> tuple[Any, str]:
+def _owner(nodes: tuple[tuple[Any, str], ...]) -> tuple[Any, str]:
     """Return the object that holds a leaf, and as what."""
     for node, child in reversed(nodes):
         if not any(cls.__name__ in ("Variable", "AxisMetadata") for cls in type(node).__mro__):

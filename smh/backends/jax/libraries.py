@@ -82,6 +82,9 @@ def _from_children(children: Any, structure: Any) -> Compressed:
     return Compressed(variables, kept, structure)
 
 
+_FIELDS = ("fingerprint", "names", "residency", "gradients", "frozen")
+
+
 @dataclass(frozen=True)
 class ExportedStructure:
     """The structure of compressed parameters of an exported program, which takes those with the same plan and names.
@@ -93,13 +96,13 @@ class ExportedStructure:
     names: tuple[str, ...]
     residency: str
     gradients: str
+    frozen: bool = False
 
     def __eq__(self, other: object) -> bool:
         """Compare with structures of either kind."""
         if not isinstance(other, (Structure, ExportedStructure)):
             return NotImplemented
-        fields = ("fingerprint", "names", "residency", "gradients")
-        return all(getattr(self, name) == getattr(other, name) for name in fields)
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
 
     def __hash__(self) -> int:
         """Return the hash of an equal :class:`Structure`."""
@@ -115,8 +118,7 @@ class ExportedStructure:
 
 
 def _to_bytes(structure: Structure | ExportedStructure) -> bytes:
-    fields = ("fingerprint", "names", "residency", "gradients")
-    return json.dumps({name: getattr(structure, name) for name in fields}).encode()
+    return json.dumps({name: getattr(structure, name) for name in _FIELDS}).encode()
 
 
 def _from_bytes(text: bytes | bytearray) -> ExportedStructure:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 
-from smh.backends.jax import libraries
+from smh.backends.jax import frozen, libraries
 from smh.backends.jax.adapter import backend
 from smh.backends.jax.derivatives import Arrays, fast_pullback, with_pullback
 from smh.backends.jax.layers import with_roles
+from smh.backends.jax.narrow import kernels
 from smh.backends.jax.pytrees import (
     ARRAYS,
     Compressed,
@@ -28,7 +30,10 @@ from smh.backends.jax.pytrees import (
 from smh.backends.jax.trained import is_a
 from smh.core.kernels import Array
 from smh.core.plan import Plan
+from smh.core.rate import rate
 from smh.errors import PlanError
+from smh.files.checkpoint import Checkpoint
+from smh.files.integers import Integers
 from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor
 
@@ -75,7 +80,7 @@ class JaxModels(ModelAdapter):
         return {name: classes[id(x)] for name, x in flatten(model)[1].items() if isinstance(x, ARRAYS)}
 
     def install(self, model: Any, compression: Compression) -> Compressed:
-        """Return a pytree of what is kept, without variables."""
+        """Return a pytree of the kept arrays, without variables."""
         treedef, named = flatten(model)
         generated = {tensor.name for tensor in compression.plan.tensors}
         tensors = tuple(_untied(compression.tensors, generated))
@@ -96,8 +101,13 @@ class JaxModels(ModelAdapter):
         return Compressed({}, kept, Structure(compression, treedef, names, constants, narrow))
 
     def variables(self, model: Compressed) -> dict[str, Array]:
-        """Return the variables, those on the host as arrays of JAX."""
-        return {name: backend.asarray(x) if _on_host(x) else x for name, x in model.variables.items()}
+        """Return the variables, those on the host as arrays of JAX, and for frozen parameters values of integers."""
+        arrays = _on_device(model.variables)
+        return frozen.values(model.plan, arrays) if model.structure.frozen else arrays
+
+    def rate(self, model: Compressed) -> Array:
+        """Return the rate, with gradients of the variables."""
+        return rate(kernels(), model.plan, self.variables(model), jax.lax.stop_gradient)
 
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
         """Return all arrays that are not generated, random keys by their words."""
@@ -115,16 +125,27 @@ class JaxModels(ModelAdapter):
             kept={name: _placed(kept[name], x) if name in kept else x for name, x in model.kept.items()},
         )
 
+    def freeze(self, model: Compressed, integers: Integers) -> Compressed:
+        """Return parameters with integers in the place of the pool, on the same devices."""
+        scales = {name: x for name, x in model.variables.items() if name not in integers.arrays}
+        compression = dataclasses.replace(model.structure.compression, frozen=True)
+        return dataclasses.replace(
+            model,
+            variables={**frozen.arrays_of(integers, model.variables), **scales},
+            structure=dataclasses.replace(model.structure, compression=compression),
+        )
+
+    def fill_frozen(self, model: Compressed, checkpoint: Checkpoint) -> Compressed:
+        """Return frozen parameters with the integers, scales and kept arrays of a file."""
+        filled = self.assign(model, checkpoint.variables, checkpoint.dense)
+        if checkpoint.integers is None:
+            return filled
+        pool = frozen.arrays_of(checkpoint.integers, model.variables)
+        return dataclasses.replace(filled, variables={**pool, **filled.variables})
+
     def materialize(self, model: Compressed) -> Any:
         """Return the pytree that was compressed, with generated weights in their places."""
-        plan, variables, fast = model.plan, self.variables(model), model.structure.compression.fast
-        if model.residency == "layer":
-            apart = _apart_fast if fast else _apart
-            weights = apart(plan, tuple(tensor.name for tensor in plan.tensors), variables)
-        else:
-            weights = (_cached if model.residency == "cached" else backend.materialize)(plan, variables, fast=fast)
-        narrow = {name: weights[name].astype(dtype) for name, dtype in model.structure.narrow}
-        return model.structure.restored({**model.kept, **weights, **narrow})
+        return with_weights(model, weights_of(model))
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Refuse: nobody can see when such a model is used."""
@@ -137,6 +158,23 @@ class JaxModels(ModelAdapter):
 adapter = JaxModels()
 
 
+def weights_of(model: Compressed) -> Arrays:
+    """Return the generated weights of parameters by name, float32, built by their residency."""
+    plan, fast, arrays = model.plan, model.structure.compression.fast, _on_device(model.variables)
+    names = tuple(tensor.name for tensor in plan.tensors)
+    if model.structure.frozen:
+        frozen.check(plan, arrays)
+        if model.residency == "layer":
+            return {name: frozen.build(plan, (name,), arrays)[name] for name in names}
+        build: Callable[[Arrays], Arrays] = functools.partial(frozen.build, plan, names)
+    else:
+        if model.residency == "layer":
+            weights: Arrays = (_apart_fast if fast else _apart)(plan, names, arrays)
+            return weights
+        build = functools.partial(backend.materialize, plan, fast=fast)
+    return _cached(plan, arrays, build) if model.residency == "cached" else build(arrays)
+
+
 def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[ModelTensor]:
     """List a kept array once for each place that holds it: JAX does not tie such places."""
     for tensor in tensors:
@@ -145,6 +183,17 @@ def _untied(tensors: tuple[ModelTensor, ...], generated: set[str]) -> Iterator[M
         else:
             for name in (tensor.name, *tensor.aliases):
                 yield dataclasses.replace(tensor, name=name, aliases=())
+
+
+def with_weights(model: Compressed, weights: Arrays) -> Any:
+    """Return the pytree that was compressed, with weights in their places and types."""
+    narrow = {name: weights[name].astype(dtype) for name, dtype in model.structure.narrow}
+    return model.structure.restored({**model.kept, **weights, **narrow})
+
+
+def _on_device(arrays: Arrays) -> Arrays:
+    """Return arrays, those on the host as arrays of JAX."""
+    return {name: backend.asarray(x) if _on_host(x) else x for name, x in arrays.items()}
 
 
 def _on_host(x: Any) -> bool:
@@ -167,7 +216,7 @@ def _is_key(x: Any) -> bool:
 
 
 def _words(key: jax.Array) -> Any:
-    """Return what files hold of a random key; of one that is abstract or was donated, there is only the shape."""
+    """Return the data of a random key, as files hold it; of an abstract or donated key, only the shape."""
     abstract = isinstance(key, jax.ShapeDtypeStruct) or key.is_deleted()
     return jax.eval_shape(jax.random.key_data, key) if abstract else jax.random.key_data(key)
 
@@ -186,17 +235,17 @@ def _placed(x: np.ndarray, like: Any) -> Any:
     return backend.asarray(x.astype(like.dtype, copy=False), place)
 
 
-def _cached(plan: Plan, variables: Arrays, *, fast: bool) -> Arrays:
+def _cached(plan: Plan, variables: Arrays, build: Callable[[Arrays], Arrays]) -> Arrays:
     """Return the weights of the same arrays as before, which cannot have changed, or build them.
 
     Nothing is kept longer than the arrays that it was built from, nor what was built by a transformation.
     """
     if any(isinstance(x, jax.core.Tracer) for x in variables.values()):
-        return backend.materialize(plan, variables, fast=fast)
+        return build(variables)
     key = plan, frozenset((name, id(x)) for name, x in variables.items())
     _, weights = _cache.get(key, ((), {}))
     if not weights or any(x.is_deleted() for x in (*variables.values(), *weights.values())):
-        weights = backend.materialize(plan, variables, fast=fast)
+        weights = build(variables)
         if not any(isinstance(x, jax.core.Tracer) for x in weights.values()):
             # An array that dies takes the entry along before another one can get its id.
             refs = tuple(weakref.ref(x, lambda _: _cache.pop(key, None)) for x in variables.values())
@@ -208,7 +257,7 @@ def _cached(plan: Plan, variables: Arrays, *, fast: bool) -> Arrays:
 
 
 def _build_apart(plan: Plan, names: tuple[str, ...], variables: Arrays) -> Arrays:
-    """Return weights, each built by a call of its own; their gradients are built together."""
+    """Return weights, each built by a separate call; their gradients are built together."""
     return {name: backend.materialize(plan, variables, [name])[name] for name in names}
 
 

@@ -11,7 +11,7 @@ from smh.backends.float64 import float64_allowed
 from smh.backends.jax.kernels import JaxKernels
 from smh.core.narrow import NarrowKernels
 
-_NONE = {"tpu", "metal"}
+NO_FLOAT64 = {"tpu", "metal"}
 """Platforms without float64. TPUs only approximate it."""
 
 
@@ -30,7 +30,7 @@ _SMOOTH, SINGLE = JaxKernels(jnp, smooth=True), NarrowJaxKernels(jnp, smooth=Tru
 
 def has_float64() -> bool:
     """Return whether the core may use 64-bit types on the default platform."""
-    return float64_allowed() and jax.default_backend().lower() not in _NONE
+    return float64_allowed() and jax.default_backend().lower() not in NO_FLOAT64
 
 
 def kernels(smooth: bool = False) -> JaxKernels:

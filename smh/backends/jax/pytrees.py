@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from smh.backends.jax.derivatives import Arrays
-from smh.backends.jax.trained import is_a, untrained
+from smh.backends.jax.trained import Path, is_a, untrained
 from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
@@ -23,9 +23,6 @@ from smh.tables import counted
 ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 _TYPES = ("float32", "bfloat16", "float16")
 """Of arrays that can be generated: in float32, and rounded where they are of another type."""
-
-Path = tuple[Any, ...]
-"""Keys of JAX that lead to a leaf."""
 
 
 class NotMaterializedError(PlanError, AttributeError):
@@ -40,7 +37,7 @@ class NotMaterializedError(PlanError, AttributeError):
 
 @dataclass(frozen=True, repr=False)
 class Structure:
-    """What a compressed pytree is besides its arrays: hashable, and equal to what has the same content."""
+    """The static part of a compressed pytree: hashable, and equal if the content is equal."""
 
     compression: Compression
     treedef: Any
@@ -49,7 +46,7 @@ class Structure:
     narrow: tuple[tuple[str, str], ...] = ()  # generated weights that are rounded to another type
 
     def __hash__(self) -> int:
-        """Return a hash of what has a fast one: JAX asks for it at every call of a compiled function."""
+        """Return a hash of the parts that hash fast: JAX asks for it at every call of a compiled function."""
         return hash((self.names, self.residency))
 
     def __str__(self) -> str:
@@ -65,6 +62,7 @@ class Structure:
                 f"{len(self.names)} leaves",
                 f"residency {self.residency!r}",
                 f"gradients {self.gradients!r}",
+                f"frozen {self.frozen!r}",
                 f"types {dict(self.narrow)!r:.200}",
                 f"constants { ({name: x for name, _, x in self.constants})!r:.200}",
             ]
@@ -88,6 +86,11 @@ class Structure:
         """How gradients are computed."""
         return self.compression.gradients
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the pool is in integers."""
+        return self.compression.frozen
+
     def restored(self, arrays: Mapping[str, Any]) -> Any:
         """Return the pytree that was compressed, with arrays by their names."""
         found = {**{name: value for name, _, value in self.constants}, **arrays}
@@ -97,7 +100,7 @@ class Structure:
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False, repr=False)
 class Compressed:
-    """Parameters of a model, compressed: a pytree of what is trained.
+    """Compressed parameters of a model: a pytree of trained arrays.
 
     Its leaves are the variables and the kept arrays, so optimisers, ``jax.jit``, ``jax.grad``, ``jax.lax.scan`` and
     the rest of JAX take it as they take any parameters. :func:`smh.compress` makes one;
@@ -109,8 +112,9 @@ class Compressed:
 
     Attributes
     ----------
-    variables : dict of str to jax.Array, float32
-        The variables of the plan, by name.
+    variables : dict of str to jax.Array
+        The variables of the plan, by name, float32. Of parameters that :func:`smh.freeze` returned: the integers of the
+        pool, their exponents, and scales.
     kept : dict of str to jax.Array
         All other arrays of the pytree, by name, as they were.
     structure : Structure
@@ -122,7 +126,7 @@ class Compressed:
     structure: Structure
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Arrays], ...], Structure]:
-        """Return what JAX takes as the children of the pytree, with their keys, and what is static."""
+        """Return the children of the pytree with their keys, and the static part."""
         variables = jax.tree_util.GetAttrKey(f"variables_{self.structure.fingerprint[:16]}")
         return ((variables, self.variables), (jax.tree_util.GetAttrKey("kept"), self.kept)), self.structure
 
@@ -174,13 +178,13 @@ class Compressed:
 
 
 def flatten(params: Any) -> tuple[Any, dict[str, Any]]:
-    """Return what kind of pytree parameters are, and their leaves by name, in order."""
+    """Return the tree definition of parameters, and their leaves by name, in order."""
     treedef, located = _located(params)
     return treedef, {name: leaf for name, (_, leaf) in located.items()}
 
 
 def _located(params: Any) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-    """Return what kind of pytree parameters are, and by name the path and value of each leaf.
+    """Return the tree definition of parameters, and the path and value of each leaf by name.
 
     A wrapper that holds nothing but a ``value``, such as Flax's, does not show in names.
     """
@@ -247,5 +251,5 @@ def describe(params: Any) -> tuple[ModelTensor, ...]:
 
 
 def join(path: Sequence[Any]) -> str:
-    """Return the name of what is at a path."""
+    """Return the name of the leaf at a path."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "params"

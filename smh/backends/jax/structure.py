@@ -100,7 +100,7 @@ class _Reader:
         return Slot(first, tuple(x.shape), view, dtype=str(x.dtype))
 
     def _known(self, x: Any) -> _Known | None:
-        """Return what the class of an object tells, or the nearest one that it is derived from."""
+        """Return the description of the nearest known class of an object."""
         for cls in type(x).__mro__:
             package = cls.__module__.partition(".")[0]
             tell = {"flax": _flax, "equinox": _equinox}.get(package)
@@ -111,7 +111,7 @@ class _Reader:
 
 
 def _flax(cls: str, x: Any) -> _Known | None:
-    """Return what a class of Flax NNX tells of a layer: kernels have inputs before outputs, and are channels-last."""
+    """Return the description of a layer of Flax NNX: kernels have inputs before outputs, and are channels-last."""
     if cls in ("Linear", "LinearGeneral"):
         ins = " ".join(f"i{k}" for k in range(np.size(x.in_features)))
         outs = " ".join(f"o{k}" for k in range(np.size(x.out_features)))
@@ -146,7 +146,7 @@ def _flax(cls: str, x: Any) -> _Known | None:
 
 
 def _equinox(cls: str, x: Any) -> _Known | None:
-    """Return what a class of Equinox tells of a layer: weights are those of PyTorch, biases may have axes of size 1."""
+    """Return the description of a layer of Equinox: weights are those of PyTorch, biases may have axes of size 1."""
     if cls in ("Linear", "Embedding"):
         return _Known("dense" if cls == "Linear" else "embedding", {"weight": ("weight", None), "bias": ("bias", None)})
     if cls in ("Conv", "ConvTranspose"):

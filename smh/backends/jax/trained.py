@@ -1,4 +1,4 @@
-"""Find the arrays of a pytree that are not trained, by the type of a variable or by a collection."""
+"""The nodes of a pytree, and the arrays that are not trained, by the type of a variable or by a collection."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import Any
 
 import jax
 
+Path = tuple[Any, ...]
+"""Keys of JAX that lead to a leaf."""
 
-def untrained(params: Any) -> dict[tuple[Any, ...], str]:
+
+def walked(params: Any) -> Iterator[tuple[Path, tuple[tuple[Any, str], ...]]]:
+    """Yield the path of each leaf of a pytree, and the nodes on the way, each with the name of the next one."""
+    return _below(params, (), ())
+
+
+def untrained(params: Any) -> dict[Path, str]:
     """Return the reasons why leaves are not trained, by their paths."""
-    return dict(_below(params, (), ""))
+    whys = {}
+    for path, nodes in walked(params):
+        if why := next(filter(None, (_kind(node) or _collection(node, name) for node, name in nodes)), ""):
+            whys[path] = why
+    return whys
 
 
 def is_a(x: Any, package: str, *names: str) -> bool:
@@ -18,14 +30,13 @@ def is_a(x: Any, package: str, *names: str) -> bool:
     return any(cls.__name__ in names and cls.__module__.partition(".")[0] == package for cls in type(x).__mro__)
 
 
-def _below(x: Any, path: tuple[Any, ...], why: str) -> Iterator[tuple[tuple[Any, ...], str]]:
-    why = why or _kind(x)
+def _below(x: Any, path: Path, nodes: tuple[tuple[Any, str], ...]) -> Iterator[tuple[Path, Any]]:
     children, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
     for key, child in children:
         if key:
-            yield from _below(child, path + key, why or _collection(x, jax.tree_util.keystr(key, simple=True)))
-        elif why:
-            yield path, why
+            yield from _below(child, path + key, (*nodes, (x, jax.tree_util.keystr(key, simple=True))))
+        else:
+            yield path, nodes
 
 
 def _kind(x: Any) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "materialize",
     "plan_of",
+    "rate",
     "report",
     "save",
     "sweep",
@@ -53,6 +54,7 @@ initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize
 plan_of = _api.plan_of
+rate = _api.rate
 report = _api.report
 save = _api.save
 sweep = _api.sweep

@@ -30,7 +30,7 @@ class TensorFlowBackend(Backend):
     kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> tf.Tensor:
-        """Return ``x`` as a tensor of its own, by default on TensorFlow's default device."""
+        """Return a copy of ``x`` as a tensor, by default on TensorFlow's default device."""
         with tf.device(self._device(device)):
             return tf.identity(x if tf.is_tensor(x) else tf.constant(np.array(x, order="C")))
 
@@ -50,7 +50,7 @@ class TensorFlowBackend(Backend):
 
     @as_written
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what a ``tf.GradientTape`` gives for the weights that have cotangents."""
+        """Return the gradients of a ``tf.GradientTape`` for the weights that have cotangents."""
         flat = _flat(plan, variables)
         given = _tensors("the cotangent of", cotangents, {tensor.name: tensor.viewed_shape for tensor in plan.tensors})
         generate.check_cotangents(KERNELS, plan, given)
@@ -118,7 +118,7 @@ def _check_compiler() -> None:
 
 
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
-    """Return the variables in the plan's order as tensors, or say what does not fit."""
+    """Return the variables in the plan's order as tensors, or raise if one does not fit."""
     _check_compiler()
     tensors = _tensors("variable", variables, plan.variable_shapes)
     generate.check_variables(KERNELS, plan, tensors)
@@ -139,7 +139,7 @@ def _tensors(what: str, given: Mapping[str, Array], shapes: Mapping[str, tuple[i
 
 
 def _traced(**options: Any) -> Callable[[Function], Function]:
-    """Return what makes a graph of a function; one without code of its own is not taken for one that retraces."""
+    """Return a decorator that makes graphs. It wraps the function, or TensorFlow would warn of retracing."""
     return lambda fn: tf.function(functools.partial(fn), autograph=False, **options)
 
 

@@ -99,5 +99,5 @@ def _bytes_of_variables(folder: Path) -> int:
     """Return the bytes of the variables in a SavedModel."""
     reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
     types = reader.get_variable_to_dtype_map()
-    shapes = reader.get_variable_to_shape_map()
-    return sum(int(math.prod(shapes[name])) * int(types[name].size) for name in shapes if types[name] != tf.string)
+    sizes = {name: math.prod(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    return sum(int(size * types[name].size) for name, size in sizes.items() if types[name] != tf.string)

@@ -1,4 +1,4 @@
-"""Which features of a Keras model are the pixels of a flattened image: what its graph tells.
+"""Which features of a Keras model are the pixels of a flattened image, according to its graph.
 
 The *order* of a tensor is, for a vector, a :data:`~smh.porting.layers.Layout`; for what has more axes, the places of
 these axes in an image with its channels first, or () for a sequence. An operation without a rule makes it unclear.
@@ -15,7 +15,7 @@ from smh.porting.layers import Layout
 
 _MIXED = "a flattened image lies beside other features"
 _EITHER = "an image is flattened whose channels may come first elsewhere"
-_LOST = "what is flattened before it is unclear"
+_LOST = "it is unclear which tensor is flattened before it"
 _MOVING = ("Einsum", "Moveaxis", "Permute", "Swapaxes", "Transpose")
 _SEQUENCES = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.MultiHeadAttention, keras.layers.Embedding)
 _IN_PLACE = (
@@ -29,7 +29,7 @@ _IN_PLACE = (
 
 
 def layouts(model: keras.Model) -> dict[int, tuple[Layout, Layout]]:
-    """Return the layouts of what layers read and of what they give, by the id of a layer in a graph."""
+    """Return the layouts of the inputs and outputs of layers, by the id of a layer in a graph."""
     orders: dict[int, Layout] = {}
     wanted: dict[int, Layout] = {}
     found: dict[int, tuple[Layout, Layout]] = {}
@@ -43,7 +43,7 @@ def layouts(model: keras.Model) -> dict[int, tuple[Layout, Layout]]:
 def _forward(
     model: Any, orders: dict[int, Layout], wanted: dict[int, Layout], found: dict[int, tuple[Layout, Layout]]
 ) -> None:
-    """Set the orders of all tensors, and what layers read and give; those of the inputs may be there."""
+    """Set the orders of all tensors, and of the inputs and outputs of layers, given those of the model's inputs."""
     for node in _nodes(model):
         operation, inputs, outputs = node.operation, node.input_tensors, node.output_tensors
         inner = _graph(operation)
@@ -63,7 +63,7 @@ def _forward(
 
 
 def _order(operation: Any, ins: Sequence[tuple[Layout, Sequence[int]]], shape: Sequence[int]) -> Layout:
-    """Return the order of what an operation gives; None where it is free."""
+    """Return the order of the outputs of an operation; None if it is free."""
     name, places = type(operation).__name__, getattr(operation, "data_format", None)
     if not ins:
         return _places(keras.config.image_data_format(), len(shape)) if len(shape) > 2 else ()
@@ -125,7 +125,7 @@ def _places(data_format: str, rank: int) -> tuple[int, ...]:
 
 
 def _flattened(order: Layout, sizes: Sequence[int]) -> Layout:
-    """Return the layout of a vector, given the order of what is flattened."""
+    """Return the layout of a vector, given the order of the flattened axes."""
     if not isinstance(order, tuple) or not order:
         return order
     used = [place for place, size in zip(order, sizes, strict=True) if size != 1]
@@ -133,7 +133,7 @@ def _flattened(order: Layout, sizes: Sequence[int]) -> Layout:
         return ()
     if used == [*sorted(used)[1:], 0]:
         return tuple(size for _, size in sorted(zip(order, sizes, strict=True)))
-    return "the axes of its image come in an order of their own"
+    return "the axes of its image come in an unusual order"
 
 
 def _features(order: Layout, x: Any) -> Layout:
@@ -142,7 +142,7 @@ def _features(order: Layout, x: Any) -> Layout:
 
 
 def _readers(operation: Any) -> Iterator[Any]:
-    """Yield an operation, and the layers in it that read what it reads."""
+    """Yield an operation, and the layers in it that share its inputs."""
     yield operation
     if isinstance(operation, keras.layers.Bidirectional):
         yield from (operation.forward_layer.cell, operation.backward_layer.cell)

@@ -3,10 +3,10 @@
 Keras layers read their weights from ``keras.Variable`` objects. So the variables, and not the layers, are what is
 replaced: each variable of a generated weight becomes, in its place, a ``GeneratedVariable``, which holds no array and
 has the value that the present forward pass generated. Layers of any kind, tied weights and layers that are called twice
-then need no support of their own, and all that Keras does with the other variables goes on unchanged: statistics,
+then need no special support, and all that Keras does with the other variables goes on unchanged: statistics,
 random states, losses, masks and mixed precision. (``keras.StatelessScope`` would also catch those updates and losses.)
 
-The model becomes an instance of a subclass of its own class. So methods, attributes and a ``train_step`` of that class
+The model becomes an instance of a subclass of its class. So methods, attributes and a ``train_step`` of that class
 work as before; the subclass adds the pool to the variables, and makes a call of the model a pass.
 """
 
@@ -108,7 +108,7 @@ class Compressed(keras.Model):
         return f"<{super().__repr__().strip('<>')}, smh: {one_line(self.smh_source.compression)}>"
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
-        """Print what Keras prints, and a line on the plan."""
+        """Print the summary of Keras, and a line on the plan."""
         super().summary(*args, **kwargs)
         print_fn = kwargs.get("print_fn") or (args[2] if len(args) > 2 else None)
         (print_fn or io_utils.print_msg)(f" smh: {one_line(self.smh_source.compression)}")
@@ -151,16 +151,19 @@ class Compressed(keras.Model):
         self.train_function = self.test_function = self.predict_function = None  # traced with the old one
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Return what ``fit`` runs; raises as :attr:`trainable_variables` does."""
+        """Return the function of ``fit``; raises as :attr:`trainable_variables` does, and if training diverges."""
         self._follow_freezing()
-        return super().make_train_function(force)
+        before, made = self.train_function, super().make_train_function(force)
+        if self.train_function is not before:
+            self.train_function = self.smh_source.watched(self.train_function)
+        return made
 
     def make_predict_function(self, force: bool = False) -> Any:
-        """Return what ``predict`` runs, which with ``cached`` residency reads kept weights."""
+        """Return the function of ``predict``, which reads stored weights if residency is ``cached``."""
         return self._make_serving("predict_function", super().make_predict_function, force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """Return what ``evaluate`` runs, which with ``cached`` residency reads kept weights."""
+        """Return the function of ``evaluate``, which reads stored weights if residency is ``cached``."""
         return self._make_serving("test_function", super().make_test_function, force)
 
     def _make_serving(self, name: str, make: Callable[[bool], Any], force: bool) -> Any:
@@ -193,7 +196,7 @@ class Compressed(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Compressed:
-        """Make a model from what :meth:`get_config` returned, with initial values of its variables."""
+        """Make a model from the result of :meth:`get_config`, with initial values of its variables."""
         inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
         plan, residency = Plan.from_json(config["plan"]), check_residency(config["residency"])
         gradients, frozen = check_gradients(config.get("gradients", "exact")), bool(config.get("frozen", False))
@@ -222,7 +225,7 @@ class Compressed(keras.Model):
         return super().export(filepath, format, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: layers would get weights of their own, which the pool does not generate."""
+        """Refuse: layers would get weights that the pool does not generate."""
         raise VariableError(f"generated weights cannot be quantized: {_PLAIN}")
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -305,7 +308,7 @@ def compressed(model: keras.Model, compression: Compression) -> Compressed:
     pool = PoolLayer(compression.plan, compression.frozen)
     source = (FrozenSource if compression.frozen else Source)(compression, pool.weights, model.weights)
     _generate(model, source)
-    with DotNotTrackScope():  # the pool is no layer of a Sequential; files and checkpoints find the attribute
+    with DotNotTrackScope():  # the pool is not a layer of a Sequential; files and checkpoints find the attribute
         model.smh_pool, model.smh_source, model._penalties = pool, source, ((), ())
         model._track_trackable(pool, "smh_pool")
     vars(model).pop("quantize", None)  # Keras wraps that of the class in an attribute
@@ -353,7 +356,7 @@ def _generate(model: keras.Model, source: Source) -> None:
     layers = model._flatten_layers()
     source.layers.update(map(id, layers))
     using = {id(layer): tuple(chosen[id(x)] for x in layer.weights if id(x) in chosen) for layer in layers}
-    # Models call layers, not what lies within other layers.
+    # Models call layers, but not the layers inside them.
     called = {id(layer): layer for part in layers if isinstance(part, keras.Model) for layer in part.layers}
     for layer in called.values():
         if using[id(layer)]:

@@ -1,4 +1,4 @@
-"""What a Keras model consists of: its weights, their names, what their axes mean, and how to copy it all."""
+"""The tensors of a Keras model: their names, the meaning of their axes, and how to copy the model."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def without_numbers(names: Iterable[str]) -> dict[str, str]:
 
 
 def tensors_of(model: keras.Model) -> tuple[ModelTensor, ...]:
-    """Return the weights of a model in order, with what is known of their axes and why some must be kept."""
+    """Return the weights of a model in order, with the meaning of their axes and why some must be kept."""
     owners = {id(variable): layer for layer in model._flatten_layers() for variable in own_weights(layer)}
     changed = _changed_by_layers(model)
     return tuple(
@@ -127,7 +127,10 @@ def copy_of(
     after = [*copy.weights, *_random_states(copy)]
     kinds = [[(tuple(v.shape), v.dtype, v.trainable) for v in variables] for variables in (before, after)]
     if kinds[0] != kinds[1]:
-        advice = "create all weights in __init__ and build, and tie weights by sharing layers"
+        advice = (
+            "create all weights in __init__ and build, and tie weights by sharing layers, but not between sub-models, "
+            "where Keras makes a layer for each"
+        )
         raise PlanError(
             f"a model made from the configuration does not have the weights of the model: {advice}; "
             f"got {len(after)} variables for {len(before)}"
@@ -144,7 +147,7 @@ def copy_of(
 
 
 def state_of(layer: keras.Layer) -> dict[str, np.ndarray]:
-    """Return what a layer stores in a way of its own, besides or in the place of its variables, as arrays by name."""
+    """Return what a layer stores by its own methods, besides or instead of its variables, as arrays by name."""
     state = {}
     if _stores_its_own_way(layer):
         store: dict[str, Any] = {}
@@ -160,7 +163,7 @@ def state_of(layer: keras.Layer) -> dict[str, np.ndarray]:
 
 
 def load_state(layer: keras.Layer, state: Mapping[str, np.ndarray]) -> None:
-    """Let a layer load what :func:`state_of` returned, from which it derives what it computes with."""
+    """Let a layer load the result of :func:`state_of`, and derive its other attributes from it."""
     if _stores_its_own_way(layer):
         layer.load_own_variables({name: x for name, x in state.items() if not name.startswith(_ASSETS)})
     if hasattr(layer, "load_assets"):
@@ -174,7 +177,7 @@ def load_state(layer: keras.Layer, state: Mapping[str, np.ndarray]) -> None:
 
 
 def states_of(model: keras.Model) -> dict[str, tuple[keras.Layer, str, np.ndarray]]:
-    """Return what layers store besides their variables, by name, with the layer and its own name for it."""
+    """Return the state of layers besides their variables, by name, with the layer and the name within it."""
     found: dict[str, tuple[keras.Layer, str, np.ndarray]] = {}
     layers = {id(layer): (prefix, layer) for prefix, layer in reversed([*_walk(model)])}
     for prefix, layer in layers.values():
@@ -186,7 +189,7 @@ def states_of(model: keras.Model) -> dict[str, tuple[keras.Layer, str, np.ndarra
 
 
 def load_states(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
-    """Let all layers load what they store, now that their variables have changed, with values for :func:`states_of`."""
+    """Let all layers load their state after a change of variables, with values for :func:`states_of`."""
     given: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
     for path, (layer, name, x) in states_of(model).items():
         given[id(layer)][name] = values.get(path, x)
@@ -202,7 +205,7 @@ def _stores_its_own_way(layer: keras.Layer) -> bool:
 
 
 def check_graphs(model: keras.Model) -> None:
-    """Raise :class:`~smh.PlanError` if layers keep graphs of their own, which use the variables that they saw."""
+    """Raise :class:`~smh.PlanError` if layers keep traced graphs, which use the variables that they saw."""
     for layer, name in _functions_of(model):
         if getattr(layer, name).experimental_get_tracing_count():
             raise PlanError(
@@ -223,7 +226,7 @@ def _changed_by_layers(model: keras.Model) -> set[int]:
     """Return the ids of variables to which layers assign when they are called in training, as far as can be seen.
 
     What layers of Keras do is known; custom ones run in a graph that is thrown away, in a scope that keeps assignments
-    from the variables. A variable of a layer that cannot run so refuses what is assigned, once it is generated.
+    from the variables. If a layer cannot run like this, its generated variables refuse assignments later.
     """
     layers = model._flatten_layers()
     found = {id(x.kernel) for x in layers if isinstance(x, keras.layers.SpectralNormalization)}
@@ -239,7 +242,7 @@ def _changed_by_layers(model: keras.Model) -> set[int]:
 
 
 def _rebuilt(model: keras.Model) -> keras.Model:
-    """Return a model of the same configuration, uncompiled, with variables of its own and without their values."""
+    """Return a model of the same configuration, uncompiled, with new variables and without their values."""
     custom = {
         keras.saving.get_registered_name(cls): SimpleNamespace(from_config=functools.partial(_revived, cls))
         for cls in {type(layer) for layer in model._flatten_layers()}
@@ -290,7 +293,7 @@ def _why_kept(layer: keras.Layer, variable: keras.Variable, changed: bool) -> st
         f"has the type {variable.dtype}": variable.dtype not in _TYPES,
         "belongs to a quantized layer": getattr(layer, "quantization_mode", None) is not None,
         "belongs to a layer with LoRA": getattr(layer, "lora_enabled", False),
-        "belongs to a layer that stores it in a way of its own": _stores_its_own_way(layer),
+        "belongs to a layer that stores it by its own method": _stores_its_own_way(layer),
         "is changed by its layer in training": changed,
         "is overwritten by its gradient": variable.overwrite_with_gradient,
         "has a constraint, which a generated weight would not keep": variable.constraint is not None,
@@ -299,7 +302,7 @@ def _why_kept(layer: keras.Layer, variable: keras.Variable, changed: bool) -> st
 
 
 def _axes(layer: keras.Layer, variable: keras.Variable) -> str | None:
-    """Return what the axes of a variable mean where the default by rank does not hold.
+    """Return the meaning of the axes of a variable, if it is not the default by rank.
 
     Of the two channel axes of a depthwise kernel, ``o`` is that of the input's channels, for each has outputs of its
     own: fan_in is then the product of the spatial axes, times the multiplier. Of several axes of an einsum kernel that

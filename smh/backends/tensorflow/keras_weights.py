@@ -7,6 +7,7 @@ A pass builds weights by one differentiable function of all variables, so that t
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -97,8 +98,26 @@ class Source:
         with _within(_RUNS, self, _LayerRun(self) if by_layer else _Run(self._weights(names or self.names))):
             yield
 
+    def watched(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a training step that raises :class:`~smh.VariableError` if it leaves poisoned variables.
+
+        A number in its logs that is not finite, such as the loss, makes it look at the variables. Reading logs waits
+        for a device other than the CPU, so there every hundredth step is watched.
+        """
+        steps = itertools.count(1)
+
+        @functools.wraps(step)
+        def run(*args: Any) -> Any:
+            logs, place = step(*args), next(steps)
+            numbers = [x for x in keras.tree.flatten(logs) if tf.is_tensor(x) and x.dtype.is_floating]
+            if not all(np.isfinite(x.numpy()).all() for x in numbers if _on_cpu(x) or place % 100 == 0):
+                _check(self.plan, self.flat())
+            return logs
+
+        return run
+
     def part(self, names: tuple[str, ...]) -> AbstractContextManager[None]:
-        """Return what holds the named weights, if no pass is under way: what runs is called by itself."""
+        """Return a context that holds the named weights, unless a pass is already running."""
         return self.passing(names) if self.running is None else nullcontext()
 
     def check_trainer(self, layer: keras.Layer) -> None:
@@ -138,7 +157,7 @@ class Source:
         return self.compression.residency == "cached" or id(self) in _BUILT.get()
 
     def layer(self, names: Sequence[str], after: Sequence[Array]) -> AbstractContextManager[None]:
-        """Return what holds the named weights while a layer runs, if weights are built layer by layer."""
+        """Return a context that holds the named weights while a layer runs, if weights are built layer by layer."""
         run = self.running
         by_layer = names and isinstance(run, _LayerRun) and run.eager == tf.executing_eagerly()
         return run.holding(names, after) if by_layer else nullcontext()
@@ -221,7 +240,7 @@ class GeneratedVariable(keras.Variable):
 
     @property
     def handle(self) -> Any:
-        """Refuse with a :class:`~smh.VariableError`: tapes ask for it, and have no gradient of what is no variable."""
+        """Refuse with a :class:`~smh.VariableError`: tapes ask for it, and a generated weight is not a variable."""
         raise VariableError(
             f"{self.smh_name!r} is generated, and no variable: take gradients with respect to "
             "model.trainable_variables, or of a plain model, smh.materialize(model)"
@@ -266,10 +285,19 @@ def _built(plan: Plan, names: tuple[str, ...], flat: Sequence[Array], fast: bool
     A poisoned variable makes whole weights NaN, so one number of each tells.
     """
     weights = derivatives.build(plan, names, *flat, fast=fast)
-    if tf.executing_eagerly() and all(x.device.endswith("CPU:0") for x in weights):
+    if tf.executing_eagerly() and all(map(_on_cpu, weights)):
         if any(math.isnan(np.asarray(memoryview(x)).item(0)) for x in weights):
-            poison.check(plan, dict(zip(plan.variable_shapes, (x.numpy() for x in flat), strict=True)))
+            _check(plan, flat)
     return weights
+
+
+def _check(plan: Plan, flat: Sequence[Array]) -> None:
+    """Raise :class:`~smh.VariableError` if variables are poisoned."""
+    poison.check(plan, dict(zip(plan.variable_shapes, (x.numpy() for x in flat), strict=True)))
+
+
+def _on_cpu(x: Array) -> bool:
+    return bool(x.device.endswith("CPU:0"))
 
 
 class _Cache(NamedTuple):
@@ -285,7 +313,7 @@ def _place(x: Array) -> Any:
 
     What is not in the memory of the CPU is nowhere else, and in no place twice.
     """
-    return np.asarray(memoryview(x)).ctypes.data if x.device.endswith("CPU:0") else object()
+    return np.asarray(memoryview(x)).ctypes.data if _on_cpu(x) else object()
 
 
 def _same(x: Array, y: Array) -> bool:
@@ -362,7 +390,7 @@ def _anchors(source: Source, flat: Sequence[Array]) -> tuple[Array, ...]:
 
 @contextmanager
 def _within(variable: ContextVar[Any], source: Source, value: Any) -> Iterator[None]:
-    """Set what a context variable has for a source."""
+    """Set the value of a context variable for a source."""
     token = variable.set(MappingProxyType({**variable.get(), id(source): value}))
     try:
         yield

@@ -49,6 +49,11 @@ class TensorflowKernels(BlockKernels):
         """Add in any order: sums of these float64 integers are exact."""
         return tf.math.unsorted_segment_sum(x, segments, size)
 
+    def counts(self, x: Array, size: int) -> Array:
+        """Count by index."""
+        ones = tf.ones_like(x, tf.int32)
+        return tf.cast(tf.math.unsorted_segment_sum(ones, tf.cast(x, tf.int32), size), tf.float32)
+
     def tiles(self, fn: Callable[[int, int], Array], start: int, stop: int) -> Array:
         """Join a few ranges."""
         return tf.concat(list(self._one_by_one(fn, start, stop)), 0)

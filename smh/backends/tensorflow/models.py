@@ -10,11 +10,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.adapter import backend
 from smh.backends.tensorflow.keras_model import Compressed, as_plain, compressed, weights_of
+from smh.backends.tensorflow.narrow import kernels
 from smh.core.plan import Plan
+from smh.core.rate import rate
 from smh.errors import PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.files.integers import Integers
@@ -76,8 +79,13 @@ class KerasModels(ModelAdapter):
         """Return the variables."""
         return model.smh_source.values()
 
+    def rate(self, model: Compressed) -> Any:
+        """Return the rate, with gradients of the variables."""
+        variables = {name: tf.convert_to_tensor(x) for name, x in self.variables(model).items()}
+        return rate(kernels(), model.smh_source.plan, variables, tf.stop_gradient)
+
     def kept(self, model: keras.Model, plan: Plan) -> dict[str, Any]:
-        """Return the weights that are not generated, and what layers store besides, such as vocabularies."""
+        """Return the kept weights, and other state of layers such as vocabularies."""
         states = {name: x for name, (_, _, x) in keras_tensors.states_of(model).items()}
         return {**self._kept_weights(model, plan), **states}
 

@@ -23,7 +23,9 @@ uint32 = tf.uint32
 abs = tf.abs
 all = tf.reduce_all
 astype = tf.cast  # to nearest even
+floor = tf.floor
 isfinite = tf.math.is_finite
+log = tf.math.log
 matmul = tf.matmul
 matrix_transpose = tf.linalg.matrix_transpose
 max = tf.reduce_max  # may lose a NaN: the core checks for NaN itself
@@ -54,6 +56,7 @@ bitwise_left_shift = _with_numbers(tf.bitwise.left_shift)
 bitwise_or = tf.bitwise.bitwise_or
 bitwise_right_shift = _with_numbers(tf.bitwise.right_shift)
 bitwise_xor = _with_numbers(tf.bitwise.bitwise_xor)
+floor_divide = _with_numbers(tf.math.floordiv)
 
 
 def clip(x: Array, low: float, high: float) -> Array:

@@ -1,4 +1,4 @@
-"""The structure of a Keras model for porting: its layers and what their tensors are."""
+"""The structure of a Keras model for porting: its layers and the roles of their tensors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def describe(model: keras.Model) -> Structure:
 
 
 def _kinds(layer: Any) -> Iterator[_Kind]:
-    """Yield what a layer is, if that is known; an attention is its projections."""
+    """Yield the description of a known layer; an attention gives one for each projection."""
     conv = keras.src.layers.convolutional
     norm = next((kind for cls, kind in _NORMS.items() if isinstance(layer, cls)), None)
     cell = next((kind for cls, kind in _CELLS.items() if isinstance(layer, cls)), None)

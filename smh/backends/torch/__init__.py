@@ -36,6 +36,7 @@ __all__ = [
     "plan_of",
     "pools",
     "port",
+    "rate",
     "report",
     "save",
     "set_gradients",
@@ -56,6 +57,7 @@ load = _api.load
 materialize = _api.materialize
 materialize_ = _api.materialize_
 plan_of = _api.plan_of
+rate = _api.rate
 report = _api.report
 save = _api.save
 sweep = _api.sweep

@@ -29,7 +29,7 @@ class TorchBackend(Backend):
     kernels = KERNELS
 
     def asarray(self, x: Any, device: Any = None) -> torch.Tensor:
-        """Return ``x`` as a tensor of its own, by default on PyTorch's default device."""
+        """Return a copy of ``x`` as a tensor, by default on PyTorch's default device."""
         if device is None:
             device = torch.get_default_device()
         try:
@@ -70,7 +70,7 @@ class TorchBackend(Backend):
         return dict(zip(chosen, weights, strict=True))
 
     def vjp(self, plan: Plan, variables: Mapping[str, Array], cotangents: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what ``torch.autograd.grad`` gives for the weights that have cotangents."""
+        """Return the result of ``torch.autograd.grad`` for the weights that have cotangents."""
         flat = _flat(plan, variables)
         check_cotangents(KERNELS, plan, cotangents)
         if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
@@ -94,7 +94,7 @@ class TorchBackend(Backend):
         return generate.indices(KERNELS, plan, torch.arange(start, stop, dtype=torch.int64))
 
     def devices(self) -> list[str]:
-        """Return the CPU, and what accelerators of CUDA and Metal there are."""
+        """Return the CPU, and the accelerators of CUDA and Metal."""
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
         return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
@@ -115,7 +115,7 @@ def _within(mode: Mode, plan: Plan, names: tuple[str, ...]) -> Function:
 
 
 def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
-    """Return the variables in the plan's order, or say what does not fit."""
+    """Return the variables in the plan's order, or raise if one does not fit."""
     for name, x in variables.items():
         if not isinstance(x, torch.Tensor):
             raise VariableError(f"variable {name!r} must be a torch.Tensor, float32; got {type(x).__name__}")

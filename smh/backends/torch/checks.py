@@ -53,7 +53,7 @@ def _is_at(place: str, name: str) -> bool:
 
 
 def not_compressed(model: Any) -> PlanError:
-    """Return the error for what is no compressed model, which says where one is."""
+    """Return the error for a model that is not compressed, which names compressed models inside it."""
     kind = type(model).__name__
     if STORE in getattr(model, "__dict__", ()):
         whole = type(model.__dict__[STORE].root).__name__
@@ -90,7 +90,7 @@ def check_freezing(store: Store, module: nn.Module, requires_grad: bool) -> None
 
 
 def check_pass(store: Store, traced: bool) -> None:
-    """Check, when a pass with gradients begins, that what trains is what the user means."""
+    """Check at the start of a pass with gradients that the right parameters are trained."""
     if trains(store):
         _check_frozen(store)
         if not traced:
@@ -130,14 +130,14 @@ def _check_padding(store: Store) -> None:
         if row is not None and module.__dict__.get(NAMES):
             text = (
                 f"row {row} of {type(module).__name__} is generated (padding_idx={row}): it is not zero, and changes "
-                "with the pool. Mask what is padded, or do not include the embedding"
+                "with the pool. Mask padded positions, or do not include the embedding"
             )
             _warn_once(store, "padding", text)
     store.told.add("padding")
 
 
 def _check_training(store: Store) -> None:
-    """Warn where gradients arrive at the pool, and what is trained is all but the pool; look ever more rarely."""
+    """Warn if gradients reach the pool but only other parameters are trained; check ever more rarely."""
     due, before = store.seen
     if store.backwards < due:
         return
@@ -157,7 +157,7 @@ def _check_training(store: Store) -> None:
 
 
 def _mark(x: torch.Tensor) -> tuple[int, list[float]]:
-    """Return what shows that an optimiser changed a parameter; fused ones raise no version."""
+    """Return a key that shows whether an optimizer changed a parameter; fused ones raise no version."""
     return 0 if x.is_inference() else x._version, x.detach().reshape(-1)[:8].tolist()
 
 
@@ -174,7 +174,7 @@ def check_finite(plan: Plan, variables: Mapping[str, torch.Tensor], weights: Seq
 
 
 def check_whole(store: Store, what: str) -> None:
-    """Warn of what is done to a part alone, unless the whole model said that it is under way."""
+    """Warn of a call of one part alone, unless the whole model is running."""
     if threading.get_ident() not in store.whole:
         _warn_once(store, what, f"{what}: use the whole model, or a part of smh.materialize(model)")
 

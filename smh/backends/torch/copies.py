@@ -38,7 +38,7 @@ def copied(module: Any, memo: dict[Any, Any]) -> Any:
     store = module.__dict__[STORE]
     if is_whole(module):
         new = _whole(module, memo)
-        for part in store.root.modules():  # copied before by themselves, such as by an attribute of what is around it
+        for part in store.root.modules():  # already copied alone, for example as an attribute of another module
             if STORE in part.__dict__ and (found := memo.get(id(part))) is not None and STORE not in found.__dict__:
                 _whole(part, memo, found)
         return new
@@ -68,6 +68,8 @@ def _part(module: Any, memo: dict[Any, Any]) -> Any:
             weights[name] = nn.Parameter(weight, weight.requires_grad)
     state = {name: x for name, x in state.items() if name not in (STORE, NAMES)}
     state["_parameters"] = plain_parameters(module, weights)
+    held = {attribute for holder, attribute in store.slots.values() if holder is module}
+    state["_buffers"] = {name: x for name, x in module._buffers.items() if name not in held}
     recurrent = issubclass(cls, nn.RNNBase)
     new.__setstate__(copy.deepcopy({**state, "_flat_weights": []} if recurrent else state, memo))
     if recurrent:

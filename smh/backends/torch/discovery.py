@@ -56,7 +56,7 @@ def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
     everything = [
         (x, places)
         for x, places in held(model)
-        # What is stored by nothing is no tensor of the model.
+        # A tensor without storage is not part of the model.
         if not all(attribute in module._non_persistent_buffers_set for module, attribute in places.values())
     ]
     elsewhere = second_ways(model, [(x, next(iter(places))) for x, places in everything]) | _of_adapters(model)
@@ -107,7 +107,7 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
     if is_cut(x):
         return "it is cut into pieces: compress the model first, then shard it"
     if type(x) is not nn.Parameter or x.layout != torch.strided:
-        return f"it is no plain tensor but {type(x).__name__}, {x.layout}, on {x.device}"
+        return f"it is not a plain tensor but {type(x).__name__}, {x.layout}, on {x.device}"
     if "parametrizations" in path:
         return "its layer is parametrised (torch.nn.utils.parametrize)"
     for hook in module._forward_pre_hooks.values():
@@ -147,7 +147,7 @@ def _of_adapters(model: nn.Module) -> dict[int, str]:
 
 
 def _axes(module: nn.Module, attribute: str, shape: tuple[int, ...]) -> str | None:
-    """Return what the axes of a weight mean in PyTorch: out, in, then spatial ones.
+    """Return the meaning of the axes of a weight in PyTorch: out, in, then spatial ones.
 
     A parameter of three axes that belongs to no convolution is a stack of matrices, such as those of experts. Other
     sizes of 1 in front let a table broadcast.

@@ -20,7 +20,7 @@ def allocate(model: nn.Module) -> None:
     stored = model.state_dict().keys()
     for x, places in empty:
         if not stored.isdisjoint(places):
-            new = torch.empty_like(x, device=device)
+            new = _empty_like(x, device)
             new = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
             for module, attribute in places.values():
                 if attribute in module._parameters:
@@ -34,6 +34,14 @@ def allocate(model: nn.Module) -> None:
             UserWarning,
             stacklevel=5,
         )
+
+
+def _empty_like(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return ``torch.empty_like(x, device=device)``, which would import SymPy for a tensor on the meta device."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    if last + 1 != x.numel():  # elements that overlap, or gaps
+        return torch.empty(x.shape, dtype=x.dtype, device=device)
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
 
 
 def check_not_offloaded(model: nn.Module) -> None:

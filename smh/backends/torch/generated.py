@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch import frozen
 from smh.backends.torch.checks import check_freezing, check_whole
 from smh.backends.torch.copies import NAMES, STORE, copied, is_whole, plain_class
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import is_cut
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
 from smh.errors import PlanError
-from smh.models.compression import check_fingerprint, fingerprint
+from smh.models.compression import check_trains
 from smh.models.report import one_line
 
 _RESETS = ("reset_parameters", "_reset_parameters", "init_weights")
@@ -139,9 +140,17 @@ class _Generated:
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Freeze or unfreeze the whole model; a part cannot be frozen by itself."""
+        if requires_grad:
+            check_trains(self.__dict__[STORE].compression, "has no gradients")
         if not is_whole(self):
             check_freezing(self.__dict__[STORE], self, requires_grad)
         return super().requires_grad_(requires_grad)  # type: ignore[misc]
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode of the model or of a part; a frozen one stays in evaluation mode."""
+        if mode:
+            check_trains(self.__dict__[STORE].compression, "cannot be trained")
+        return super().train(mode)  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         """Copy the whole model, or its part into a plain module: a part without the pool could not be trained."""
@@ -203,18 +212,27 @@ class _Root(_Generated):
         """Return the fingerprint of the plan, and what the model's own class stores besides."""
         own = super().get_extra_state() if _has_extra_state(self) else None  # type: ignore[misc]
         plan = self.__dict__[STORE].compression.plan
-        named = torch.tensor(fingerprint(plan).tolist(), dtype=torch.uint8, device="cpu")
+        named = frozen.state(plan, self.__dict__[STORE].exponents or {})
         return named if own is None else {"plan": named, "own": own}
 
     def set_extra_state(self, state: Any) -> None:
         """Give the model's own class what it stored; the fingerprint has been compared before."""
+        store, named = self.__dict__[STORE], state.get("plan") if isinstance(state, dict) else state
+        if store.compression.frozen:
+            store.exponents = frozen.exponents_of(store.compression.plan, named)
         if _has_extra_state(self):
             super().set_extra_state(state.get("own") if isinstance(state, dict) else None)  # type: ignore[misc]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a state, or leave the model as it was."""
-        with restored_on_error(self):
-            return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
+        store = self.__dict__[STORE]
+        before = store.exponents
+        try:
+            with restored_on_error(self):
+                return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            store.exponents = before
+            raise
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         store, key = self.__dict__[STORE], f"{prefix}_extra_state"
@@ -222,9 +240,10 @@ class _Root(_Generated):
         if key in state_dict:
             state = state_dict[key]
             x: Any = state.get("plan") if isinstance(state, dict) else state
-            named = isinstance(x, torch.Tensor) and x.dtype == torch.uint8 and x.shape == (32,)
-            check_fingerprint(store.compression.plan, bytes(x.tolist()) if named else None, _BY_PLAN)
+            frozen.check_state(store.compression.plan, store.compression.frozen, x, _BY_PLAN)
         elif f"{prefix}{first}" in state_dict:  # else there is nothing to name a plan for
+            if store.compression.frozen:
+                frozen.check_state(store.compression.plan, True, None, _BY_PLAN)
             warnings.warn(
                 f"the state_dict does not say by which plan it generates weights ({key!r} is missing): by another "
                 f"plan than this model's they would be others. If in doubt, {_BY_PLAN}",

@@ -16,6 +16,7 @@ from smh.backends.torch.weights import ADVICE
 from smh.core.plan import Plan
 from smh.errors import PlanError, VariableError
 from smh.models.api import ModelApi
+from smh.models.compression import check_trains
 
 _PLAN = "smh_plan"
 """The attribute of a config."""
@@ -46,6 +47,7 @@ def _save(base: Any) -> Any:
                 f"this {type(self).__name__} is a part of a compressed {type(store.root).__name__}, which owns the "
                 "pool: save the whole model, or a part of smh.materialize(model)"
             )
+        check_trains(store.compression, "cannot be written by save_pretrained, which smh.save(path, model) replaces")
         if odd := options.keys() & {"max_shard_size", "variant", "distributed_checkpoint"}:
             raise PlanError(f"a compressed model is saved in one file, model.safetensors: leave out {', '.join(odd)}")
         state = dict(self.state_dict() if state_dict is None else state_dict)
@@ -61,7 +63,7 @@ def _save(base: Any) -> Any:
 
 
 def _tie(self: Any, missing_keys: Any = None, recompute_mapping: bool = True) -> None:
-    """Tie what the config ties, which generated weights must be already."""
+    """Tie the weights that the config ties; generated ones must be tied already."""
     keys = self.all_tied_weights_keys
     if recompute_mapping:  # by patterns for names of a plain model
         with torch.device("meta"):

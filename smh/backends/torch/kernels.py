@@ -73,7 +73,9 @@ class TorchKernels(Kernels):
         return results
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
-        """Use float32 also if only the present integers allow it."""
+        """Use float32 also if only the present integers allow it. Integers may have small integer types."""
+        if not left.dtype.is_floating_point:
+            left, right = left.to(torch.float32), right.to(torch.float32)
         if not self.smooth and self._in_place(left) and self._sums_dtype(left, right, exact_terms) == torch.float32:
             exact_terms = left.shape[1]
         return super().product(left, right, unit, exact_terms)
@@ -142,6 +144,11 @@ class TorchKernels(Kernels):
     def segment_sum(self, x: Array, segments: Array, size: int) -> Array:
         """Add in any order: sums of these float64 integers are exact."""
         return torch.zeros((size,), dtype=x.dtype, device=x.device).scatter_add(0, segments, x)
+
+    def counts(self, x: Array, size: int) -> Array:
+        """Count by index."""
+        ones = x.new_ones((), dtype=torch.int64).expand(x.shape)
+        return x.new_zeros(size, dtype=torch.int64).scatter_add(0, x.to(torch.int64), ones).to(torch.float32)
 
     def _rows(self, left: Array, right: Array, dtype: torch.dtype, rows: slice) -> Iterator[tuple[int, Array]]:
         """Iterate over blocks of a product of integers: the first cell, and the sums, flat, float32."""

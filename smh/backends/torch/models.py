@@ -15,20 +15,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from smh.backends.torch import frozen
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.checks import check_places, compressed_parts, not_compressed
 from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
 from smh.backends.torch.discovery import discover
 from smh.backends.torch.empty import allocate
 from smh.backends.torch.generated import Registered, generated_class
-from smh.backends.torch.references import check_alone, held_outside, instances
+from smh.backends.torch.narrow import kernels_for
+from smh.backends.torch.references import check_alone, instances, left_behind
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import check_uncut, cut_like
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
+from smh.core.rate import rate
 from smh.errors import CheckpointError, PlanError
+from smh.files.checkpoint import Checkpoint
+from smh.files.integers import Integers
 from smh.models.adapter import ModelAdapter, Values
-from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency
+from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency, check_trains
 from smh.models.roles import complete
 
 _FRESH = "_smh_fresh"
@@ -41,7 +46,7 @@ class TorchModels(ModelAdapter):
     backend = backend
 
     def compression(self, model: Any) -> Compression | None:
-        """Return how a model was compressed, also from within what wraps a whole model."""
+        """Return how a model was compressed, also if a wrapper holds the whole model."""
         return getattr(find_store(model), "compression", None)
 
     def not_compressed(self, model: Any) -> PlanError:
@@ -78,7 +83,7 @@ class TorchModels(ModelAdapter):
         return {name: classes[id(getattr(*one.sites[0]))] for name, one in found}
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
-        """Return a context that undoes what happens in it, if it ends in an error."""
+        """Return a context that undoes all changes if it ends in an error."""
         return restored_on_error(model, values)
 
     def copy(self, model: nn.Module) -> nn.Module:
@@ -90,11 +95,9 @@ class TorchModels(ModelAdapter):
             raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {error}") from error
         for mine, its in zip(copied.parameters(), model.parameters(), strict=True):
             vars(mine).update(vars(its))  # which copying forgets
-        originals = {id(x) for x in (*model.modules(), *model.parameters())}
-        for place, x in held_outside(copied):
-            if id(x) in originals:
-                what = f"{place!r} would go on using the {type(x).__name__} of the original"
-                raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
+        if (left := left_behind(model, copied)) is not None:
+            what = f"{left[0]!r} would go on using the {left[1]} of the original"
+            raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
         vars(copied)[_FRESH] = True
         return copied
 
@@ -138,7 +141,12 @@ class TorchModels(ModelAdapter):
                 store.attributes[names[attribute]] = vars(module._parameters[attribute])
                 del module._parameters[attribute]
             module.__dict__.pop("_flat_weights", None)  # the list of parameters that a recurrent layer keeps
+        held = frozen.buffers(plan, like) if compression.frozen else {}
+        store.exponents = frozen.no_exponents(plan) if compression.frozen else None
         for name, (module, attribute) in slots.items():
+            if name in held:
+                module.register_buffer(attribute, held[name])
+                continue
             shape = plan.variable_shapes[name] or (1,)  # libraries that shard parameters take none without axes
             module.register_parameter(attribute, nn.Parameter(like.new_zeros(shape)))
         for module, names in read.items():
@@ -148,17 +156,24 @@ class TorchModels(ModelAdapter):
                 module.__dict__["_parameters"] = Registered(module._parameters, frozenset(names))
             cls: Any = type(module)
             module.__class__ = generated_class(cls, tuple(names), module is model)
-        return model
+        return frozen.finished(model) if compression.frozen else model
 
     def variables(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Return the variables, detached; they may alias the model's."""
         store = _store(model)
         check_places(store)
         found = {name: x.detach() for name, x in store.variables().items()}
-        return copy.deepcopy(found) if store.cut else found  # what is whole now is freed when it is cut again
+        return copy.deepcopy(found) if store.cut else found  # a whole tensor is freed when it is sharded again
+
+    def rate(self, model: nn.Module) -> torch.Tensor:
+        """Return the rate, with gradients of the parameters."""
+        store = _store(model)
+        variables = store.variables()
+        kernels = kernels_for(next(iter(variables.values())))
+        return rate(kernels, store.compression.plan, variables, torch.Tensor.detach)
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
-        """Return what ``state_dict`` holds besides variables, under its first name; the tensors alias the model's."""
+        """Return the tensors of ``state_dict`` besides variables, by first name; they alias the model's."""
         store = find_store(model)
         if store is not None:
             check_places(store)
@@ -196,6 +211,22 @@ class TorchModels(ModelAdapter):
         """Copy values, for which a model on the meta device gets memory."""
         allocate(_store(model).root)
         return self.assign(model, variables, kept)
+
+    def freeze(self, model: nn.Module, integers: Integers) -> nn.Module:
+        """Return a copy with buffers."""
+        store = _store(model)
+        check_uncut(store.root, store.parameters().values(), "frozen")
+        return frozen.frozen_copy(model, integers)
+
+    def fill_frozen(self, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+        """Copy the values of a file into buffers, for which a model on the meta device gets memory."""
+        store, integers = _store(model), checkpoint.integers
+        assert integers is not None  # of a file that was read for a frozen model
+        allocate(store.root)
+        if checkpoint.dense:
+            _load(store.root, checkpoint.dense)
+        frozen.fill(store, checkpoint.variables, integers)
+        return model
 
     def materialize(self, model: nn.Module) -> nn.Module:
         """Return a copy with parameters."""
@@ -250,6 +281,9 @@ def materialize_(model: nn.Module) -> nn.Module:
 
 def _turn_back(store: Store, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     own = {module: plain_parameters(module, parameters) for module in store.order}
+    if store.exponents is not None:
+        for module, attribute in store.slots.values():
+            module._buffers.pop(attribute, None)
     for module in dict.fromkeys((*store.order, model)):  # the model itself may be a shallow copy
         module.__dict__.pop(NAMES, None)
         del module.__dict__[STORE]
@@ -276,7 +310,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
     Raises
     ------
     PlanError
-        If there is no such residency, or the model is not compressed.
+        If the residency is unknown, or the model is not compressed.
     """
     store = _store(model)
     store.compression = replace(store.compression, residency=check_residency(residency))
@@ -296,7 +330,7 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     Raises
     ------
     PlanError
-        If there are no such gradients, or the model is not compressed.
+        If the kind of gradients is unknown, or the model is not compressed.
 
     Examples
     --------
@@ -308,6 +342,7 @@ def set_gradients(model: nn.Module, gradients: str) -> None:
     'fast'
     """
     store = _store(model)
+    check_trains(store.compression, "has no gradients")
     store.compression = replace(store.compression, gradients=check_gradients(gradients))
 
 
@@ -317,7 +352,7 @@ def _is_own(module: nn.Module) -> bool:
 
 
 def _load(root: nn.Module, kept: Mapping[str, np.ndarray]) -> None:
-    """Load what a model keeps as PyTorch does: some modules derive more from their state."""
+    """Load kept tensors by PyTorch's own method: some modules derive more from their state."""
     state = root.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, x in list(state.items()):

@@ -19,7 +19,7 @@ _ALSO = (weakref.ref, torch.optim.Optimizer, torch.dtype, torch.device, torch.Ge
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what modules of a model hold beside their registers, however deep, and the attribute that leads there.
+    """Yield the objects that modules hold outside their registers, at any depth, and the attribute that leads there.
 
     Of what the code of their classes holds, these are tensors only.
     """
@@ -60,7 +60,12 @@ def _held_by_class(cls: type) -> Iterator[tuple[str, torch.Tensor]]:
             todo.append((place, x.fget if isinstance(x, property) else x.__func__))
         elif isinstance(x, types.FunctionType) and x.__module__ == cls.__module__:
             todo += [(place, vars(x).get("__wrapped__"))]
-            todo += [(name, x.__globals__[name]) for name in _names(x.__code__) if name in x.__globals__]
+            names = {name: x.__globals__[name] for name in _names(x.__code__) if name in x.__globals__}
+            todo += names.items()
+            for name, module in names.items():
+                if isinstance(module, types.ModuleType) and module.__name__.partition(".")[0] != "torch":
+                    found = {part: vars(module)[part] for part in _names(x.__code__) if part in vars(module)}
+                    todo += [(f"{name}.{part}", y) for part, y in found.items()]
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -96,16 +101,33 @@ def second_ways(model: nn.Module, registered: Iterable[tuple[torch.Tensor, str]]
         reasons |= {key: f"what {place!r} holds is computed from it" for key in _sources(x) if key in parameters}
     by_storage: dict[int, list[tuple[int, int, str, int]]] = {}
     for x, why, key in places:
-        if type(x) in (torch.Tensor, nn.Parameter) and x.layout == torch.strided and x.numel() and x.data_ptr():
+        if storage := _storage(x):
             extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
             end = x.data_ptr() + extent * x.element_size()
-            by_storage.setdefault(x.untyped_storage().data_ptr(), []).append((x.data_ptr(), end, why, key))
+            by_storage.setdefault(storage, []).append((x.data_ptr(), end, why, key))
     for shared in by_storage.values():
         for start, end, _, key in shared if len(shared) > 1 else ():
             for other_start, other_end, why, other in shared:
                 if key in parameters and other != key and start < other_end and other_start < end:
                     reasons[key] = why
     return reasons
+
+
+def left_behind(model: nn.Module, copied: nn.Module) -> tuple[str, str] | None:
+    """Return where a copy of a model holds a part of the original, or a tensor made of its parameters, and its type."""
+    originals = {id(x) for x in (*model.modules(), *model.parameters())}
+    memory = set(map(_storage, model.parameters())) - {0}
+    for place, x in held_outside(copied):
+        made = isinstance(x, torch.Tensor) and (_storage(x) in memory or not originals.isdisjoint(_sources(x)))
+        if made or id(x) in originals:
+            return place, type(x).__name__
+    return None
+
+
+def _storage(x: torch.Tensor) -> int:
+    """Return the address of the memory of a plain tensor that has one, or 0."""
+    plain = type(x) in (torch.Tensor, nn.Parameter) and x.layout == torch.strided and x.numel() and x.data_ptr()
+    return x.untyped_storage().data_ptr() if plain else 0
 
 
 def _sources(x: torch.Tensor) -> Iterator[int]:
@@ -130,7 +152,7 @@ def instances(cls: type) -> list[Any]:
 def check_alone(model: nn.Module, changed: set[nn.Module]) -> None:
     """Raise :class:`~smh.PlanError` where a module outside of a model holds a changed part of it, and not the model.
 
-    Its ``parameters()`` would lose what is generated.
+    Its ``parameters()`` would lose the generated weights.
     """
     own = {id(module) for module in model.modules()}
     parts = {id(module) for module in changed if module is not model}
@@ -149,7 +171,7 @@ def check_alone(model: nn.Module, changed: set[nn.Module]) -> None:
 
     if not found():
         return
-    gc.collect()  # what is left of models that are gone holds nothing
+    gc.collect()  # remains of deleted models must not count
     for other in found()[:1]:
         raise PlanError(
             f"{type(other).__name__}, which is not part of the model, holds layers of it, and would lose their "

@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def restored_on_error(model: nn.Module, values: bool = True) -> Iterator[None]:
-    """Undo what happens to a model if it ends in an error; without ``values`` the numbers in its tensors are safe."""
+    """Undo all changes to a model if the context ends in an error; without ``values``, its numbers are safe."""
     modules = list(model.modules())
     before: list[tuple[nn.Module, Any, dict[str, Any]]] = [(x, type(x), dict(vars(x))) for x in modules]
     held = [x for _, _, own in before for x in own.values()]

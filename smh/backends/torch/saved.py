@@ -1,4 +1,4 @@
-"""How autograd keeps what a backward pass needs of generated weights and of variables."""
+"""How autograd keeps generated weights and variables for a backward pass."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ FLAT = (
 
 
 def is_cut(x: Any) -> bool:
-    """Say whether a tensor is a DTensor, without importing what defines it."""
+    """Say whether a tensor is a DTensor, without importing the module that defines it."""
     return hasattr(x, "full_tensor")
 
 

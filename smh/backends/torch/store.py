@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,11 +19,16 @@ from smh.backends.torch.checks import check_finite, check_pass, check_whole
 from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
 from smh.backends.torch.empty import check_not_offloaded
+from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.saved import kept_aside, rebuilt, traced
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
+from smh.core.integers import Exponents
+from smh.core.plan import Plan
 from smh.errors import PlanError
 from smh.models.compression import Compression
 
+Exporting = tuple[Callable[[Plan, packed.Packed], packed.Packed], TorchKernels]
+"""What prepares the integers of a pool for kernels, and these."""
 State = tuple[int, tuple[tuple[Any, ...], ...], torch.Tensor | None]
 _MOST_APART = 8
 """How often parts of the weights are built from the same variables before a warning."""
@@ -33,8 +38,8 @@ _MOST_APART = 8
 class Scope:
     """A forward pass under way, of the model or of one layer."""
 
-    weights: dict[str, torch.Tensor]  # what is built
-    lazy: bool = False  # whether what is read and not there is built, and kept until the end
+    weights: dict[str, torch.Tensor]  # those that are built
+    lazy: bool = False  # whether missing weights are built when read, and kept until the end
     promises: Mapping[str, torch.Tensor] = field(default_factory=dict)  # for weights to come, if they get gradients
     hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
     read: list[tuple[str, torch.Tensor, int]] = field(default_factory=list)  # what layers got, and its version
@@ -61,6 +66,8 @@ class Store:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # that users gave to weights
     cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
+    exponents: Exponents | None = None  # of a frozen model, whose slots are buffers with integers
+    exporting: Exporting | None = None  # how a frozen model builds its weights while it is exported
     cut: bool = False  # whether a variable was ever cut into pieces, see smh.backends.torch.sharded
     backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
@@ -69,22 +76,27 @@ class Store:
     apart: tuple[State | None, set[str], int] = (None, set(), 0)  # what was built in parts of them, and how often
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs: neither passes under way nor weights."""
+        """Return the state for a copy: neither running passes nor weights."""
         check_whole(self, "with a part of a compressed model the whole is pickled, for its pool")
         self.whole.discard(threading.get_ident())
         fresh: dict[str, Any] = {"scopes": {}, "cache": None, "packed": None, "whole": set(), "apart": (None, set(), 0)}
         return {**self.__dict__, **fresh, "told": set(), "seen": (0, None)}
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Return the parameters that hold the variables, by the names of variables."""
+        """Return what holds the variables, by their names: parameters, or buffers if the model is frozen."""
         try:
+            if self.exponents is not None:
+                return {name: module._buffers[attribute] for name, (module, attribute) in self.slots.items()}
             return {name: module._parameters[attribute] for name, (module, attribute) in self.slots.items()}
         except KeyError as error:
             raise PlanError(sharded.FLAT) from error
 
     def variables(self) -> dict[str, torch.Tensor]:
         """Return the variables, float32, as the plan shapes them: a scale is one number, and its parameter a vector."""
-        shapes, parameters = self.compression.plan.variable_shapes, self.parameters()
+        plan, parameters = self.compression.plan, self.parameters()
+        shapes = plan.variable_shapes
+        if self.exponents is not None:
+            parameters |= packed.values(plan, parameters, self.exponents)
         if self.cut:
             parameters = {name: sharded.whole(x) for name, x in parameters.items()}
         if any(x.numel() != math.prod(shapes[name]) for name, x in parameters.items()):
@@ -112,13 +124,21 @@ class Store:
         found = dict(zip(tensors, built, strict=True))
         if promises:
             found = {tensor: Redeem.apply(promises[tensor], x) for tensor, x in found.items()}
-        dtype = next(iter(self.parameters().values())).dtype
+        dtype = self._dtype()
         parts = {name: [found[tensor] for tensor in self.weights[name]] for name in names}
         return {name: (x[0] if len(x) == 1 else torch.cat(x)).to(dtype) for name, x in parts.items()}
 
+    def _dtype(self) -> torch.dtype:
+        """Return the type of weights: that of the variables, or of what else is not an integer in a frozen model."""
+        held = (*self.parameters().values(), *self.root.parameters(), *self.root.buffers())
+        return next((x.dtype for x in held if x.is_floating_point()), torch.float32)
+
     def _materialized(self, tensors: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
         """Return tensors of the plan; built layer by layer and without autograd they share the integers of the pool."""
-        plan, fast, variables = self.compression.plan, self.compression.fast, self.variables()
+        plan, fast = self.compression.plan, self.compression.fast
+        if self.exponents is not None:
+            return self._of_integers(tensors, self.exponents)
+        variables = self.variables()
         if any(x.is_meta for x in variables.values()):
             check_not_offloaded(self.root)
         by_layer = self.compression.residency == "layer" and not torch.is_grad_enabled()
@@ -131,6 +151,17 @@ class Store:
                 self.packed = kept = self._state(values=True) or state, packed.pack(plan, variables)
             found = packed.materialize(plan, kept[1], variables, tensors)
         check_finite(plan, variables, found)
+        return found
+
+    def _of_integers(self, tensors: tuple[str, ...], exponents: Exponents) -> tuple[torch.Tensor, ...]:
+        """Return tensors of the plan of a frozen model."""
+        plan, parameters = self.compression.plan, self.parameters()
+        grids = packed.of_integers(plan, parameters, exponents)
+        scales = {name: x.to(torch.float32).reshape(()) for name, x in parameters.items() if name.startswith("scale/")}
+        prepare, kernels = self.exporting or (None, None)
+        found = packed.materialize(plan, prepare(plan, grids) if prepare else grids, scales, tensors, kernels)
+        if not traced() and any(w.device.type == "cpu" and math.isnan(w.as_strided((), ()).item()) for w in found):
+            check_finite(plan, self.variables(), found)
         return found
 
     def weight(self, name: str) -> torch.Tensor:
@@ -160,14 +191,14 @@ class Store:
         return weight
 
     def _copied(self, weight: torch.Tensor, name: str) -> torch.Tensor:
-        """Return a weight for others: what they do with its memory changes nothing."""
+        """Return a weight for other code, whose writes to its memory change nothing."""
         shared = self.cache is not None or bool(self.scopes)
         own = (weight.clone() if shared else weight).as_subclass(GeneratedWeight)
         own.__dict__ = self.attributes.setdefault(name, {})
         return own
 
     def watches(self, module: nn.Module) -> bool:
-        """Say whether a call of a module is a pass of its own."""
+        """Say whether a call of a module is a separate pass."""
         if module is self.root or self.compression.residency == "layer":
             return True
         stack = self.scopes.get(_thread())
@@ -209,7 +240,7 @@ class Store:
 
     @contextmanager
     def built(self) -> Iterator[None]:
-        """Build all weights now, and share them in what follows."""
+        """Build all weights now, and share them in this context."""
         scope = self._open()
         try:
             if isinstance(scope, Kept):
@@ -232,7 +263,7 @@ class Store:
             sharded.cut_again(self.root, self.parameters().values())
 
     def leave(self, complete: bool = False) -> None:
-        """End what began last; nothing is left of it. A pass that is complete must not have changed weights."""
+        """End the latest pass and drop its weights, which a complete pass must not have changed."""
         stack = self.scopes.get(_thread())
         if stack:
             scope = stack.pop()
@@ -270,16 +301,17 @@ class Store:
         return tuple(name for name in self.weights if name in read)
 
     def _state(self, values: bool = False) -> State | None:
-        """Return what tells whether variables changed, or None where nothing does.
+        """Return a key that changes with the variables, or None if there is no such key.
 
         Only their values tell for sure: fused optimisers raise no version, nor does what writes through ``.data``.
         """
         found = () if self.cut or traced() else tuple(self.parameters().values())
-        if not found or any(type(x) is not nn.Parameter or x.is_inference() or x.is_meta for x in found):
+        kind = nn.Parameter if self.exponents is None else torch.Tensor
+        if not found or any(type(x) is not kind or x.is_inference() or x.is_meta for x in found):
             return None
         # The tensors themselves are kept for comparison, so that nothing else can get their identity.
         versions = tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
-        if not values or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not values or self.exponents is not None or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
             return self.backwards, versions, None
         with torch.no_grad():
             return self.backwards, versions, torch._utils._flatten_dense_tensors(found)
@@ -336,7 +368,7 @@ class Store:
 
 
 def find_store(model: Any) -> Store | None:
-    """Return the store of a compressed model, also from within what wraps a whole model, or None."""
+    """Return the store of a compressed model, also if a wrapper holds the whole model, or None."""
     if not isinstance(model, nn.Module):
         return None
     if is_whole(model):
@@ -358,10 +390,10 @@ def _same(before: State | None, now: State | None) -> bool:
 
 
 def _in_backward() -> bool:
-    """Say whether a backward pass runs: what checkpointing runs again there must not use a graph from outside."""
+    """Return whether a backward pass runs: code that checkpointing repeats must not use a graph from outside."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _thread() -> int:
-    """Return what tells threads apart; a compiler traces one only."""
+    """Return the identity of the thread; a compiler traces one only."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()

@@ -1,4 +1,4 @@
-"""The structure of a ``torch.nn.Module`` for porting: its layers and what their tensors are."""
+"""The structure of a ``torch.nn.Module`` for porting: its layers and the roles of their tensors."""
 
 from __future__ import annotations
 

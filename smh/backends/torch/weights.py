@@ -78,7 +78,7 @@ class PassWeight(torch.Tensor):
         raise refused("setting .data cannot change a generated weight in place")
 
     def detach(self) -> torch.Tensor:
-        """Return it as code outside of the model sees it: what shares its memory, and not its version."""
+        """Return the weight for code outside of the model: it shares the memory, but not the version."""
         return super().detach().as_subclass(GeneratedWeight)
 
 

@@ -22,6 +22,7 @@ MAX_GAIN = 20
 MAX_DEPTH = 8
 MIN_BITS, MAX_BITS, BITS = 2, 16, 8
 OPTIMIZERS = ("sgd", "adam")
+EXPONENTS = ("free", "fixed")
 
 KINDS: dict[str, type[Pool]] = {}
 """Pool classes by their names in plans and in ``Plan.build(pool=...)``."""
@@ -76,6 +77,10 @@ class Pool(PoolArithmetic):
     @abstractmethod
     def with_bits(self, bits: int) -> Self:
         """Return this pool with ``bits`` for all leaves without a number of bits."""
+
+    @abstractmethod
+    def with_exponents(self, tau: float = 1.0) -> Self:
+        """Return this pool, which has its gains, with fixed exponents for all leaves without (section 4.5)."""
 
     @abstractmethod
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
@@ -159,6 +164,14 @@ class LeafPool(LeafArithmetic, Pool):
     def with_bits(self, bits: int) -> Self:
         """Return this pool with its bits."""
         return self._replace(bits=bits) if self.bits is None else self
+
+    def with_exponents(self, tau: float = 1.0) -> Self:
+        """Return this pool with its exponents, by the rule for the initial deviation."""
+        if self.exponents is not None:
+            return self
+        f = math.frexp(math.ldexp(self.sigma(tau), -(self.gain or 0)))[1]
+        e = min(LARGEST, max(LEAST, f + max(2, self.grid_bits - 3)))
+        return self._replace(exponents=(e,) * len(self.local_shapes()))
 
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
         """Iterate over this leaf alone."""

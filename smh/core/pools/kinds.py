@@ -285,6 +285,9 @@ class _CombinedPool(arithmetic.Combination, Pool):
     def with_bits(self, bits: int) -> Self:
         return type(self)(*(part.with_bits(bits) for part in self.parts))
 
+    def with_exponents(self, tau: float = 1.0) -> Self:
+        return type(self)(*(part.with_exponents(t) for part, t in zip(self.parts, self._taus(tau), strict=True)))
+
     def leaves(self, seed: int, path: str = "", tau: float = 1.0) -> Iterator[Leaf]:
         placed = zip(self.parts, self._placed(seed, path), self._taus(tau), strict=True)
         for part, (_, part_seed, part_path), part_tau in placed:

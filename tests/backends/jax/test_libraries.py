@@ -197,6 +197,16 @@ def test_an_optimizer_of_nnx_that_would_train_nothing_is_refused(nnx, optax):
         assert nnx.jit(lambda c: c)(compressed).plan == compressed.plan
 
 
+def test_an_optimizer_of_nnx_without_graphs_is_refused_at_its_first_update(nnx, optax):
+    compressed = smh_jax.compress(nnx.state(net(nnx), nnx.Param), ratio=0.5)
+    gradients = jax.tree.map(jnp.ones_like, compressed)
+    optimizer = nnx.Optimizer(compressed, optax.sgd(0.1), wrt=nnx.Param, graph=False)
+    with pytest.raises(smh.PlanError, match="nnx.Optimizer would train nothing: call the functions of Optax"):
+        optimizer.update(compressed, gradients)
+    with nnx.set_graph_mode(False), pytest.raises(smh.PlanError, match="nnx.Optimizer would train nothing"):
+        nnx.Optimizer(compressed, optax.sgd(0.1), wrt=nnx.Param).update(compressed, gradients)
+
+
 def trained_by_optax(nnx, optax, x, steps):
     """The functional way: parameters and the rest go through a step."""
     graph, values, rest = nnx.split(net(nnx), nnx.Param, ...)

@@ -135,3 +135,33 @@ def test_what_is_no_matrix_keeps_its_bits(how):
 def test_traced_parameters_can_be_compressed():
     shapes = jax.eval_shape(lambda p: smh.compress(p, ratio=0.5), {"kernel": jnp.ones((8, 8))})
     assert set(shapes.variables) == {"pool/left", "pool/right", "scale/kernel"}
+
+
+class Heads(nn.Module):
+    """Attention with names of its own and without biases; ``out`` takes the heads if there is one."""
+
+    out: bool
+
+    @nn.compact
+    def __call__(self, x):
+        one, two = (nn.DenseGeneral((2, 8), use_bias=False, name=name)(x) for name in ("one", "two"))
+        y = nn.relu(one * two)
+        return nn.DenseGeneral(16, axis=(-2, -1), use_bias=False, name="out")(y) if self.out else y
+
+
+def test_heads_without_names_and_biases_are_told_by_what_takes_them():
+    params = Heads(True).init(KEYS[0], jnp.ones((3, 16)))
+    axes = axes_of(params)
+    assert axes["params/one/kernel"] == axes["params/two/kernel"] == "i s o"
+
+
+def test_heads_that_nothing_tells_are_asked_about(recwarn):
+    params = Heads(False).init(KEYS[0], jnp.ones((3, 16)))
+    stated = {"params/one/kernel": "i s o", "*/two/kernel": "w i o"}
+    plan = smh.plan_of(smh.compress(params, ratio=0.5, axes=stated))
+    assert {t.name: t.axes for t in plan.tensors} == {"params/one/kernel": "i s o", "params/two/kernel": "w i o"}
+    conv = nn.Conv(16, (3,), use_bias=False).init(KEYS[0], jnp.ones((2, 9, 3)))
+    assert axes_of(conv) == {"params/kernel": "w i o"}
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="'params/two/kernel' are a guess.* 'i s o'} if it has heads"):
+        smh.compress(params, ratio=0.5)

@@ -1,4 +1,4 @@
-"""Eager passes of Keras models raise where variables are poisoned; graphs keep NaN, and what writes names them."""
+"""Eager passes and training of Keras models raise where variables are poisoned; other graphs keep NaN."""
 
 import contextlib
 
@@ -16,9 +16,12 @@ import smh  # noqa: E402
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6)
 
 
+def plain_model():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(6, name="b")])
+
+
 def poisoned_model(residency, name):
-    plain = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(6, name="b")])
-    model = smh.compress(plain, ratio=0.8, residency=residency)
+    model = smh.compress(plain_model(), ratio=0.8, residency=residency)
     assert np.isfinite(model(X).numpy()).all()
     variable = model.smh_source.variables[name]
     x = np.array(variable.numpy())
@@ -42,8 +45,36 @@ def test_eager_passes_raise_and_graphs_do_not(residency, name, tmp_path):
     assert np.isnan(tf.function(model, autograph=False)(X).numpy()).any()
 
 
-def test_training_without_graphs_stops():
-    model = poisoned_model("full", "pool/left")
-    model.compile("sgd", "mse", run_eagerly=True)
-    with pytest.raises(smh.VariableError, match="'pool/left'"):
-        model.fit(X, X, verbose=0)
+OPTIONS = {
+    "eager": {"run_eagerly": True},
+    "graph": {"jit_compile": False},
+    "compiled": {"jit_compile": True},
+    "several steps": {"steps_per_execution": 2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_training_stops_at_the_step_that_diverges(options):
+    model = smh.compress(plain_model(), ratio=0.8)
+    model.compile(keras.optimizers.SGD(1e-3), "mse", **OPTIONS[options])
+    x = np.repeat(X, 4, axis=0)
+    seen = []
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: seen.append(step))
+    model.fit(x, x, batch_size=2, verbose=0, callbacks=[watch])
+    assert seen
+    model.optimizer.learning_rate = 1e38
+    steps = len(seen)
+    with pytest.raises(smh.VariableError, match="training has diverged: .*'pool/left'.*learning rate is too high"):
+        model.fit(x, x, batch_size=2, epochs=20, shuffle=False, verbose=0, callbacks=[watch])
+    assert len(seen) <= 2 * steps  # within the first epoch
+
+
+def test_what_is_not_finite_elsewhere_does_not_stop_training():
+    model = smh.compress(plain_model(), ratio=0.8)
+
+    def nothing(_, __):
+        return tf.constant(np.nan)
+
+    model.compile(keras.optimizers.SGD(1e-3), "mse", metrics=[nothing])
+    model.fit(X, X, verbose=0)
+    assert np.isnan(model.train_on_batch(X, X, return_dict=True)["nothing"])

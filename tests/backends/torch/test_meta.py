@@ -1,6 +1,8 @@
 """Models on the meta device: shapes without values, until a file fills them."""
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,3 +165,23 @@ def test_offloading_is_refused():
         model(I)
     accelerate.hooks.remove_hook_from_submodules(model)
     assert torch.equal(model(I), before)
+
+
+def test_what_is_allocated_has_the_layout_of_its_shape_and_needs_no_sympy():
+    code = """
+import sys
+import torch
+from smh.backends.torch.empty import _empty_like
+meta = torch.device("meta")
+shapes = [
+    torch.empty(3, 4, device=meta), torch.empty(4, 6, device=meta).T, torch.empty((), device=meta),
+    torch.empty(2, 3, 4, 5, device=meta).to(memory_format=torch.channels_last), torch.empty(0, 3, device=meta),
+    torch.empty(3, 1, device=meta).expand(3, 4), torch.empty(4, 6, device=meta, dtype=torch.int8)[:, ::2],
+]
+found = [_empty_like(x, torch.device("cpu")) for x in shapes]
+assert "sympy" not in sys.modules
+for x, y in zip(shapes, found):
+    like = torch.empty_like(x, device="cpu")
+    assert (y.shape, y.stride(), y.dtype, y.device) == (like.shape, like.stride(), like.dtype, like.device)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

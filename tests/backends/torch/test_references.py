@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 
 import pytest
 
@@ -115,6 +116,14 @@ class ByHelper(Net):
         return F.linear(self.b(self.a(x)), helper())
 
 
+class ByModule(Net):
+    def forward(self, x):
+        return F.linear(self.b(self.a(x)), elsewhere.WEIGHT)
+
+
+elsewhere = types.ModuleType("elsewhere")
+
+
 class ByClass(Net):
     weights = ()
 
@@ -129,20 +138,30 @@ class ByProperty(ByClass):
 
 
 @pytest.mark.parametrize(
-    ("cls", "place"), [(ByGlobal, "HELD"), (ByHelper, "TABLE"), (ByClass, "ByClass.weights"), (ByProperty, "HELD")]
+    ("cls", "place"),
+    [
+        (ByGlobal, "HELD"),
+        (ByHelper, "TABLE"),
+        (ByModule, "elsewhere.WEIGHT"),
+        (ByClass, "ByClass.weights"),
+        (ByProperty, "HELD"),
+    ],
 )
-def test_what_the_code_of_a_model_holds(cls, place, monkeypatch):
+@pytest.mark.parametrize("way", [lambda w: w, lambda w: w.data, lambda w: w * 1.0], ids=["itself", "view", "result"])
+def test_what_the_code_of_a_model_holds(cls, place, way, monkeypatch):
     plain = cls()
-    monkeypatch.setitem(TABLE, "w", plain.a.weight)
-    monkeypatch.setattr(f"{__name__}.HELD", [plain.a.weight])
+    second = way(plain.a.weight)
+    monkeypatch.setitem(TABLE, "w", second)
+    monkeypatch.setattr(f"{__name__}.HELD", [second])
+    monkeypatch.setattr(elsewhere, "WEIGHT", second, raising=False)
     if cls is ByClass:
-        monkeypatch.setattr(cls, "weights", (plain.a.weight,))
-    with pytest.raises(PlanError, match=f"smh.compress_ .*'{place}' would go on using the Parameter of the original"):
+        monkeypatch.setattr(cls, "weights", (second,))
+    with pytest.raises(PlanError, match=f"smh.compress_ .*'{place}' would go on using the .* of the original"):
         smh.compress(plain, ratio=0.9)
     model = smh.compress_(plain, ratio=0.9)
     assert [t.name for t in smh.plan_of(model).tensors] == ["b.weight"]
     why = {line.name: line.why for line in smh.report(model).tensors}["a.weight"]
-    assert f"held in '{place}'" in why
+    assert f"'{place}'" in why
     x = model.a.weight.detach()
     y = model(X)
     assert_same_bits(y.detach().numpy(), F.linear(model.b(F.linear(X, x)), x).detach().numpy())

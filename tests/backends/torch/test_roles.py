@@ -118,7 +118,7 @@ def test_rows_that_a_layer_keeps_fixed(layer):
     assert "keeps row 2 fixed" in why
     assert "padding_idx=2" in why
     asked = smh.compress(Around(layer), ratio=0.5, include=["layer.weight"]).train()
-    with pytest.warns(UserWarning, match="row 2 of .* is generated .* Mask what is padded"):
+    with pytest.warns(UserWarning, match="row 2 of .* is generated .* Mask padded positions"):
         asked.layer(torch.tensor([[2, 3]]))
     asked.layer(torch.tensor([[2, 3]]))  # warnings are errors, so it warns once
     assert [tensor.name for tensor in smh.plan_of(asked).tensors] == ["layer.weight"]

@@ -19,6 +19,11 @@ def _plan(**options: Any) -> smh.Plan:
     return smh.Plan.build(SHAPES, **{"ratio": 1.5, "seed": 11, **options})
 
 
+def _packed(**options: Any) -> smh.Plan:
+    """Return a plan of arrays that are large enough to be coded."""
+    return smh.Plan.build({"w": (80, 90)}, ratio=0.5, seed=11, **options)
+
+
 def plans() -> dict[str, smh.Plan]:
     """Return plans by the names of their files."""
     pools = smh.pools
@@ -47,6 +52,9 @@ def plans() -> dict[str, smh.Plan]:
         "bits-16": _plan(bits=16),
         "exponents": _plan(pool=pools.Matmul(exponents=(1, -2))),
         "training": _plan(seed=12),
+        "packed": _packed(),
+        "packed-4": _packed(bits=4),
+        "packed-16": _packed(bits=16),
         "names": smh.Plan.build({"a/b c.\u00e9\u4e2d\U0001f600": (4, 3), "\u0000\x1b[31m": (3, 4)}, ratio=1.5),
     }
 

@@ -36,7 +36,8 @@ def make(folder: Path) -> list[str]:
         if not path.exists():
             variables = smh_numpy.initialize(plan)
             kept = contents.dense() if name == "matmul" else contents.KEPT
-            add(path, smh_numpy.save(path, plan, variables, kept, training=name == "training"))
+            options = {"training": name == "training", "packed": name.startswith("packed")}
+            add(path, smh_numpy.save(path, plan, variables, kept, **options))
     texts = {"plan.json": contents.plans()["views"].to_json(), "mapping.json": contents.mapping().to_json()}
     for name, text in texts.items():
         if not (folder / name).exists():
