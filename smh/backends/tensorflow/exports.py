@@ -89,10 +89,10 @@ def _sizes(folder: Path, frozen: Frozen, given: Integers) -> Exported:
     )
 
 
-def _kept_bytes(frozen: Frozen, given: Integers) -> int:
+def _kept_bytes(frozen: Any, given: Integers) -> int:
     """Return the bytes of all weights that are stored besides the integers."""
     stored = {id(x): math.prod(x.shape) * tf.as_dtype(x.dtype).size for x in frozen.weights}
-    return sum(stored.values()) - sum(x.nbytes for x in given.arrays.values())
+    return int(sum(stored.values()) - sum(x.nbytes for x in given.arrays.values()))
 
 
 def _bytes_of_variables(folder: Path) -> int:

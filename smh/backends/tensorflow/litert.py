@@ -135,21 +135,16 @@ def _name(spec: Any, k: int) -> str:
 
 
 def _unfused(graph: Any) -> None:
-    """Add an unknown zero to products without bias.
+    """Add an unknown zero to products.
 
-    The converter fuses an activation into such a product, and loses it if the weights are no constant.
+    The converter fuses an activation into a product whose bias is missing or zero, and loses it if the weights are not
+    constant.
     """
-    consumers: dict[str, set[str]] = {}
-    for node in graph.node:
-        for name in node.input:
-            consumers.setdefault(name.partition(":")[0], set()).add(node.op)
     zero = graph.node.add(name=_ZERO, op="Placeholder")
     zero.attr["dtype"].type = tf.float32.as_datatype_enum
     zero.attr["shape"].shape.SetInParent()
     for node in list(graph.node):
         if node.op in _PRODUCTS and node.attr["T"].type == zero.attr["dtype"].type:
-            if consumers.get(node.name, set()) <= {"BiasAdd"}:
-                continue
             name = node.name
             node.name = f"{name}/product"
             added = graph.node.add(name=name, op="AddV2", input=[node.name, _ZERO])
