@@ -1,4 +1,4 @@
-"""Atomic replacement of files, and removal of abandoned temporary files."""
+"""Atomic replacement of files and folders, and removal of abandoned temporary files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from smh.errors import CheckpointError
+from smh.errors import CheckpointError, ExportError
 
 if sys.platform != "win32":
     import fcntl
@@ -56,6 +57,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str], replaceable: Callable[[Path], bool]) -> Iterator[str]:
+    """Yield the path for a new folder, which takes its place when the block ends without an error.
+
+    An old folder is replaced only if it is empty or ``replaceable``, otherwise :class:`~smh.ExportError` is raised. It
+    is moved aside before the new folder is moved: between these two steps the path has none.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not (target.is_dir() and (replaceable(target) or not any(target.iterdir()))):
+        raise ExportError(f"only a folder of the same format can be replaced: choose another path, got {str(target)!r}")
+    if not target.parent.exists():
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(target.parent))
+    _remove_abandoned(str(target.parent))
+    with _private_folder(str(target.parent)) as private:
+        yield os.path.join(private, "new")
+        if target.exists():
+            os.rename(target, os.path.join(private, "old"))
+        os.rename(os.path.join(private, "new"), target)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ __all__ = [
     "compress",
     "digest",
     "fit",
+    "freeze",
     "initialize",
     "load",
     "materialize",
@@ -48,6 +49,7 @@ built = _api.built
 compress = _api.compress
 digest = _api.digest
 fit = _api.fit
+freeze = _api.freeze
 initialize = _api.initialize
 load = _api.load
 materialize = _api.materialize

@@ -18,87 +18,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.utils import io_utils
 from keras.src.utils.tracking import DotNotTrackScope
 
 from smh.backends.tensorflow import keras_tensors
+from smh.backends.tensorflow.keras_frozen import FrozenSource
+from smh.backends.tensorflow.keras_pool import PoolLayer
 from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
-from smh.errors import CheckpointError, ExportError, PlanError, VariableError
-from smh.models.compression import Compression, check_fingerprint, check_gradients, check_residency, fingerprint
+from smh.errors import ExportError, PlanError, VariableError
+from smh.models.compression import Compression, check_gradients, check_residency, check_trains
 from smh.models.report import one_line
 from smh.text import some
 
-_FINGERPRINT = "fingerprint"
-_ADVICE = (
-    "compress the model by the plan of those weights, smh.compress(model, plan=...), or load a .keras file or one of "
-    "smh.save, which bring their plan. Load weights of a plain model into that model, and then smh.fit it"
-)
 _PLAIN = "make a plain model by smh.materialize(model) first"
-
-
-class PoolLayer(keras.Layer):
-    """The variables of a plan, all zero, as a layer without a call. What is saved of it names the plan."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(name="pool", dtype="float32")
-        for name, shape in plan.variable_shapes.items():
-            variable = self.add_weight(
-                shape=shape,
-                initializer="zeros",
-                dtype="float32",
-                autocast=False,  # weights are generated in float32, whatever layers compute in
-                name=name.replace("/", "."),
-            )
-            setattr(self, variable.name, variable)  # for tf.train.Checkpoint, which goes by attributes
-        self.built = True
-        self.plan_name = PlanName(plan)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Store the variables, and the fingerprint of the plan."""
-        super().save_own_variables(store)
-        store[_FINGERPRINT] = self.plan_name.own
-
-    def load_own_variables(self, store: Any) -> None:
-        """Load the variables; raises :class:`~smh.CheckpointError` if they are of another plan, or of none."""
-        known = set(store.keys())
-        if not known and self.plan_name.refusal is not None:  # Keras looks in all places where what it failed to load
-            raise self.plan_name.refusal  # might be, and reports what it met last
-        self.plan_name.check(store[_FINGERPRINT] if _FINGERPRINT in known else None)
-        super().load_own_variables({key: store[key] for key in known - {_FINGERPRINT}})
-
-
-class PlanName(tf.__internal__.tracking.Trackable):
-    """The fingerprint of a plan, as ``tf.train.Checkpoint`` saves it, too."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.own = fingerprint(plan)
-        self.refusal: CheckpointError | None = None  # what `check` raised last
-        self._plan = plan
-
-    def check(self, found: Any) -> None:
-        """Raise :class:`~smh.CheckpointError` unless a saved fingerprint, or None where there is none, is this one."""
-        self.refusal = None
-        theirs = None if found is None else np.asarray(found).astype(np.uint8).tobytes()
-        try:
-            check_fingerprint(self._plan, theirs, _ADVICE)
-        except CheckpointError as error:
-            self.refusal = error
-            raise
-
-    def _serialize_to_tensors(self) -> dict[str, Any]:
-        return {_FINGERPRINT: tf.constant(self.own)}
-
-    def _restore_from_tensors(self, restored_tensors: dict[str, Any]) -> Any:
-        found = restored_tensors[_FINGERPRINT]
-        if tf.executing_eagerly():
-            self.check(found.numpy())
-            return None
-        return tf.debugging.assert_equal(found, self.own, "smh: what was saved has another plan")  # in a SavedModel
 
 
 class Compressed(keras.Model):
@@ -255,6 +191,7 @@ class Compressed(keras.Model):
             "residency": compression.residency,
             "ratio_asked": compression.ratio_asked,
             "gradients": compression.gradients,
+            "frozen": compression.frozen,
         }
 
     @classmethod
@@ -262,10 +199,12 @@ class Compressed(keras.Model):
         """Make a model from the result of :meth:`get_config`, with initial values of its variables."""
         inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
         plan, residency = Plan.from_json(config["plan"]), check_residency(config["residency"])
-        gradients = check_gradients(config.get("gradients", "exact"))
+        gradients, frozen = check_gradients(config.get("gradients", "exact")), bool(config.get("frozen", False))
         named = zip(config["names"], keras_tensors.tensors_of(inner), strict=True)
         tensors = tuple(dataclasses.replace(tensor, name=name) for name, tensor in named)
-        model = compressed(inner, Compression(plan, tensors, residency, config["ratio_asked"], gradients))
+        model = compressed(inner, Compression(plan, tensors, residency, config["ratio_asked"], gradients, frozen))
+        if frozen:
+            return model
         for variable, value in zip(model.smh_pool.weights, initial_variables(plan).values(), strict=True):
             variable.assign(value)
         return model
@@ -309,21 +248,72 @@ class Compressed(keras.Model):
             raise problem
 
 
+class Frozen(Compressed):
+    """A compressed model with integers in the place of the pool, for inference only; :func:`smh.freeze` makes it.
+
+    ``compile`` takes the loss and the metrics for ``evaluate``.
+    """
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a forward pass; raises :class:`~smh.PlanError` for one in training."""
+        if kwargs.get("training"):
+            self._refuse_training()
+        return super().call(*args, **kwargs)
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """Nothing."""
+        return []
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """Nothing."""
+        return []
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """All variables."""
+        return list(self.variables)
+
+    @property
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        """All weights that are stored."""
+        return list(self.weights)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse with a :class:`~smh.PlanError`."""
+        self._refuse_training()
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse with a :class:`~smh.PlanError`."""
+        self._refuse_training()
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Refuse with a :class:`~smh.PlanError`."""
+        self._refuse_training()
+
+    def _refuse_training(self) -> None:
+        check_trains(self.smh_source.compression, "cannot be trained")
+
+    def _follow_freezing(self) -> None:
+        pass  # nothing is trained
+
+
 def compressed(model: keras.Model, compression: Compression) -> Compressed:
     """Turn a built model into a compressed one, whose variables are all zero."""
     keras_tensors.check_graphs(model)
     taken = [name for name in ("residency", "gradients", "smh_pool", "smh_source") if hasattr(model, name)]
     if taken:
         raise PlanError(f"the model has attributes that a compressed one needs for itself: {some(taken)}: rename them")
-    pool = PoolLayer(compression.plan)
-    source = Source(compression, pool.weights, model.weights)
+    pool = PoolLayer(compression.plan, compression.frozen)
+    source = (FrozenSource if compression.frozen else Source)(compression, pool.weights, model.weights)
     _generate(model, source)
     with DotNotTrackScope():  # the pool is not a layer of a Sequential; files and checkpoints find the attribute
         model.smh_pool, model.smh_source, model._penalties = pool, source, ((), ())
         model._track_trackable(pool, "smh_pool")
     vars(model).pop("quantize", None)  # Keras wraps that of the class in an attribute
     plain_class: Any = type(model)
-    model.__class__ = _class_of(plain_class)
+    model.__class__ = _class_of(plain_class, compression.frozen)
     made: Compressed = model
     made._follow_freezing()
     return made
@@ -337,9 +327,10 @@ def as_plain(model: Compressed) -> keras.Model:
 
 
 @functools.cache
-def _class_of(cls: Any) -> Any:
+def _class_of(cls: Any, frozen: bool) -> Any:
     """Return the class of compressed models of a class, which files know as ``smh>Compressed`` whatever it is."""
-    made = type(f"Compressed{cls.__name__}", (Compressed, cls), {"__module__": __name__})
+    base = Frozen if frozen else Compressed
+    made = type(f"{base.__name__}{cls.__name__}", (base, cls), {"__module__": __name__})
     keras.saving.register_keras_serializable("smh", "Compressed")(made)
     return made
 

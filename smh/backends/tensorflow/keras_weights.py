@@ -64,6 +64,14 @@ class Source:
         """Return the present values of all variables, as tensors."""
         return [tf.convert_to_tensor(variable.value) for variable in self.variables.values()]
 
+    def values(self) -> dict[str, Any]:
+        """Return all variables, float32, by name."""
+        return self.variables
+
+    def build(self, names: tuple[str, ...], flat: Sequence[Array]) -> tuple[Array, ...]:
+        """Return the named weights from the values of all variables, through which gradients flow."""
+        return _built(self.plan, names, flat, self.compression.fast)
+
     def penalties(self) -> list[Array]:
         """Return the losses of the regularizers of generated weights."""
         variables = (self.weights[name] for name in self.names)
@@ -127,6 +135,10 @@ class Source:
                 "smh.materialize(model), or freeze the layer by trainable = False"
             )
 
+    def anchors(self, flat: Sequence[Array]) -> dict[str, Array]:
+        """Return one small tensor per weight, a function of all variables, whose gradient is the weight's cotangent."""
+        return dict(zip(self.names, _anchors(self, flat), strict=True))
+
     @contextmanager
     def built(self) -> Iterator[None]:
         """Keep weights for eager code, as ``cached`` does, until the end."""
@@ -177,7 +189,7 @@ class Source:
         """Return the named weights, or all that are kept."""
         flat, served, fast = self.flat(), _SERVED.get().get(id(self)), self.compression.fast
         if not self._shares():
-            return dict(zip(names, _built(self.plan, names, flat, fast), strict=True))
+            return dict(zip(names, self.build(names, flat), strict=True))
         kept = self._kept(flat) if tf.executing_eagerly() else ()
 
         @tf.custom_gradient
@@ -200,7 +212,7 @@ class Source:
         if kept is not None and all(map(_same, flat, kept.variables)):
             weights = kept.weights
         else:
-            weights = _built(self.plan, self.names, [tf.stop_gradient(x) for x in flat])
+            weights = self.build(self.names, [tf.stop_gradient(x) for x in flat])
         self._cache = _Cache(tuple(flat), places, weights)
         return weights
 
@@ -306,7 +318,9 @@ def _place(x: Array) -> Any:
 
 def _same(x: Array, y: Array) -> bool:
     """Return whether two tensors have the same bits."""
-    return bool(tf.reduce_all(tf.bitcast(x, tf.int32) == tf.bitcast(y, tf.int32)))
+    if x.dtype == tf.float32:
+        x, y = tf.bitcast(x, tf.int32), tf.bitcast(y, tf.int32)
+    return bool(tf.reduce_all(x == y))
 
 
 class _Run:
@@ -326,9 +340,9 @@ class _LayerRun(_Run):
 
     def __init__(self, source: Source) -> None:
         super().__init__({})
-        self.plan = source.plan
+        self.source = source
         self.flat = source.flat()
-        self.anchors = dict(zip(source.names, _anchors(source, self.flat), strict=True))
+        self.anchors = source.anchors(self.flat)
 
     @contextmanager
     def holding(self, names: Sequence[str], after: Sequence[Array]) -> Iterator[None]:
@@ -350,7 +364,7 @@ class _LayerRun(_Run):
 
         @tf.custom_gradient
         def smh_anchored(*anchors: Array) -> tuple[tuple[Array, ...], Callable[..., Any]]:
-            weights = _built(self.plan, names, [tf.stop_gradient(x) for x in self.flat])
+            weights = self.source.build(names, [tf.stop_gradient(x) for x in self.flat])
             return weights, lambda *cotangents: cotangents
 
         return tuple(smh_anchored(*(self.anchors[name] for name in names)))

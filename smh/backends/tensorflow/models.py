@@ -20,8 +20,9 @@ from smh.core.plan import Plan
 from smh.core.rate import rate
 from smh.errors import PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.files.integers import Integers
 from smh.models.adapter import ModelAdapter, Values
-from smh.models.compression import Compression, ModelTensor
+from smh.models.compression import Compression, ModelTensor, check_trains
 from smh.models.roles import complete
 from smh.text import some
 
@@ -74,9 +75,9 @@ class KerasModels(ModelAdapter):
         generated = [tensor.name for tensor in compression.plan.tensors]
         return compressed(keras_tensors.copy_of(model, weights_of(model), leave=generated), compression)
 
-    def variables(self, model: Compressed) -> dict[str, keras.Variable]:
+    def variables(self, model: Compressed) -> dict[str, Any]:
         """Return the variables."""
-        return model.smh_source.variables
+        return model.smh_source.values()
 
     def rate(self, model: Compressed) -> Any:
         """Return the rate, with gradients of the variables."""
@@ -96,8 +97,26 @@ class KerasModels(ModelAdapter):
         self, model: Compressed, variables: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
     ) -> Compressed:
         """Assign values to the variables of a model."""
+        check_trains(model.smh_source.compression, "cannot get other variables")
         for name, variable in model.smh_source.variables.items():
             variable.assign(variables[name])
+        return self._with_kept(model, kept)
+
+    def freeze(self, model: Compressed, integers: Integers) -> Compressed:
+        """Return a frozen model beside the given one."""
+        source = model.smh_source
+        copy = keras_tensors.copy_of(as_plain(model), source.weights, leave=source.names)
+        frozen: Any = compressed(copy, dataclasses.replace(source.compression, frozen=True))
+        frozen.smh_source.assign(integers, source.variables)
+        made: Compressed = frozen
+        return made
+
+    def fill_frozen(self, model: Any, checkpoint: Checkpoint) -> Compressed:
+        """Assign the values of a file."""
+        model.smh_source.assign(checkpoint.integers, checkpoint.variables)
+        return self._with_kept(model, checkpoint.dense)
+
+    def _with_kept(self, model: Compressed, kept: Mapping[str, np.ndarray]) -> Compressed:
         if kept:
             for name, variable in self._kept_weights(model, model.smh_source.plan).items():
                 variable.assign(kept[name])

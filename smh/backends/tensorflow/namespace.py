@@ -15,6 +15,7 @@ from smh.core.kernels import Array
 
 float32 = tf.float32
 float64 = tf.float64
+int8 = tf.int8
 int32 = tf.int32
 int64 = tf.int64
 uint32 = tf.uint32
@@ -55,6 +56,7 @@ bitwise_left_shift = _with_numbers(tf.bitwise.left_shift)
 bitwise_or = tf.bitwise.bitwise_or
 bitwise_right_shift = _with_numbers(tf.bitwise.right_shift)
 bitwise_xor = _with_numbers(tf.bitwise.bitwise_xor)
+floor_divide = _with_numbers(tf.math.floordiv)
 
 
 def clip(x: Array, low: float, high: float) -> Array:
