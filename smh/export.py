@@ -323,7 +323,8 @@ def saved_model(path: str | os.PathLike[str], model: Compressed, *, weights: boo
     >>> path = os.path.join(tempfile.mkdtemp(), "model")
     >>> smh.export.saved_model(path, model).integers
     70
-    >>> tensorflow.saved_model.load(path).serve(tensorflow.ones((1, 40))).shape
+    >>> loaded = tensorflow.saved_model.load(path)
+    >>> loaded.serve(tensorflow.ones((1, 40))).shape
     TensorShape([1, 30])
     """
     from smh.backends.tensorflow import exports

@@ -234,7 +234,8 @@ def _checked(store: Store, integers: Integers, held: int) -> Exported:
     """Return the sizes of an export that holds some bytes of tensors, or raise if it holds weights."""
     pool = sum(x.nbytes for x in integers.arrays.values())
     variables = {id(x) for x in store.parameters().values()}
-    state = {id(x): x for x in store.root.state_dict(keep_vars=True).values() if isinstance(x, torch.Tensor)}
+    state = store.root.state_dict(keep_vars=True).items()
+    tensors = {id(x): x for name, x in state if isinstance(x, torch.Tensor) and not name.endswith("_extra_state")}
     scales = sum(x.nbytes for name, x in store.parameters().items() if name.startswith("scale/"))
-    kept = sum(x.nbytes for key, x in state.items() if key not in variables) + scales
+    kept = sum(x.nbytes for key, x in tensors.items() if key not in variables) + scales
     return Exported(file=0, integers=pool, kept=kept, held=held).check()
