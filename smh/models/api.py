@@ -21,6 +21,7 @@ from smh.models.compression import (
     Compression,
     check_gradients,
     check_residency,
+    check_trains,
     plan_for,
 )
 from smh.models.fit import FitReport, fit_variables
@@ -345,7 +346,7 @@ class ModelApi(Generic[Model, Compressed]):
         Raises
         ------
         PlanError
-            If the model is not compressed, or its exponents are not fixed.
+            If the model is not compressed, is frozen, or its exponents are not fixed.
 
         Examples
         --------
@@ -355,7 +356,7 @@ class ModelApi(Generic[Model, Compressed]):
         >>> loss = model(torch.ones(1, 40)).square().mean() + 1e-4 * smh.rate(model)
         >>> loss.backward()
         """
-        self._compression(model)
+        check_trains(self._compression(model), "has no rate with gradients")
         return self._adapter_of(model).rate(model)
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
