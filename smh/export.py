@@ -51,7 +51,7 @@ def onnx(
     kwargs : mapping, optional
         Inputs by name.
     dynamic_shapes : optional
-        As for ``torch.export.export``, for ``args`` and ``kwargs`` of the model.
+        As for ``torch.export.export``: in the order of ``args``, or by the names of the arguments of ``model.forward``.
     input_names, output_names : sequence of str, optional
         Names in the graph; by default those that ``torch.onnx.export`` gives.
     opset : int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -160,7 +161,8 @@ def aot_inductor(path: str, *given: Any) -> Exported:
     program, exported = _program(*given)
     with replacing(path) as temporary:
         package = f"{temporary}.pt2"
-        aoti_compile_and_package(program, package_path=package)
+        with quiet():
+            aoti_compile_and_package(program, package_path=package)
         shutil.move(package, temporary)
     return exported._replace(file=os.path.getsize(path))
 
@@ -203,16 +205,32 @@ def _traced(
     store.exporting = exporting
     try:
         with torch.no_grad(), quiet():
-            whole = Whole(model, store, weights).eval()
-            program = torch.export.export(
-                whole, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
-            )
+            whole, kwargs = Whole(model, store, weights).eval(), dict(kwargs or {})
+            shapes = _of_arguments(model, args, kwargs, dynamic_shapes)
+            try:
+                program = torch.export.export(whole, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
+            except RuntimeError as error:
+                what = str(error).strip().partition("\n")[0]
+                raise ExportError(
+                    f"torch.export cannot trace {type(model).__name__}: change what it names; got {what}"
+                ) from error
             for node in program.graph.nodes:
                 for name in _TRACES:
                     node.meta.pop(name, None)
             return program
     finally:
         store.exporting = None
+
+
+def _of_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any) -> Any:
+    """Return dynamic shapes, given for the arguments of a model, for a function of ``*args`` and ``**kwargs``."""
+    if dynamic_shapes is None:
+        return None
+    if not isinstance(dynamic_shapes, Mapping):
+        return {"args": tuple(dynamic_shapes), **({"kwargs": dict.fromkeys(kwargs)} if kwargs else {})}
+    names = list(inspect.signature(model.forward).bind(*args, **kwargs).arguments)[: len(args)]
+    given = {"args": tuple(dynamic_shapes.get(name) for name in names)} if args else {}
+    return given | ({"kwargs": {name: dynamic_shapes.get(name) for name in kwargs}} if kwargs else {})
 
 
 @contextmanager

@@ -1,0 +1,194 @@
+"""Exports of PyTorch models, run by their own runtimes: the weights are those of the model, bit for bit."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import smh
+import smh.export
+from conformance.bits import assert_same_bits
+from smh import pools
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+from torch import nn  # noqa: E402
+
+POOLS = {
+    "matmul": pools.Matmul(),
+    "nibbles": pools.Matmul(bits=4),
+    "wide": pools.Matmul(bits=16),
+    "kronecker": pools.Kronecker(),
+    "hash": pools.Hash(hashes=2),
+    "sum": pools.Sum(pools.Matmul(), pools.Hash()),
+}
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+
+def cnn(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1024, 40),
+        nn.ReLU(),
+        nn.Linear(40, 10),
+    )
+    return smh.compress(model, ratio=0.1, **options).eval()
+
+
+def weights_of(model):
+    plain = smh.materialize(model).state_dict()
+    return {tensor.name: plain[tensor.name].numpy() for tensor in smh.plan_of(model).tensors}
+
+
+def run_onnx(path, inputs, optimized=True):
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [x.name for x in session.get_outputs()]
+    given = dict(zip([x.name for x in session.get_inputs()], inputs, strict=True))
+    return dict(zip(names, session.run(None, given), strict=True))
+
+
+def check_weights(found, model):
+    expected = weights_of(model)
+    assert found.keys() == expected.keys()
+    for name, w in expected.items():
+        assert_same_bits(np.asarray(found[name]), w, name)
+
+
+def check_sizes(sizes, path, model):
+    assert sizes.file == path.stat().st_size
+    assert sizes.held <= 1.1 * (sizes.integers + sizes.kept)
+    assert sizes.held < sum(w.nbytes for w in weights_of(model).values()) / 20
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_onnx_runtime_builds_the_weights(pool, tmp_path):
+    model, path = cnn(pool=POOLS[pool]), tmp_path / "model.onnx"
+    with torch.no_grad():
+        wanted = model(IMAGES).numpy()
+    sizes = smh.export.onnx(path, model, (IMAGES,), weights=True, input_names=["x"], output_names=["y"])
+    for optimized in (True, False):
+        found = run_onnx(path, [IMAGES.numpy()], optimized)
+        np.testing.assert_allclose(found.pop("y"), wanted, rtol=1e-4, atol=1e-5)
+        check_weights({name.removeprefix("weight:"): w for name, w in found.items()}, model)
+    check_sizes(sizes, path, model)
+
+
+def test_bytes_are_multiplied_in_onnx_with_zero_points(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    smh.export.onnx(tmp_path / "model.onnx", cnn(), (IMAGES,))
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    products = [node for node in graph.node if node.op_type == "MatMulInteger"]
+    assert products
+    assert all(len(node.input) == 4 for node in products)
+    assert {x.data_type for x in graph.initializer if x.name in products[0].input[:2]} <= {onnx.TensorProto.UINT8}
+
+
+def test_a_language_model_in_onnx(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=64, vocab_size=300, n_positions=32)
+    torch.manual_seed(0)
+    model = smh.compress(transformers.GPT2LMHeadModel(config), ratio=0.1).eval()
+    ids, path = torch.arange(12).reshape(1, 12), tmp_path / "gpt2.onnx"
+    frozen = smh.freeze(model)
+    kwargs = {"input_ids": ids, "use_cache": False}
+    with torch.no_grad():
+        wanted = model(**kwargs).logits.numpy()
+    sizes = smh.export.onnx(path, frozen, (), kwargs, weights=True, output_names=["logits"])
+    found = run_onnx(path, [ids.numpy()])
+    np.testing.assert_allclose(found["logits"], wanted, rtol=1e-3, atol=1e-4)
+    check_weights({name[7:]: w for name, w in found.items() if name.startswith("weight:")}, model)
+    assert sizes.held <= 1.1 * (sizes.integers + sizes.kept)
+
+
+_ALONE = """
+import sys, torch
+sys.modules["smh"] = None  # an import would fail
+y, weights = torch.export.load(sys.argv[1]).module()(torch.load(sys.argv[2]))
+torch.save((y, weights), sys.argv[3])
+"""
+
+
+def test_a_program_of_torch_export_needs_no_smh(tmp_path):
+    model, path = cnn(), tmp_path / "model.pt2"
+    sizes = smh.export.torch_export(path, model, (IMAGES,), weights=True)
+    torch.save(IMAGES, tmp_path / "x")
+    subprocess.run([sys.executable, "-c", _ALONE, path, tmp_path / "x", tmp_path / "y"], check=True, timeout=300)
+    y, weights = torch.load(tmp_path / "y")
+    with torch.no_grad():
+        torch.testing.assert_close(y, model(IMAGES))
+    check_weights(weights, model)
+    check_sizes(sizes, path, model)
+
+
+@pytest.mark.parametrize("pool", ["nibbles", "wide", "kronecker", "hash", "sum"])
+def test_programs_of_torch_export_build_the_weights_of_all_pools(pool, tmp_path):
+    model, path = cnn(pool=POOLS[pool]), tmp_path / "model.pt2"
+    smh.export.torch_export(path, smh.freeze(model), (IMAGES,), weights=True)
+    _, weights = torch.export.load(path).module()(IMAGES)
+    check_weights(weights, model)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_batches_of_all_sizes(by_name, tmp_path):
+    model, path = cnn(), tmp_path / "model.onnx"
+    batch = {0: torch.export.Dim("batch")}
+    shapes = {"input": batch} if by_name else (batch,)
+    smh.export.onnx(path, model, (IMAGES,), dynamic_shapes=shapes)
+    (found,) = run_onnx(path, [IMAGES.repeat(3, 1, 1, 1).numpy()]).values()
+    assert found.shape == (6, 10)
+
+
+def test_compiled_packages_build_the_weights(tmp_path):
+    model = smh.compress(nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 30)), ratio=0.2).eval()
+    x, path = torch.ones(2, 64), tmp_path / "model.pt2"
+    try:
+        sizes = smh.export.aot_inductor(path, model, (x,), weights=True)
+    except smh.ExportError as error:
+        if "C++ compiler" not in str(error):
+            raise
+        pytest.skip("no C++ compiler")
+    y, weights = torch._inductor.aoti_load_package(str(path))(x)
+    with torch.no_grad():
+        torch.testing.assert_close(y, model(x))
+    check_weights(weights, model)
+    assert sizes.held <= 1.1 * (sizes.integers + sizes.kept)
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(40, 30)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum() > 0 else x
+
+    path = tmp_path / "model"
+    plain = nn.Linear(40, 30)
+    for write in (smh.export.onnx, smh.export.torch_export, smh.export.aot_inductor):
+        with pytest.raises(smh.PlanError, match="not a compressed|no compressed|not compressed"):
+            write(path, plain, (torch.ones(1, 40),))
+        with pytest.raises(smh.PlanError, match="args must be a tuple"):
+            write(path, smh.compress(plain, ratio=0.1), torch.ones(1, 40))
+        with pytest.raises(smh.ExportError):
+            write(path, smh.compress(Branches(), ratio=0.1), (torch.ones(1, 40),))
+    broken = smh.compress(plain, ratio=0.1)
+    with torch.no_grad():
+        broken.pool_left.fill_(float("inf"))
+    with pytest.raises(smh.VariableError, match="not finite"):
+        smh.export.onnx(path, broken, (torch.ones(1, 40),))
+    with pytest.raises(smh.ExportError, match="output_names"):
+        smh.export.onnx(path, smh.compress(plain, ratio=0.1), (torch.ones(1, 40),), output_names=["a", "b"])
+    assert list(tmp_path.iterdir()) == []
