@@ -10,8 +10,12 @@ import array_api_compat.torch as xp
 import torch
 
 from smh.backends.pulled import Pulled, areas
+from smh.backends.torch.int8 import ByteSums, WideSums, available
 from smh.core.grid import Grid
 from smh.core.kernels import Array, Kernels, round7
+
+_OF_8_BITS = 1024
+"""The number of terms of which float32 holds every sum with 8 bits; it is smaller with more bits."""
 
 
 class TorchKernels(Kernels):
@@ -59,7 +63,7 @@ class TorchKernels(Kernels):
         columns = right.shape[1]
         unit, *scales = self._numbers([unit, *(scale for scale, _, _ in parts)], left)
         results = [left.new_empty(stop - start, dtype=torch.float32) for _, start, stop in parts]
-        dtype, zero = self._sums_dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
+        dtype, zero = self._dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
         for rows, some in _bands(parts, columns):
             for cell, sums in self._rows(left, right, dtype, rows):
                 for k in some:
@@ -68,7 +72,7 @@ class TorchKernels(Kernels):
                     if a < b:
                         v, factor = sums[a - cell : b - cell], unit * scales[k]
                         if not 2.0**-126 <= abs(factor) < math.inf:
-                            v, factor = v * unit, scales[k]
+                            v, factor = v.to(torch.float32) * unit, scales[k]
                         torch.add(zero, v, alpha=factor, out=results[k][a - start : b - start])  # -0 becomes +0
         return results
 
@@ -92,26 +96,26 @@ class TorchKernels(Kernels):
         pulled = Pulled.of(self, left, right, gain, parts, self._chunk(left.integers))
         if pulled is None:
             return None
-        side, terms = left.integers.shape
-        wide_left, wide_right = left.integers.double(), right.integers.double()
-        of_left, total = torch.zeros_like(left.integers), torch.zeros_like(wide_right)
+        side = len(left.integers)
+        dtype = self._dtype(left.integers, right.integers, exact_terms)
+        sums: Any = (ByteSums if dtype == torch.int8 else WideSums)(left.integers, right.integers)
+        of_left = torch.zeros_like(left.integers)
         rows = slice(0, -(-pulled.stop // side))
-        dtype = self._sums_dtype(left.integers, right.integers, exact_terms)
-        step = self._step(left.integers, side)
-        room = left.integers.new_empty((min(step, rows.stop), side), dtype=torch.float64)
-        blocks: Any = (
-            self._rows(left.integers, right.integers, dtype, rows)
+        step = self._step(left.integers, side) * sums.blocks
+        room = left.integers.new_empty((min(step, rows.stop), side), dtype=sums.dtype)
+        virtual: Any = (
+            self._rows(sums.left, sums.right, dtype, rows, step)
             if pulled.wants_dots
             else ((row * side, None) for row in range(0, rows.stop, step))
         )
-        for cell, sums in blocks:
+        for cell, v in virtual:
             here = slice(cell // side, min(cell // side + step, rows.stop))
             q = room[: here.stop - here.start]
-            if sums is not None:
-                pulled.add_dots(sums, cell)
+            if v is not None:
+                pulled.add_dots(v, cell)
             pulled.on_grid(q.view(-1), cell)
-            of_left[here] = round7(self, torch.mm(q, wide_right.T) * pulled.left_unit)
-            total.addmm_(wide_left[here].T, q)
+            of_left[here] = round7(self, sums.add(q, here).mul_(pulled.left_unit))
+        total = sums.total()
         return of_left, round7(self, total.mul_(pulled.right_unit)), pulled.of_scales()
 
     def _fast_gradients(
@@ -150,15 +154,20 @@ class TorchKernels(Kernels):
         ones = x.new_ones((), dtype=torch.int64).expand(x.shape)
         return x.new_zeros(size, dtype=torch.int64).scatter_add(0, x.to(torch.int64), ones).to(torch.float32)
 
-    def _rows(self, left: Array, right: Array, dtype: torch.dtype, rows: slice) -> Iterator[tuple[int, Array]]:
-        """Iterate over blocks of a product of integers: the first cell, and the sums, flat, float32."""
+    def _rows(
+        self, left: Array, right: Array, dtype: torch.dtype, rows: slice, step: int | None = None
+    ) -> Iterator[tuple[int, Array]]:
+        """Iterate over blocks of a product of integers: the first cell, and the sums, flat, float32 or int32."""
         columns = right.shape[1]
-        step = self._step(left, columns)
+        step = step or self._step(left, columns)
         right = right.to(dtype)
-        room = right.new_empty((min(step, rows.stop - rows.start), columns))
+        is_bytes = dtype == torch.int8
+        room = right.new_empty((min(step, rows.stop - rows.start), columns), dtype=torch.int32 if is_bytes else dtype)
+        product = torch._int_mm if is_bytes else torch.mm
         for row in range(rows.start, rows.stop, step):
             some = left[row : min(row + step, rows.stop)].to(dtype)
-            yield row * columns, torch.mm(some, right, out=room[: len(some)]).view(-1).to(torch.float32)
+            sums = product(some, right, out=room[: len(some)]).view(-1)
+            yield row * columns, sums if is_bytes else sums.to(torch.float32)
 
     def _numbers(self, scalars: Sequence[Array | float], like: Array) -> list[float]:
         """Return float32 scalars of a device as Python numbers, in one transfer."""
@@ -185,6 +194,16 @@ class TorchKernels(Kernels):
             or (x.requires_grad and torch.is_grad_enabled())
             or (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
         )
+
+    def bytes_multiply(self) -> bool:
+        """Return whether the CPU multiplies bytes exactly and fast."""
+        return available()
+
+    def _dtype(self, left: Array, right: Array, exact_terms: int) -> torch.dtype:
+        """Return the type of factors to multiply: int8 where the CPU does so, else that of :meth:`_sums_dtype`."""
+        if exact_terms >= _OF_8_BITS and left.device.type == "cpu" and ByteSums.holds(left) and self.bytes_multiply():
+            return torch.int8
+        return self._sums_dtype(left, right, exact_terms)
 
     def _sums_dtype(self, left: Array, right: Array, exact_terms: int) -> torch.dtype:
         """Return float32 if it holds all sums, of any integers of these bits or of the present ones; else float64."""

@@ -214,6 +214,17 @@ def test_layers_build_less_than_the_whole(builds, model):
     assert set(builds[1]) == {"encoder.0.weight", "encoder.2.0.weight", "encoder.2.1.weight"}
 
 
+def test_layers_of_a_pool_that_repeats_build_the_weights_of_the_whole():
+    """Cells of a cyclic layout come from the same products as elsewhere, also on integers of 8 bits."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(60, 40), nn.Linear(40, 20))
+    options = {"ratio": 0.1, "layout": "cyclic", "pool": any_smh.pools.Matmul(n=20)}
+    by_layer = smh.compress(plain, residency="layer", **options).eval()
+    x = torch.randn(2, 60)
+    with torch.no_grad():
+        assert_same_bits(by_layer(x).numpy(), smh.compress(plain, **options).eval()(x).numpy())
+
+
 def test_many_builds_of_parts_warn_once(model):
     def parts():
         for _ in range(20):

@@ -1,0 +1,109 @@
+"""Products of 8-bit integers, where a processor has units for them (specification, section 3.7).
+
+A cotangent on its grid is an integer of 22 bits: three signed bytes. Products of bytes, summed in int32, are exact for
+up to 131,071 terms, so both factors' gradients are three such products each.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+
+from smh.core.kernels import Array
+from smh.errors import BackendError
+
+VARIABLE = "SMH_INT8"
+_BYTES = 3
+_LEAST_TERMS, _LEAST_SIDE, _MOST_SIDE = 2, 16, 2**31 // 128**2 - 1
+"""PyTorch 2.13 errs if the left matrix has one row, small products gain nothing, and int32 has to hold the sums."""
+
+
+@functools.cache
+def available() -> bool:
+    """Return whether products of bytes are exact and fast on this processor; ``SMH_INT8=0`` turns them off.
+
+    Units for bytes are needed. Without them, PyTorch's products are slower than those of float64, and may saturate.
+    """
+    value = os.environ.get(VARIABLE, "1")
+    if value not in ("0", "1"):
+        raise BackendError(f"{VARIABLE} must be 0 (no products of 8-bit integers) or 1; got {value!r}")
+    return value == "1" and torch.cpu._is_vnni_supported() and exact(torch._int_mm)
+
+
+def exact(product: object) -> bool:
+    """Return whether a product of bytes is exact for extreme factors, which other units would saturate."""
+    signs = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1], [1, 1, 1, 1]], dtype=torch.int8).repeat(11, 160)
+    for left, right in ((127, -128), (-128, -128), (127, 127)):
+        x, y = signs.clamp(0) * left - (signs < 0).to(torch.int8) * left, torch.full((640, 33), right, dtype=torch.int8)
+        if not torch.equal(product(x, y).long(), x.long() @ y.long()):  # type: ignore[operator]
+            return False
+    return True
+
+
+class ByteSums:
+    """The sums of both factors' gradients, in the order of blocks of rows.
+
+    Parameters
+    ----------
+    left, right : tensor, shapes (n, m) and (m, n)
+        Integers from -127 to 127.
+    """
+
+    dtype = torch.int32
+    """The type of cotangents on their grid."""
+    blocks = 2
+    """How many blocks of rows are computed at a time."""
+
+    def __init__(self, left: Array, right: Array) -> None:
+        self.left, self.right = left.to(torch.int8), right.to(torch.int8)
+        self._of_right = self.right.T.contiguous()
+        self._totals = [torch.zeros_like(right, dtype=torch.int32) for _ in range(_BYTES)]
+        self._room = torch.empty_like(self._totals[0])
+
+    @staticmethod
+    def holds(left: Array) -> bool:
+        """Return whether this class adds for a left factor of this shape."""
+        side, terms = left.shape
+        return bool(_LEAST_SIDE <= side <= _MOST_SIDE and terms >= _LEAST_TERMS)
+
+    def add(self, q: Array, rows: slice) -> Array:
+        """Add a block of rows of cotangents, which are overwritten; return its rows of the left sums, float64."""
+        sums = None
+        for k, total in enumerate(self._totals):
+            if k:
+                q.add_(128).bitwise_right_shift_(8)  # what the last byte leaves
+            some = q.to(torch.int8)
+            total.add_(torch._int_mm(self.left[rows].T, some, out=self._room))
+            here = torch._int_mm(some, self._of_right)
+            sums = here.double() if sums is None else sums.add_(here, alpha=256.0**k)
+        return sums
+
+    def total(self) -> Array:
+        """Return the right sums, float64."""
+        first, *others = self._totals
+        sums = first.double()
+        for k, total in enumerate(others, 1):
+            sums.add_(total, alpha=256.0**k)
+        return sums
+
+
+class WideSums:
+    """The same sums by products of float64."""
+
+    dtype, blocks = torch.float64, 1
+
+    def __init__(self, left: Array, right: Array) -> None:
+        self.left, self.right = left, right
+        self._left, self._right = left.double(), right.double()
+        self._total = torch.zeros_like(self._right)
+
+    def add(self, q: Array, rows: slice) -> Array:
+        """Add a block of rows of cotangents; return its rows of the left sums."""
+        self._total.addmm_(self._left[rows].T, q)
+        return torch.mm(q, self._right.T)
+
+    def total(self) -> Array:
+        """Return the right sums."""
+        return self._total
