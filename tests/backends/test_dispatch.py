@@ -237,8 +237,8 @@ def test_no_public_function_hides_its_options():
 def test_dir_shows_public_names_only(name):
     pytest.importorskip(FRAMEWORKS.get(name, "numpy"))
     module = getattr(smh, name) if name else smh
-    frameworks = set() if name else {"numpy", *FRAMEWORKS}
-    assert set(dir(module)) == {*module.__all__, *frameworks}
+    modules = set() if name else {"export", "numpy", *FRAMEWORKS}
+    assert set(dir(module)) == {*module.__all__, *modules}
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
