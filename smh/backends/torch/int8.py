@@ -29,7 +29,9 @@ def available() -> bool:
     value = os.environ.get(VARIABLE, "1")
     if value not in ("0", "1"):
         raise BackendError(f"{VARIABLE} must be 0 (no products of 8-bit integers) or 1; got {value!r}")
-    return value == "1" and torch.cpu._is_vnni_supported() and exact(torch._int_mm)
+    # Neither name is public: without them, products are those of float64.
+    has_units, product = getattr(torch.cpu, "_is_vnni_supported", None), getattr(torch, "_int_mm", None)
+    return value == "1" and product is not None and has_units is not None and has_units() and exact(product)
 
 
 def exact(product: object) -> bool:
