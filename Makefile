@@ -46,7 +46,7 @@ demo:
 test:
 	$(call environment,.venv-test,--editable ".[test$(comma)test-models$(comma)torch$(comma)jax$(comma)keras]")
 	$(ONE_THREAD) .venv-test/bin/python -m pytest $(PYTEST_ARGS)
-	.venv-test/bin/smh conformance
+	printf '%s\n' torch jax tensorflow numpy | $(ONE_THREAD) xargs -P 2 -n 1 .venv-test/bin/smh conformance --backend
 
 check: .venv-check/made
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-check/bin/python -m pytest $(PYTEST_ARGS) $(CHECK)
