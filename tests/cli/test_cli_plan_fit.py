@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import smh
+from smh.cli import compress
 from smh.core.pools import Hash, Matmul, Product
 from tests.cli.common import assert_fails, call
 
@@ -39,6 +40,18 @@ def test_a_device_is_refused_before_any_work(tmp_path):
     # The input is not there, which would be told next.
     assert_fails(call("fit", tmp_path / "none", "--ratio", 0.3, "-o", "/dev/null"), "only a file can be replaced")
     assert_fails(call("plan", tmp_path / "none", "--ratio", 0.3, "-o", "/dev/null"), "only a file can be replaced")
+
+
+def test_memory_is_told_before_a_fit_that_needs_more_than_there_is(tmp_path, monkeypatch, capsys):
+    plan = smh.Plan.build({"w": (20, 20)}, ratio=0.3)
+    needed = 16 * max(plan.capacity, 400)
+    for free, told in ((needed // 1024 + 1, False), (needed // 1024 - 1, True)):
+        lines = f"MemTotal: 99999999 kB\nMemAvailable: {free} kB\n"
+        monkeypatch.setattr(compress.Path, "read_text", lambda *_, lines=lines, **__: lines)
+        compress._check_memory(plan)
+        said = capsys.readouterr().err
+        assert (f"fitting takes about {needed:,} bytes of memory" in said) == told
+    monkeypatch.undo()
 
 
 def test_a_pool_that_cannot_be_fitted(tmp_path):

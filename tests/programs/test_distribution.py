@@ -28,6 +28,12 @@ def in_step(requirements, constraints):
     return declared, dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
 
 
+def test_the_wheel_has_one_top_level_package():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    assert wheel["wheel"]["packages"] == ["smh"]
+    assert all(place.startswith("smh/") for place in wheel["wheel"]["force-include"].values())
+
+
 def test_install_lines_name_this_distribution_and_its_extras():
     files = tracked("*.md", "*.py", "*.ipynb", "*.toml", "Makefile")
     assert len(files) > 100
