@@ -16,7 +16,7 @@ from smh.errors import BackendError
 
 VARIABLE = "SMH_INT8"
 _BYTES = 3
-_LEAST_TERMS, _LEAST_SIDE, _MOST_SIDE = 2, 16, 2**31 // 128**2 - 1
+_LEAST_TERMS, _LEAST_SIDE, _MOST = 2, 16, 2**31 // 128**2 - 1
 """PyTorch 2.13 errs if the left matrix has one row, small products gain nothing, and int32 has to hold the sums."""
 
 
@@ -68,7 +68,7 @@ class ByteSums:
     def holds(left: Array) -> bool:
         """Return whether this class adds for a left factor of this shape."""
         side, terms = left.shape
-        return bool(_LEAST_SIDE <= side <= _MOST_SIDE and terms >= _LEAST_TERMS)
+        return bool(_LEAST_SIDE <= side <= _MOST and _LEAST_TERMS <= terms <= _MOST)
 
     def add(self, q: Array, rows: slice) -> Array:
         """Add a block of rows of cotangents, which are overwritten; return its rows of the left sums, float64."""

@@ -162,12 +162,13 @@ class TorchKernels(Kernels):
         step = step or self._step(left, columns)
         right = right.to(dtype)
         is_bytes = dtype == torch.int8
+        small = is_bytes and left.shape[1] <= _OF_8_BITS  # larger sums are rounded
         room = right.new_empty((min(step, rows.stop - rows.start), columns), dtype=torch.int32 if is_bytes else dtype)
         product = torch._int_mm if is_bytes else torch.mm
         for row in range(rows.start, rows.stop, step):
             some = left[row : min(row + step, rows.stop)].to(dtype)
             sums = product(some, right, out=room[: len(some)]).view(-1)
-            yield row * columns, sums if is_bytes else sums.to(torch.float32)
+            yield row * columns, sums if small else sums.to(torch.float32)
 
     def _numbers(self, scalars: Sequence[Array | float], like: Array) -> list[float]:
         """Return float32 scalars of a device as Python numbers, in one transfer."""

@@ -58,6 +58,18 @@ def test_weights_and_gradients_have_the_bits_of_the_default_kernels(side, terms,
 
 
 @needs_exact
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("terms", [1024, 1500])
+def test_sums_beyond_24_bits_are_rounded_before_scale_gradients(terms, seed):
+    pool = pools.Matmul(n=17, m=terms)
+    plan = Plan.build({"a": (17, 3), "b": (95,), "c": (5, 7)}, ratio=10**9, pool=pool, include=lambda _: True)
+    rng = np.random.default_rng(seed)
+    variables, cotangents = values(plan, 2 * seed + 1, "normal")
+    large = {k: rng.uniform(0.98, 0.99, x.shape).astype("f4") for k, x in variables.items() if "pool" in k}
+    check_against(Bytes(), Kernels(np), plan, variables | large, cotangents_for(plan, seed, "normal"), **TENSORS)
+
+
+@needs_exact
 @pytest.mark.parametrize(("side", "terms"), [(700, 3), (300, 300)])
 def test_sums_of_the_largest_integers(side, terms):
     most = 2**22 - 1
@@ -92,6 +104,8 @@ def test_small_or_huge_factors_take_other_products():
     assert not ByteSums.holds(torch.empty(15, 2))
     assert ByteSums.holds(torch.empty(131_071, 2, device="meta"))
     assert not ByteSums.holds(torch.empty(131_072, 2, device="meta"))
+    assert ByteSums.holds(torch.empty(16, 131_071, device="meta"))
+    assert not ByteSums.holds(torch.empty(16, 131_072, device="meta"))
 
 
 def test_the_environment_turns_them_off(monkeypatch):
