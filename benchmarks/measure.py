@@ -124,6 +124,15 @@ def peak_beyond(base: int | None, run: Callable[[], object]) -> int:
     return resident("VmHWM") - base
 
 
+def _multiplies_bytes(backend: str) -> bool:
+    """Return whether the kernels of a backend use units for 8-bit integers here."""
+    if backend != "torch":
+        return False
+    from smh.backends.torch import int8
+
+    return int8.available()
+
+
 def record(command: str, backend: str, rounds: int, rows: list[Row], folder: Path) -> Path:
     """Write the results of a command for a backend, with machine, versions and commit."""
     libraries = {"numpy": ["numpy"], "torch": ["torch"], "jax": ["jax"], "tensorflow": ["tensorflow", "keras"]}
@@ -134,7 +143,7 @@ def record(command: str, backend: str, rounds: int, rows: list[Row], folder: Pat
         "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
         "processor": processor(),
         "features": [name for name in ("avx2", "avx512f", *_INT8) if name in _cpu("flags").split()],
-        "int8": any(name in _cpu("flags").split() for name in _INT8),
+        "int8": _multiplies_bytes(backend),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in libraries[backend]},
         "commit": commit(),
