@@ -21,7 +21,7 @@ What [the rate in the loss](../small_files.md) saves, with a pool and without on
 LeNet-5 (two convolutions and two dense layers, as in Caffe) on MNIST.
 
 - *pool and rate*: `smh.compress(model, ratio, exponents="fixed", optimizer="adam")` and `smh.rate` in the loss.
-- *rate alone*: no pool. Each weight and bias is an integer of its own, in one array for each tensor, with a fixed unit
+- *rate alone*: no pool. Each weight and bias is one integer, in one array for each tensor, with a fixed unit
   and a learned scale. Units and prior are those of the pool.
 - *pool alone*: the pool without the rate in the loss.
 - *published*: Oktay, Ballé, Singh and Shrivastava, "Scalable Model Compression by Entropy Penalized Reparameterization"
