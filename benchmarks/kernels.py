@@ -100,6 +100,7 @@ def torch_cases(work: Work) -> dict[str, Case]:
         weights = build(*leaves.values())
         return lambda: torch.autograd.grad(weights, list(leaves.values()), list(cotangents.values()))
 
+    torch.compiler.reset()  # past a number of compilations, PyTorch silently stops to compile a function
     cases: dict[str, Case] = {}
     for mode in ("eager", "compile"):
         cases |= {

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from smh.backends.protocol import EAGER, Backend, Function, Mode
+from smh.backends.torch import int8
 from smh.backends.torch.autograd import Materialize, Promise, Vjp
-from smh.backends.torch.modes import MODES
+from smh.backends.torch.modes import MODES, NO_BYTES
 from smh.backends.torch.narrow import KERNELS, kernels_for
 from smh.backends.torch.sharded import whole
 from smh.core import generate
@@ -100,7 +101,7 @@ class TorchBackend(Backend):
 
     def modes(self) -> tuple[Mode, ...]:
         """Return contexts, transforms and compilers."""
-        return (EAGER, *MODES)
+        return (EAGER, *MODES, *((NO_BYTES,) if int8.available() else ()))
 
 
 def _builder(mode: Mode, plan: Plan, names: tuple[str, ...], eager: Any = Materialize) -> Function:

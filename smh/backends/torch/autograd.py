@@ -6,14 +6,12 @@ rounding. All functions accept one flat sequence of tensors, which autograd, ``t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from smh.backends.torch.kernels import TorchKernels
+from smh.backends.torch import operators
 from smh.backends.torch.narrow import SINGLE, kernels_for
-from smh.core import generate
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import BackendError
@@ -51,9 +49,7 @@ class Materialize(_OfPlan):
         plan, names, _, *tensors = _arguments(args)
         if tensors[0].device.type == "meta":  # shapes only
             return tuple(tensors[0].new_empty(tensor.viewed_shape) for tensor in plan.select(names))
-        variables = dict(zip(plan.variable_shapes, tensors, strict=True))
-        with no_autocast(tensors[0]):
-            return tuple(generate.materialize(kernels_for(tensors[0]), plan, variables, names).values())
+        return operators.weights(plan, names, tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
@@ -106,42 +102,18 @@ class Vjp(_OfPlan):
         plan, names, fast, *tensors = _arguments(args)
         if tensors[0].device.type == "meta":
             return tuple(map(torch.empty_like, tensors[: len(plan.variable_shapes)]))
-        with no_autocast(tensors[0]):
-            if fast:
-                return _vjp(SINGLE, plan, names, _on_grid(plan, tensors))
-            return _vjp(kernels_for(tensors[0]), plan, names, tensors)
+        return operators.gradients(plan, names, fast, tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> tuple[Any, ...]:
         """Differentiate the smooth formulas at the values on the grid. The result can be differentiated again."""
         plan, names, saved = ctx.plan, ctx.names, ctx.saved_tensors
         given = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(saved, cotangents, strict=False))
-        with torch.enable_grad(), no_autocast(saved[0]):
+        with torch.enable_grad(), operators.no_autocast(saved[0]):
             smooth = SINGLE if ctx.fast else kernels_for(saved[0], smooth=True)
-            _, pull = torch.func.vjp(lambda *tensors: _vjp(smooth, plan, names, tensors), *_on_grid(plan, saved))
+            at = operators.on_grid(plan, saved)
+            _, pull = torch.func.vjp(lambda *tensors: operators.pulled(smooth, plan, names, tensors), *at)
             return None, None, None, *pull(given)
-
-
-def _vjp(kernels: TorchKernels, plan: Plan, names: tuple[str, ...], tensors: Sequence[Array]) -> tuple[Array, ...]:
-    """Return the gradients of all variables. ``tensors`` contains the variables, then a cotangent for each name."""
-    shapes = plan.variable_shapes
-    variables = dict(zip(shapes, tensors[: len(shapes)], strict=True))
-    cotangents = dict(zip(names, tensors[len(shapes) :], strict=True))
-    return tuple(generate.vjp(kernels, plan, variables, cotangents).values())
-
-
-def _on_grid(plan: Plan, tensors: Sequence[Array]) -> tuple[Array, ...]:
-    """Return the variables with the pool on its grids, where rounding has derivative 1, and the rest unchanged."""
-    variables = dict(zip(plan.variable_shapes, tensors, strict=False))
-    with torch.no_grad():
-        rounded = generate.on_grid(kernels_for(tensors[0]), plan, variables)
-    moved = [rounded[name] + (x - x.detach()) for name, x in variables.items()]
-    return *moved, *tensors[len(moved) :]
-
-
-def no_autocast(x: Array) -> Any:
-    """Return a context in which float32 products stay float32."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:

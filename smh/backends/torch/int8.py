@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,12 +22,30 @@ _LEAST_TERMS, _LEAST_SIDE, _MOST = 2, 16, 2**31 // 128**2 - 1
 """PyTorch 2.13 errs if the left matrix has one row, small products gain nothing, and int32 has to hold the sums."""
 
 
-@functools.cache
+_allowed = True
+
+
 def available() -> bool:
     """Return whether products of bytes are exact and fast on this processor; ``SMH_INT8=0`` turns them off.
 
     Units for bytes are needed. Without them, PyTorch's products are slower than those of float64, and may saturate.
     """
+    return _allowed and _probed()
+
+
+@contextmanager
+def without_bytes() -> Iterator[None]:
+    """Multiply numbers of float32 and float64 within the block, in all threads. No bit changes."""
+    global _allowed
+    before, _allowed = _allowed, False
+    try:
+        yield
+    finally:
+        _allowed = before
+
+
+@functools.cache
+def _probed() -> bool:
     value = os.environ.get(VARIABLE, "1")
     if value not in ("0", "1"):
         raise BackendError(f"{VARIABLE} must be 0 (no products of 8-bit integers) or 1; got {value!r}")

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smh.backends.float64 import no_float64
 from smh.backends.protocol import Function, Mode
+from smh.backends.torch import int8, operators
 from smh.backends.torch.narrow import NARROW
 
 
@@ -80,9 +81,12 @@ MODES = (
     Mode("checkpoint", "torch.utils.checkpoint", within=lambda fn: partial(checkpoint, fn, use_reentrant=False)),
     Mode(
         "traced",
-        "torch.compile(fullgraph=True, dynamic=False, backend='aot_eager')",
+        "torch.compile(fullgraph=True, dynamic=False, backend='aot_eager'), the core without operators",
+        around=operators.traced(),
         within=_compiled("aot_eager"),
         slowness=16,
     ),
     Mode("compile", "torch.compile(fullgraph=True, dynamic=False)", within=_compiled("inductor"), slowness=40),
 )
+NO_BYTES = Mode("no-bytes", "products of float32 and float64 only", around=int8.without_bytes())
+"""For processors that multiply bytes; on others it is the eager mode."""

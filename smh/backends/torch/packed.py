@@ -7,9 +7,9 @@ from contextlib import nullcontext
 
 import torch
 
-from smh.backends.torch.autograd import no_autocast
 from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.narrow import kernels_for
+from smh.backends.torch.operators import no_autocast
 from smh.core import generate, integers
 from smh.core.grid import Grid
 from smh.core.integers import Exponents

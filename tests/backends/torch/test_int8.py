@@ -113,11 +113,11 @@ def test_the_environment_turns_them_off(monkeypatch):
     try:
         for value, expected in (("0", False), ("1", EXACT)):
             monkeypatch.setenv("SMH_INT8", value)
-            int8.available.cache_clear()
+            int8._probed.cache_clear()
             assert int8.available() is expected
         monkeypatch.setenv("SMH_INT8", "yes")
-        int8.available.cache_clear()
+        int8._probed.cache_clear()
         with pytest.raises(BackendError, match="SMH_INT8 must be 0"):
             int8.available()
     finally:
-        int8.available.cache_clear()
+        int8._probed.cache_clear()
