@@ -1,7 +1,7 @@
 """The exceptions that smh raises on purpose.
 
 Every one of them derives from :class:`SmhError`, so ``except smh.SmhError`` catches all that the library can tell
-about its input. Messages say what was wrong, what was received and what would work.
+about its input. Messages name the mistake, the received value and a remedy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CheckpointError(SmhError):
 
 
 class BackendError(SmhError):
-    """A backend that is unknown, not installed, or cannot do what was asked of it."""
+    """A backend that is unknown, not installed, or does not support the request."""
 
 
 class PortError(SmhError, ValueError):

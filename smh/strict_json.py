@@ -19,7 +19,7 @@ MAX_NESTING = 64
 """The most lists and objects that lie in one another."""
 _STRINGS = re.compile(r'"[^"]*+"')
 _NO_BRACKETS = re.compile(r"[^][{}]++")
-short = reprlib.Repr().repr  # shows what was received, but only the ends of what is large or deep
+short = reprlib.Repr().repr  # shows the received value, shortened if it is large or deep
 
 
 def check_limits(header: bytes, what: str = "a header") -> None:
@@ -37,7 +37,7 @@ def check(condition: bool, what: str, got: Any) -> None:
 
 
 def parse(text: str | bytes, where: str) -> Any:
-    """Parse JSON, without Python's additions to it and without what it would take silently."""
+    """Parse JSON strictly: without Python's extensions, duplicate keys or very long numbers."""
     try:
         plain = text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")  # names are checked later
         # json.loads itself would also take UTF-16 and UTF-32

@@ -107,9 +107,9 @@ def page(lines: Iterable[Line]) -> str:
     text = [
         "# Trust",
         "<!-- Written by `python -m trust report`; changes by hand are lost. -->",
-        "What was tried to break the library, and what came of it: `python -m trust` runs each check and adds what it "
-        "found to `trust/results/trust.jsonl`; this page shows the last run of each, or, of deep conformance, the sum "
-        "of all runs of the same code. Every figure that has a bound has to stay within it, or the check fails.",
+        "Attempts to break the library, and their results. `python -m trust` runs each check and adds its result to "
+        "`trust/results/trust.jsonl`. This page shows the last run of each check; for deep conformance, the sum of all "
+        "runs of the same code. A check fails if a figure exceeds its bound.",
     ]
     shown = ""
     chosen = latest(lines)

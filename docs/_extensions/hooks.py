@@ -32,14 +32,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Refuse a page that shows a role of Sphinx to its readers, or takes two formulas for one."""
+    """Refuse a page with a role of Sphinx, or two formulas taken for one. Keep deviations on the line of a mean."""
     role = leftover(html)
     if role is not None:
         raise PluginError(f"{page.file.src_uri} shows {role}: docs/_extensions/roles.py should have made a link of it")
     for formula in _FORMULA.findall(html):
         if "$" in formula:
             raise PluginError(f"{page.file.src_uri} has a formula with a dollar in it, set a blank line: {formula}")
-    return html
+    return html.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

@@ -63,10 +63,6 @@ the lowest or highest of the list.
 ![Accuracy by learning rate](rates.svg)
 """
 
-_SECONDS = """Seconds of training on one thread, median. The machines were not equally fast, so small differences mean
-nothing. [Performance](../performance.md) has steps measured side by side.
-"""
-
 
 def write(config: Config, results: Results, output: Path) -> None:
     """Write the page and its plots to a folder.
@@ -102,12 +98,7 @@ def _network(group: str, groups: Places, output: Path) -> str:
     if any(place.lines for place in rows.values()):
         plots.accuracy(MODELS[group], list(rows.values()), output / f"accuracy-{group}.svg")
         parts.append(f"![Accuracy over stored variables](accuracy-{group}.svg)\n")
-    lost = tables.lost(rows)
-    if lost:
-        parts.append(f"Accuracy relative to the dense model, in points:\n\n{lost}")
-    parts.append(f"Mean training loss in the last epoch:\n\n{tables.training_loss(rows)}")
     parts.append(f"Stored variables:\n\n{tables.stored(rows)}")
-    parts.append(f"{_SECONDS}\n{tables.seconds(rows)}")
     return "\n".join(parts)
 
 

@@ -1,12 +1,11 @@
-"""The tables of a network, of questions, of learning rates and of times."""
+"""The tables of a network, of questions and of learning rates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import mean, median
 
 from experiments.cells import Question
-from experiments.report.markdown import percent, signed, table
+from experiments.report.markdown import percent, table
 from experiments.report.places import MODELS, NAMES, Key, Place, Tuning, labels, ratios
 from experiments.results import Line
 
@@ -18,19 +17,6 @@ def accuracy(rows: Rows) -> str:
     return _by_ratio(rows, lambda place: place.text(), of_dense="all")
 
 
-def lost(rows: Rows) -> str:
-    """Return accuracies relative to the dense model, or nothing while it is missing."""
-    dense = rows.get(("dense", None))
-    if dense is None or dense.mean is None:
-        return ""
-    base = dense.mean
-
-    def difference(place: Place) -> str:
-        return "" if place.mean is None else signed(place.mean - base)
-
-    return _by_ratio(rows, difference)
-
-
 def stored(rows: Rows) -> str:
     """Return the numbers of stored variables, or the smallest possible number if a method cannot reach a ratio."""
 
@@ -40,25 +26,6 @@ def stored(rows: Rows) -> str:
         return "" if place.stored is None else f"{place.stored:,}"
 
     return _by_ratio(rows, count, of_dense="first")
-
-
-def seconds(rows: Rows) -> str:
-    """Return the median processor time of training, in seconds."""
-
-    def time(place: Place) -> str:
-        return f"{median(line['training_seconds'] for line in place.lines):.1f}" if place.lines else ""
-
-    return _by_ratio(rows, time, of_dense="first")
-
-
-def training_loss(rows: Rows) -> str:
-    """Return the mean training loss in the last epoch, over all runs that did not diverge."""
-
-    def loss(place: Place) -> str:
-        losses = [line["training_loss"] for line in place.lines if line["training_loss"] is not None]
-        return f"{mean(losses):.3f}" if losses else ""
-
-    return _by_ratio(rows, loss, of_dense="first")
 
 
 def _by_ratio(rows: Rows, text: Callable[[Place], str], of_dense: str = "") -> str:

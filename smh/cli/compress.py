@@ -118,7 +118,7 @@ def run_plan(
     quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Make a plan for a model, and show what it saves. Nothing is trained or fitted.
+    """Make a plan for a model, and show the savings. Nothing is trained or fitted.
 
     Values are read only for the scale match. Shapes without a dtype count as float32.
     """

@@ -27,7 +27,7 @@ from smh.files.dense import Tensors
 from smh.text import printable
 
 # Exit codes, besides 2 for wrong usage and 130 for an interruption, as in a shell.
-DIFFERENT = 1  # done; what was compared differs, or a check failed
+DIFFERENT = 1  # done, but the compared files differ or a check failed
 FAILED = 3  # not done: a file or an option cannot be used, or the system refused; nothing was written
 UNREAD = 141  # the reader of stdout went away, as in a shell
 
@@ -196,7 +196,7 @@ def progress(quiet: bool = False) -> Progress:
 def check_out(out: Path, *inputs: str | Path | None, force: bool) -> None:
     """Raise SmhError or OSError, before any work is done, unless a file may be written there; it is not an input."""
     if not out.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(out.parent))
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(out.parent))
     if out.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
     if not out.exists():

@@ -45,7 +45,7 @@ def with_signature_of(other: Callable[P, Result]) -> Callable[[Callable[..., Res
 
 
 def _mistake(public: str, names: Sequence[str], args: Sequence[Any], options: Mapping[str, Any]) -> str:
-    """Return what is wrong with the names of options or the order of arguments, or an empty string."""
+    """Describe a mistake in the names of options or the order of arguments, or return an empty string."""
     for option in options:
         if option not in names:
             known = [name for name in names if name not in ("self", "cls")]

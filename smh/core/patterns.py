@@ -30,14 +30,14 @@ def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern
     pattern : str
         The expression.
     names : iterable of str
-        What it will be matched with.
+        The names to match.
     what : str
-        What it is, for messages.
+        The role of the expression, for messages.
 
     Raises
     ------
     PlanError
-        If it is no regular expression, or matching could take too long.
+        If the pattern is not a regular expression, or matching could take too long.
 
     Examples
     --------

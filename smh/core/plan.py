@@ -161,7 +161,7 @@ class Plan:
         Raises
         ------
         PlanError
-            For anything that cannot work; the message says what was received and what would work.
+            For options that cannot work; the message says what was received and what would work.
 
         Examples
         --------
@@ -302,7 +302,7 @@ class Plan:
         Raises
         ------
         PlanError
-            For what is not JSON, unknown or missing keys, an unknown version, or sizes that contradict each other.
+            For invalid JSON, unknown or missing keys, an unknown version, or sizes that contradict each other.
 
         Examples
         --------

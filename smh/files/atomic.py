@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         raise CheckpointError(f"only a file can be replaced: choose another path, got {target!r}")
     folder = os.path.dirname(target)
     if not os.path.exists(folder):  # the error of the system would name the temporary folder
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", folder)
+        raise FileNotFoundError(errno.ENOENT, "No such folder", folder)
     _remove_abandoned(folder)  # before anything is written, to free space on a full disk
     with _private_folder(folder) as private:
         temporary = os.path.join(private, "file")
@@ -70,7 +70,7 @@ def replacing_folder(path: str | os.PathLike[str], replaceable: Callable[[Path],
     if os.path.lexists(target) and not (target.is_dir() and (replaceable(target) or not any(target.iterdir()))):
         raise ExportError(f"only a folder of the same format can be replaced: choose another path, got {str(target)!r}")
     if not target.parent.exists():
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(target.parent))
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(target.parent))
     _remove_abandoned(str(target.parent))
     with _private_folder(str(target.parent)) as private:
         yield os.path.join(private, "new")

@@ -96,8 +96,8 @@ class Checkpoint:
     coded : dict of str to int
         The arrays of the pool that the file stores entropy-coded, and their bytes there. Empty if it is not packed.
     integers : Integers, optional
-        What is read for a frozen model: the integers of the pool as they are stored, and their exponents. The variables
-        are then only the scales.
+        For a frozen model, the integers of the pool as they are stored, and their exponents. The variables are then
+        only the scales.
     """
 
     plan: Plan

@@ -77,7 +77,7 @@ def encode(q: np.ndarray, bits: int) -> bytes:
     models, coder = _library().stream.model, _library().stream.stack.AnsCoder()
     q = q.reshape(-1)
     table = _best(_histogram(q))
-    # A stack: what is read first is written last.
+    # A stack: the value read first is written last.
     for low in range(_low_bits(table), 0, -1):
         for block in map(np.abs, _blocks(q, backwards=True)):
             members = block[_lows(block, table.fineness) == low]

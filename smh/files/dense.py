@@ -44,7 +44,7 @@ class DenseTensors(Tensors):
 
     ``dtypes`` are in the words of safetensors, such as ``"F32"``, and ``sizes`` in bytes. ``metadata`` are texts by
     name, as others wrote them; ``aliases`` are the names of tied tensors that are not read again, with the names that
-    are. ``files`` are the paths of all files that are read, and ``notes`` are lines for people on what was read. The
+    are. ``files`` are the paths of all files that are read, and ``notes`` are remarks for the reader. The
     files stay open until the end of a ``with`` block.
     """
 
@@ -161,7 +161,7 @@ def telling(path: str | os.PathLike[str]) -> Iterator[None]:
 def _read_tree(file: io.BufferedReader) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """Return the entries of a header, how many bytes of data follow, and its metadata."""
     header, size = read_header(file)
-    check(header[:1] == b"{", "it is no safetensors file: its header must be a JSON object", header)
+    check(header[:1] == b"{", "it is not a safetensors file: its header must be a JSON object", header)
     tree = parse(header, "its header")
     metadata = tree.pop("__metadata__", {})
     check(isinstance(metadata, dict), "its metadata must be an object", metadata)

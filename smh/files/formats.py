@@ -144,7 +144,7 @@ class ModelFolder(DenseTensors):
 
 
 def _reader(path: str | os.PathLike[str]) -> type[DenseTensors]:
-    """Return the class that reads a file, by what it begins with; :class:`DenseFile` names what nobody reads."""
+    """Return the class that reads a file, by its first bytes. :class:`DenseFile` reports unknown formats."""
     with open_file(path) as file:
         start = file.read(64)
         if start[8:9] == b"{":
@@ -183,7 +183,7 @@ def _torch_reader(path: str | os.PathLike[str]) -> type[DenseTensors]:
 
 @contextlib.contextmanager
 def _damage() -> Iterator[None]:
-    """Raise one error for what is wrong in an archive."""
+    """Raise one kind of error for all damage in an archive."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, KeyError) as error:

@@ -145,7 +145,7 @@ class ModelAdapter(ABC):
 def adapter_of(model: Any) -> ModelAdapter:
     """Return the adapter for models such as a given one, compressed or not.
 
-    No framework is imported for the question: whoever has a model has imported its framework. What is neither a
+    This imports no framework: a caller with a model has imported its framework. Anything that is neither a
     ``torch.nn.Module`` nor a ``keras.Model`` counts as a pytree, once JAX is imported.
 
     Raises

@@ -37,7 +37,7 @@ class ModelTensor:
     axes: str | None = None  # what its axes mean, where the default by rank does not hold; see Plan.build
     aliases: tuple[str, ...] = ()  # other names of the same tensor: it is generated once, and stays tied
     kept: str = ""  # why it cannot be generated, or empty
-    left: str | None = None  # why it is not unless asked for: it is no weight matrix; empty: it is; None: by its name
+    left: str | None = None  # why it is left out by default; empty: it is generated; None: its name decides
     doubt: str = ""  # how to state its axes, if they are a guess
     note: str = ""  # what its values were, if they were regular
     kind: str = ""  # the class of the layer that holds it; pytrees have no layers
@@ -132,7 +132,7 @@ def plan_for(
     default = {name for name, tensor in free.items() if not tensor.why_kept}
     if not (free if "include" in given else default):
         frozen = any("frozen" in tensor.kept or "not trainable" in tensor.kept for tensor in tensors)
-        hint = ". What is frozen is kept: unfreeze it before, and freeze the compressed model" if frozen else ""
+        hint = ". Frozen tensors are kept: unfreeze them first, and freeze the compressed model" if frozen else ""
         raise PlanError(f"the model has nothing to generate: {_reasons(tensors)}{hint}")
     shapes = {name: tensor.shape for name, tensor in free.items()}
     kept = [tensor for tensor in tensors if tensor.kept]

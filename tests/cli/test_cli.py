@@ -461,7 +461,7 @@ def test_demo_replaces_no_file_unless_it_is_forced(tmp_path):
 
 
 def test_demo_of_what_cannot_work(tmp_path):
-    assert_fails(call("demo", "--out", tmp_path / "none" / "out"), str(tmp_path / "none"), "There is no such folder")
+    assert_fails(call("demo", "--out", tmp_path / "none" / "out"), str(tmp_path / "none"), "No such folder")
     for arguments in (["--ratio", "0.0001"], ["--ratio", "nan"], ["--pool", "matmull"], ["--seed", "-1"]):
         result = invoke("demo", *arguments, "--out", tmp_path / "out")
         assert (result.exit_code, result.stdout) == (3, "")

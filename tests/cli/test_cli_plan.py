@@ -274,7 +274,7 @@ def test_a_bias_of_two_axes_is_kept_also_where_others_are_excluded():
         (["dense.safetensors", "--exponents", "both"], ["'both'", "free, fixed"]),
         (["dense.safetensors", "--bits", "1"], ["bits", "got 1"]),
         (["dense.safetensors", "--seed", "-1"], ["seed"]),
-        (["dense.safetensors", "-o", "none/plan.json"], ["none: There is no such folder"]),
+        (["dense.safetensors", "-o", "none/plan.json"], ["none: No such folder"]),
         (["dense.safetensors", "-o", "dense.safetensors"], ["would replace the input"]),
         (["dense.safetensors", "-o", ""], ["Is a directory"]),
         (["shapes.json", "--scale", "match"], ["present values"]),
@@ -520,7 +520,7 @@ def test_fit_where_nothing_can_be_written(files, tmp_path, monkeypatch):
     os.symlink(dense, tmp_path / "link")
     assert_fails(invoke("fit", dense, "--ratio", "0.3", "-o", dense), "would replace the input")
     assert_fails(invoke("fit", dense, "--ratio", "0.3", "-o", tmp_path / "link"), "would replace the input")
-    assert_fails(invoke("fit", dense, "--ratio", "0.3", "-o", tmp_path / "none" / "x"), "There is no such folder")
+    assert_fails(invoke("fit", dense, "--ratio", "0.3", "-o", tmp_path / "none" / "x"), "No such folder")
     assert_fails(invoke("fit", dense, "--ratio", "0.3", "-o", tmp_path), "Is a directory")
     assert dense.read_bytes() == data
     assert os.listdir(tmp_path) == ["link"]

@@ -70,7 +70,7 @@ def test_json_and_doubts(files):
         ({"map": "a.safetensors"}, "a mapping must be JSON"),
         ({"map": "other.json"}, "not used by the mapping"),
         ({"map": "hostile.json"}, "fewer than"),
-        ({"out": "none/b.safetensors"}, "no such folder"),
+        ({"out": "none/b.safetensors"}, "No such folder"),
         ({"out": "a.safetensors"}, "choose another path"),
         ({"file": "cut.safetensors"}, "cannot load"),
         ({"file": "lying.safetensors"}, "not those that it was saved with"),

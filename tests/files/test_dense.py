@@ -133,7 +133,7 @@ BAD = {
     "an endless header": ((2**63).to_bytes(8, "little") + b"{}", "at most"),
     "a header beyond its bound": ((MAX_HEADER + 1).to_bytes(8, "little") + b"{}", "at most"),
     "a zip": (b"PK\x03\x04" + bytes(60), "archive"),
-    "an image": ((2).to_bytes(8, "little") + b"GIF89a", "no safetensors file"),
+    "an image": ((2).to_bytes(8, "little") + b"GIF89a", "not a safetensors file"),
 }
 BAD_HEADERS = {
     "no JSON": (b"{nope", "plain JSON"),

@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 def test_paths_that_are_no_files(tmp_path):
     found = checkpoint(small_plan())
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="No such folder"):
         export(tmp_path / "none" / "dense.safetensors", found)
     with pytest.raises(CheckpointError, match="only a file"):
         export(tmp_path, found)

@@ -160,7 +160,7 @@ def test_what_is_kept_is_told_only_where_names_are_chosen(options):
             [ModelTensor(str(k), (3, 3), 9, kept=f"is {k}") for k in range(5)],
             "'2': is 2; and 2 reasons more$",
         ),
-        ([ModelTensor("a", (3, 3), 9, kept="it is frozen")], "'a': it is frozen. What is frozen is kept: unfreeze it"),
+        ([ModelTensor("a", (3, 3), 9, kept="it is frozen")], "'a': it is frozen. Frozen tensors are kept: unfreeze"),
     ],
 )
 def test_models_with_nothing_to_generate_are_refused(tensors, message):

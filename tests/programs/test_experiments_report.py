@@ -124,7 +124,7 @@ def seeds(config, method, ratio, **changes):
 
 def test_tables_are_means_and_deviations_of_the_results(made, page):
     config, text = made[0], page
-    shown, lost = rows(text, "## CNN"), rows(text, "Accuracy relative to the dense model")
+    shown = rows(text, "## CNN")
     assert shown["method"] == ["25 %", "10 %", "1 %"]
     dense = seeds(config, "dense", None)
     assert shown["dense"] == [f"{mean(dense):.2f} ± {stdev(dense):.2f}", "", ""]
@@ -132,14 +132,9 @@ def test_tables_are_means_and_deviations_of_the_results(made, page):
         for column, ratio in enumerate((0.25, 0.1, 0.01)):
             values = seeds(config, method, ratio)
             assert shown[places.NAMES[method]][column] == f"{mean(values):.2f} ± {stdev(values):.2f}"
-            assert lost[places.NAMES[method]][column] == signed(mean(values) - mean(dense))
     assert shown["low rank"][2] == "cannot"
     assert rows(text, "Stored variables")["low rank"][1:] == ["27,950", "cannot: at least 3,149"]
     assert rows(text, "Stored variables")["dense"][0] == "279,573"
-    assert rows(text, "Seconds of training")["smh, 10 hashes"] == ["78.0"] * 3
-    losses = rows(text, "Mean training loss")
-    assert losses["low rank"][:2] == [f"{mean((0.25, 0.5, 0.75)):.3f}"] * 2
-    assert losses["smh, 10 hashes"] == ["0.250"] * 3  # without the seeds that diverged
 
 
 def test_questions_have_rates_and_accuracies(made, page):

@@ -113,7 +113,7 @@ class ExportedStructure:
         """Raise :class:`~smh.PlanError`: it is not known."""
         raise PlanError(
             "an exported program does not return the plan of compressed parameters, only arrays: put these into "
-            "parameters of your own, jax.tree.map(lambda _, x: x, params, exported_params)"
+            "your own parameters, jax.tree.map(lambda _, x: x, params, exported_params)"
         )
 
 

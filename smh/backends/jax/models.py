@@ -151,7 +151,7 @@ class JaxModels(ModelAdapter):
         """Refuse: nobody can see when such a model is used."""
         raise PlanError(
             "smh.built is for models that build weights themselves; a compressed pytree builds them where you call "
-            f"smh.materialize(params): call it once, and use what it returns; got {model!r}"
+            f"smh.materialize(params): call it once and use the result; got {model!r}"
         )
 
 
@@ -238,7 +238,7 @@ def _placed(x: np.ndarray, like: Any) -> Any:
 def _cached(plan: Plan, variables: Arrays, build: Callable[[Arrays], Arrays]) -> Arrays:
     """Return the weights of the same arrays as before, which cannot have changed, or build them.
 
-    Nothing is kept longer than the arrays that it was built from, nor what was built by a transformation.
+    Weights are forgotten with the arrays that they were built from. Weights built inside a transformation are not kept.
     """
     if any(isinstance(x, jax.core.Tracer) for x in variables.values()):
         return build(variables)

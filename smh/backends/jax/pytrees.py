@@ -106,9 +106,9 @@ class Compressed:
     the rest of JAX take it as they take any parameters. :func:`smh.compress` makes one;
     ``dataclasses.replace(compressed, variables=...)`` is a copy with other variables.
 
-    The paths of variables have the fingerprint of the plan in them, and so has what ``flax.serialization`` saves:
-    neither that nor what Orbax saves is restored into parameters with another plan. A pickle brings its plan. What is
-    saved leaf by leaf, as by ``equinox.tree_serialise_leaves``, names no plan.
+    The paths of variables contain the fingerprint of the plan, and so does the state that ``flax.serialization`` saves.
+    Neither this state nor one saved by Orbax is restored into parameters with another plan. A pickle contains its plan.
+    Leaves saved one by one, as by ``equinox.tree_serialise_leaves``, do not name a plan.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """Which features of a Keras model are the pixels of a flattened image, according to its graph.
 
-The *order* of a tensor is, for a vector, a :data:`~smh.porting.layers.Layout`; for what has more axes, the places of
-these axes in an image with its channels first, or () for a sequence. An operation without a rule makes it unclear.
+The *order* of a tensor is, for a vector, a :data:`~smh.porting.layers.Layout`; for an array with more axes, the places
+of these axes in an image with its channels first, or () for a sequence. An operation without a rule makes it unclear.
 """
 
 from __future__ import annotations

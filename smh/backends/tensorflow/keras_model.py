@@ -1,7 +1,7 @@
 """The compressed Keras model: a copy of the given one whose variables are generated in part.
 
-Keras layers read their weights from ``keras.Variable`` objects. So the variables, and not the layers, are what is
-replaced: each variable of a generated weight becomes, in its place, a ``GeneratedVariable``, which holds no array and
+Keras layers read their weights from ``keras.Variable`` objects. So ``compress`` replaces variables, not
+layers: each variable of a generated weight becomes, in its place, a ``GeneratedVariable``, which holds no array and
 has the value that the present forward pass generated. Layers of any kind, tied weights and layers that are called twice
 then need no special support, and all that Keras does with the other variables goes on unchanged: statistics,
 random states, losses, masks and mixed precision. (``keras.StatelessScope`` would also catch those updates and losses.)
@@ -84,13 +84,13 @@ class Compressed(keras.Model):
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """What is trained; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
+        """The trained variables; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
         self._follow_freezing()
         return list(super().trainable_variables)
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
-        """What is trained; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
+        """The trained variables; raises :class:`~smh.VariableError` if only some of the generated layers are frozen."""
         self._follow_freezing()
         return list(super().trainable_weights)
 

@@ -23,7 +23,7 @@ _ADVICE = (
 
 
 class PoolLayer(keras.Layer):
-    """The variables of a plan, all zero, as a layer without a call. What is saved of it names the plan.
+    """The variables of a plan, all zero, as a layer without a call. Its saved state names the plan.
 
     If the layer is frozen, its arrays are the stored integers, their exponents, which come last, and the scales.
     """
@@ -55,8 +55,8 @@ class PoolLayer(keras.Layer):
     def load_own_variables(self, store: Any) -> None:
         """Load the variables; raises :class:`~smh.CheckpointError` if they are of another plan, or of none."""
         known = set(store.keys())
-        if not known and self.plan_name.refusal is not None:  # Keras looks in all places where what it failed to load
-            raise self.plan_name.refusal  # might be, and reports what it met last
+        if not known and self.plan_name.refusal is not None:  # Keras tries several places to load from and reports
+            raise self.plan_name.refusal  # only the last error
         self.plan_name.check(store[_FINGERPRINT] if _FINGERPRINT in known else None)
         found = {key: store[key] for key in known - {_FINGERPRINT}}
         types = [np.asarray(x).dtype == np.float32 for _, x in sorted(found.items())]
@@ -96,4 +96,4 @@ class PlanName(tf.__internal__.tracking.Trackable):
         if tf.executing_eagerly():
             self.check(found.numpy())
             return None
-        return tf.debugging.assert_equal(found, self.own, "smh: what was saved has another plan")  # in a SavedModel
+        return tf.debugging.assert_equal(found, self.own, "smh: the saved state has another plan")  # in a SavedModel

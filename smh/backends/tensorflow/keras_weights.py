@@ -311,7 +311,7 @@ class _Cache(NamedTuple):
 def _place(x: Array) -> Any:
     """Return where an eager tensor is in memory: nothing writes there as long as it lives, so its bits are there too.
 
-    What is not in the memory of the CPU is nowhere else, and in no place twice.
+    An array outside the memory of the CPU gets a new object, which equals no other place.
     """
     return np.asarray(memoryview(x)).ctypes.data if _on_cpu(x) else object()
 

@@ -212,7 +212,7 @@ def _traced(
             except RuntimeError as error:
                 what = str(error).strip().partition("\n")[0]
                 raise ExportError(
-                    f"torch.export cannot trace {type(model).__name__}: change what it names; got {what}"
+                    f"torch.export cannot trace {type(model).__name__}: change the code it names; got {what}"
                 ) from error
             for node in program.graph.nodes:
                 for name in _TRACES:

@@ -2,7 +2,7 @@
 
 The class of a layer with generated weights is a subclass of its own class, with a property for every such weight. The
 property asks the model's :class:`~smh.backends.torch.store.Store`, so a layer reads ``self.weight`` as before.
-The class of the model is a subclass of its own, too: a call of it tells the store that a forward pass begins and ends,
+The model also gets a subclass: calling the model tells the store that a forward pass begins and ends,
 and its ``state_dict`` names the plan.
 """
 
@@ -67,7 +67,7 @@ class Registered(dict[str, Any]):
 
     def _check(self, name: object) -> None:
         if name in self.__dict__.get("generated", ()):
-            raise refused(f"{name!r} is no parameter, and cannot be replaced, parametrised, pruned or quantised")
+            raise refused(f"{name!r} is not a parameter and cannot be replaced, parametrised, pruned or quantised")
 
     def __reduce__(self) -> Any:
         return Registered, (dict(self), self.generated)

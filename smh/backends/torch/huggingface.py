@@ -31,7 +31,7 @@ def members(base: type) -> dict[str, Any]:
 
 def _refuse(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     raise PlanError(
-        f"save_pretrained of {type(model).__name__} knows no plan, without which no model can read what it writes: "
+        f"save_pretrained of {type(model).__name__} does not write the plan, so its files could not be loaded: "
         "smh.save(path, model) writes a file, smh.load(path, plain_model) reads it"
     )
 

@@ -73,7 +73,7 @@ class Store:
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
     seen: tuple[int, Any] = (0, None)  # when to look again whether the pool is trained, and parameters as they were
     whole: set[int] = field(default_factory=set)  # threads that pickle or write the whole model, and not a part of it
-    apart: tuple[State | None, set[str], int] = (None, set(), 0)  # what was built in parts of them, and how often
+    apart: tuple[State | None, set[str], int] = (None, set(), 0)  # weights built for parts of the model, and how often
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy: neither running passes nor weights."""
@@ -301,7 +301,7 @@ class Store:
         return tuple(name for name in self.weights if name in read)
 
     def _state(self, values: bool = False) -> State | None:
-        """Return a key that changes with the variables, or None if there is no such key.
+        """Return a key that changes with the variables, or None if none exists.
 
         Only their values tell for sure: fused optimisers raise no version, nor does what writes through ``.data``.
         """
@@ -348,7 +348,7 @@ class Store:
                 warnings.warn(
                     f"weights of {type(self.root).__name__} were built {_MOST_APART} times from the same variables, "
                     "for parts of the model: outside of its forward pass every call of a layer, and every reading of a "
-                    "weight, builds what it needs. Put such code into `with smh.built(model):`, which builds all once",
+                    "weight, builds them anew. Put such code into `with smh.built(model):`, which builds all once",
                     UserWarning,
                     stacklevel=4,
                 )

@@ -118,7 +118,7 @@ def test_exported_programs_take_compressed_parameters(compressed):
     same_leaves(jax.tree.map(lambda _, x: x, compressed, after), expected)
     again, _ = program.call(after, x)  # its own outputs go in again
     same_leaves(jax.tree.map(lambda _, x: x, compressed, again), jax.tree.map(lambda x: 4 * x, compressed))
-    with pytest.raises(smh.PlanError, match="put these into parameters of your own"):
+    with pytest.raises(smh.PlanError, match="put these into your own parameters"):
         smh_jax.materialize(after)
     with pytest.raises(ValueError, match="same pytree structure"):
         program.call(smh_jax.compress(params(), ratio=0.5, seed=1), x)

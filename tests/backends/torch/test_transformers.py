@@ -219,7 +219,7 @@ def test_save_pretrained_of_other_libraries_is_refused(tmp_path):
         pass
 
     model = smh.compress(Net(20, 30), ratio=0.3)
-    with pytest.raises(PlanError, match=r"save_pretrained of Net knows no plan.*smh.save\(path, model\)"):
+    with pytest.raises(PlanError, match=r"save_pretrained of Net does not write the plan.*smh.save\(path, model\)"):
         model.save_pretrained(tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
