@@ -58,8 +58,8 @@ class Cell:
     batch: int = 100
     n: int = 1000
     made: int = 200
-    steps: int = 500
-    lr: float = 2e-3
+    steps: int = 300
+    lr: float = 5e-3
     temperature: float = 2.0
 
 

@@ -45,7 +45,7 @@ def test_tuning_brings_accuracy_back(capsys, monkeypatch):
     assert accuracies["dense"] > 80.0
     assert accuracies["images"] > accuracies[None] + 10.0
     assert lines["images"]["fit_error"] == lines[None]["fit_error"] > 0.2
-    assert "epoch 3 of 3" in capsys.readouterr().out
+    assert "epoch 4 of 4" in capsys.readouterr().out
     # The same cell gives the same result, also from other objects.
     datafree._dense.cache_clear()
     datafree._inputs.cache_clear()
