@@ -29,7 +29,7 @@ network has three convolutions with batch norm and two dense layers, at {width:g
 {rows}
 Dense network: {training:,} training images, {epochs} epochs, AdamW, learning rate {dense_lr:g}.
 
-Tuning: {n:,} inputs, {steps} steps of {batch} shifted and mirrored inputs, Adam, learning rate {lr:g}, the divergence of
+Tuning: {n:,} inputs, {steps} steps of {batch} shifted and mirrored inputs, Adam, learning rate {lr:g}, divergence of
 probabilities at temperature {temperature:g}. Batch norms are in training mode. Settings are the same for all inputs.
 The learning rate is the better of 0.002 and 0.005 for each of the inputs, on 3,000 test images, with seed 0 and a ratio
 of 30 %.
