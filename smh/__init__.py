@@ -99,7 +99,7 @@ sweep = _api.sweep
 vjp = _api.vjp
 
 
-_MODULES = ("export", "jax", "keras", "numpy", "torch")
+_MODULES = ("datafree", "export", "jax", "keras", "numpy", "torch")
 
 
 def __dir__() -> list[str]:
@@ -107,7 +107,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> _Any:
-    """Import the exports, or the module of a framework, on first use."""
+    """Import a module that needs more than NumPy, or that of a framework, on first use."""
     if name in _MODULES:
         return _import_module(f"smh.{name}")
     raise AttributeError(f"module 'smh' has no attribute {name!r}")

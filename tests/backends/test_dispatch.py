@@ -237,7 +237,7 @@ def test_no_public_function_hides_its_options():
 def test_dir_shows_public_names_only(name):
     pytest.importorskip(FRAMEWORKS.get(name, "numpy"))
     module = getattr(smh, name) if name else smh
-    modules = set() if name else {"export", "numpy", *FRAMEWORKS}
+    modules = set() if name else {"datafree", "export", "numpy", *FRAMEWORKS}
     assert set(dir(module)) == {*module.__all__, *modules}
 
 
