@@ -28,7 +28,7 @@ BITS = (8, 16)
 """The bits to which kept tensors can be rounded."""
 
 SMALLEST = 16
-"""The smallest integer of a positive value in a tensor without negative ones: its relative error is at most 1/32."""
+"""The smallest integer of a positive value in a tensor without negative ones: its relative error is at most 1/31."""
 
 _WIDTHS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}  # bits of the dtypes that are rounded
 _KERNELS = Kernels(np)
