@@ -252,9 +252,9 @@ class Api(FreezingApi[Model, Compressed]):
             Whether to entropy-code all integers of the file, which makes it smaller. Needs the extra ``pack``, to save
             and to load. The weights are the same.
         kept_bits : int, optional
-            8 or 16: kept tensors of floats are rounded to integers of so many bits, of 16 where 8 would take too much,
-            or stay as they are where that would, too; see :func:`smh.files.kept.rounded`. The model itself does not
-            change. By default, kept tensors are stored as they are.
+            8 or 16: kept tensors of floats are rounded to integers of so many bits. Those that would lose too much get
+            16 bits, or stay as they are; the guide to files has the rules. The model does not change. By default, all
+            kept tensors are stored as they are.
 
         Returns
         -------

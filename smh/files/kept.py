@@ -31,6 +31,7 @@ SMALLEST = 16
 """The smallest integer of a positive value in a tensor without negative ones: its relative error is at most 1/31."""
 
 _WIDTHS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}  # bits of the dtypes that are rounded
+_BLOCK = 1 << 18  # integers held in wider types at a time
 _KERNELS = Kernels(np)
 
 
@@ -139,15 +140,14 @@ def rounded(name: str, x: np.ndarray, bits: int) -> tuple[np.ndarray, Rounding] 
         )
     for each in tried:
         found = _on_grid(x, each)
-        if found and _keeps(x, found[0]) and _fits(name, *found):
+        if found and _keeps(x, found[0]) and _converted(name, *found)[1]:
             return found
     return None
 
 
 def values(name: str, q: np.ndarray, rounding: Rounding) -> np.ndarray:
     """Return the values of integers, in the dtype of the tensor."""
-    with np.errstate(over="ignore"):
-        return _exact(q, rounding).astype(dtype_of(name, CODES[rounding.dtype]))
+    return _converted(name, q, rounding)[0]
 
 
 def relative_error(x: np.ndarray, y: np.ndarray) -> float:
@@ -184,8 +184,9 @@ def read_roundings(given: Any) -> Roundings:
 def restored(name: str, q: np.ndarray, rounding: Rounding) -> np.ndarray:
     """Return the values of integers from a file, or raise :class:`~smh.CheckpointError` if no grid gives them."""
     check_grid(f"integers of kept tensor {short(name)} must have", q, rounding.bits, rounding.exponent)
-    check(_fits(name, q, rounding), f"integers of kept tensor {short(name)} must fit {rounding.dtype}", rounding)
-    return values(name, q, rounding)
+    x, fits = _converted(name, q, rounding)
+    check(fits, f"integers of kept tensor {short(name)} must fit {rounding.dtype}", rounding)
+    return x
 
 
 def _on_grid(x: np.ndarray, bits: int) -> tuple[np.ndarray, Rounding] | None:
@@ -206,12 +207,15 @@ def _keeps(x: np.ndarray, q: np.ndarray) -> bool:
     return bool(nonzero.any())
 
 
-def _fits(name: str, q: np.ndarray, rounding: Rounding) -> bool:
-    """Return whether the dtype of a tensor holds the values of its integers."""
-    return np.array_equal(values(name, q, rounding).astype(np.float32), _exact(q, rounding))
-
-
-def _exact(q: np.ndarray, rounding: Rounding) -> np.ndarray:
-    """Return the values of integers, float32."""
+def _converted(name: str, q: np.ndarray, rounding: Rounding) -> tuple[np.ndarray, bool]:
+    """Return the values of integers in the dtype of the tensor, and whether it holds all of them."""
     unit = np.float32(2.0 ** ((rounding.exponent or 0) - rounding.bits + 1))
-    return np.asarray(q.astype(np.float32) * unit)
+    x: np.ndarray = np.empty(q.size, dtype_of(name, CODES[rounding.dtype]))
+    flat, fits = q.reshape(-1), True
+    for start in range(0, q.size, _BLOCK):
+        exact = flat[start : start + _BLOCK].astype(np.float32) * unit
+        part = x[start : start + _BLOCK]
+        with np.errstate(over="ignore"):
+            part[:] = exact.astype(x.dtype)
+        fits = fits and np.array_equal(part.astype(np.float32), exact)
+    return x.reshape(rounding.shape), fits

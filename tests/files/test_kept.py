@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import smh
 from smh.files.digests import kept_digest
-from smh.files.kept import relative_error, restored, round_kept, rounded
+from smh.files.kept import Rounding, relative_error, restored, round_kept, rounded
 
 # Significant bits, the exponent of the smallest number above 0, and that of the bound above the largest.
 FORMATS = {
@@ -180,6 +180,24 @@ def test_bits_by_name_change_no_value():
     integers, roundings = round_kept(x, {"a": 8, "b": 8})
     assert list(roundings) == list(integers) == ["b"]  # a would change, c is not named
     assert round_kept(x, None) == ({}, {})
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_blocks_are_not_seen(dtype, monkeypatch):
+    x = np.random.default_rng(1).standard_normal((4, 25)).astype(DTYPES[dtype])
+    q, rounding = rounded("x", x, 8)
+    whole = restored("x", q, rounding)
+    monkeypatch.setattr("smh.files.kept._BLOCK", 7)
+    assert restored("x", q, rounding).tobytes() == whole.tobytes()
+    assert whole.shape == x.shape
+
+
+def test_the_last_block_is_checked_too(monkeypatch):
+    monkeypatch.setattr("smh.files.kept._BLOCK", 2)
+    q = np.array([0, 64, 1], np.int8)  # the last one is too small for float16
+    with pytest.raises(smh.CheckpointError, match="must fit float16"):
+        restored("x", q, Rounding(8, "float16", -20, (3,)))
+    assert restored("x", q, Rounding(8, "float16", -17, (3,)))[2] == 2.0**-24
 
 
 @pytest.mark.parametrize("bits", [8, 16])
