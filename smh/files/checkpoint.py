@@ -218,12 +218,11 @@ def _checked(plan: Plan, variables: Given, dense: Given, training: bool) -> tupl
 
 def _rounded(tensors: Arrays, bits: int | Mapping[str, int] | None) -> tuple[Arrays, Roundings, dict[str, Any]]:
     """Return the tensors of a file with kept ones rounded, how they are rounded, and what the metadata say of them."""
+    kept = {name[6:]: x for name, x in tensors.items() if name.startswith("dense/")}
+    chosen = kept
     if not isinstance(bits, Mapping):
         check_bits(bits)
-    kept = {name[6:]: x for name, x in tensors.items() if name.startswith("dense/")}
-    chosen = (
-        kept if isinstance(bits, Mapping) else {name: x for name, x in kept.items() if not name.startswith(CARRIED)}
-    )
+        chosen = {name: x for name, x in kept.items() if not name.startswith(CARRIED)}
     integers, rounded = round_kept(chosen, bits)
     if not rounded:
         return tensors, {}, {}
