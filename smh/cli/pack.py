@@ -27,7 +27,7 @@ def run_pack(
     path: Path = File,
     out: Path = typer.Option(..., "--out", "-o", metavar="OUT", help="The checkpoint to write."),
     kept_bits: int | None = typer.Option(
-        None, "--kept-bits", metavar="8|16", help="Round kept tensors of floats to integers of so many bits."
+        None, "--kept-bits", metavar="BITS", help="Round kept tensors of floats to integers of so many bits: 8 or 16."
     ),
     raw: bool = typer.Option(False, "--raw", help="Write the integers as they are, for any safetensors reader."),
     force: bool = Force,
