@@ -16,7 +16,7 @@ from smh.core.initial import initial_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
 from smh.errors import PlanError, VariableError
-from smh.files import checkpoint, digests, limits
+from smh.files import checkpoint, digests, kept, limits
 from smh.models import poison
 from smh.models.adapter import ModelAdapter
 from smh.models.api import Compressed, Model
@@ -229,6 +229,7 @@ class Api(FreezingApi[Model, Compressed]):
         *,
         training: bool = False,
         packed: bool = False,
+        kept_bits: int | None = None,
     ) -> str:
         """Write a checkpoint: one safetensors file with plan, integers of the pool, scales and digest of the weights.
 
@@ -248,8 +249,12 @@ class Api(FreezingApi[Model, Compressed]):
             Whether to also store the float32 values of the pool, to resume training. The pool then takes five times as
             many bytes.
         packed : bool
-            Whether to entropy-code the integers of the pool, which makes the file smaller. Needs the extra ``pack``, to
-            save and to load. The weights are the same.
+            Whether to entropy-code all integers of the file, which makes it smaller. Needs the extra ``pack``, to save
+            and to load. The weights are the same.
+        kept_bits : int, optional
+            8 or 16: kept tensors of floats are rounded to integers of so many bits. Those that would lose too much get
+            16 bits, or stay as they are; the guide to files has the rules. The model does not change. By default, all
+            kept tensors are stored as they are.
 
         Returns
         -------
@@ -261,7 +266,7 @@ class Api(FreezingApi[Model, Compressed]):
         VariableError
             If an array cannot be stored, does not fit the plan, or is not finite. Nothing is written then.
         PlanError
-            If the model is not compressed.
+            If the model is not compressed, or ``kept_bits`` is another number.
         CheckpointError
             If the file would be packed and constriction is not installed.
 
@@ -276,13 +281,14 @@ class Api(FreezingApi[Model, Compressed]):
         True
         """
         path = _path(path)
+        kept.check_bits(kept_bits)
         if training and not isinstance(model, Plan):
             check_trains(self._compression(model), "has no training values to save")
-        backend, plan, variables, kept = self._contents(model, variables, dense)
+        backend, plan, variables, others = self._contents(model, variables, dense)
         digest = _digest(backend, plan, variables)
         host = {name: backend.to_numpy(x) for name, x in variables.items()}
-        tensors = {name: backend.to_numpy(x) for name, x in kept.items()}
-        checkpoint.write(path, plan, host, tensors, digest, training, packed)
+        tensors = {name: backend.to_numpy(x) for name, x in others.items()}
+        checkpoint.write(path, plan, host, tensors, digest, training, packed, kept_bits)
         return digest
 
     @explained_calls

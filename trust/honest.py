@@ -51,10 +51,27 @@ def packed_plans() -> dict[str, smh.Plan]:
     return {name: smh.Plan.build({"w": (60, 50)}, ratio=0.5, seed=7, **options) for name, options in sizes.items()}
 
 
-def _checkpoint(plan: smh.Plan, dense: dict[str, np.ndarray], training: bool, packed: bool = False) -> bytes:
+def rounded() -> dict[str, np.ndarray]:
+    """Return kept tensors that are rounded to 8 and to 16 bits, a few and enough to be coded, and one that is not."""
+    return {
+        "bias": np.linspace(-1, 1, 150, dtype=np.float32) ** 3,
+        "half": np.array([[0.5, -1]], np.float16),
+        "var": np.geomspace(1e-3, 1, 150),
+        "wide": np.array([1e-9, 1], np.float32),
+    }
+
+
+def _checkpoint(
+    plan: smh.Plan,
+    dense: dict[str, np.ndarray],
+    training: bool,
+    packed: bool = False,
+    kept_bits: int | None = None,
+) -> bytes:
     variables = smh_numpy.initialize(plan)
     with tempfile.NamedTemporaryFile() as file:
-        checkpoint.write(file.name, plan, variables, dense, smh_numpy.digest(plan, variables), training, packed)
+        digest = smh_numpy.digest(plan, variables)
+        checkpoint.write(file.name, plan, variables, dense, digest, training, packed, kept_bits)
         with open(file.name, "rb") as written:
             return written.read()
 
@@ -93,6 +110,9 @@ def honest() -> dict[str, bytes | str]:
         found[f"plan/{name}"] = plan.to_json()
     for name, plan in packed_plans().items():
         found[f"checkpoint/{name}"] = _checkpoint(plan, DENSE, False, packed=True)
+    for name, pack in {"rounded": False, "packed rounded": True}.items():
+        plan = packed_plans()["packed"] if pack else plans()["matmul"]
+        found[f"checkpoint/{name}"] = _checkpoint(plan, DENSE | rounded(), False, pack, kept_bits=8)
     entries = {"w": ("F32", [2, 3], 24), "h": ("BF16", [4], 8), "m": ("BOOL", [1, 2], 2), "n": ("I64", [0, 5], 0)}
     found["plain/small"] = _plain(entries)
     found["plain/odd"] = _plain({"q": ("F8_E4M3", [3], 3), "f": ("F4", [2, 2], 2), "d": ("F64", [], 8)})

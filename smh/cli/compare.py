@@ -120,6 +120,7 @@ def run_verify(
     result = {
         "file": str(path),
         "stated": loaded.digest,
+        "kept_digest": loaded.kept_digest,
         "same": same,
         "backends": rows,
         "missing": [] if backend else [name for name in known if name not in names],
@@ -195,6 +196,8 @@ def _verified(result: dict[str, Any]) -> Iterator[RenderableType]:
         if not row["same_digest"]:
             yield marked(f"{row['backend']}: digest {row['digest']}, stated {result['stated']}")
         yield from _differences(row["backend"], row["differences"])
+    if result["kept_digest"]:
+        yield "kept tensors: digest same as the file's"
     if (other := result["against"]) is not None:
         where = other["file"]
         for what in ("missing", "unexpected"):

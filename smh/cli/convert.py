@@ -91,8 +91,8 @@ def run_port(
         digest = smh_numpy.digest(ported.plan, ported.variables)
     if digest != ported.digest:
         raise CheckpointError(f"{path}: its weights are not those that it was saved with; their digest is {digest}")
-    packed = bool(loaded.coded)
-    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, loaded.training, packed)
+    packed, kept_bits = bool(loaded.coded), {name: one.bits for name, one in ported.rounded.items()}
+    checkpoint.write(out, ported.plan, ported.variables, ported.dense, digest, loaded.training, packed, kept_bits)
     result = {
         "file": str(path),
         "out": str(out),

@@ -127,12 +127,14 @@ def run_inspect(
         return
     loaded = checkpoint.read(path)
     tensors = list(_tensors(loaded))
+    kept_bytes = sum(x.nbytes for name, x in loaded.dense.items() if not name.startswith(CARRIED))
     groups = {kind: [entry for entry in tensors if entry["kind"] == kind] for kind in ("variable", *_TITLES)}
     result |= {
         "kind": "checkpoint",
         "bytes": path.stat().st_size,
-        "dense_bytes": _FLOAT32 * loaded.plan.num_weights + sum(entry["bytes"] for entry in groups["kept"]),
+        "dense_bytes": _FLOAT32 * loaded.plan.num_weights + kept_bytes,
         "digest": loaded.digest,
+        "kept_digest": loaded.kept_digest,
         "weights": loaded.plan.num_weights,
         "variables": loaded.plan.num_variables,
         "ratio": loaded.plan.ratio,
@@ -151,6 +153,7 @@ def run_inspect(
         *([f"packed: {counted(len(loaded.coded), 'array')} entropy-coded"] if loaded.coded else []),
         f"{result['bytes']:,} bytes, {share:.1%} of {result['dense_bytes']:,} for the plain tensors",
         f"digest {loaded.digest} (as stated, not rebuilt)",
+        *([f"digest of kept tensors {loaded.kept_digest} (verified)"] if loaded.kept_digest else []),
     ]
     emit(result, as_json, shown)
 
@@ -171,7 +174,11 @@ def _tensors(loaded: Checkpoint) -> Iterator[dict[str, Any]]:
             yield _entry(f"training/{name}", "training", "F32", x.shape, x.nbytes)
     for name, x in loaded.dense.items():
         kind = "carried" if name.startswith(CARRIED) else "kept"
-        yield _entry(name, kind, _CODES[x.dtype.name], x.shape, x.nbytes)
+        entry = _entry(name, kind, _CODES[x.dtype.name], x.shape, x.nbytes)
+        if one := loaded.rounded.get(name):
+            size = loaded.kept_bytes(name)
+            entry |= {"dtype": one.code, "bytes": size, "bits": one.bits, "exponent": one.exponent}
+        yield entry
 
 
 def _entry(name: str, kind: str, dtype: str, shape: tuple[int, ...], size: int) -> dict[str, Any]:

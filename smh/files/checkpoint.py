@@ -1,7 +1,8 @@
 """Checkpoint files: a plan, its variables and kept tensors in one safetensors file (specification, section 12).
 
 The tensors are named ``pool/...`` (integers), ``scale/...``, ``dense/...`` and, optionally, ``training/pool/...``;
-in packed files ``coded/pool/...`` stands for ``pool/...`` (:mod:`smh.files.packed`).
+``rounded/...`` are integers of kept tensors (:mod:`smh.files.kept`). In packed files ``coded/pool/...`` stands for
+``pool/...``, and ``coded/rounded/...`` for ``rounded/...`` (:mod:`smh.files.packed`).
 Everything else is canonical JSON (sorted keys, no spaces, ASCII) under the single metadata key ``smh``. One checksum
 covers the data. It does not detect a changed seed, digest or name of a kept tensor, so a second checksum covers the
 header. Values of fixed length sort first, so both are at the same place in every file, and the header is verified
@@ -27,6 +28,7 @@ from smh.core.plan import Plan
 from smh.core.versions import NEWEST, VERSION, explained, is_readable
 from smh.errors import CheckpointError, PlanError, VariableError
 from smh.files.atomic import replacing
+from smh.files.digests import kept_digest
 from smh.files.header import (
     DTYPES,
     OtherFileError,
@@ -47,6 +49,7 @@ from smh.files.integers import (
     stored,
     unpack,
 )
+from smh.files.kept import ROUNDED, Roundings, check_bits, read_roundings, restored, round_kept, values
 from smh.files.packed import CODED, check_coded, coded_names, pack_tensors, unpack_tensors
 from smh.strict_json import canonical_json, check, check_limits, parse, short
 from smh.text import SURROGATE
@@ -60,6 +63,7 @@ METADATA = f"{CARRIED}__metadata__"
 Given = Mapping[str, np.ndarray]
 Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape as in the header
 _KEYS = ["checksum", "digest", "header_checksum", "plan", "pool_exponents", "version"]
+_MORE = ["kept_digest", "rounded"]  # keys of files with rounded tensors
 _START = re.compile(
     rb'\{"__metadata__":\{"smh":"\{\\"checksum\\":\\"([0-9a-f]{64})\\",\\"digest\\":\\"([0-9a-f]{64})\\",'
     rb'\\"header_checksum\\":\\"([0-9a-f]{64})\\",'
@@ -94,10 +98,15 @@ class Checkpoint:
     training : bool
         Whether the variables are training values, with the parts below the grid.
     coded : dict of str to int
-        The arrays of the pool that the file stores entropy-coded, and their bytes there. Empty if it is not packed.
+        The arrays of integers that the file stores entropy-coded, and their bytes there: ``pool/...`` and
+        ``rounded/...``. Empty if it is not packed.
     integers : Integers, optional
         For a frozen model, the integers of the pool as they are stored, and their exponents. The variables are then
         only the scales.
+    rounded : dict of str to smh.files.kept.Rounding
+        The kept tensors that the file stores as integers, with their bits, dtypes, exponents and shapes.
+    kept_digest : str, optional
+        The digest of the kept tensors, in a file that has rounded ones. Reading verifies it.
     """
 
     plan: Plan
@@ -107,6 +116,13 @@ class Checkpoint:
     training: bool = False
     coded: dict[str, int] = field(default_factory=dict)
     integers: Integers | None = None
+    rounded: Roundings = field(default_factory=dict)
+    kept_digest: str | None = None
+
+    def kept_bytes(self, name: str) -> int | None:
+        """Return the bytes of a kept tensor in the file, or None if it is stored as it is."""
+        one = self.rounded.get(name)
+        return one and self.coded.get(ROUNDED + name, one.stored_bytes)
 
     def mapped(self, convert: Callable[[Any], Any]) -> Checkpoint:
         """Return a checkpoint with every array converted.
@@ -145,23 +161,27 @@ def write(
     digest: str,
     training: bool = False,
     packed: bool = False,
+    kept_bits: int | Mapping[str, int] | None = None,
 ) -> None:
     """Write a checkpoint file atomically, with ``training`` including the float32 values of the pool arrays.
 
-    With ``packed``, integers are entropy-coded where that makes them smaller, which needs constriction.
+    With ``packed``, integers are entropy-coded where that makes them smaller, which needs constriction. With
+    ``kept_bits``, kept tensors that are not only carried along are rounded as :func:`smh.files.kept.rounded` chooses;
+    bits by name are those of tensors that are rounded already.
 
     Equal content gives equal bytes, for any order of the dictionaries and any memory and byte order of the arrays.
-    Raises :class:`~smh.VariableError` if an array or the digest is invalid, or a pool array is not finite.
+    Raises :class:`~smh.VariableError` if an array or the digest is invalid, or one to round is not finite.
     """
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise VariableError(f"a digest must be 64 hexadecimal digits, as returned by smh.digest, got {digest!r}")
     tensors, exponents = _checked(plan, variables, dense, training)
+    tensors, rounded, more = _rounded(tensors, kept_bits)
     if packed:
-        tensors = pack_tensors(plan, tensors)
-    version = NEWEST if coded_names(tensors) else VERSION
+        tensors = pack_tensors(plan, tensors, rounded)
+    version = NEWEST if coded_names(tensors) or rounded else VERSION
     zeros = "0" * 64
-    values = (zeros, digest, zeros, plan.to_dict(), exponents, version)
-    metadata = canonical_json(dict(zip(_KEYS, values, strict=True)))
+    stated = (zeros, digest, zeros, plan.to_dict(), exponents, version)
+    metadata = canonical_json({**dict(zip(_KEYS, stated, strict=True)), **more})
     with replacing(path) as temporary:
         try:
             # Sorts tensors by dtype, then name. The order of several metadata keys would be random.
@@ -194,6 +214,23 @@ def _checked(plan: Plan, variables: Given, dense: Given, training: bool) -> tupl
         want = f"dense tensor {name!r} must be a NumPy array of bool, integers or floats"
         tensors[f"dense/{name}"] = _host(want, name, value)
     return tensors, exponents
+
+
+def _rounded(tensors: Arrays, bits: int | Mapping[str, int] | None) -> tuple[Arrays, Roundings, dict[str, Any]]:
+    """Return the tensors of a file with kept ones rounded, how they are rounded, and what the metadata say of them."""
+    kept = {name[6:]: x for name, x in tensors.items() if name.startswith("dense/")}
+    chosen = kept
+    if not isinstance(bits, Mapping):
+        check_bits(bits)
+        chosen = {name: x for name, x in kept.items() if not name.startswith(CARRIED)}
+    integers, rounded = round_kept(chosen, bits)
+    if not rounded:
+        return tensors, {}, {}
+    kept |= {name: values(name, q, rounded[name]) for name, q in integers.items()}
+    tensors = {name: x for name, x in tensors.items() if name[:6] != "dense/" or name[6:] not in rounded}
+    tensors |= {ROUNDED + name: q for name, q in integers.items()}
+    stated = {name: one.to_list() for name, one in rounded.items()}
+    return tensors, rounded, {"kept_digest": kept_digest(kept), "rounded": stated}
 
 
 def _host(want: str, name: str, value: Any) -> np.ndarray:
@@ -249,25 +286,33 @@ def _read(file: io.BufferedReader, frozen: bool) -> Checkpoint:
     tree = parse(header, "its header")
     metadata = tree.pop("__metadata__")
     check(metadata.keys() == {"smh"}, "its metadata must have the single key 'smh'", sorted(metadata))
-    values = parse(metadata["smh"], "its metadata")
-    version = values.get("version")
+    stated = parse(metadata["smh"], "its metadata")
+    version = stated.get("version")
     if not is_readable(version):
         raise _VersionError(version)
     with explained(version):
-        check(sorted(values) == _KEYS, f"its metadata must have the keys {_KEYS}", sorted(values))
-    check(canonical_json(values) == metadata["smh"], "its metadata must be canonical JSON", metadata["smh"])
+        keys = sorted([*_KEYS, *_MORE]) if version != VERSION and "rounded" in stated else _KEYS
+        check(sorted(stated) == keys, f"its metadata must have the keys {keys}", sorted(stated))
+    check(canonical_json(stated) == metadata["smh"], "its metadata must be canonical JSON", metadata["smh"])
     try:
-        plan = Plan.from_dict(values["plan"])
+        plan = Plan.from_dict(stated["plan"])
     except PlanError as error:
         raise CheckpointError(f"its plan must be valid: {error}") from error
-    exponents = values["pool_exponents"]
+    exponents = stated["pool_exponents"]
     with explained(version):
         check_exponents(plan, exponents)
-        entries = _check_entries(tree, plan, size, version)
+        rounded = read_roundings(stated["rounded"]) if "rounded" in stated else {}
+        entries = _check_entries(tree, plan, size, version, rounded)
     arrays = _read_data(file, entries, start[1].decode())
     coded = {name: arrays[CODED + name].size for name in coded_names(arrays)}
-    arrays = unpack_tensors(plan, arrays)
-    dense = {name[6:]: arrays[name] for name in sorted(arrays) if name.startswith("dense/")}
+    arrays = unpack_tensors(plan, arrays, rounded)
+    dense = {name[6:]: x for name, x in arrays.items() if name.startswith("dense/")}
+    dense |= {name: restored(name, arrays.pop(ROUNDED + name), one) for name, one in rounded.items()}
+    dense = dict(sorted(dense.items()))
+    kept = kept_digest(dense) if rounded else None
+    check(
+        kept == stated.get("kept_digest"), f"the digest of its kept tensors must be {kept}", stated.get("kept_digest")
+    )
     training = {name[9:]: arrays[name] for name in arrays if name.startswith("training/")}
     digest, shapes, pool = start[2].decode(), plan.variable_shapes, Arrays()
     if frozen:
@@ -279,10 +324,10 @@ def _read(file: io.BufferedReader, frozen: bool) -> Checkpoint:
     if frozen:
         integers = Integers({name: arrays[name] for name in stored(plan)}, exponents)
         scales = {name: arrays[name] for name in shapes if name not in integers.arrays}
-        return Checkpoint(plan, scales, dense, digest, coded=coded, integers=integers)
+        return Checkpoint(plan, scales, dense, digest, False, coded, integers, rounded, kept)
     pool = training or pool
     variables = {name: pool[name] if name in pool else arrays[name] for name in shapes}
-    return Checkpoint(plan, variables, dense, digest, bool(training), coded)
+    return Checkpoint(plan, variables, dense, digest, bool(training), coded, None, rounded, kept)
 
 
 def _find_checksums(header: bytes) -> re.Match[bytes]:
@@ -301,14 +346,15 @@ def _find_checksums(header: bytes) -> re.Match[bytes]:
     raise CheckpointError(f"it is not a checkpoint of smh version {VERSION}, got a header {short(header)}")
 
 
-def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str) -> Entries:
-    """Return dtype and shape of each tensor. Checks that they fit the plan and fill the data section exactly."""
+def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str, rounded: Roundings) -> Entries:
+    """Return dtype and shape of each tensor. Checks that they fit plan and metadata, and fill the data exactly."""
     coded = set(coded_names(tree))
     check(not coded or version != VERSION, f"a file of version {VERSION} must have no coded tensors", coded)
     planned = {name: ("F32", shape) for name, shape in plan.variable_shapes.items()}
     pool = stored(plan)
     training = {f"training/{name}": planned[name] for name in pool}
     planned |= pool
+    planned |= {ROUNDED + name: (one.code, one.shape) for name, one in rounded.items()}
     planned = {name: entry for name, entry in planned.items() if name not in coded}
     if not training.keys().isdisjoint(tree):
         planned |= training
@@ -318,6 +364,7 @@ def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str) ->
         what = f"tensor {short(name)} must"
         known = name in planned or name[:6] == "dense/" != name or name.startswith(CODED)
         check(known, f"{what} be of the plan or 'dense/...'", name)
+        check(name[:6] != "dense/" or name[6:] not in rounded, f"{what} be there once, as it is rounded", name)
         check_tensor(what, name, entry)
         dtype = entry["dtype"]
         check(isinstance(dtype, str) and dtype in DTYPES, f"{what} have a dtype of {list(DTYPES)}", dtype)
@@ -325,9 +372,13 @@ def _check_entries(tree: dict[str, Any], plan: Plan, size: int, version: str) ->
         want = planned.get(name, got)
         check(got == want, f"{what} be {want} by the plan", got)
         position = check_place(what, entry, position)
-    check_coded(plan, entries)
+    check_coded(plan, entries, rounded)
     missing = [name for name in planned if name not in entries]
-    check(not missing, f"it must have all variables of its plan, but lacks {len(missing)}", missing)
+    check(
+        not missing,
+        f"it must have all variables of its plan and all rounded tensors, but lacks {len(missing)}",
+        missing,
+    )
     check(position == size, f"its data section must have the {position} bytes of its tensors", size)
     return entries
 

@@ -119,13 +119,18 @@ def _checked(plan: Plan, arrays: Mapping[str, np.ndarray], exponents: Exponents)
     for name, bits, shape, fixed in pool_arrays(plan):
         e, what = exponents[name.removeprefix("pool/")], f"integers of {name!r} must have"
         q = from_stored(name, bits, shape, arrays[name])
-        most, largest = 2 ** (bits - 1) - 1, max(-int(q.min()), int(q.max()))
-        check(largest <= most, f"{what} magnitudes of at most {most} with {bits} bits", largest)
-        check(e is not None or largest == 0, f"{what} an exponent, unless all are 0", e)
-        check(e is None or largest > 0, f"{what} the exponent null if all are 0", e)
-        if e is not None and fixed is None:
-            check(2 * largest > most, f"{what} a largest magnitude of at least {most // 2 + 1}", largest)
+        check_grid(what, q, bits, e, fixed is not None)
         yield q
+
+
+def check_grid(what: str, q: np.ndarray, bits: int, e: int | None, fixed: bool = False) -> None:
+    """Raise :class:`~smh.CheckpointError` if no grid with this exponent, fixed or not, gives the integers."""
+    most, largest = 2 ** (bits - 1) - 1, max(-int(q.min()), int(q.max()))
+    check(largest <= most, f"{what} magnitudes of at most {most} with {bits} bits", largest)
+    check(e is not None or largest == 0, f"{what} an exponent, unless all are 0", e)
+    check(e is None or largest > 0, f"{what} the exponent null if all are 0", e)
+    if e is not None and not fixed:
+        check(2 * largest > most, f"{what} a largest magnitude of at least {most // 2 + 1}", largest)
 
 
 def to_stored(bits: int, q: np.ndarray) -> np.ndarray:

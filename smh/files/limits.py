@@ -36,7 +36,9 @@ def default(checkpoint: Checkpoint) -> int:
     >>> default(smh.Checkpoint(plan, smh.initialize(plan), {}, "0" * 64)) == 2**30
     True
     """
-    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in checkpoint.dense.values())
+    kept = sum(
+        checkpoint.kept_bytes(name) or math.prod(x.shape) * x.dtype.itemsize for name, x in checkpoint.dense.items()
+    )
     pool = checkpoint.plan.file_bytes
     for name, bits, shape, _ in pool_arrays(checkpoint.plan):
         if name in checkpoint.coded:

@@ -9,14 +9,15 @@ import numpy as np
 from smh.core.views import compose
 from smh.errors import PlanError, PortError
 from smh.files.checkpoint import CARRIED, Checkpoint
+from smh.files.kept import round_kept
 from smh.porting.mapping import Mapping, tensor_shapes
 
 
 def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
     """Return a checkpoint for another model, with the variables unchanged, byte for byte, under new names and views.
 
-    The digest and the integers in the file do not change. Kept tensors are included, rearranged according to the
-    mapping.
+    The digest and the integers of the pool do not change. Kept tensors are included, rearranged according to the
+    mapping. Those that were rounded stay so, unless they are joined.
 
     Parameters
     ----------
@@ -82,11 +83,17 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
         if not any(source.name in generated for source in entry.sources)
     }
     carried = {name: x for name, x in checkpoint.dense.items() if name.startswith(CARRIED) and name not in users}
+    dense = dict(sorted({**carried, **dense}.items()))
+    origins = {name: name for name in carried}
+    origins |= {name: entry.sources[0].name for name, entry in mapping.tensors.items() if len(entry.sources) == 1}
+    rounded = checkpoint.rounded
+    bits = {name: rounded[source].bits for name, source in origins.items() if name in dense and source in rounded}
     return Checkpoint(
         plan=dataclasses.replace(checkpoint.plan, tensors=tuple(tensors)),
         variables={renamed.get(name, name): x for name, x in checkpoint.variables.items()},
-        dense=dict(sorted({**carried, **dense}.items())),
+        dense=dense,
         digest=checkpoint.digest,
         training=checkpoint.training,
         coded=checkpoint.coded,
+        rounded=round_kept(dense, bits)[1],
     )

@@ -208,6 +208,7 @@ def test_inspect_a_checkpoint(files):
         "bytes": (files / "model").stat().st_size,
         "dense_bytes": 4 * 1400 + 4 * 40 + 8,
         "digest": digest,
+        "kept_digest": None,
         "weights": 1400,
         "variables": PLAN.num_variables,
         "ratio": PLAN.ratio,

@@ -45,11 +45,12 @@ def honest_plans():
     return {name: smh.Plan.build(SHAPES, **{"ratio": 2, **common, **option}) for name, option in options.items()}
 
 
-def file_of(plan, dense, training=False):
+def file_of(plan, dense, training=False, kept_bits=None):
     """Return the bytes of a checkpoint."""
     with tempfile.NamedTemporaryFile() as file:
         variables = smh.initialize(plan)
-        checkpoint.write(file.name, plan, variables, dense, smh.digest(plan, variables), training)
+        digest = smh.digest(plan, variables)
+        checkpoint.write(file.name, plan, variables, dense, digest, training, kept_bits=kept_bits)
         with open(file.name, "rb") as written:
             return written.read()
 

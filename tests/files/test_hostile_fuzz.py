@@ -2,17 +2,22 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import smh
 from smh.files import checkpoint
+from smh.files.digests import kept_digest
 from tests.files.common import DENSE, file_of, honest_plans
 from tests.files.forgery import seal, split, text_of, tree_of
 
 PLANS = honest_plans()
+ROUNDED = {"w": np.array([0.5, -3.0], np.float32), "v": np.array([1.0, 1e-3]), "z": np.zeros(3, np.float16)}
 FILES = {name: file_of(plan, DENSE, training=name == "sum") for name, plan in PLANS.items()}
+PLANS["rounded"] = PLANS["matmul"]
+FILES["rounded"] = file_of(PLANS["rounded"], DENSE | ROUNDED, kept_bits=8)
 NASTY = [
     None,
     True,
@@ -61,7 +66,8 @@ def test_honest_files_are_read_and_survive_being_saved_again(tmp_path, name):
     found = smh.load(tmp_path / "x")
     assert found.plan == PLANS[name]
     assert smh.digest(found.plan, found.variables) == found.digest
-    smh.save(tmp_path / "again", found.plan, found.variables, found.dense, training=found.training)
+    bits = 8 if found.rounded else None
+    smh.save(tmp_path / "again", found.plan, found.variables, found.dense, training=found.training, kept_bits=bits)
     assert (tmp_path / "again").read_bytes() == FILES[name]
 
 
@@ -82,3 +88,4 @@ def test_changed_values_bring_nothing_but_the_documented_error(tmp_path_factory,
         return
     assert {name: x.shape for name, x in found.variables.items()} == found.plan.variable_shapes
     assert smh.Plan.from_json(found.plan.to_json()) == found.plan
+    assert found.kept_digest == (kept_digest(found.dense) if found.rounded else None)

@@ -75,7 +75,10 @@ def test_what_was_read_is_written_as_it_was(path, tmp_path):
     found = checkpoint.read(path)
     packed = bool(found.coded)
     assert packed == path.name.startswith("packed")
-    checkpoint.write(tmp_path / "again", found.plan, found.variables, found.dense, found.digest, found.training, packed)
+    bits = {name: one.bits for name, one in found.rounded.items()}
+    assert bool(bits) == path.name.endswith("rounded.smh")
+    arguments = (found.plan, found.variables, found.dense, found.digest, found.training, packed, bits)
+    checkpoint.write(tmp_path / "again", *arguments)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 

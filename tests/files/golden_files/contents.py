@@ -12,6 +12,14 @@ from smh.porting import Entry, Mapping, Source
 
 SHAPES = {"conv.weight": (3, 3, 2, 4), "fc.weight": (6, 5), "fc.bias": (5,)}
 KEPT = {"fc.bias": np.arange(5, dtype=np.float32) / 3}
+ROUNDED = {
+    "fc.bias": (np.arange(-100, 100) ** 3 / 2**20).astype(np.float32).reshape(10, 20),
+    "fc.half": np.arange(-3, 3).astype(np.float16) / 3,
+    "norm.var": 1 / np.arange(1.0, 131.0),
+    "norm.wide": np.array([1e-7, 1.0], dtype=np.float32),
+    "norm.zeros": np.zeros(3, dtype=ml_dtypes.bfloat16),
+    "steps": np.array(7),
+}
 _SPECIAL = [0.0, -0.0, 1.5, -np.inf, np.nan, 2.0**-14]
 
 
@@ -55,6 +63,8 @@ def plans() -> dict[str, smh.Plan]:
         "packed": _packed(),
         "packed-4": _packed(bits=4),
         "packed-16": _packed(bits=16),
+        "rounded": _plan(seed=13),
+        "packed-rounded": _packed(),
         "names": smh.Plan.build({"a/b c.\u00e9\u4e2d\U0001f600": (4, 3), "\u0000\x1b[31m": (3, 4)}, ratio=1.5),
     }
 

@@ -35,8 +35,10 @@ def make(folder: Path) -> list[str]:
         path = folder / f"{name}.smh"
         if not path.exists():
             variables = smh_numpy.initialize(plan)
-            kept = contents.dense() if name == "matmul" else contents.KEPT
+            rounded = name.endswith("rounded")
+            kept = contents.dense() if name == "matmul" else contents.ROUNDED if rounded else contents.KEPT
             options = {"training": name == "training", "packed": name.startswith("packed")}
+            options |= {"kept_bits": 8 if rounded else None}
             add(path, smh_numpy.save(path, plan, variables, kept, **options))
     texts = {"plan.json": contents.plans()["views"].to_json(), "mapping.json": contents.mapping().to_json()}
     for name, text in texts.items():
