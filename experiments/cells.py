@@ -230,11 +230,12 @@ class _Maker:
 
 
 def tunings(cell: Cell) -> list[Settings]:
-    """Return the settings whose tuning a cell needs: its own, and for ``fit`` those of the dense model."""
-    needed = [] if cell.tuned_as is None else [cell.tuned_as]
-    if cell.settings.method == "fit" and cell.settings.dense_lr is None:
-        seed = cell.settings.seed if cell.tuned_as is None else cell.tuned_as.seed
-        needed.append(cell.settings.replace(method="dense", ratio=None, lr=None, seed=seed))
+    """Return the settings whose tuning a cell needs: its own, and those of the dense model for ``fit`` or a teacher."""
+    if cell.tuned_as is None:
+        return []
+    needed = [cell.tuned_as]
+    if (cell.settings.method == "fit" or cell.settings.teacher) and cell.settings.dense_lr is None:
+        needed.append(cell.settings.dense.replace(lr=None, seed=cell.tuned_as.seed))
     return needed
 
 

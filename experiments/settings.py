@@ -13,6 +13,7 @@ OPTIMIZERS = ("adamw", "sgd")
 DECAYS = ("variables", "weights")
 INCLUDES = ("all", "convolutions", "inner")
 SCALE_RATES = ("relative", "same")
+PRECISIONS = ("float32", "channels_last", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Settings:
         The rate of scales: ``same``, the rate of the rest; or ``relative``, ``lr`` times the stored initial value of
         each scale, with which a step of Adam changes a scale by that share of its value.
     dense_lr : float or None
-        The rate of the dense model in method ``fit``; None for the tuned rate.
+        The rate of the dense model in method ``fit`` and of the teacher; None for the tuned rate, or for ``lr`` if
+        that is given.
     training, validation, epochs, batch : int
         The numbers of training images, validation images and epochs, and the batch size.
     optimizer : str
@@ -55,6 +57,17 @@ class Settings:
         The layers to generate: ``all``, ``convolutions``, or ``inner``, all except the first and the last.
     initial : str
         The distribution of initial variables, ``normal`` or ``uniform``.
+    teacher : bool
+        Whether the loss is half the cross entropy and half the divergence from a dense model that was trained alike, at
+        a temperature of 4 (distillation; Hinton, Vinyals and Dean 2015).
+    average : float
+        The share of the last steps whose variables are averaged at the end; then batch norms are estimated again
+        (Izmailov et al. 2018). 0 for the variables of the last step.
+    fit_share : float
+        The share of the steps that train the dense model in method ``fit``.
+    precision : str
+        ``float32``; ``channels_last``, the same arithmetic with the channels of images last in memory; or
+        ``bfloat16``, which adds PyTorch's autocast. Tests always use float32.
     """
 
     data: str
@@ -80,6 +93,10 @@ class Settings:
     learn_scale: bool = True
     include: str = "all"
     initial: str = "normal"
+    teacher: bool = False
+    average: float = 0.0
+    fit_share: float = 0.5
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -88,6 +105,7 @@ class Settings:
             ("decay", self.decay, DECAYS),
             ("include", self.include, INCLUDES),
             ("scale_rate", self.scale_rate, SCALE_RATES),
+            ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
                 raise ExperimentError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
@@ -95,6 +113,10 @@ class Settings:
             raise ExperimentError(f"every method but 'dense' has a ratio, and 'dense' has none; got {self}")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ExperimentError(f"ratio must be between 0 and 1; got {self.ratio!r}")
+        if not 0 <= self.average <= 1:
+            raise ExperimentError(f"average must be a share from 0 to 1; got {self.average!r}")
+        if not 0 < self.fit_share < 1:
+            raise ExperimentError(f"fit_share must be between 0 and 1; got {self.fit_share!r}")
         for what in ("training", "validation", "epochs", "batch"):
             if getattr(self, what) < 1:
                 raise ExperimentError(f"{what} must be at least 1; got {getattr(self, what)!r}")
@@ -106,11 +128,21 @@ class Settings:
         """The settings as canonical JSON, which identifies a run."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
+    @property
+    def dense(self) -> Settings:
+        """The settings of the dense model for ``fit`` and distillation; ``lr`` is None while it is to be tuned."""
+        shared = {name: getattr(self, name) for name in _OF_DENSE}
+        return Settings(method="dense", lr=self.lr if self.dense_lr is None else self.dense_lr, **shared)
+
     def replace(self, **changes: Any) -> Settings:
         """Return a copy with some settings replaced."""
         return dataclasses.replace(self, **changes)
 
 
+_OF_DENSE = (
+    *("data", "model", "seed", "training", "validation", "epochs", "batch", "optimizer"),
+    *("weight_decay", "decay", "warmup", "augment", "precision"),
+)
 FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 

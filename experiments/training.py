@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -14,17 +15,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments import data, methods, sizes
+from experiments import data, improvements, methods, sizes
 from experiments.cells import describe
-from experiments.data import Images
+from experiments.data import Data, Images
 from experiments.errors import ExperimentError
+from experiments.improvements import Average
+from experiments.methods import Made
 from experiments.pruning import Pruner
 from experiments.saved import Saved
 from experiments.settings import Settings
 from smh.errors import VariableError
 
 MOMENTUM = 0.9
-_FIT_SHARE = 0.5
 _TEST_BATCH = 1000
 
 
@@ -51,18 +53,9 @@ def run(
     """
     begun = time.perf_counter()
     loaded = data.load(settings.data, folder, settings.training, settings.validation)
-    torch.manual_seed(settings.seed)
-    trainings = _Trainings(settings, loaded.training, device, Saved(unfinished))
-    if settings.method == "fit":
-        first = round(trainings.steps * _FIT_SHARE)
-        base = settings.replace(method="dense", ratio=None, lr=settings.dense_lr)
-        made = methods.make(base, loaded.shape, loaded.classes)
-        trainings.train(made.model.to(device), first, base)
-        made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
-        losses = trainings.train(made.model.to(device), trainings.steps - first, settings)
-    else:
-        made = methods.make(settings, loaded.shape, loaded.classes)
-        losses = trainings.train(made.model.to(device), trainings.steps, settings, made.pruner)
+    teacher = _teacher(settings.dense, loaded, device, unfinished) if settings.teacher else None
+    made, losses, trainings = _train(settings, loaded, device, Saved(unfinished), teacher)
+    seconds = trainings.seconds
     last = losses[-trainings.per_epoch :]
     loss = sum(last) / len(last)
     outcome = {
@@ -73,13 +66,47 @@ def run(
         "stored": made.stored.total,
         "stored_parts": asdict(made.stored),
         "dense": methods.size(settings, loaded.shape, loaded.classes).dense,
-        "about": made.about,
+        "about": made.about | ({} if teacher is None else {"teacher": accuracy(teacher, loaded.test, device)}),
         "seconds": time.perf_counter() - begun,
-        "training_seconds": trainings.seconds,
+        "training_seconds": seconds,
         "interruptions": trainings.saved.interruptions,
     }
     trainings.saved.remove()
     return outcome
+
+
+def _train(
+    settings: Settings, loaded: Data, device: str, saved: Saved, teacher: nn.Module | None = None
+) -> tuple[Made, list[float], _Trainings]:
+    """Return the trained model of a method, with the losses of the last training."""
+    torch.manual_seed(settings.seed)
+    trainings = _Trainings(settings, loaded.training, device, saved)
+    if settings.method == "fit":
+        first = round(trainings.steps * settings.fit_share)
+        base = settings.dense
+        made = methods.make(base, loaded.shape, loaded.classes)
+        trainings.train(made.model.to(device), first, base)
+        made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
+        losses = trainings.train(made.model.to(device), trainings.steps - first, settings, teacher=teacher)
+    else:
+        made = methods.make(settings, loaded.shape, loaded.classes)
+        losses = trainings.train(made.model.to(device), trainings.steps, settings, made.pruner, teacher)
+    if settings.average and math.isfinite(losses[-1]):
+        with contextlib.suppress(VariableError):  # as in accuracy
+            improvements.estimate_norms(made.model, loaded.training, device)
+    return made, losses, trainings
+
+
+def _teacher(settings: Settings, loaded: Data, device: str, unfinished: Path | None) -> nn.Module:
+    """Return the trained dense model of some settings. It is trained once and kept in a file beside ``unfinished``."""
+    path = improvements.place_of_teacher(settings, unfinished)
+    model = methods.make(settings, loaded.shape, loaded.classes).model.to(device)
+    if not improvements.restore(model, path, device):
+        made, _, trainings = _train(settings, loaded, device, Saved(path and path.with_suffix(".part")))
+        model = made.model
+        improvements.keep(model, path)
+        trainings.saved.remove()
+    return model.eval()
 
 
 @torch.inference_mode()
@@ -139,19 +166,27 @@ class _Trainings:
         """The processor time so far, with the time before an interruption."""
         return self.saved.seconds + time.process_time() - self._clock
 
-    def train(self, model: nn.Module, steps: int, s: Settings, pruner: Pruner | None = None) -> list[float]:
+    def train(
+        self,
+        model: nn.Module,
+        steps: int,
+        s: Settings,
+        pruner: Pruner | None = None,
+        teacher: nn.Module | None = None,
+    ) -> list[float]:
         """Train a model, and return the loss of every step. A loss or weight that is not finite ends the training."""
         model.train()
+        average = Average(model, steps, s.average)
         optimizer = _optimizer(model, s)
         peaks = [group["lr"] for group in optimizer.param_groups]
         penalised = list(sizes.layers(model).values()) if s.decay == "weights" and s.weight_decay else []
-        losses = self._restored(model, optimizer, pruner)
+        losses = self._restored(model, optimizer, pruner, average)
         for step in range(len(losses), steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(step, steps, s.warmup)
             x, y = next(self._batches)
             try:
-                loss = functional.cross_entropy(model(x), y)
+                loss = improvements.loss(model, x, y, s.precision, teacher)
             except VariableError:  # a compressed model says so where a plain one gives NaN
                 return [*losses, math.nan]
             losses.append(loss.item())
@@ -164,14 +199,20 @@ class _Trainings:
             optimizer.step()
             if pruner is not None:
                 pruner.after_step(step + 1, steps)
+            average.after_step(step + 1)
             self._epochs.show(losses, steps)
             if (self._done + step + 1) % self.per_epoch == 0 or step + 1 == steps:
-                self._keep(model, optimizer, pruner, losses)
+                self._keep(model, optimizer, pruner, average, losses)
+        average.finish()
+        if pruner is not None and s.average:
+            pruner.after_step(steps, steps)  # a mean of a weight that was pruned while averaging is not 0
         self._done += steps
         self._number += 1
         return losses
 
-    def _restored(self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None) -> list[float]:
+    def _restored(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None, average: Average
+    ) -> list[float]:
         """Put model, optimiser and batches into their saved state, if there is one, and return the losses so far."""
         state = self.saved.get(self._number)
         if state is None:
@@ -180,18 +221,24 @@ class _Trainings:
         optimizer.load_state_dict(state["optimizer"])
         if pruner is not None:
             pruner.restore(state["pruner"])
+        average.restore(state["average"])
         self._generator.set_state(state["generator"])
         return list(state["losses"])
 
     def _keep(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None, losses: list[float]
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        pruner: Pruner | None,
+        average: Average,
+        losses: list[float],
     ) -> None:
         """Save the state at the end of an epoch, where the order of the next images is still to be drawn.
 
         A training that ends within an epoch is saved with the next one, at the end of the epoch.
         """
         state = {"model": copy.deepcopy(model.state_dict()), "optimizer": copy.deepcopy(optimizer.state_dict())}
-        state |= {"losses": list(losses), "generator": self._generator.get_state()}
+        state |= {"losses": list(losses), "generator": self._generator.get_state(), "average": average.state}
         self.saved.put(self._number, state | ({"pruner": pruner.state} if pruner else {}))
         if (self._done + len(losses)) % self.per_epoch == 0:
             self.saved.write(self.seconds)

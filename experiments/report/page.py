@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mode
+from typing import Any
 
 from experiments.cells import Config
 from experiments.errors import ExperimentError
@@ -121,7 +123,7 @@ Test accuracy by ratio on {data}, for Structured Multi-Hashing and its alternati
 
 {_methods(groups)}
 {_COUNTED}
-{_training(settings)}
+{_training(settings, tuned=bool(config.rates))}
 {_state(places)}{_conditions(lines)}"""
 
 
@@ -130,7 +132,7 @@ def _methods(groups: Places) -> str:
     return table(["method", "description"], ([NAMES[m], what] for m, what in _METHODS.items() if m in used))
 
 
-def _training(settings: list[dict[str, object]]) -> str:
+def _training(settings: list[dict[str, Any]], tuned: bool) -> str:
     """Describe the training of all runs, and the differences between networks."""
     rows = dict.fromkeys(
         (str(s["model"]), f"{s['training']:,}", f"{s['validation']:,}", str(s["epochs"]), str(s["batch"]))
@@ -140,11 +142,17 @@ def _training(settings: list[dict[str, object]]) -> str:
         ["network", "layers", "training images", "validation images", "epochs", "batch"],
         ([MODELS[model], _NETWORKS[model], *rest] for model, *rest in rows),
     )
-    warmup = ", ".join(dict.fromkeys(percent(float(str(s["warmup"]))) for s in settings))
+    warmup = ", ".join(dict.fromkeys(percent(float(s["warmup"])) for s in settings))
+    optimizer = tables.OPTIMIZERS[mode(s["optimizer"] for s in settings)]
+    strength = mode(s["weight_decay"] for s in settings)
+    decay = f"with a weight decay of {strength:g}" if strength else "without weight decay"
+    rates = ", ".join(dict.fromkeys(f"{s['lr']:g}" for s in settings))
+    rate = f"No rate was tuned: it is {rates}"
+    if tuned:
+        rate = "Every method was tuned over the same rates, and all variables have the same rate"
     return (
-        "Unless a table says otherwise, training uses AdamW without weight decay. The learning rate rises during the "
-        f"first {warmup} of the steps and then decays to 0 along a cosine. Every method was tuned over the same rates, "
-        f"and all variables have the same rate.\n\n{body}"
+        f"Unless a table says otherwise, training uses {optimizer} {decay}. The learning rate rises during the "
+        f"first {warmup} of the steps and then decays to 0 along a cosine. {rate}.\n\n{body}"
     )
 
 

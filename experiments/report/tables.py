@@ -85,11 +85,11 @@ def rates(tuned: list[Tuning]) -> str:
         head = ["network", "method", "ratio", "", *(f"{rate:g}" for rate in columns)]
         kept = [i for i in range(len(head)) if i != 3 or any(line[3] for line in lines)]
         body = table([head[i] for i in kept], ([line[i] for i in kept] for line in lines))
-        tables.append(f"{_OPTIMIZERS[optimizer]}:\n\n{body}")
+        tables.append(f"{OPTIMIZERS[optimizer]}:\n\n{body}")
     return "\n".join(tables)
 
 
-_OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD with momentum"}
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD with momentum"}
 _PLAIN = ("bits", "scale", "learn_scale", "scale_rate", "include", "initial")
 
 

@@ -206,7 +206,7 @@ def fashion():
     return cells.read(HERE / "fashion.toml")
 
 
-@pytest.mark.parametrize("name", ["fashion", "smoke", "cifar_resnet32"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("*.toml")))
 def test_configurations_can_be_read(name, fashion):
     config = fashion if name == "fashion" else cells.read(HERE / f"{name}.toml", Path("/nowhere"))
     assert len({cell.id for cell in config.cells}) == len(config.cells)
