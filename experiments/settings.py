@@ -13,6 +13,8 @@ OPTIMIZERS = ("adamw", "sgd")
 DECAYS = ("variables", "weights")
 INCLUDES = ("all", "convolutions", "inner")
 SCALE_RATES = ("relative", "same")
+WHOLE = ("dense", "integers")
+"""Methods that store a number for every weight."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Settings:
         The layers to generate: ``all``, ``convolutions``, or ``inner``, all except the first and the last.
     initial : str
         The distribution of initial variables, ``normal`` or ``uniform``.
+    rate : float
+        The weight, per bit, of :func:`smh.rate` in the loss. With a weight, pools have fixed exponents.
     """
 
     data: str
@@ -80,6 +84,7 @@ class Settings:
     learn_scale: bool = True
     include: str = "all"
     initial: str = "normal"
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -91,8 +96,8 @@ class Settings:
         ):
             if value not in allowed:
                 raise ExperimentError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
-        if (self.ratio is None) != (self.method == "dense"):
-            raise ExperimentError(f"every method but 'dense' has a ratio, and 'dense' has none; got {self}")
+        if (self.ratio is None) != (self.method in WHOLE):
+            raise ExperimentError(f"every method has a ratio, except {' and '.join(WHOLE)}; got {self}")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ExperimentError(f"ratio must be between 0 and 1; got {self.ratio!r}")
         for what in ("training", "validation", "epochs", "batch"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from torch.nn import functional
 
 from experiments import data, methods, sizes
 from experiments.cells import describe
-from experiments.data import Images
+from experiments.data import Data, Images
 from experiments.errors import ExperimentError
+from experiments.methods import Made
 from experiments.pruning import Pruner
 from experiments.saved import Saved
 from experiments.settings import Settings
+from experiments.stored import ROUNDINGS, all_coded_bytes, round_
 from smh.errors import VariableError
 
 MOMENTUM = 0.9
@@ -59,10 +61,10 @@ def run(
         made = methods.make(base, loaded.shape, loaded.classes)
         trainings.train(made.model.to(device), first, base)
         made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
-        losses = trainings.train(made.model.to(device), trainings.steps - first, settings)
+        losses = trainings.train(made.model.to(device), trainings.steps - first, settings, rate_of=made.rate)
     else:
         made = methods.make(settings, loaded.shape, loaded.classes)
-        losses = trainings.train(made.model.to(device), trainings.steps, settings, made.pruner)
+        losses = trainings.train(made.model.to(device), trainings.steps, settings, made.pruner, made.rate)
     last = losses[-trainings.per_epoch :]
     loss = sum(last) / len(last)
     outcome = {
@@ -78,8 +80,34 @@ def run(
         "training_seconds": trainings.seconds,
         "interruptions": trainings.saved.interruptions,
     }
+    outcome["bytes"] = _bytes(made, settings, loaded, device) if math.isfinite(loss) else []
     trainings.saved.remove()
     return outcome
+
+
+def _bytes(made: Made, settings: Settings, loaded: Data, device: str) -> list[dict[str, Any]]:
+    """Return the bytes of a model with integers; of another one, bytes and accuracies after rounding its weights.
+
+    Everything else, as scales, biases and batch norm, is counted as float32.
+    """
+    stored = made.stored
+    if made.integers is not None:
+        rest = 4 * (stored.scales + stored.kept)
+        return [{"bits": settings.bits, "bytes": rest + all_coded_bytes(made.integers(), settings.bits)}]
+    weights = [layer.weight for layer in sizes.layers(made.model).values()]
+    exact = [x.detach().clone() for x in weights]
+    outcomes = []
+    for bits in ROUNDINGS:
+        with torch.no_grad():
+            for x, saved in zip(weights, exact, strict=True):
+                x.copy_(saved)
+        size = 4 * stored.kept + round_(weights, bits)
+        accuracies = {
+            "test_accuracy": accuracy(made.model, loaded.test, device),
+            "validation_accuracy": accuracy(made.model, loaded.validation, device),
+        }
+        outcomes.append({"bits": bits, "bytes": size} | accuracies)
+    return outcomes
 
 
 @torch.inference_mode()
@@ -139,7 +167,14 @@ class _Trainings:
         """The processor time so far, with the time before an interruption."""
         return self.saved.seconds + time.process_time() - self._clock
 
-    def train(self, model: nn.Module, steps: int, s: Settings, pruner: Pruner | None = None) -> list[float]:
+    def train(
+        self,
+        model: nn.Module,
+        steps: int,
+        s: Settings,
+        pruner: Pruner | None = None,
+        rate_of: Callable[[], torch.Tensor] | None = None,
+    ) -> list[float]:
         """Train a model, and return the loss of every step. A loss or weight that is not finite ends the training."""
         model.train()
         optimizer = _optimizer(model, s)
@@ -159,6 +194,8 @@ class _Trainings:
                 break
             for layer in penalised:
                 loss = loss + 0.5 * s.weight_decay * layer.weight.square().sum()
+            if rate_of is not None and s.rate:
+                loss = loss + s.rate * rate_of()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
