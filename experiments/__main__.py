@@ -62,6 +62,22 @@ def report(
     pages.write(cells.read(config, data), lines, output)
 
 
+@app.command("bytes")
+def report_bytes(
+    files: Annotated[
+        list[Path] | None, typer.Argument(exists=True, help="Files of results; results/bytes.jsonl by default.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the page and its plots.")] = Path(
+        "docs/results"
+    ),
+) -> None:
+    """Write the page on accuracy by bytes from results."""
+    from experiments.report import by_bytes
+
+    paths = files or [HERE / "results" / "bytes.jsonl"]
+    by_bytes.write([line for path in paths for line in results.read(path)], output)
+
+
 def _list(console: Console, selected: list[cells.Cell], config: cells.Config, path: Path) -> None:
     lines = results.Results(results.read(path))
     states = [(cell, runner.status(cell, config, lines)) for cell in selected]

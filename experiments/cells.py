@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 
 from experiments import data, methods
 from experiments.errors import CannotReachError, ExperimentError
-from experiments.settings import FIELDS, Settings, from_dict
+from experiments.settings import FIELDS, WHOLE, Settings, from_dict
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,17 @@ class _Maker:
     folder: Path | None
 
     def table(self, table: dict[str, Any]) -> Iterator[Cell]:
-        """Iterate over the cells of a table of methods by ratios."""
-        special = ("methods", "ratios", "seeds", "only")
+        """Iterate over the cells of a table of methods by ratios and by weights of the rate."""
+        special = ("methods", "ratios", "rates", "seeds", "only")
         _check_keys("a table", table, (*special, *FIELDS))
         fixed = {key: value for key, value in table.items() if key not in special}
         only = table.get("only", {})
         _check_keys("'only' of a table", only, table["methods"])
         for seed in table["seeds"]:
             for method in table["methods"]:
-                for ratio in [None] if method == "dense" else only.get(method, table["ratios"]):
-                    settings = self.settings({**fixed, "method": method, "ratio": ratio, "seed": seed})
+                ratios = [None] if method in WHOLE else only.get(method, table["ratios"])
+                for ratio, rate in itertools.product(ratios, table.get("rates", [0.0])):
+                    settings = self.settings({**fixed, "method": method, "ratio": ratio, "rate": rate, "seed": seed})
                     yield self.cell(settings.model, method, settings)
 
     def question(self, question: dict[str, Any]) -> list[Cell]:
@@ -189,13 +191,16 @@ class _Maker:
     def settings(self, fields: dict[str, Any]) -> Settings:
         """Return settings, with the defaults of ``[run]``."""
         merged = {**self.base, **fields}
-        if merged.get("method") == "dense":
+        if merged.get("method") in WHOLE:
             merged["ratio"] = None
         return from_dict(merged, "the configuration")
 
     def cell(self, group: str, label: str, settings: Settings, tuned_as: Settings | None = None) -> Cell:
         """Return a cell, tuned by its own settings unless ``tuned_as`` is given."""
         share = "" if settings.ratio is None else f"/{settings.ratio:g}"
+        if group == settings.model:  # a table, whose labels are methods
+            varied = {what: getattr(settings, what) for what in ("bits", "rate", "teacher")}
+            share += "".join(f"/{what}={x:g}" for what, x in varied.items() if x != getattr(Settings, what))
         name = f"{group}/{label}{share}/seed={settings.seed}"
         if settings.lr is not None:
             return Cell(name, group, label, settings)

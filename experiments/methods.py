@@ -16,11 +16,15 @@ lowrank       every layer as a product of two factors, trained from the start; c
 pruned        dense at first, then with gradually fewer weights
 fit           dense for half of the steps, then matmul, fitted to the dense model and trained for the remaining steps
 random        matmul with a frozen initial pool; only scales, biases and norms are trained and stored
+integers      the plain network with an integer for each weight and a learned scale for each layer, trained with the
+              rate in the loss if the settings say so
+fold          one table of integers for all weights, each used equally often (STABLE-RPS)
 ============  =====================================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -30,11 +34,14 @@ from torch import nn
 
 from experiments import models, sizes
 from experiments.errors import CannotReachError, ExperimentError
+from experiments.integers import OnTable, RoundedTensors
 from experiments.lowrank import factorise_
 from experiments.models import Shape
 from experiments.pruning import Pruner
 from experiments.settings import Settings
 from smh.backends import torch as smh
+from smh.backends.torch.narrow import KERNELS
+from smh.core.generate import put_on_grids
 from smh.core.pools import Hash, Kronecker, Matmul, Pool, Sum
 
 POOLS: dict[str, Pool] = {
@@ -47,7 +54,7 @@ POOLS: dict[str, Pool] = {
     "fit": Matmul(),
     "random": Matmul(),
 }
-METHODS = ("dense", *POOLS, "width", "lowrank", "pruned")
+METHODS = ("dense", *POOLS, "width", "lowrank", "pruned", "integers", "fold")
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,18 @@ class Stored:
 
 @dataclass(frozen=True)
 class Made:
-    """A model to train. ``pruner`` acts after each step."""
+    """A model to train.
+
+    ``pruner`` acts after each step. ``integers`` returns the integers of the trained model, with ``bits`` bits, and
+    ``rate`` the estimate of their bits; a model without them has float32 weights.
+    """
 
     model: nn.Module
     stored: Stored
     about: dict[str, Any] = field(default_factory=dict)
     pruner: Pruner | None = None
+    integers: Callable[[], list[torch.Tensor]] | None = None
+    rate: Callable[[], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,11 @@ def size(settings: Settings, shape: Shape, classes: int) -> Size:
     kept = dense - sum(weights.values())
     if settings.ratio is None:
         return Size(dense, kept, None)
+    if settings.method == "fold":
+        room = sizes.budget(settings.ratio, dense) - kept - len(weights)
+        if room < 1:
+            raise CannotReachError(kept + len(weights) + 1, sizes.budget(settings.ratio, dense))
+        return Size(dense, kept, room)
     allowed = sizes.budget(settings.ratio, dense)
     if settings.method in POOLS:
         names = included(settings.include, whole)
@@ -157,6 +175,15 @@ def make(settings: Settings, shape: Shape, classes: int, dense: nn.Module | None
     if settings.method == "pruned":
         pruner = Pruner([layer.weight for layer in sizes.layers(model).values()], sized.choice)
         return Made(model, Stored(weights=sized.choice, kept=sized.kept), pruner=pruner)
+    if settings.method == "integers":
+        tensors = RoundedTensors(list(sizes.layers(model).values()), ("weight",), settings.bits)
+        stored = Stored(weights=sized.dense - sized.kept, scales=len(sizes.layers(model)), kept=sized.kept)
+        return Made(model, stored, integers=tensors.integers, rate=tensors.rate)
+    if settings.method == "fold":
+        layers = list(sizes.layers(model).values())
+        on_table = OnTable(model, layers, sized.choice, settings.bits, settings.seed)
+        stored = Stored(pool=sized.choice, scales=len(layers), kept=sized.kept)
+        return Made(on_table, stored, integers=on_table.integers, rate=on_table.rate)
     return _compressed(model, settings, sized.choice, sized.kept, dense is not None)
 
 
@@ -171,6 +198,8 @@ def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int
         "learn_scale": settings.learn_scale,
         "include": [f"{name}.weight" for name in included(settings.include, model)],
     }
+    if settings.rate:
+        options["exponents"] = "fixed"
     about: dict[str, Any] = {}
     if fit:
         compressed, errors = smh.fit(model, **options)
@@ -190,7 +219,22 @@ def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int
         parameter.requires_grad_(not frozen)
     scales = sum(tensor.learn_scale for tensor in plan.tensors)
     variables = 0 if frozen else sum(parameter.numel() for parameter in pool.values())
-    return Made(compressed, Stored(pool=variables, scales=scales, kept=kept), about)
+    return Made(
+        compressed,
+        Stored(pool=variables, scales=scales, kept=kept),
+        about,
+        integers=lambda: _integers(compressed),
+        rate=lambda: smh.rate(compressed),
+    )
+
+
+def _integers(model: nn.Module) -> list[torch.Tensor]:
+    """Return the integers of a compressed model that a file stores: none of a frozen initial pool."""
+    plan = smh.plan_of(model)
+    trained = {name: x.detach() for name, x in pool_parameters(model).items()}
+    if not any(x.requires_grad for x in pool_parameters(model).values()):
+        return []
+    return [grid.integers for grid in put_on_grids(KERNELS, plan, trained).values()]
 
 
 def pool_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

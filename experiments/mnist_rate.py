@@ -9,7 +9,6 @@ own, with a learned scale.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,16 +20,14 @@ import torch
 import typer
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
 import smh
-from experiments import data, models, results, training
+from experiments import data, models, results, sizes, training
 from experiments.context import context
 from experiments.data import Images
 from experiments.errors import ExperimentError, run_app
+from experiments.integers import RoundedTensors
 from experiments.results import Line
-from smh.backends.torch.narrow import KERNELS
-from smh.core.rate import array_rate
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 RESULTS = Path(__file__).parent / "results" / "mnist_rate.jsonl"
@@ -65,29 +62,6 @@ def cells() -> Iterator[Cell]:
             yield from (dataclasses.replace(cell, weight=2.0 * cell.weight), dataclasses.replace(cell, weight=0.0))
 
 
-class Rounded(nn.Module):
-    """A tensor as integers times a fixed unit and a learned scale."""
-
-    def __init__(self, x: torch.Tensor, bits: int) -> None:
-        super().__init__()
-        exponent = math.frexp(float(x.detach().std()))[1] + max(2, bits - 4)  # as in a pool with fixed exponents
-        self.bits = bits - 1
-        self.unit = 2.0 ** (exponent - self.bits)
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Round; gradients pass."""
-        return (x + (self.integers(x) * self.unit - x).detach()) * self.scale
-
-    def integers(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the integers."""
-        return (x.detach() / self.unit).round().clamp(1.0 - 2.0**self.bits, 2.0**self.bits - 1.0)
-
-    def rate(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the rate of the tensor."""
-        return array_rate(KERNELS, x.reshape(-1) / self.unit, self.bits, torch.Tensor.detach)
-
-
 Rate = Callable[[], torch.Tensor]
 Integers = Callable[[], dict[str, torch.Tensor]]
 
@@ -117,17 +91,8 @@ def _with_pool(model: nn.Module, cell: Cell) -> tuple[nn.Module, Rate, Integers]
 
 
 def _without_pool(model: nn.Module, bits: int) -> tuple[nn.Module, Rate, Integers]:
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    for layer in layers:
-        for name in ("weight", "bias"):
-            parametrize.register_parametrization(layer, name, Rounded(getattr(layer, name), bits))
-    parts = [part for layer in layers for part in layer.parametrizations.values()]
-    rounded = [(part[0], part.original) for part in parts]
-
-    def rate() -> torch.Tensor:
-        return torch.stack([part.rate(x) for part, x in rounded]).sum()
-
-    return model, rate, lambda: {str(k): part.integers(x) for k, (part, x) in enumerate(rounded)}
+    tensors = RoundedTensors(list(sizes.layers(model).values()), ("weight", "bias"), bits)
+    return model, tensors.rate, lambda: {str(k): q for k, q in enumerate(tensors.integers())}
 
 
 def train(cell: Cell, folder: Path | None) -> Line:

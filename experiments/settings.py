@@ -14,6 +14,8 @@ DECAYS = ("variables", "weights")
 INCLUDES = ("all", "convolutions", "inner")
 SCALE_RATES = ("relative", "same")
 PRECISIONS = ("float32", "channels_last", "bfloat16")
+WHOLE = ("dense", "integers")
+"""Methods that store a number for every weight."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Settings:
     precision : str
         ``float32``; ``channels_last``, the same arithmetic with the channels of images last in memory; or
         ``bfloat16``, which adds PyTorch's autocast. Tests always use float32.
+    rate : float
+        The weight, per bit, of :func:`smh.rate` in the loss. With a weight, pools have fixed exponents.
     """
 
     data: str
@@ -97,6 +101,7 @@ class Settings:
     average: float = 0.0
     fit_share: float = 0.5
     precision: str = "float32"
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -109,8 +114,8 @@ class Settings:
         ):
             if value not in allowed:
                 raise ExperimentError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
-        if (self.ratio is None) != (self.method == "dense"):
-            raise ExperimentError(f"every method but 'dense' has a ratio, and 'dense' has none; got {self}")
+        if (self.ratio is None) != (self.method in WHOLE):
+            raise ExperimentError(f"every method has a ratio, except {' and '.join(WHOLE)}; got {self}")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ExperimentError(f"ratio must be between 0 and 1; got {self.ratio!r}")
         if not 0 <= self.average <= 1:

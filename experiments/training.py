@@ -24,6 +24,7 @@ from experiments.methods import Made
 from experiments.pruning import Pruner
 from experiments.saved import Saved
 from experiments.settings import Settings
+from experiments.stored import ROUNDINGS, all_coded_bytes, round_
 from smh.errors import VariableError
 
 MOMENTUM = 0.9
@@ -71,6 +72,7 @@ def run(
         "training_seconds": seconds,
         "interruptions": trainings.saved.interruptions,
     }
+    outcome["bytes"] = _bytes(made, settings, loaded, device) if math.isfinite(loss) else []
     trainings.saved.remove()
     return outcome
 
@@ -85,12 +87,15 @@ def _train(
         first = round(trainings.steps * settings.fit_share)
         base = settings.dense
         made = methods.make(base, loaded.shape, loaded.classes)
-        trainings.train(made.model.to(device), first, base)
+        made.model.to(device)
+        trainings.train(made, first, base)
         made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
-        losses = trainings.train(made.model.to(device), trainings.steps - first, settings, teacher=teacher)
+        made.model.to(device)
+        losses = trainings.train(made, trainings.steps - first, settings, teacher)
     else:
         made = methods.make(settings, loaded.shape, loaded.classes)
-        losses = trainings.train(made.model.to(device), trainings.steps, settings, made.pruner, teacher)
+        made.model.to(device)
+        losses = trainings.train(made, trainings.steps, settings, teacher)
     if settings.average and math.isfinite(losses[-1]):
         with contextlib.suppress(VariableError):  # as in accuracy
             improvements.estimate_norms(made.model, loaded.training, device)
@@ -107,6 +112,31 @@ def _teacher(settings: Settings, loaded: Data, device: str, unfinished: Path | N
         improvements.keep(model, path)
         trainings.saved.remove()
     return model.eval()
+
+
+def _bytes(made: Made, settings: Settings, loaded: Data, device: str) -> list[dict[str, Any]]:
+    """Return the bytes of a model with integers; of another one, bytes and accuracies after rounding its weights.
+
+    Everything else, as scales, biases and batch norm, is counted as float32.
+    """
+    stored = made.stored
+    if made.integers is not None:
+        rest = 4 * (stored.scales + stored.kept)
+        return [{"bits": settings.bits, "bytes": rest + all_coded_bytes(made.integers(), settings.bits)}]
+    weights = [layer.weight for layer in sizes.layers(made.model).values()]
+    exact = [x.detach().clone() for x in weights]
+    outcomes = []
+    for bits in ROUNDINGS:
+        with torch.no_grad():
+            for x, saved in zip(weights, exact, strict=True):
+                x.copy_(saved)
+        size = 4 * stored.kept + round_(weights, bits)
+        accuracies = {
+            "test_accuracy": accuracy(made.model, loaded.test, device),
+            "validation_accuracy": accuracy(made.model, loaded.validation, device),
+        }
+        outcomes.append({"bits": bits, "bytes": size} | accuracies)
+    return outcomes
 
 
 @torch.inference_mode()
@@ -166,16 +196,9 @@ class _Trainings:
         """The processor time so far, with the time before an interruption."""
         return self.saved.seconds + time.process_time() - self._clock
 
-    def train(
-        self,
-        model: nn.Module,
-        steps: int,
-        s: Settings,
-        pruner: Pruner | None = None,
-        teacher: nn.Module | None = None,
-    ) -> list[float]:
+    def train(self, made: Made, steps: int, s: Settings, teacher: nn.Module | None = None) -> list[float]:
         """Train a model, and return the loss of every step. A loss or weight that is not finite ends the training."""
-        model.train()
+        model, pruner = made.model.train(), made.pruner
         average = Average(model, steps, s.average)
         optimizer = _optimizer(model, s)
         peaks = [group["lr"] for group in optimizer.param_groups]
@@ -194,6 +217,8 @@ class _Trainings:
                 break
             for layer in penalised:
                 loss = loss + 0.5 * s.weight_decay * layer.weight.square().sum()
+            if made.rate is not None and s.rate:
+                loss = loss + s.rate * made.rate()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

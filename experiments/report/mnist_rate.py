@@ -9,8 +9,7 @@ import numpy as np
 from experiments.mnist_rate import Cell
 from experiments.report.markdown import percent, table
 from experiments.results import Line
-from smh.files.coder import encode
-from smh.files.packed import FEWEST
+from experiments.stored import coded_bytes
 
 _MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5"}
 _PUBLISHED = {"lenet300": ("8.56", "1.9"), "lenet5": ("2.84", "1.0")}
@@ -62,8 +61,7 @@ def stored_bytes(line: Line) -> int:
     """
     total, bits = 4 * int(line["scales"]), Cell(**line["settings"]).bits
     for least, *counts in line["counts"].values():
-        q = np.repeat(np.arange(least, least + len(counts)), counts).astype(np.int8)
-        total += q.size if q.size < FEWEST else min(q.size, len(encode(q, bits)))
+        total += coded_bytes(np.repeat(np.arange(least, least + len(counts)), counts), bits)
     return total
 
 

@@ -37,6 +37,9 @@ _METHODS = {
     "layer that would not become smaller stays whole; convolutions are matrices of outputs x (inputs x window)",
     "pruned": f"the smallest weights over all layers are set to zero, gradually from {percent(START)} to "
     f"{percent(STOP)} of the steps (Zhu and Gupta 2017); the positions of the remaining weights are not counted",
+    "integers": "every weight is an integer, with a learned scale for each layer",
+    "fold": "every weight is an entry of one table, and all entries are used equally often (STABLE-RPS, Desai and "
+    "Shrivastava 2024)",
     "random": "a matrix product with a frozen initial pool: only scales, biases and batch norm are trained and counted",
 }
 _NETWORKS = {

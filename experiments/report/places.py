@@ -23,6 +23,8 @@ NAMES = {
     "pruned": "pruning",
     "random": "random pool",
     "fit": "smh, fitted to a trained model",
+    "integers": "an integer for each weight",
+    "fold": "one table, used evenly",
 }
 MODELS = {
     "mlp": "MLP",

@@ -10,7 +10,7 @@ from torch import nn
 from experiments import methods, models, sizes, training
 from experiments.errors import CannotReachError, ExperimentError
 from experiments.pruning import Pruner
-from experiments.settings import Settings
+from experiments.settings import WHOLE, Settings
 from smh.backends import torch as smh
 
 SHAPE = (1, 28, 28)
@@ -38,7 +38,7 @@ def elements(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("model", "ratio"), [("cnn", 0.5), ("cnn", 0.03), ("mlp", 0.03)])
-@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ("dense", "fit")])
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in (*WHOLE, "fit")])
 def test_stored_variables_are_counted_and_within_budget(model, ratio, method):
     asked = Settings("fashion-mnist", model, method, ratio, 1e-2)
     dense = elements(models.build(model, SHAPE, 10))
@@ -145,7 +145,7 @@ def interrupt_after(epoch, monkeypatch):
 @pytest.mark.filterwarnings("ignore:the fitted weights are off:UserWarning")  # of a fit of so few terms
 @pytest.mark.parametrize(("method", "epoch"), [*((m, 1) for m in methods.METHODS), ("fit", 3), ("pruned", 3)])
 def test_every_method_trains_and_an_interrupted_run_gives_the_same(method, epoch, tmp_path, monkeypatch):
-    ratio = None if method == "dense" else 0.4
+    ratio = None if method in WHOLE else 0.4
     asked = TINY.replace(method=method, ratio=ratio, dense_lr=1e-2, epochs=5, augment=True)  # `fit` changes in epoch 3
     first = training.run(asked)
     state = tmp_path / "state.pt"
@@ -159,7 +159,8 @@ def test_every_method_trains_and_an_interrupted_run_gives_the_same(method, epoch
     assert without_times(first) == without_times(second)
     still = training.run(asked.replace(lr=1e-9, dense_lr=1e-9))
     assert first["training_loss"] < still["training_loss"] - 0.01
-    assert first["stored"] <= (ratio or 1) * first["dense"]
+    assert first["stored"] - (ratio is None) * first["stored_parts"]["scales"] <= (ratio or 1) * first["dense"]
+    assert all(0 < entry["bytes"] < 4 * first["dense"] for entry in first["bytes"])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,7 @@ def test_every_method_trains_and_an_interrupted_run_gives_the_same(method, epoch
         {"seed": 1},
         {"augment": True},
         {"warmup": 0.5},
+        {"rate": 1e-4},
     ],
     ids=str,
 )
@@ -240,5 +242,5 @@ def test_augmented_images_are_shifted_and_mirrored():
 
 @pytest.mark.parametrize("method", ["dense", "matmul"])
 def test_ratio_and_method_have_to_agree(method):
-    with pytest.raises(ExperimentError, match="every method but 'dense' has a ratio"):
+    with pytest.raises(ExperimentError, match="every method has a ratio, except dense and integers"):
         Settings("digits", "tiny", method, 0.1 if method == "dense" else None)

@@ -1,0 +1,237 @@
+"""The page on accuracy by bytes, from results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from experiments.report.markdown import percent, table
+from experiments.report.places import MODELS
+from experiments.results import Line
+from experiments.settings import Settings, from_dict
+
+BUDGETS = (0.1, 0.05, 0.02, 0.01)
+"""Bytes over those of the dense float32 model."""
+FAMILIES = {
+    ("matmul", True, True): "smh, matrix product, with the rate and a teacher",
+    ("matmul", True): "smh, matrix product, with the rate",
+    ("kronecker", True): "smh, Kronecker products, with the rate",
+    ("matmul", False): "smh, matrix product",
+    ("kronecker", False): "smh, Kronecker products",
+    ("hash1", False): "smh, 1 hash (HashedNets, one table)",
+    ("fold", True): "one table, used evenly (STABLE-RPS), with the rate",
+    ("fold", False): "one table, used evenly (STABLE-RPS)",
+    ("integers", True): "an integer for each weight, with the rate",
+    ("integers", False): "an integer for each weight",
+    ("dense", False): "dense, rounded after training",
+    ("pruned", False): "pruning, rounded after training",
+    ("lowrank", False): "low rank, rounded after training",
+    ("width", False): "width multiplier, rounded after training",
+}
+"""Methods, without and with the rate in the loss, in the order of the tables."""
+_PAGE = """# Accuracy by bytes
+
+What a model costs is the size of its file. Here every method is stored as integers with an entropy coder, so that
+each is compared at its best: a pruned network with most of its integers 0, a dense network rounded to a few bits,
+and pools of integers.
+
+Bytes are those of all integers, entropy-coded as in a [packed file](../files.md), with 4 bytes for each scale, bias and
+number of batch norm. Headers are not counted, for no method. Methods that train float32 weights are rounded after
+training to 8, 6, 5 or 4 bits. *With the rate* means that the estimated bits are a part of the loss
+([small files](../small_files.md)).
+
+{parts}
+The command that repeats it, for CIFAR-10 as images in folders:
+
+```bash
+python -m experiments run --config experiments/bytes.toml --data FOLDER
+python -m experiments bytes
+```
+
+{about}
+"""
+_PART = """## {model} on {data}
+
+{training:,} training images, {epochs} epochs, batches of {batch}, AdamW. The dense model has {dense:,} numbers,
+{dense_bytes:,.0f} kB in float32, and an accuracy of {accuracy} %.
+
+![Accuracy by bytes](bytes-{name}.svg)
+
+The best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ± standard deviation
+over seeds, and the bytes. The best one is selected by accuracy on validation images. Bold: the best method.
+
+{best}
+{answer}
+<details><summary>All settings</summary>
+
+{every}
+</details>
+
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method with settings, over its seeds."""
+
+    family: str
+    settings: Settings
+    bits: int
+    size: float
+    accuracy: float
+    validation: float
+    spread: float | None
+    seeds: int
+
+    @property
+    def text(self) -> str:
+        """Accuracy with its spread."""
+        return f"{self.accuracy:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
+
+
+def points(lines: Iterable[Line]) -> list[Point]:
+    """Return the points of results, in the order of the families, the smallest first."""
+    groups: dict[tuple[Settings, int], list[tuple[float, float, float]]] = {}
+    for line in lines:
+        settings = from_dict(line["settings"], "a result").replace(seed=0)
+        for entry in line.get("bytes", ()):
+            one = {**line, **entry}
+            values = one["bytes"], one["test_accuracy"], one["validation_accuracy"]
+            groups.setdefault((settings, entry["bits"]), []).append(values)
+    found = []
+    for (settings, bits), values in groups.items():
+        family = FAMILIES[settings.method, settings.rate > 0.0]
+        size, accuracy, validation = map(mean, zip(*values, strict=True))
+        spread = stdev(one[1] for one in values) if len(values) > 1 else None
+        found.append(Point(family, settings, bits, size, accuracy, validation, spread, len(values)))
+    order = list(FAMILIES.values())
+    return sorted(found, key=lambda point: (order.index(point.family), point.size))
+
+
+def best(found: Iterable[Point], family: str, budget: float) -> Point | None:
+    """Return the point of a family within a budget that is best on validation images, among those with most seeds."""
+    within = [point for point in found if point.family == family and point.size <= budget]
+    return max(within, key=lambda point: (point.seeds, point.validation), default=None)
+
+
+def write(lines: list[Line], output: Path) -> None:
+    """Write the page, and a plot for each network."""
+    output.mkdir(parents=True, exist_ok=True)
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        if "bytes" in line:
+            groups.setdefault((line["settings"]["model"], line["settings"]["data"]), []).append(line)
+    parts = []
+    for (model, data), some in groups.items():
+        _plot(points(some), MODELS[model], 4 * some[0]["dense"], output / f"bytes-{model}.svg")
+        parts.append(_part(model, data, some))
+    processors = ", ".join(sorted({line["cpu"] for line in lines}))
+    commits = ", ".join(dict.fromkeys(line["commit"] + (" with changes" * line["changed"]) for line in lines))
+    versions = ", ".join(f"{name} {version}" for name, version in lines[-1]["versions"].items())
+    about = f"{len(lines)} runs, each on one thread of {processors}; {versions}; commits {commits}."
+    (output / "bytes.md").write_text(_PAGE.format(parts="".join(parts), about=about), encoding="utf-8")
+
+
+def _part(model: str, data: str, lines: list[Line]) -> str:
+    found, first = points(lines), lines[0]
+    whole = 4 * first["dense"]
+    dense = [line["test_accuracy"] for line in lines if line["settings"]["method"] == "dense"]
+    return _PART.format(
+        model=MODELS[model],
+        name=model,
+        data={"cifar10": "CIFAR-10", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}.get(data, data),
+        **{what: first["settings"][what] for what in ("training", "epochs", "batch")},
+        dense=first["dense"],
+        dense_bytes=whole / 1000,
+        accuracy=f"{mean(dense):.2f}" if dense else "–",
+        best=_best(found, whole),
+        answer="\n".join(_answers(found, whole)) + "\n",
+        every=_every(found, whole),
+    )
+
+
+def _best(found: list[Point], whole: int) -> str:
+    """Return the table of the best points, one row for each family that has any."""
+    of = {
+        family: [best(found, family, budget * whole) for budget in BUDGETS]
+        for family in FAMILIES.values()
+        if any(point.family == family for point in found)
+    }
+    top = [
+        max((row[k].accuracy for row in of.values() if row[k] is not None), default=0.0) for k in range(len(BUDGETS))
+    ]
+
+    def cell(point: Point | None, most: float) -> str:
+        if point is None:
+            return "–"
+        text = f"**{point.text}**" if point.accuracy == most else point.text
+        return f"{text} ({point.size / 1000:.1f} kB)"
+
+    head = ["method", *(f"{percent(budget)}: {budget * whole / 1000:.1f} kB" for budget in BUDGETS)]
+    return table(head, ([family, *map(cell, row, top)] for family, row in of.items()))
+
+
+def _answers(found: list[Point], whole: int) -> Iterable[str]:
+    """Iterate over a line for each budget: the best recipe of the library against the best other method."""
+    for budget in BUDGETS:
+        ours: list[Point] = []
+        others: list[Point] = []
+        for family in FAMILIES.values():
+            point = best(found, family, budget * whole)
+            if point is not None:
+                (ours if family.startswith("smh") else others).append(point)
+        if ours and others:
+            one, other = (max(some, key=lambda point: point.accuracy) for some in (ours, others))
+            ahead = one.accuracy - other.accuracy
+            where = f"{abs(ahead):.2f} points {'ahead of' if ahead > 0 else 'behind'}"
+            yield f"- Within {percent(budget)}, {one.family} is {where} the best other method: {other.family}."
+
+
+def _every(found: list[Point], whole: int) -> str:
+    head = ("method", "variables", "rate", "learning rate", "bits", "kB", "of dense", "test accuracy, %", "seeds")
+    return table(
+        head,
+        (
+            [
+                point.family,
+                "" if point.settings.ratio is None else percent(point.settings.ratio),
+                f"{point.settings.rate:g}" if point.settings.rate else "",
+                f"{point.settings.lr:g}",
+                f"{point.bits}",
+                f"{point.size / 1000:.1f}",
+                percent(point.size / whole),
+                point.text,
+                f"{point.seeds}",
+            ]
+            for point in found
+        ),
+    )
+
+
+def _plot(found: list[Point], title: str, whole: int, path: Path) -> None:
+    """Draw accuracy over bytes: for each family the points that no smaller one of it exceeds."""
+    drawing = Figure(figsize=(8, 5), layout="constrained")
+    axes = drawing.subplots()
+    for number, family in enumerate(FAMILIES.values()):
+        front: list[Point] = []
+        for point in (point for point in found if point.family == family):
+            if not front or point.accuracy > front[-1].accuracy:
+                front.append(point)
+        if front:
+            x, y = [point.size / 1000 for point in front], [point.accuracy for point in front]
+            spread = [point.spread or 0.0 for point in front]
+            style = {"marker": "os^vD<>Pp*hXd"[number], "linestyle": "-" if family.startswith("smh") else "--"}
+            axes.errorbar(x, y, yerr=spread, color=f"C{number % 10}", markersize=5, capsize=2, label=family, **style)
+    axes.set_xscale("log")
+    axes.set(title=title, xlabel="kB, entropy-coded", ylabel="test accuracy, %")
+    above = axes.secondary_xaxis("top", functions=(lambda x: x * 1e5 / whole, lambda x: x * whole / 1e5))
+    above.set_xlabel("% of the dense float32 bytes")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    with mpl.rc_context({"svg.hashsalt": "smh"}):
+        drawing.savefig(path, format="svg", metadata={"Date": None})
