@@ -55,7 +55,9 @@ def test_the_law_of_the_environment_gets_the_backend_of_another_package():
 
 def test_a_module_of_the_same_name_on_the_path_is_not_run(tmp_path):
     (tmp_path / "conformance.py").write_text("raise SystemExit('a module of somebody else')")
-    done = python("-m", "smh", "conformance", "--backend", "numpy", "--plans", "1", PYTHONPATH=str(tmp_path), COLUMNS="140")
+    done = python(
+        "-m", "smh", "conformance", "--backend", "numpy", "--plans", "1", PYTHONPATH=str(tmp_path), COLUMNS="140"
+    )
     assert done.returncode == 0, done.stderr
     assert "somebody else" not in done.stdout + done.stderr
     assert "numpy    cpu" in done.stdout
