@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -81,7 +83,8 @@ def write_litert(name: str, ratio: float, folder: Path) -> dict[str, int]:
     def converted(*optimizations: Any) -> int:
         converter = tf.lite.TFLiteConverter.from_keras_model(model)
         converter.optimizations = list(optimizations)
-        return len(converter.convert())
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras lists all variables
+            return len(converter.convert())
 
     sizes = {DENSE: converted(), QUANTIZED: converted(tf.lite.Optimize.DEFAULT)}
     compressed = smh.compress(model, ratio=ratio)
