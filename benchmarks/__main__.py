@@ -14,6 +14,7 @@ STEP = {
     "tensorflow": ["resnet34 32x32", "mlp 28x28"],
 }
 INFERENCE = ["resnet34 32x32", "resnet34 224x224", "language model"]
+SIZES = {"torch": ["cnn 28x28", "language model"], "tensorflow": ["mobilenet_v3 32x32"]}
 LOADING = ["resnet34 224x224", "efficientnet_b0 224x224", "mlp 28x28"]
 
 
@@ -48,6 +49,10 @@ def run(options: argparse.Namespace) -> Iterator[measure.Row]:
         from benchmarks import loading
 
         return loading.measure(names or LOADING, ratios, rounds)
+    if options.command == "sizes":
+        from benchmarks import sizes
+
+        return sizes.measure(options.backend, names or SIZES[options.backend], ratios)
     if options.backend != "torch":
         from benchmarks import keras_models
 
@@ -68,7 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
         "step": "a training step with batch 32, relative to the plain model",
         "inference": "a forward pass and generate() in PyTorch, relative to the plain model",
         "loading": "from a file to the first inference in PyTorch, relative to the dense file, in fresh processes",
-        "report": "write docs/performance.md and its plots from recorded results",
+        "sizes": "bytes of exported files: dense, quantized by the runtime, and with the pool as integers",
+        "report": "write docs/performance.md, its plots and docs/results/sizes.md from recorded results",
     }
     every = {name: commands.add_parser(name, help=about, description=about) for name, about in abouts.items()}
     for name, command in every.items():
@@ -76,11 +82,11 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "report":
             command.add_argument("--output", type=Path, default=measure.ROOT / "docs", help="the folder of the page")
             continue
-        backends = {"kernels": ["numpy", "torch", "jax", "tensorflow"], "step": list(STEP)}
+        backends = {"kernels": ["numpy", "torch", "jax", "tensorflow"], "step": list(STEP), "sizes": list(SIZES)}
         command.add_argument("--backend", choices=backends.get(name, ["torch"]), default="torch")
         command.add_argument("--rounds", type=int, default=7)
         command.add_argument("--threads", type=int, default=1, help="0 for the default of each framework")
-        ratios = {"kernels": [0.02, 0.1, 0.5], "inference": [0.1]}
+        ratios = {"kernels": [0.02, 0.1, 0.5], "inference": [0.1], "sizes": [0.1]}
         command.add_argument("--ratios", type=float, nargs="+", default=ratios.get(name, [0.1, 0.02]))
         if name == "kernels":
             command.add_argument("--modes", nargs="+", help="such as eager; all of the backend by default")

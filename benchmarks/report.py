@@ -1,4 +1,4 @@
-"""The performance page: tables with targets and missed targets, and two plots, from recorded results."""
+"""The performance page, with targets, missed targets and two plots, and the page of sizes, from recorded results."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Result(NamedTuple):
 
 
 def write(results: Path, output: Path, texts: Path = HERE) -> None:
-    """Write ``performance.md`` and its plots from a folder of results."""
+    """Write ``performance.md``, its plots and ``results/sizes.md`` from a folder of results."""
     recorded = read(results, tomllib.loads((texts / "targets.toml").read_text(encoding="utf-8")))
     by_network = [lambda r: r.network, lambda r: r.backend, lambda r: f"{r.row['ratio']:g}"]
     kernels = [r for r in recorded["kernels"] if r.row["network"] == KERNELS_NETWORK]
@@ -67,13 +67,16 @@ def write(results: Path, output: Path, texts: Path = HERE) -> None:
     page = page.replace("@@kernels@@", section(kernels, ["backend", "ratio"], by_network[1:]))
     (output / "assets").mkdir(parents=True, exist_ok=True)
     (output / "performance.md").write_text(page, encoding="utf-8")
+    (output / "results").mkdir(exist_ok=True)
+    page = (HERE / "sizes.md").read_text(encoding="utf-8").replace("@@sizes@@", sizes(recorded["sizes"]))
+    (output / "results" / "sizes.md").write_text(page, encoding="utf-8")
     plot_kernels(kernels, output / "assets" / "performance-kernels.svg")
     plot_step(recorded["step"], output / "assets" / "performance-step.svg")
 
 
 def read(folder: Path, texts: dict[str, dict[str, Any]]) -> dict[str, list[Result]]:
     """Return all recorded results, by command."""
-    recorded: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": [], "loading": []}
+    recorded: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": [], "loading": [], "sizes": []}
     for backend in NAMES:
         for command, results in recorded.items():
             path = folder / f"{command}-{backend}.json"
@@ -102,6 +105,22 @@ def section(results: Sequence[Result], heads: list[str], keys: list[Callable[[Re
     rows = [[*key, *(row.get(what, "–") for what in columns)] for key, row in cells.items()]
     lines = [[*heads, *columns], ["---"] * (len(heads) + len(columns)), *rows]
     return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in lines), *misses(results), conditions(results)])
+
+
+def sizes(results: Sequence[Result]) -> str:
+    """Return a table of bytes, one row per file format, network and ratio, and what wrote the files."""
+    if not results:
+        return "No results are recorded yet."
+    whats = list(dict.fromkeys(r.row["what"] for r in results))
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for r in results:
+        key = (r.row["mode"], r.row["network"], f"{r.row['ratio']:g}")
+        cells.setdefault(key, {})[r.row["what"]] = f"{r.row['bytes']:,}"
+    rows = [[*key, *(row.get(what, "–") for what in whats)] for key, row in cells.items()]
+    lines = [["format", "network", "ratio", *whats], ["---"] * 3 + ["---:"] * len(whats), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    made = dict.fromkeys(f"{r.row['tools']}, commit {r.run['commit']}, {r.run['date']}" for r in results)
+    return f"{table}\n\nWritten with {'; with '.join(made)}."
 
 
 def misses(results: Iterable[Result]) -> list[str]:

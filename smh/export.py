@@ -189,7 +189,7 @@ def stablehlo(
     Parameters
     ----------
     path : str or path-like
-        The file to write. It is replaced when the new one is complete.
+        As for :func:`onnx`.
     function : callable
         A function of the plain parameters, as :func:`smh.materialize` returns them, and of ``args`` and ``kwargs``:
         ``model.apply`` of Flax, for example.
@@ -246,7 +246,7 @@ def plan_onnx(path: str | os.PathLike[str], plan: Plan, variables: Mapping[str, 
     Parameters
     ----------
     path : str or path-like
-        The file to write. It is replaced when the new one is complete.
+        As for :func:`onnx`.
     plan : Plan
         The plan, of any pool and layout.
     variables : mapping of str to array, float32
@@ -297,8 +297,7 @@ def saved_model(path: str | os.PathLike[str], model: Compressed, *, weights: boo
     model : smh.keras.Compressed
         The compressed model, frozen or not, which does not change. A subclassed model must have been called once.
     weights : bool
-        Whether there is a second signature ``weights`` that returns the weights. Their names are ``weight:`` and the
-        name of the weight. For proofs: a runtime then shows the weights that it built.
+        Whether there is a second signature ``weights`` that returns the weights, with the names as for :func:`onnx`.
 
     Returns
     -------
@@ -343,14 +342,13 @@ def litert(
     Parameters
     ----------
     path : str or path-like
-        The file to write. It is replaced when the new one is complete.
+        As for :func:`onnx`.
     model : smh.keras.Compressed
-        The compressed model, frozen or not, which does not change. Its pool is ``matmul`` or ``kronecker`` with at
-        most 8 bits. A subclassed model must have been called once.
+        As for :func:`saved_model`, with a pool ``matmul`` or ``kronecker`` of at most 8 bits.
     batch : int, optional
-        The size of the first axis of inputs where the model leaves it open. Recurrent layers need one.
+        The size of the first axis of inputs where the model leaves it open. Recurrent layers need one, or ``unroll``.
     weights : bool
-        Whether the weights are outputs, too, with names of ``weight:`` and the name of the weight.
+        As for :func:`onnx`.
 
     Returns
     -------
@@ -359,12 +357,10 @@ def litert(
 
     Raises
     ------
-    PlanError
-        If the model is not compressed.
+    PlanError, VariableError
+        As for :func:`saved_model`.
     ExportError
         If LiteRT cannot hold the model or its pool, or would run it differently. Nothing is written then.
-    VariableError
-        If training has diverged.
     ModuleNotFoundError
         Without ai-edge-litert.
 

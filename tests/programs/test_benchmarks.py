@@ -146,6 +146,19 @@ def test_loading_of_pytorch(tmp_path, monkeypatch):
     assert {kind for size, kind, _ in loads if size == max(loads)[0]} == {"dense"}
 
 
+def test_sizes_of_exported_files(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    found = run("sizes", "--shapes", "tiny 28x28", "--ratios", "0.1", results=tmp_path)
+    sizes = {row["what"]: row["bytes"] for row in found["rows"]}
+    assert list(sizes) == ["dense", "int8", "pool", "smh file", "smh file, packed"]
+    assert all(size > 0 for size in sizes.values())
+    assert {row["value"] for row in found["rows"] if row["what"] == "dense"} == {1}
+    assert "onnxruntime" in found["rows"][0]["tools"]
+    page = report.sizes(report.read(tmp_path, TARGETS)["sizes"])
+    assert f"| ONNX | tiny 28x28 | 0.1 | {sizes['dense']:,} |" in page
+
+
 def test_the_small_language_model_generates_the_same_when_compressed():
     torch = pytest.importorskip("torch")
     import smh
@@ -238,3 +251,5 @@ def test_the_page_is_that_of_the_recorded_results(tmp_path):
     report.write(measure.RESULTS, tmp_path)
     page = Path(measure.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert (tmp_path / "performance.md").read_text(encoding="utf-8") == page, "run python -m benchmarks report"
+    page = Path(measure.ROOT / "docs" / "results" / "sizes.md").read_text(encoding="utf-8")
+    assert (tmp_path / "results" / "sizes.md").read_text(encoding="utf-8") == page, "run python -m benchmarks report"

@@ -111,3 +111,65 @@ def test_litert_refuses_pools_by_name(options, tmp_path):
     with pytest.raises(smh.ExportError, match="saved_model"):
         smh.export.litert(tmp_path / "m.tflite", compressed(**options))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def application():
+    """A small model of keras.applications, compressed, and images."""
+    keras.utils.set_random_seed(7)
+    sizes = {"input_shape": (32, 32, 3), "alpha": 0.5, "minimalistic": True}
+    model = keras.applications.MobileNetV3Small(**sizes, weights=None, classes=10, include_preprocessing=False)
+    return smh.compress(model, ratio=0.1), np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+
+
+def check_bytes(sizes):
+    """Check that a file holds little besides integers, kept tensors and the graph."""
+    assert sizes.file <= 1.1 * (sizes.integers + sizes.kept + sizes.graph)
+    assert sizes.held <= 1.1 * (sizes.integers + sizes.kept)
+
+
+def test_a_keras_application_in_a_saved_model(application, tmp_path):
+    model, x = application
+    sizes = smh.export.saved_model(tmp_path / "m", model, weights=True)
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-4, atol=1e-6)
+    assert_same_weights(loaded.signatures["weights"](), model)
+    check_bytes(sizes)
+
+
+def run_litert(path, **inputs):
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(str(path)).get_signature_runner()(**inputs)
+
+
+def test_a_keras_application_in_litert(application, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model, x = application
+    sizes = smh.export.litert(tmp_path / "m.tflite", model, weights=True)
+    found = run_litert(tmp_path / "m.tflite", input_0=x)
+    np.testing.assert_allclose(found["output_0"], model(x), rtol=1e-3, atol=1e-5)
+    assert_same_weights(found, model)
+    check_bytes(sizes)
+
+
+def test_keras_models_in_onnx_are_refused_by_name(application, tmp_path):
+    with pytest.raises(smh.ExportError, match="cannot be exported as 'onnx'"):
+        application[0].export(tmp_path / "m.onnx", format="onnx")
+    with pytest.raises(smh.PlanError, match=r"not compressed.*CompressedFunctional"):
+        smh.export.onnx(tmp_path / "m.onnx", application[0], (application[1],))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_lstm_in_litert_needs_a_batch_size(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    keras.utils.set_random_seed(7)
+    model = smh.compress(keras.Sequential([keras.Input((8, 16)), layers.LSTM(32), layers.Dense(10)]), ratio=0.1)
+    x, path = np.random.default_rng(0).normal(size=(1, 8, 16)).astype(np.float32), tmp_path / "m.tflite"
+    with pytest.raises(smh.ExportError, match="batch=1"):
+        smh.export.litert(path, model)
+    assert not list(tmp_path.iterdir())
+    smh.export.litert(path, model, batch=1, weights=True)
+    found = run_litert(path, input_0=x)
+    np.testing.assert_allclose(found["output_0"], model(x), rtol=1e-4, atol=1e-5)
+    assert_same_weights(found, model)

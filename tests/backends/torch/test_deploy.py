@@ -95,21 +95,58 @@ def test_bytes_are_multiplied_in_onnx_with_zero_points(tmp_path):
     assert {x.data_type for x in graph.initializer if x.name in products[0].input[:2]} <= {onnx.TensorProto.UINT8}
 
 
-def test_a_language_model_in_onnx(tmp_path):
+def language_model():
+    """Return a small language model of transformers, compressed, its inputs and its logits."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=64, vocab_size=300, n_positions=32)
     torch.manual_seed(0)
     model = smh.compress(transformers.GPT2LMHeadModel(config), ratio=0.1).eval()
-    ids, path = torch.arange(12).reshape(1, 12), tmp_path / "gpt2.onnx"
-    frozen = smh.freeze(model)
-    kwargs = {"input_ids": ids, "use_cache": False}
+    given = {"input_ids": torch.arange(12).reshape(1, 12), "use_cache": False}
     with torch.no_grad():
-        wanted = model(**kwargs).logits.numpy()
-    sizes = smh.export.onnx(path, frozen, (), kwargs, weights=True, output_names=["logits"])
-    found = run_onnx(path, [ids.numpy()])
-    np.testing.assert_allclose(found["logits"], wanted, rtol=1e-3, atol=1e-4)
-    check_weights({name[7:]: w for name, w in found.items() if name.startswith("weight:")}, model)
+        return model, given, model(**given).logits
+
+
+def check_bytes(sizes, path):
+    """Check that a file holds little besides integers, kept tensors and the graph."""
+    assert sizes.file == path.stat().st_size
+    assert sizes.file <= 1.1 * (sizes.integers + sizes.kept + sizes.graph)
     assert sizes.held <= 1.1 * (sizes.integers + sizes.kept)
+
+
+def test_a_language_model_in_onnx(tmp_path):
+    model, given, logits = language_model()
+    path = tmp_path / "gpt2.onnx"
+    sizes = smh.export.onnx(path, smh.freeze(model), (), given, weights=True, output_names=["logits"])
+    found = run_onnx(path, [given["input_ids"].numpy()])
+    np.testing.assert_allclose(found["logits"], logits.numpy(), rtol=1e-3, atol=1e-4)
+    check_weights({name[7:]: w for name, w in found.items() if name.startswith("weight:")}, model)
+    check_bytes(sizes, path)
+
+
+def compile_or_skip(path, model, *given):
+    """Write a package of compiled code with weights as outputs, or skip the test without a C++ compiler."""
+    try:
+        return smh.export.aot_inductor(path, model, *given, weights=True)
+    except smh.ExportError as error:
+        if "C++ compiler" not in str(error):
+            raise
+        return pytest.skip("no C++ compiler")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_language_model_in_a_program_and_a_package(compiled, tmp_path):
+    model, given, logits = language_model()
+    path = tmp_path / "gpt2.pt2"
+    if compiled:
+        sizes = compile_or_skip(path, model, (), given)
+        run = torch._inductor.aoti_load_package(str(path))
+    else:
+        sizes = smh.export.torch_export(path, smh.freeze(model), (), given, weights=True)
+        run = torch.export.load(path).module()
+    outputs, weights = run(**given)
+    torch.testing.assert_close(outputs["logits"], logits, rtol=1e-3, atol=1e-4)
+    check_weights(weights, model)
+    check_bytes(sizes, path)
 
 
 _ALONE = """
@@ -148,22 +185,6 @@ def test_batches_of_all_sizes(by_name, tmp_path):
     smh.export.onnx(path, model, (IMAGES,), dynamic_shapes=shapes)
     (found,) = run_onnx(path, [IMAGES.repeat(3, 1, 1, 1).numpy()]).values()
     assert found.shape == (6, 10)
-
-
-def test_compiled_packages_build_the_weights(tmp_path):
-    model = smh.compress(nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 30)), ratio=0.2).eval()
-    x, path = torch.ones(2, 64), tmp_path / "model.pt2"
-    try:
-        sizes = smh.export.aot_inductor(path, model, (x,), weights=True)
-    except smh.ExportError as error:
-        if "C++ compiler" not in str(error):
-            raise
-        pytest.skip("no C++ compiler")
-    y, weights = torch._inductor.aoti_load_package(str(path))(x)
-    with torch.no_grad():
-        torch.testing.assert_close(y, model(x))
-    check_weights(weights, model)
-    assert sizes.held <= 1.1 * (sizes.integers + sizes.kept)
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
