@@ -18,22 +18,24 @@ from experiments.settings import Settings, from_dict
 BUDGETS = (0.1, 0.05, 0.02, 0.01)
 """Bytes over those of the dense float32 model."""
 FAMILIES = {
+    ("matmul", True, False): "smh, matrix product, with the rate",
     ("matmul", True, True): "smh, matrix product, with the rate and a teacher",
-    ("matmul", True): "smh, matrix product, with the rate",
-    ("kronecker", True): "smh, Kronecker products, with the rate",
-    ("matmul", False): "smh, matrix product",
-    ("kronecker", False): "smh, Kronecker products",
-    ("hash1", False): "smh, 1 hash (HashedNets, one table)",
-    ("fold", True): "one table, used evenly (STABLE-RPS), with the rate",
-    ("fold", False): "one table, used evenly (STABLE-RPS)",
-    ("integers", True): "an integer for each weight, with the rate",
-    ("integers", False): "an integer for each weight",
-    ("dense", False): "dense, rounded after training",
-    ("pruned", False): "pruning, rounded after training",
-    ("lowrank", False): "low rank, rounded after training",
-    ("width", False): "width multiplier, rounded after training",
+    ("kronecker", True, False): "smh, Kronecker products, with the rate",
+    ("matmul", False, False): "smh, matrix product",
+    ("kronecker", False, False): "smh, Kronecker products",
+    ("hash1", False, False): "smh, 1 hash (HashedNets, one table)",
+    ("fold", True, False): "one table, used evenly (STABLE-RPS), with the rate",
+    ("fold", False, False): "one table, used evenly (STABLE-RPS)",
+    ("integers", True, False): "an integer for each weight, with the rate",
+    ("integers", True, True): "an integer for each weight, with the rate and a teacher",
+    ("integers", False, False): "an integer for each weight",
+    ("dense", False, False): "dense, rounded after training",
+    ("pruned", False, False): "pruning, rounded after training",
+    ("pruned", False, True): "pruning with a teacher, rounded after training",
+    ("lowrank", False, False): "low rank, rounded after training",
+    ("width", False, False): "width multiplier, rounded after training",
 }
-"""Methods, without and with the rate in the loss, in the order of the tables."""
+"""Methods, without and with the rate in the loss and a teacher, in the order of the tables."""
 _PAGE = """# Accuracy by bytes
 
 What a model costs is the size of its file. Here every method is stored as integers with an entropy coder, so that
@@ -43,7 +45,7 @@ and pools of integers.
 Bytes are those of all integers, entropy-coded as in a [packed file](../files.md), with 4 bytes for each scale, bias and
 number of batch norm. Headers are not counted, for no method. Methods that train float32 weights are rounded after
 training to 8, 6, 5 or 4 bits. *With the rate* means that the estimated bits are a part of the loss
-([small files](../small_files.md)).
+([small files](../small_files.md)). *With a teacher* is distillation from the dense model of the same seed.
 
 {parts}
 The command that repeats it, for CIFAR-10 as images in folders:
@@ -105,7 +107,7 @@ def points(lines: Iterable[Line]) -> list[Point]:
             groups.setdefault((settings, entry["bits"]), []).append(values)
     found = []
     for (settings, bits), values in groups.items():
-        family = FAMILIES[settings.method, settings.rate > 0.0]
+        family = FAMILIES[settings.method, settings.rate > 0.0, settings.teacher]
         size, accuracy, validation = map(mean, zip(*values, strict=True))
         spread = stdev(one[1] for one in values) if len(values) > 1 else None
         found.append(Point(family, settings, bits, size, accuracy, validation, spread, len(values)))
@@ -225,7 +227,7 @@ def _plot(found: list[Point], title: str, whole: int, path: Path) -> None:
         if front:
             x, y = [point.size / 1000 for point in front], [point.accuracy for point in front]
             spread = [point.spread or 0.0 for point in front]
-            style = {"marker": "os^vD<>Pp*hXd"[number], "linestyle": "-" if family.startswith("smh") else "--"}
+            style = {"marker": "osPDvXd*^<>hp14x"[number], "linestyle": "-" if family.startswith("smh") else "--"}
             axes.errorbar(x, y, yerr=spread, color=f"C{number % 10}", markersize=5, capsize=2, label=family, **style)
     axes.set_xscale("log")
     axes.set(title=title, xlabel="kB, entropy-coded", ylabel="test accuracy, %")
