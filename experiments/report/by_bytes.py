@@ -69,11 +69,9 @@ over seeds, and the bytes. The best one is selected by accuracy on validation im
 
 {best}
 {answer}
-<details><summary>All settings</summary>
+### All settings
 
 {every}
-</details>
-
 """
 
 
