@@ -13,7 +13,7 @@ VERSION = "2.0"
 """The version that is written. A reader accepts every minor number of its major number, and rejects unknown keys."""
 
 NEWEST = "2.1"
-"""The newest version with additions that are read, and written where they are used: that of packed files."""
+"""The newest version with additions that are read, and written where they are used: packed and rounded tensors."""
 
 _FORM = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 _MAJOR, _MINOR = map(int, NEWEST.split("."))

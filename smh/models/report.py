@@ -83,7 +83,8 @@ class Report:
     num_weights, num_variables, num_kept : int
         Generated elements, trained elements that generate them, and elements that stay as they were.
     num_trained, num_trained_before : int
-        Trained numbers in all, after and before compression: variables, and kept parameters that are trained.
+        Trained numbers in all, after and before compression: variables, and kept parameters that are trained. A frozen
+        model trains none.
     ratio_asked : float or None
         The requested ratio; None if a size or a plan was given.
     ratio : float
@@ -94,6 +95,8 @@ class Report:
         When weights are built.
     gradients : str
         How gradients are computed.
+    frozen : bool
+        Whether the model holds the integers of its pool, for inference only.
     """
 
     tensors: tuple[TensorReport, ...]
@@ -108,6 +111,7 @@ class Report:
     bytes_after: int
     residency: str
     gradients: str
+    frozen: bool = False
 
     def __str__(self) -> str:
         """Return a paragraph, a table by kind of layer, and the reasons why tensors are kept."""
@@ -189,12 +193,15 @@ class Report:
         generated = [tensor for tensor in self.tensors if tensor.generated]
         asked = "" if self.ratio_asked is None else f", asked {self.ratio_asked:.4g}"
         regular = [tensor.name for tensor in generated if tensor.note]
+        trained = f"{self.num_trained:,} numbers are trained instead of {self.num_trained_before:,}."
+        if self.frozen:
+            trained = "The model is frozen: it holds integers, for inference only."
         noted = f" Values that were regular before are random now: {some(regular)}." if regular else ""
         return (
             f"{self.num_weights:,} weights ({counted(len(generated), 'tensor')}) are generated from "
             f"{self.num_variables:,} variables (pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers "
-            f"({counted(len(self.tensors) - len(generated), 'tensor')}) are kept. {self.num_trained:,} numbers are "
-            f"trained instead of {self.num_trained_before:,}. A file takes {self.bytes_after:,} bytes instead of "
+            f"({counted(len(self.tensors) - len(generated), 'tensor')}) are kept. {trained} "
+            f"A file takes {self.bytes_after:,} bytes instead of "
             f"{self.bytes_before:,} ({self.share:.1%}); residency {self.residency!r}, gradients {self.gradients!r}."
             f"{noted}"
         )
@@ -259,24 +266,30 @@ def make_report(compression: Compression, scale_variables: Mapping[str, float]) 
         num_weights=plan.num_weights,
         num_variables=plan.num_variables,
         num_kept=sum(math.prod(tensor.shape) for tensor in kept),
-        num_trained=plan.num_variables + sum(math.prod(tensor.shape) for tensor in kept if tensor.trained),
-        num_trained_before=sum(math.prod(tensor.shape) for tensor in compression.tensors if tensor.trained),
+        num_trained=0 if compression.frozen else plan.num_variables + _trained(kept),
+        num_trained_before=_trained(compression.tensors),
         ratio_asked=compression.ratio_asked,
         ratio=plan.ratio,
         bytes_before=sum(tensor.nbytes for tensor in compression.tensors),
         bytes_after=plan.file_bytes + sum(tensor.nbytes for tensor in kept),
         residency=compression.residency,
         gradients=compression.gradients,
+        frozen=compression.frozen,
     )
+
+
+def _trained(tensors: Iterable[ModelTensor]) -> int:
+    """Return the number of trained numbers in tensors of a model."""
+    return sum(math.prod(tensor.shape) for tensor in tensors if tensor.trained)
 
 
 def one_line(compression: Compression) -> str:
     """Return how a model is compressed in a line, as the representations of compressed models show it."""
     plan = compression.plan
+    how = "frozen" if compression.frozen else f"gradients {compression.gradients!r}"
     return (
         f"{plan.num_weights:,} weights generated from {plan.num_variables:,} variables (ratio {plan.ratio:.4g}, "
-        f"{plan.pool.in_words()}), residency {compression.residency!r}, "
-        f"gradients {compression.gradients!r}"
+        f"{plan.pool.in_words()}), residency {compression.residency!r}, {how}"
     )
 
 

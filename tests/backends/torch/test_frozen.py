@@ -160,3 +160,13 @@ def test_the_model_does_not_change():
     assert model.training
     for name, x in model.state_dict().items():
         assert torch.equal(x, before[name])
+
+
+def test_reports_say_that_nothing_is_trained():
+    model = compressed()
+    report, frozen = smh.report(model), smh.report(smh.freeze(model))
+    assert (report.frozen, frozen.frozen) == (False, True)
+    assert (report.num_trained > 0, frozen.num_trained) == (True, 0)
+    assert "The model is frozen" in str(frozen)
+    assert "frozen" in repr(smh.freeze(model))
+    assert "frozen" not in str(report) + repr(model)
