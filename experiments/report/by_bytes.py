@@ -15,7 +15,7 @@ from experiments.report.places import MODELS
 from experiments.results import Line
 from experiments.settings import Settings, from_dict
 
-BUDGETS = (0.1, 0.05, 0.02, 0.01)
+BUDGETS = (0.1, 0.05, 0.02, 0.01, 0.007)
 """Bytes over those of the dense float32 model."""
 FAMILIES = {
     ("matmul", True, False): "smh, matrix product, with the rate",
