@@ -1,6 +1,8 @@
 """What compilers see of the core on the CPU: one operator to build weights and one for their gradients."""
 
+import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -100,3 +102,24 @@ def test_exported_programs_contain_the_core():
 
     program = torch.export.export(Model(), tuple(x.detach() for x in leaves()))
     assert not any("smh." in target for target in called(program.graph_module))
+
+
+def test_a_model_is_trained_while_another_thread_compiles():
+    model = smh.compress(torch.nn.Linear(40, 30), ratio=0.3)
+    x = torch.ones(5, 40)
+
+    def gradients(own):
+        own(x).square().sum().backward()
+        return [parameter.grad for parameter in own.parameters()]
+
+    found = []
+
+    def backend(graph, examples):
+        with ThreadPoolExecutor(1) as threads:
+            found.extend(threads.submit(gradients, model).result())
+        return graph
+
+    want = gradients(copy.deepcopy(model))
+    torch.compile(build, fullgraph=True, dynamic=False, backend=backend)(*leaves())
+    assert len(found) == len(want)
+    assert all(map(torch.equal, found, want))
