@@ -48,11 +48,14 @@ class Saved:
         self.states[number:] = [state]
 
     def write(self, seconds: float) -> None:
-        """Write all states and the processor time so far. The file is complete at any time."""
+        """Write all states and the processor time so far. The file is complete at any time.
+
+        Two processes may train one teacher, so each has a temporary file of its own.
+        """
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".new")
+        temporary = self.path.with_suffix(f".{os.getpid()}")
         content = {"states": self.states, "seconds": seconds, "interruptions": self.interruptions}
         torch.save(content, temporary)
         os.replace(temporary, self.path)

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Real
 from typing import Any
 
 from smh.errors import PlanError, VariableError, needs
@@ -114,7 +115,7 @@ def samples(
     n, steps, batch = _count("n", n), _count("steps", steps), _count("batch", batch)
     shape = _shape(shape)
     for name, value in {"lr": lr, "class_weight": class_weight, "variation_weight": variation_weight}.items():
-        if not 0.0 <= value < math.inf:
+        if not isinstance(value, Real) or not 0.0 <= value < math.inf:
             raise PlanError(f"{name} must be a number of at least 0; got {value!r}")
     norms = [x for x in model.modules() if isinstance(x, _BatchNorm) and x.running_mean is not None]
     if not norms:
@@ -124,7 +125,7 @@ def samples(
         )
     targets = None if labels is None else _labels(labels, n)
     like = norms[0].running_mean
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(_seed(seed))
     count = -(-n // batch)
     made = []
     with (
@@ -236,7 +237,7 @@ def _variations(x: torch.Tensor) -> Iterator[torch.Tensor]:
 def _evaluated(model: nn.Module) -> Iterator[None]:
     """Evaluate a model without gradients of parameters; afterwards modes, parameters and buffers are as before."""
     modes = [(x, x.training) for x in model.modules()]
-    trained = [x for x in model.parameters() if x.requires_grad]
+    trained = [x for x in model.parameters() if x.requires_grad and not x.is_inference()]
     buffers = [(x, x.detach().clone()) for x in model.buffers()]
     store = find_store(model)
     try:
@@ -295,6 +296,17 @@ def _count(name: str, value: Any) -> int:
     return number
 
 
+def _seed(value: Any) -> int:
+    """Return a seed that PyTorch takes, or raise PlanError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 2**64
+    if not -(2**63) <= number < 2**64:
+        raise PlanError(f"seed must be an integer from -2**63 to 2**64 - 1; got {value!r}")
+    return number
+
+
 def _shape(shape: Any) -> tuple[int, ...]:
     """Return the shape of an input, or raise PlanError."""
     sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
@@ -307,10 +319,14 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def _labels(labels: Any, n: int) -> torch.Tensor:
     """Return labels as a tensor, or raise PlanError."""
-    found = torch.as_tensor(labels)
-    if found.shape != (n,) or found.is_floating_point() or found.dtype == torch.bool or int(found.min()) < 0:
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(f"labels must be {n} integers of at least 0, one for each input: {error}") from error
+    is_integer = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.shape != (n,) or not is_integer or int(found.min()) < 0:
         raise PlanError(
             f"labels must be {n} integers of at least 0, one for each input; got shape {tuple(found.shape)}, "
-            f"{found.dtype}, least {found.min().item() if found.numel() else None}"
+            f"{found.dtype}" + (f", least {found.min().item()}" if found.numel() and is_integer else "")
         )
     return found.to(torch.int64)

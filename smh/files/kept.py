@@ -30,6 +30,9 @@ BITS = (8, 16)
 SMALLEST = 16
 """The smallest integer of a positive value in a tensor without negative ones: its relative error is at most 1/31."""
 
+FEWEST = 2
+"""The fewest values of a tensor that is rounded."""
+
 _WIDTHS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}  # bits of the dtypes that are rounded
 _BLOCK = 1 << 18  # integers held in wider types at a time
 _KERNELS = Kernels(np)
@@ -105,7 +108,7 @@ def round_kept(kept: Mapping[str, np.ndarray], bits: int | Mapping[str, int] | N
     roundings: Roundings = {}
     for name, x in kept.items():
         if isinstance(bits, Mapping):
-            found = _on_grid(x, bits[name]) if name in bits else None
+            found = _on_grid(x, bits[name]) if name in bits and x.size >= FEWEST else None
             found = found if found and np.array_equal(values(name, *found), x) else None
         else:
             found = None if bits is None else rounded(name, x, bits)
@@ -130,7 +133,7 @@ def rounded(name: str, x: np.ndarray, bits: int) -> tuple[np.ndarray, Rounding] 
     """
     width = _WIDTHS.get(x.dtype.name, 0)
     tried = sorted({each for each in (bits, max(BITS)) if each < width})
-    if x.size < 2 or not tried:
+    if x.size < FEWEST or not tried:
         return None
     finite = np.isfinite(x)
     if not finite.all():
@@ -176,7 +179,7 @@ def read_roundings(given: Any) -> Roundings:
         check(exponent is None or type(exponent) is int, f"{what} have a whole exponent or null", exponent)
         check(exponent is None or LEAST <= exponent <= LARGEST, f"{what} have one in {LEAST} to {LARGEST}", exponent)
         check(are_sizes(shape) and len(shape) <= MAX_AXES, f"{what} have a shape, of at most {MAX_AXES} axes", shape)
-        check(math.prod(shape) >= 2, f"{what} have two values or more", shape)
+        check(math.prod(shape) >= FEWEST, f"{what} have two values or more", shape)
         found[name] = Rounding(bits, dtype, exponent, tuple(shape))
     return found
 

@@ -350,6 +350,18 @@ def test_a_port_keeps_what_is_rounded(tmp_path, call):
     assert again.rounded["carried/old"] == ported.rounded["carried/old"]
 
 
+def test_a_port_that_leaves_single_values_stores_them_as_they_are(tmp_path, call):
+    found = smh.load(saved(tmp_path, kept={"b": np.array([1.0, -0.5], np.float32)}))
+    assert list(found.rounded) == ["b"]
+    parts = {f"b{k}": Entry((Source("b", (2,), None, (k, 2)),)) for k in range(2)}
+    mapping = Mapping.build({"a": "a", **parts}, found)
+    assert port(found, mapping).rounded == {}
+    mapping.save(tmp_path / "map.json")
+    result = call("port", tmp_path / "model", "--map", tmp_path / "map.json", "-o", tmp_path / "ported")
+    assert result.exit_code == 0, result.output
+    assert {name: x.tolist() for name, x in smh.load(tmp_path / "ported").dense.items()} == {"b0": [1.0], "b1": [-0.5]}
+
+
 # --- Commands
 
 

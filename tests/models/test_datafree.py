@@ -207,6 +207,14 @@ def test_other_shapes_and_outputs():
         ((4, SHAPE), {"batch": True}, "batch must be an integer of at least 1; got True"),
         ((4, SHAPE), {"lr": -1.0}, "lr must be a number of at least 0; got -1.0"),
         ((4, SHAPE), {"class_weight": float("nan")}, "class_weight must be a number of at least 0; got nan"),
+        ((4, SHAPE), {"lr": None}, "lr must be a number of at least 0; got None"),
+        ((4, SHAPE), {"class_weight": "1"}, "class_weight must be a number of at least 0; got '1'"),
+        ((4, SHAPE), {"seed": 1.5}, "seed must be an integer .*; got 1.5"),
+        ((4, SHAPE), {"seed": 2**64}, "seed must be an integer .*; got 18446744073709551616"),
+        ((4, SHAPE), {"labels": "abcd"}, "labels must be 4 integers of at least 0"),
+        ((4, SHAPE), {"labels": [[0], [1, 2]]}, "labels must be 4 integers of at least 0"),
+        ((4, SHAPE), {"labels": [None] * 4}, "labels must be 4 integers of at least 0"),
+        ((4, SHAPE), {"labels": [1j] * 4}, "labels must be 4 integers of at least 0, .*, torch.complex64"),
         ((4, SHAPE), {"labels": [0, 1]}, r"labels must be 4 integers of at least 0, .*; got shape \(2,\)"),
         ((4, SHAPE), {"labels": [0, 1, -1, 0]}, "labels must be 4 integers .*, least -1"),
         ((4, SHAPE), {"labels": [0, 1, 4, 0]}, r"labels up to 4 need a model .* got a tensor \(4, 4\)"),
@@ -217,6 +225,14 @@ def test_mistakes_are_explained(arguments, options, message):
         arguments = (Trained(), *arguments)
     with pytest.raises(smh.PlanError, match=message):
         samples(*arguments, **options)
+
+
+def test_parameters_made_in_inference_mode_are_refused_and_stay():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(smh.PlanError, match="does not run"):
+        samples(model, 2, SHAPE)
+    assert all(x.requires_grad for x in model.parameters())
 
 
 def test_batch_norms_that_do_not_run_are_noticed():

@@ -91,6 +91,16 @@ def test_the_best_point_is_selected_by_validation_within_the_budget():
     assert by_bytes.best(found, family, 1000) is None
 
 
+def test_methods_are_compared_that_validation_images_prefer(tmp_path):
+    more = [{**line, "settings": {**line["settings"], "method": "kronecker"}} for line in lines()[3:5]]
+    for line in more:
+        line["bytes"] = [{**line["bytes"][0], "test_accuracy": 99.0, "validation_accuracy": 60.0}]
+    by_bytes.write([*lines(), *more], tmp_path)
+    page = (tmp_path / "bytes.md").read_text()
+    assert "Within 10 %, smh, matrix product, with the rate is 8.50 points behind" in page
+    assert "**99.00 ± 0.00** (1.9 kB)" in page
+
+
 def test_the_page_says_who_is_ahead(tmp_path):
     by_bytes.write(lines(), tmp_path)
     page = (tmp_path / "bytes.md").read_text()

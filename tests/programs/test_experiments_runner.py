@@ -13,6 +13,7 @@ from experiments import cells, results, runner, settings, training
 from experiments.__main__ import HERE
 from experiments.errors import ExperimentError
 from experiments.results import Results
+from experiments.saved import Saved
 
 CONFIG = """
 [run]
@@ -247,3 +248,13 @@ def test_the_nearest_ratio_that_is_tuned_and_can_be_reached(fashion):
 def test_configurations_that_make_no_sense(tmp_path, text, message):
     with pytest.raises(ExperimentError, match=message):
         configuration(tmp_path, text)
+
+
+def test_processes_that_train_one_teacher_do_not_share_a_temporary_file(tmp_path, monkeypatch):
+    path, names = tmp_path / "teacher.part", []
+    monkeypatch.setattr(torch, "save", lambda content, name: names.append(name) or name.write_bytes(b""))
+    for process in (1, 2):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        Saved(path).write(0.0)
+        path.unlink()
+    assert len(set(names)) == 2

@@ -12,6 +12,7 @@ import torch
 from smh.backends.protocol import EAGER, Backend, Function, Mode
 from smh.backends.torch import int8
 from smh.backends.torch.autograd import Materialize, Promise, Vjp
+from smh.backends.torch.compilers import compiles
 from smh.backends.torch.modes import MODES, NO_BYTES
 from smh.backends.torch.narrow import KERNELS, kernels_for
 from smh.backends.torch.sharded import whole
@@ -81,7 +82,7 @@ class TorchBackend(Backend):
         build = _builder(self.mode, plan, names, eager=Promise)
 
         def gradients(*flat: Array) -> Any:
-            if torch.compiler.is_compiling():  # which traces neither autograd.grad nor what tells inference tensors
+            if compiles():  # which traces neither autograd.grad nor what tells inference tensors
                 with torch.no_grad():
                     return Vjp.apply(plan, names, False, *flat, *cotangents.values())
             with torch.inference_mode(False), torch.enable_grad():
@@ -120,7 +121,7 @@ def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     for name, x in variables.items():
         if not isinstance(x, torch.Tensor):
             raise VariableError(f"variable {name!r} must be a torch.Tensor, float32; got {type(x).__name__}")
-        if not torch.compiler.is_compiling() and x.layout is not torch.strided:
+        if not compiles() and x.layout is not torch.strided:
             raise VariableError(f"variable {name!r} must be a dense tensor, as x.to_dense(); got {x.layout}")
     check_variables(KERNELS, plan, variables)
     return [variables[name] for name in plan.variable_shapes]

@@ -10,6 +10,7 @@ import array_api_compat.torch as xp
 import torch
 
 from smh.backends.pulled import Pulled, areas
+from smh.backends.torch.compilers import compiles
 from smh.backends.torch.int8 import ByteSums, WideSums, available
 from smh.core.grid import Grid
 from smh.core.kernels import Array, Kernels, round7
@@ -188,7 +189,7 @@ class TorchKernels(Kernels):
     def _in_place(self, x: Array) -> bool:
         """Return whether a tensor allows in-place computation and reading its values."""
         return not (
-            torch.compiler.is_compiling()
+            compiles()
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
             or x.device.type not in ("cpu", "cuda")

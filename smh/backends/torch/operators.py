@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
+from smh.backends.torch.compilers import compiles
 from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.narrow import SINGLE, kernels_for
 from smh.core import generate
@@ -66,7 +67,7 @@ def no_autocast(x: torch.Tensor) -> torch.autocast:
 
 def are_used(x: torch.Tensor) -> bool:
     """Return whether a compiler is at work, and is to call operators for a tensor."""
-    return torch.compiler.is_compiling() and _used and not torch.compiler.is_exporting() and x.device.type == "cpu"
+    return compiles() and _used and not torch.compiler.is_exporting() and x.device.type == "cpu"
 
 
 @contextmanager

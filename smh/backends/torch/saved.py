@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from smh.backends.torch.compilers import compiles
+
 if TYPE_CHECKING:
     from smh.backends.torch.store import Store
 
@@ -62,4 +64,4 @@ def _checked(kept: tuple[torch.Tensor, int]) -> torch.Tensor:
 
 def traced() -> bool:
     """Say whether a compiler or a transform of ``torch.func`` runs: they take no hooks, tensors have no identity."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return compiles() or torch._C._functorch.peek_interpreter_stack() is not None

@@ -16,6 +16,7 @@ from torch import nn
 from smh.backends.torch import packed, sharded
 from smh.backends.torch.autograd import Materialize, Promise, Redeem
 from smh.backends.torch.checks import check_finite, check_pass, check_whole
+from smh.backends.torch.compilers import compiles
 from smh.backends.torch.copies import NAMES, STORE, is_whole
 from smh.backends.torch.discovery import Site
 from smh.backends.torch.empty import check_not_offloaded
@@ -178,7 +179,7 @@ class Store:
             if scope.lazy:
                 scope.weights |= built
             return self._served(built[name], name, scope)
-        if torch.compiler.is_compiling():
+        if compiles():
             return self.build([name])[name]
         return self._copied(self._part((name,), first_is_free=True)[name], name)
 
@@ -252,8 +253,7 @@ class Store:
     def _open(self) -> Scope:
         if self.cut and not self.scopes.get(_thread()):
             self._cut_again()
-        compiles = torch.compiler.is_compiling()
-        scope = Scope(self.build()) if compiles else Kept({})
+        scope = Scope(self.build()) if compiles() else Kept({})
         self.scopes.setdefault(_thread(), []).append(scope)
         return scope
 
@@ -391,9 +391,9 @@ def _same(before: State | None, now: State | None) -> bool:
 
 def _in_backward() -> bool:
     """Return whether a backward pass runs: code that checkpointing repeats must not use a graph from outside."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not compiles() and torch._C._current_graph_task_id() != -1
 
 
 def _thread() -> int:
     """Return the identity of the thread; a compiler traces one only."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+    return 0 if compiles() else threading.get_ident()

@@ -1,6 +1,9 @@
 """What compilers see of the core on the CPU: one operator to build weights and one for their gradients."""
 
+import copy
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ torch = pytest.importorskip("torch", reason="the torch backend needs torch")
 import smh as core  # noqa: E402
 from smh.backends import torch as smh  # noqa: E402
 from smh.backends.torch import operators  # noqa: E402
+from smh.backends.torch.store import find_store  # noqa: E402
 
 PLAN = core.Plan.build(
     {"dense": (40, 30), "kernel": (3, 3, 8, 16)},
@@ -100,3 +104,47 @@ def test_exported_programs_contain_the_core():
 
     program = torch.export.export(Model(), tuple(x.detach() for x in leaves()))
     assert not any("smh." in target for target in called(program.graph_module))
+
+
+def test_a_model_is_trained_while_another_thread_compiles():
+    model = smh.compress(torch.nn.Linear(40, 30), ratio=0.3)
+    x = torch.ones(5, 40)
+
+    def gradients(own):
+        own(x).square().sum().backward()
+        return [parameter.grad for parameter in own.parameters()]
+
+    found = []
+
+    def backend(graph, examples):
+        with ThreadPoolExecutor(1) as threads:
+            found.extend(threads.submit(gradients, model).result())
+        return graph
+
+    want = gradients(copy.deepcopy(model))
+    torch.compile(build, fullgraph=True, dynamic=False, backend=backend)(*leaves())
+    assert len(found) == len(want)
+    assert all(map(torch.equal, found, want))
+
+
+def test_a_pass_ends_while_another_thread_exports():
+    begun, exporting = threading.Event(), threading.Event()
+
+    class Wait(torch.nn.Module):
+        def forward(self, x):
+            begun.set()
+            assert exporting.wait(60)
+            return x
+
+    class Model(torch.nn.Module):
+        def forward(self, *variables):
+            exporting.set()
+            passing.result()
+            return build(*variables)["dense"]
+
+    waiting = smh.compress(torch.nn.Sequential(torch.nn.Linear(40, 30), Wait()), ratio=0.3)
+    with ThreadPoolExecutor(1) as threads:
+        passing = threads.submit(waiting, torch.ones(5, 40))
+        assert begun.wait(60)
+        torch.export.export(Model(), tuple(x.detach() for x in leaves()), strict=False)
+    assert find_store(waiting).scopes == {}
