@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch.checks import check_places
 from smh.backends.torch.copies import NAMES, STORE, plain_class
 from smh.backends.torch.weights import ADVICE
 from smh.core.plan import Plan
@@ -48,6 +49,7 @@ def _save(base: Any) -> Any:
                 "pool: save the whole model, or a part of smh.materialize(model)"
             )
         check_trains(store.compression, "cannot be written by save_pretrained, which smh.save(path, model) replaces")
+        check_places(store)
         if odd := options.keys() & {"max_shard_size", "variant", "distributed_checkpoint"}:
             raise PlanError(f"a compressed model is saved in one file, model.safetensors: leave out {', '.join(odd)}")
         state = dict(self.state_dict() if state_dict is None else state_dict)

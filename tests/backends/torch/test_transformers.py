@@ -212,6 +212,25 @@ def test_what_could_not_be_read_is_not_saved(save, message, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def swap_layers(model):
+    layers = model.model.layers
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, tied"])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    "edit", [swap_layers, lambda model: model.set_input_embeddings(nn.Embedding(64, 32))], ids=["swapped", "replaced"]
+)
+def test_save_pretrained_refuses_a_model_whose_layers_are_elsewhere(edit, given, name, tmp_path):
+    model = compressed(name)
+    options = {"state_dict": model.state_dict()} if given else {}
+    edit(model)
+    with pytest.raises(PlanError, match="replaced, removed or moved"):
+        model.save_pretrained(tmp_path / "a", **options)
+    assert not (tmp_path / "a").exists()
+
+
 def test_save_pretrained_of_other_libraries_is_refused(tmp_path):
     from huggingface_hub import PyTorchModelHubMixin
 
