@@ -29,7 +29,7 @@ _FREEZE = (
 
 
 def check_places(store: Store) -> None:
-    """Raise :class:`~smh.PlanError` if a layer was replaced, removed or moved, so that a file would name it wrongly."""
+    """Raise :class:`~smh.PlanError` if a layer was replaced, removed or moved, so that files would name it wrongly."""
     places: dict[str, list[str]] = {}
     for prefix, module in store.root.named_modules(remove_duplicate=False):
         if module.__dict__.get(STORE) is store:
@@ -39,8 +39,8 @@ def check_places(store: Store) -> None:
     if gone:
         raise PlanError(
             f"the plan generates {some(gone)}, but since compression these layers were replaced, removed or moved, so "
-            "no model could read a file of this one. Edit a model before smh.compress; or turn this one back with "
-            "smh.materialize_(model), which keeps the edits, and start again with smh.fit or smh.compress"
+            "no model could read a file or a state_dict of this one. Edit a model before smh.compress; or turn this "
+            "one back with smh.materialize_(model), which keeps the edits, and start again with smh.fit or smh.compress"
         )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from smh.backends.torch import frozen
-from smh.backends.torch.checks import check_freezing, check_whole
+from smh.backends.torch.checks import check_freezing, check_places, check_whole
 from smh.backends.torch.copies import NAMES, STORE, copied, is_whole, plain_class
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import is_cut
@@ -200,8 +200,9 @@ class _Root(_Generated):
         return "\n".join(filter(None, lines))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the state of the whole model."""
+        """Return the state of the whole model, unless layers were moved, whose weights it would name wrongly."""
         store = self.__dict__[STORE]
+        check_places(store)
         store.whole.add(threading.get_ident())
         try:
             return super().state_dict(*args, **kwargs)  # type: ignore[misc]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smh.backends.torch.checks import check_places
 from smh.backends.torch.copies import NAMES, STORE, plain_class
 from smh.backends.torch.weights import ADVICE
 from smh.core.plan import Plan
@@ -20,6 +21,7 @@ from smh.models.compression import check_trains
 
 _PLAN = "smh_plan"
 """The attribute of a config."""
+_ONE_FILE = "a compressed model is saved in one file, model.safetensors"
 
 
 def members(base: type) -> dict[str, Any]:
@@ -48,10 +50,16 @@ def _save(base: Any) -> Any:
                 "pool: save the whole model, or a part of smh.materialize(model)"
             )
         check_trains(store.compression, "cannot be written by save_pretrained, which smh.save(path, model) replaces")
-        if odd := options.keys() & {"max_shard_size", "variant", "distributed_checkpoint"}:
-            raise PlanError(f"a compressed model is saved in one file, model.safetensors: leave out {', '.join(odd)}")
+        check_places(store)
+        if odd := options.keys() & {"variant", "distributed_checkpoint"}:
+            raise PlanError(f"{_ONE_FILE}: leave out {', '.join(odd)}")
         state = dict(self.state_dict() if state_dict is None else state_dict)
         state[next(iter(store.weights))] = torch.empty(0, device="cpu")
+        if (size := options.get("max_shard_size")) is not None:  # which push_to_hub always gives
+            from huggingface_hub import split_torch_state_dict_into_shards
+
+            if split_torch_state_dict_into_shards(state, max_shard_size=size).is_sharded:
+                raise PlanError(f"{_ONE_FILE}, and this one needs more than max_shard_size={size!r}")
         setattr(self.config, _PLAN, store.compression.plan.to_json())
         try:  # names of the original format are known for weights only
             options |= {"is_main_process": is_main_process, "state_dict": state, "save_original_format": False}

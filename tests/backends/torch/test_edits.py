@@ -9,6 +9,7 @@ from torch import nn  # noqa: E402
 
 from smh.backends import torch as smh  # noqa: E402
 from smh.errors import PlanError  # noqa: E402
+from smh.models.compression import RESIDENCIES  # noqa: E402
 
 X = torch.linspace(-1, 1, 18).reshape(3, 6)
 
@@ -56,17 +57,42 @@ def test_what_names_layers_is_refused_where_they_are_gone(edit, tmp_path):
     path = tmp_path / "before.safetensors"
     smh.save(path, model)
     EDITS[edit](model)
-    state = {name: x.clone() for name, x in model.state_dict().items()}
+    held = [x.clone() for x in (*model.parameters(), *model.buffers())]
     for attempt in (
         lambda: smh.save(tmp_path / "after.safetensors", model),
         lambda: smh.digest(model),
         lambda: smh.report(model),
         lambda: smh.load(path, model),
+        model.state_dict,
+        nn.ModuleDict({"inside": model}).state_dict,
     ):
         with pytest.raises(PlanError, match=r"replaced, removed or moved.*materialize_\(model\)"):
             attempt()
     assert not (tmp_path / "after.safetensors").exists()
-    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+    now = (*model.parameters(), *model.buffers())
+    assert all(torch.equal(x, before) for x, before in zip(now, held, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"residency": r} for r in RESIDENCIES] + [{"pool": "hash"}])
+def test_no_state_names_layers_that_were_swapped(options):
+    model = compressed(**options)
+    other = copy.deepcopy(model)
+    swap(model)
+    with pytest.raises(PlanError, match="replaced, removed or moved"):
+        other.load_state_dict(model.state_dict())
+    with pytest.warns(UserWarning, match="state_dict of a part"):
+        assert model[0].state_dict()
+    swap(model)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(X), model(X))
+
+
+def test_no_state_of_a_frozen_model_names_layers_that_were_swapped():
+    model = smh.freeze(compressed())
+    model.state_dict()
+    swap(model)
+    with pytest.raises(PlanError, match="replaced, removed or moved"):
+        model.state_dict()
 
 
 @pytest.mark.parametrize("edit", [name for name in EDITS if name not in ("set to None", "block replaced", "reversed")])
@@ -105,6 +131,9 @@ def test_layers_that_others_are_put_around_keep_their_names(tmp_path):
         other.pool_left.zero_()
     assert smh.digest(smh.load(tmp_path / "a.safetensors", other)) == digest
     assert torch.equal(other(X), model(X))
+    third = wrap(compressed(init_seed=1))
+    third.load_state_dict(model.state_dict())
+    assert smh.digest(third) == digest
     with pytest.raises(PlanError, match="does not have"):
         smh.load(tmp_path / "a.safetensors", wrap(plain()))
 

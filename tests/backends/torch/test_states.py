@@ -286,3 +286,20 @@ def test_layers_that_are_parametrised_after_compression():
     plain = smh.materialize_(model)
     assert type(plain[0]) is nn.Linear
     assert torch.equal(plain[0].bias, bias)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+def test_distributed_checkpoints_of_another_plan_are_refused_by_load_state_dict(tmp_path):
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint")
+    model, other = (smh.compress(nn.Linear(20, 30), ratio=0.5, pool="hash", seed=seed) for seed in (0, 1))
+    again = smh.compress(nn.Linear(20, 30), plan=smh.plan_of(model), init_seed=1)
+    checkpoint.save(model.state_dict(), checkpoint_id=tmp_path)
+    for target in (again, other):
+        state = target.state_dict()
+        checkpoint.load(state, checkpoint_id=tmp_path)
+        if target is again:
+            target.load_state_dict(state)
+        else:
+            with pytest.raises(CheckpointError, match="of a model with another plan"):
+                target.load_state_dict(state)
+    assert smh.digest(again) == smh.digest(model)

@@ -1,6 +1,8 @@
 """Models of transformers: files, tied embeddings, vocabularies, the Trainer; and what adapters make of them."""
 
 import os
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,8 +202,8 @@ def test_a_materialized_model_is_saved_as_a_plain_one(tmp_path):
             "LlamaModel is a part of a compressed LlamaForCausalLM",
         ),
         (
-            lambda model, path: model.save_pretrained(path, max_shard_size="1MB"),
-            "in one file.*leave out max_shard_size",
+            lambda model, path: model.save_pretrained(path, max_shard_size="1KB"),
+            r"in one file.*more than max_shard_size='1KB'",
         ),
         (lambda model, path: model.save_pretrained(path, variant="a"), "in one file.*leave out variant"),
     ],
@@ -209,6 +211,55 @@ def test_a_materialized_model_is_saved_as_a_plain_one(tmp_path):
 def test_what_could_not_be_read_is_not_saved(save, message, tmp_path):
     with pytest.raises(PlanError, match=message):
         save(compressed(), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("size", ["50GB", "1MB", 10**6])
+def test_a_size_of_shards_is_taken_if_one_is_enough(size, tmp_path):
+    model = compressed()
+    model.save_pretrained(tmp_path, max_shard_size=size)
+    assert smh.digest(smh.from_pretrained(transformers.LlamaForCausalLM, tmp_path)) == smh.digest(model)
+
+
+def test_push_to_hub(monkeypatch, tmp_path):
+    from transformers.utils import hub
+
+    class Api:
+        def create_repo(self, name, **options):
+            return SimpleNamespace(repo_id=name)
+
+    class Card:
+        def save(self, path):
+            pass
+
+    model = compressed()
+    monkeypatch.setattr(hub, "hf_api", Api)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *args, **options: Card())
+    monkeypatch.setattr(
+        type(model),
+        "_upload_modified_files",
+        lambda self, directory, *args, **options: shutil.copytree(directory, tmp_path, dirs_exist_ok=True),
+    )
+    model.push_to_hub("a/b")
+    assert smh.digest(smh.from_pretrained(transformers.LlamaForCausalLM, tmp_path)) == smh.digest(model)
+
+
+def swap_layers(model):
+    layers = model.model.layers
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, tied"])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    "edit", [swap_layers, lambda model: model.set_input_embeddings(nn.Embedding(64, 32))], ids=["swapped", "replaced"]
+)
+def test_save_pretrained_refuses_a_model_whose_layers_are_elsewhere(edit, given, name, tmp_path):
+    model = compressed(name)
+    options = {"state_dict": model.state_dict()} if given else {}
+    edit(model)
+    with pytest.raises(PlanError, match="replaced, removed or moved"):
+        model.save_pretrained(tmp_path / "a", **options)
     assert not (tmp_path / "a").exists()
 
 
