@@ -12,6 +12,7 @@ import numpy as np
 
 from smh.backends.protocol import Backend
 from smh.core.arguments import explained_calls
+from smh.core.checks import check_flag
 from smh.core.initial import initial_variables
 from smh.core.kernels import Array
 from smh.core.plan import Plan
@@ -20,7 +21,7 @@ from smh.files import checkpoint, digests, kept, limits
 from smh.models import poison
 from smh.models.adapter import ModelAdapter
 from smh.models.api import Compressed, Model
-from smh.models.compression import Compression, check_fit, check_loaded, check_trains
+from smh.models.compression import Compression, check_fit, check_loaded, check_plan, check_trains
 from smh.models.freezing import FreezingApi
 
 
@@ -83,7 +84,7 @@ class Api(FreezingApi[Model, Compressed]):
         >>> list(smh.initialize(plan))
         ['pool/left', 'pool/right', 'scale/fc']
         """
-        _check_plan(plan)
+        check_plan(plan)
         backend = self._get_backend()
         initial = initial_variables(plan, distribution, init_seed)
         return {name: backend.asarray(x, device) for name, x in initial.items()}
@@ -180,7 +181,9 @@ class Api(FreezingApi[Model, Compressed]):
         >>> gradients["pool/left"].shape
         (10, 2)
         """
-        _check_plan(plan)
+        check_plan(plan)
+        if cotangents is None:
+            raise VariableError("cotangents must be a mapping from names to arrays; got NoneType: {} means zeros")
         return self._get_backend().vjp(plan, _mapping("variables", variables), _mapping("cotangents", cotangents))
 
     @explained_calls
@@ -282,6 +285,8 @@ class Api(FreezingApi[Model, Compressed]):
         """
         path = _path(path)
         kept.check_bits(kept_bits)
+        check_flag("training", training)
+        check_flag("packed", packed)
         if training and not isinstance(model, Plan):
             check_trains(self._compression(model), "has no training values to save")
         backend, plan, variables, others = self._contents(model, variables, dense)
@@ -410,11 +415,6 @@ def _fill(adapter: ModelAdapter, model: Any, found: checkpoint.Checkpoint) -> An
     if found.integers is None:
         return adapter.fill(model, found.variables, found.dense)
     return adapter.fill_frozen(model, found)
-
-
-def _check_plan(plan: Any) -> None:
-    if not isinstance(plan, Plan):
-        raise PlanError(f"plan must be a smh.Plan; got {type(plan).__name__}")
 
 
 def _mapping(what: str, given: Any) -> Mapping[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import sys
 from typing import TYPE_CHECKING
 
 from smh.backends.protocol import Backend
@@ -27,7 +29,7 @@ def list_backends(installed: bool = False) -> list[str]:
     Parameters
     ----------
     installed : bool
-        Omit built-in backends whose frameworks are not installed.
+        Omit built-in backends whose frameworks, and entry points whose packages are not installed.
 
     Returns
     -------
@@ -39,8 +41,8 @@ def list_backends(installed: bool = False) -> list[str]:
     >>> "numpy" in list_backends()
     True
     """
-    missing = {name for name in _BUILT_IN if installed and importlib.util.find_spec(name) is None}
-    return [name for name in _entries() if name not in missing]
+    entries = _entries()
+    return [name for name in entries if not installed or _is_there(name if name in _BUILT_IN else entries[name].value)]
 
 
 def get_backend(name: str | None = None) -> Backend:
@@ -79,6 +81,15 @@ def _entries() -> dict[str, EntryPoint]:
     for entry in entry_points(group=GROUP):
         entries.setdefault(entry.name, entry)
     return entries
+
+
+def _is_there(reference: str) -> bool:
+    """Return whether the package of a module or object is installed, without importing it."""
+    package = re.split("[.:]", reference)[0].strip()
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it is loaded without a specification, as __main__ may be; or the name is empty
+        return package in sys.modules
 
 
 def _load(entry: EntryPoint) -> Backend:

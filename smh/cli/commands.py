@@ -12,14 +12,16 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from smh import __version__
 from smh.cli import compare, compress, conformance, convert, demo, look, pack, plot
-from smh.cli.output import UNREAD, fail
+from smh.cli.output import INTERRUPTED, UNREAD, fail, show, text_console
 from smh.errors import SmhError
+from smh.files.atomic import replaced
 
 
 class _Group(TyperGroup):
     """Commands whose expected failures end with one line, not with a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        before = replaced["files"]
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:  # the reader of stdout has seen enough
@@ -27,6 +29,13 @@ class _Group(TyperGroup):
             raise typer.Exit(UNREAD) from error
         except (SmhError, OSError, MemoryError) as error:
             raise fail(error) from error
+        except KeyboardInterrupt as error:
+            nothing = replaced["files"] == before
+            show(
+                text_console(stderr=True),
+                "interrupted" + (", nothing written" if nothing else " after a file was written"),
+            )
+            raise typer.Exit(INTERRUPTED) from error
 
 
 class _Command(TyperCommand):

@@ -21,6 +21,7 @@ from smh.cli.model import (
     convention_of,
     from_json,
     from_words,
+    if_unclear,
     read_plan,
     selected,
     tensors_of,
@@ -132,7 +133,7 @@ def run_plan(
         with open_dense(path) as file:
             if out is not None:
                 check_out(out, *file.files, force=force)
-            convention, told = convention_of(file.shapes, convention, scale)
+            convention, told = convention_of(file.shapes, convention, scale, if_unclear(file, include))
             told += file.notes
             tensors = tensors_of(file, convention)
             plan = _make_plan(tensors, context.params, file)
@@ -193,7 +194,9 @@ def run_fit(
     check_out(out, path, plan_file, force=force)
     with open_dense(path) as file:
         check_out(out, *file.files, force=force)
-        convention, told = convention_of(file.shapes, convention, scale if plan_file is None else "match")
+        convention, told = convention_of(
+            file.shapes, convention, scale if plan_file is None else "match", if_unclear(file, include)
+        )
         told += file.notes
         tensors = tensors_of(file, convention)
         if plan_file is not None:

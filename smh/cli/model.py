@@ -95,6 +95,12 @@ def tensors_of(file: DenseTensors, convention: str) -> tuple[ModelTensor, ...]:
     return complete(tensors, functools.partial(axes_of, convention))
 
 
+def if_unclear(file: DenseTensors, include: Sequence[str]) -> str | None:
+    """Return the convention where names do not tell: one if nothing is generated, which is the error to tell of."""
+    tensors = tensors_of(file, "default")
+    return None if any(not (tensor.kept if include else tensor.why_kept) for tensor in tensors) else "default"
+
+
 def convention_of(
     shapes: Mapping[str, tuple[int, ...]], given: str | None, scale: str, unclear: str | None = None
 ) -> tuple[str, list[str]]:

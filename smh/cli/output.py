@@ -29,6 +29,7 @@ from smh.text import printable
 # Exit codes, besides 2 for wrong usage and 130 for an interruption, as in a shell.
 DIFFERENT = 1  # done, but the compared files differ or a check failed
 FAILED = 3  # not done: a file or an option cannot be used, or the system refused; nothing was written
+INTERRUPTED = 130  # by Ctrl-C, as in a shell
 UNREAD = 141  # the reader of stdout went away, as in a shell
 
 _PIPED = 140  # columns of output into a file or a pipe

@@ -6,6 +6,8 @@ import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from smh.errors import PlanError, near_names
 
 
@@ -18,6 +20,12 @@ def whole_number(what: str, value: Any, low: int, high: int) -> int:
     if number is None or not low <= number <= high:
         raise PlanError(f"{what} must be an integer from {low} to {high}; got {value!r}")
     return number
+
+
+def check_flag(what: str, value: Any) -> None:
+    """Raise :class:`~smh.PlanError` unless a value is a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise PlanError(f"{what} must be True or False; got {value!r}")
 
 
 def members(value: Any) -> tuple[Any, ...] | None:

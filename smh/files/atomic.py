@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from smh.errors import CheckpointError, ExportError
 if sys.platform != "win32":
     import fcntl
 
+replaced: Counter[str] = Counter()
+"""How often this process has put a file in its place, as ``replaced["files"]``; counted just before."""
 _PRIVATE = re.compile(r"\.smh-[0-9a-f]{16}\.tmp")
 
 
@@ -50,6 +53,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         with open(temporary, "r+b") as file:
             os.chmod(temporary, stat.S_IMODE(mode))
             os.fsync(file.fileno())
+        replaced["files"] += 1
         os.replace(temporary, target)
     if os.name != "nt":  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)

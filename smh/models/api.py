@@ -20,6 +20,7 @@ from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
     Compression,
     check_gradients,
+    check_plan,
     check_residency,
     check_trains,
     plan_for,
@@ -143,6 +144,8 @@ class ModelApi(Generic[Model, Compressed]):
         >>> model[0].weight.shape
         torch.Size([30, 40])
         """
+        if plan is not None:
+            check_plan(plan)
         adapter = self._adapter_of(model)
         check_residency(residency)
         check_gradients(gradients)

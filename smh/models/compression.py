@@ -71,6 +71,12 @@ def check_residency(residency: Any) -> str:
     return _check_choice("residency", residency, RESIDENCIES)
 
 
+def check_plan(plan: Any) -> None:
+    """Raise :class:`~smh.PlanError` unless a value is a plan."""
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan must be a smh.Plan; got {type(plan).__name__}")
+
+
 def check_trains(compression: Compression, what: str) -> None:
     """Raise :class:`~smh.PlanError` for what a frozen model cannot do."""
     if compression.frozen:

@@ -42,6 +42,7 @@ _NAMES = tuple(
         (r"a_log", "its starting values have a meaning"),
     )
 )
+_VECTORS = tuple(pattern for pattern, _ in _NAMES[:4])  # the names of what is a vector in a single layer
 _PAIRS = (("_v", "_g"), ("_orig", "_u"), ("_v", "_orig"))  # of weight_norm and spectral_norm in PyTorch
 _QUANTISED = re.compile(r"q?(weight|kernel|embeddings?)(_packed|_q)?", re.IGNORECASE)
 
@@ -58,8 +59,11 @@ def by_class(layer: object, attribute: str) -> str | None:
     return None
 
 
-def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor]) -> str:
-    """Return why a tensor is not a weight matrix by name and sizes, or ""; ``beside`` has the tensors of its layer."""
+def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor], depth: int = 0) -> str:
+    """Return why a tensor is not a weight matrix by name and sizes, or "".
+
+    ``beside`` has the tensors of its layer. The first ``depth`` axes count layers of a stack, or experts.
+    """
     *path, attribute = re.split("[./]", name)
     if len(shape) < 2:
         return "fewer than two axes"
@@ -77,7 +81,10 @@ def by_name(name: str, shape: Shape, beside: Mapping[str, ModelTensor]) -> str:
     for other, x in beside.items():
         if other != attribute and x.kept and len(x.shape) > 1 and _QUANTISED.fullmatch(other):
             return f"it means something only together with {other!r}, which is kept"
-    if attribute != "w" and not attribute.endswith("kernel") and sum(size != 1 for size in shape) < 2:
+    inner = shape[depth:]  # that of one layer, which decides as if the layer were alone
+    if len(inner) < 2:
+        return "fewer than two axes in each layer of the stack"
+    if attribute != "w" and not attribute.endswith("kernel") and sum(size != 1 for size in inner) < 2:
         return "fewer than two axes of more than one element"
     return ""
 
@@ -99,12 +106,12 @@ def complete(
     found = []
     for tensor in tensors:
         left, axes, doubt = tensor.left, tensor.axes, ""
+        depth = depths.get(tensor.name, 0)
         if not left and re.search("(^|[./])lora_", tensor.name, re.IGNORECASE):  # whatever the class of its layer
             left = ADAPTER
         elif left is None:
-            left = by_name(tensor.name, tensor.shape, layers[_split(tensor.name)[0]])
+            left = by_name(tensor.name, tensor.shape, layers[_split(tensor.name)[0]], depth)
         if axes is None:
-            depth = depths.get(tensor.name, 0)
             bias = layers[_split(tensor.name)[0]].get("bias")
             axes = _axes(tensor.name, tensor.shape, depth, axes_of, bias.shape[depth:] if bias else ())
             inner, stack = tensor.shape[depth:], ["s"] * depth
@@ -172,10 +179,13 @@ def _is_stack(shapes: Mapping[str, Shape]) -> bool:
         if not like_bias and _MATRIX.fullmatch(attribute):
             if len(shape) < 3:
                 return False
-        elif attribute == "b" or any(pattern.fullmatch(attribute) for pattern, _ in _NAMES):
+            continue
+        has_matrix = any(layer + matrix in shapes for matrix in ("w", "weight", "kernel"))
+        vector = (attribute == "b" and has_matrix) or any(pattern.fullmatch(attribute) for pattern in _VECTORS)
+        if vector or any(pattern.fullmatch(attribute) for pattern, _ in _NAMES):
             if len(shape) < 2:
                 return False
-            evident |= sum(size > 1 for size in shape) > 1
+            evident |= vector and sum(size > 1 for size in shape) > 1
     return evident
 
 

@@ -110,9 +110,18 @@ def test_other_packages_bring_backends_as_entry_points(entry):
 
 def test_backends_without_their_framework_are_not_installed(entry, monkeypatch):
     entry("doubled", f"{HERE}doubled")
-    there = {"numpy": object(), "jax": object()}
+    there = {"numpy": object(), "jax": object(), "tests": object()}
     monkeypatch.setattr(registry.importlib.util, "find_spec", there.get)
     assert smh.list_backends(installed=True) == ["numpy", "jax", "doubled"]
+
+
+@pytest.mark.parametrize("value", ["no_such_package:backend", "no_such_package.inside:backend", ""])
+def test_entry_points_without_their_package_are_not_installed(entry, value):
+    entry("ghost", value)
+    assert "ghost" in smh.list_backends()
+    assert "ghost" not in smh.list_backends(installed=True)
+    entry("doubled", f"{HERE}doubled")
+    assert "doubled" in smh.list_backends(installed=True)
 
 
 def test_modes_are_named_and_say_why_they_cannot_run(monkeypatch):

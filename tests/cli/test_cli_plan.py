@@ -111,6 +111,16 @@ def test_plan_of_a_plain_file(files):
     assert found["bytes_after"] == smh.Plan.from_dict(found["plan"]).file_bytes + found["kept_bytes"]
 
 
+@pytest.mark.parametrize("command", [["plan"], ["fit", "-o", "out"]])
+@pytest.mark.parametrize(("x", "why"), [(np.ones((8, 9), np.int32), "dtype I32"), (np.ones(8, np.float32), "two axes")])
+def test_a_model_without_matrices_has_nothing_to_generate(tmp_path, monkeypatch, command, x, why):
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": x}, tmp_path / "x")
+    for scale in ("fan_in", "match"):
+        done = invoke(*command, tmp_path / "x", "--ratio", "0.5", "--scale", scale)
+        assert_fails(done, "the model has nothing to generate: 'w': ", why)
+
+
 @pytest.mark.parametrize(
     ("names", "axes"),
     [

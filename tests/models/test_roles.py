@@ -68,12 +68,21 @@ def test_sizes_of_one():
         ({"kernel": (3, 4, 8, 6), "bias": (3, 4, 6)}, 2),
         ({"attn/kernel": (4, 8, 6), "norm/scale": (4, 8)}, 1),
         ({"attn/kernel": (4, 8, 6), "norm/scale": (8,)}, 0),
+        ({"a": (8, 4), "b": (8, 4)}, 0),
+        ({"B": (8, 4), "A_log": (8, 4)}, 0),  # a state space
         ({"experts/w1": (4, 8, 6)}, 1),
         ({"experts/0/conv": (4, 8, 6)}, 0),
     ],
 )
 def test_stacks_by_names(shapes, depth):
     assert stacks(shapes)[next(iter(shapes))] == depth
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6), (6, 1)])
+@pytest.mark.parametrize("stack", [(), (4,), (3, 4)])
+def test_what_one_layer_keeps_a_stack_of_it_keeps(stack, shape):
+    layer = {"w": (8, 6), "bias": (6,), "table": (5, 6), "temp": shape}
+    assert left({f"l/{name}": (*stack, *inner) for name, inner in layer.items()}) == {"l/bias", "l/temp"}
 
 
 @pytest.mark.parametrize("layers", [1, 4, 24])

@@ -75,6 +75,8 @@ class TorchBackend(Backend):
         """Return the result of ``torch.autograd.grad`` for the weights that have cotangents."""
         flat = _flat(plan, variables)
         check_cotangents(KERNELS, plan, cotangents)
+        for name, x in cotangents.items():
+            _check_dense(f"the cotangent of {name!r}", x)
         if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
             return generate.vjp(kernels_for(flat[0]), plan, variables, {})
         names = tuple(cotangents)
@@ -121,10 +123,15 @@ def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
     for name, x in variables.items():
         if not isinstance(x, torch.Tensor):
             raise VariableError(f"variable {name!r} must be a torch.Tensor, float32; got {type(x).__name__}")
-        if not compiles() and x.layout is not torch.strided:
-            raise VariableError(f"variable {name!r} must be a dense tensor, as x.to_dense(); got {x.layout}")
+        _check_dense(f"variable {name!r}", x)
     check_variables(KERNELS, plan, variables)
     return [variables[name] for name in plan.variable_shapes]
+
+
+def _check_dense(what: str, x: torch.Tensor) -> None:
+    """Raise :class:`~smh.VariableError` for a sparse tensor."""
+    if not compiles() and x.layout is not torch.strided:
+        raise VariableError(f"{what} must be a dense tensor, as x.to_dense(); got {x.layout}")
 
 
 backend = TorchBackend()

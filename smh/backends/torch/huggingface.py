@@ -6,6 +6,7 @@ generated tensor it has an empty one, because of which transformers cannot load 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -142,6 +143,9 @@ def from_pretrained(cls: Any, path: Any, **options: Any) -> nn.Module:
     >>> smh.digest(smh.from_pretrained(GPT2Model, directory)) == smh.digest(model)
     True
     """
+    if not hasattr(cls, "from_pretrained") or not isinstance(path, str | os.PathLike):
+        what = "write from_pretrained(cls, path): a class of models of transformers, and a folder or repository"
+        raise PlanError(f"{what}; got ({type(cls).__name__}, {type(path).__name__})")
     from safetensors.torch import load_file
     from transformers import AutoConfig, GenerationConfig
     from transformers.initialization import no_init_weights

@@ -78,6 +78,45 @@ def test_nn_scan_and_collections():
     assert scales[0] == scales[1]
 
 
+class Warm(nn.Module):
+    """A layer with vectors whose names tell nothing."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        for name, shape in {"temp": (16,), "row": (1, 16), "rows": (1, 1, 16)}.items():
+            x = x * self.param(name, nn.initializers.normal(), shape).reshape(16)
+        return nn.Dense(16)(x), None
+
+
+class WarmNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.fc, self.temp = nnx.Linear(16, 16, rngs=rngs), nnx.Param(rngs.params.normal((16,)))
+
+
+class WarmEquinox(eqx.Module):
+    fc: eqx.nn.Linear
+    temp: jax.Array
+
+    def __init__(self, key):
+        self.fc, self.temp = eqx.nn.Linear(16, 16, key=key), jax.random.normal(key, (1, 16))
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx", "equinox"])
+def test_vectors_without_known_names_keep_their_bits_in_stacks(library):
+    if library == "linen":
+        scan = nn.scan(Warm, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)
+        params = scan().init(KEYS[0], jnp.ones((2, 16)), None)
+    elif library == "nnx":
+        params = nnx.state(nnx.vmap(lambda key: WarmNnx(nnx.Rngs(key)), in_axes=0, out_axes=0)(KEYS))
+    else:
+        params = eqx.filter(eqx.filter_vmap(WarmEquinox)(KEYS), eqx.is_array)
+    made = smh.compress(params, ratio=0.5)
+    assert [tensor.axes[0] for tensor in smh.plan_of(made).tensors] == ["s"]
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(smh.materialize(made)), strict=True))
+    differ = [x.shape for x, y in pairs if not np.array_equal(x, y)]
+    assert [len(shape) for shape in differ] == [3]  # only the matrices
+
+
 def test_states_of_training():
     params = Block().init(jax.random.key(0), jnp.ones((2, 5, 16)), None)["params"]
     tx = optax.adam(0.1)
