@@ -181,6 +181,7 @@ class Compressed(keras.Model):
             raise ExportError(
                 f"HDF5 files of whole models cannot hold generated weights: save a .keras file, or {_PLAIN}"
             )
+        check_layers(self)
         compression = self.smh_source.compression
         plain = keras.saving.serialize_keras_object(as_plain(self))
         plain.pop("compile_config", None)  # Keras stores that of the compressed model
@@ -345,6 +346,26 @@ def weights_of(model: keras.Model) -> dict[str, keras.Variable]:
     return dict(zip(keras_tensors.names_of(model), model.weights, strict=True))
 
 
+def check_layers(model: Compressed) -> None:
+    """Raise :class:`~smh.PlanError` if layers with weights were replaced, removed or added since compression."""
+    source = model.smh_source
+    pool = {id(x) for x in model.smh_pool.weights}
+    now = {id(x): x for x in model.weights if id(x) not in pool}
+    layers = {id(layer) for layer in model._flatten_layers()}
+    places = source.places.items()
+    there = {id(source.weights[name]) for name, owners in places if not layers.isdisjoint(map(id, owners))} | set(now)
+    gone = [name for name, x in source.weights.items() if id(x) not in there]
+    known = {id(x) for x in source.weights.values()}
+    new = [x.path for key, x in now.items() if key not in known]
+    if gone or new:
+        changes = [f"layers of {some(gone)} were replaced or removed"] if gone else []
+        changes += [f"{some(new)} came with other layers"] if new else []
+        raise PlanError(
+            f"since compression {' and '.join(changes)}, so a file or a copy of this model would be of the old one. "
+            "Edit a model before smh.compress; or undo the edit, and edit the result of smh.materialize(model)"
+        )
+
+
 def _graph() -> Any:
     """Return the graph that is being traced, or None."""
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
@@ -368,6 +389,7 @@ def _generate(model: keras.Model, source: Source) -> None:
         owned = [x for x in keras_tensors.own_weights(layer) if id(x) in chosen]
         for variable in owned:
             layer._untrack_variable(variable)
+            source.places[chosen[id(variable)]].append(layer)
         if owned:  # several layers save variables by name, tracked or not
             source.owners.append(layer)
             layer.save_own_variables = functools.partial(keras.Layer.save_own_variables, layer)

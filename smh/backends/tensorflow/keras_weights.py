@@ -53,6 +53,7 @@ class Source:
         self.variables = dict(zip(self.plan.variable_shapes, variables, strict=True))
         self.weights = {tensor.name: x for tensor, x in zip(compression.tensors, weights, strict=True)}
         self.owners: list[keras.Layer] = []  # the layers whose own weights are generated
+        self.places: dict[str, list[keras.Layer]] = {name: [] for name in self.names}  # the owners of each weight
         self.layers: set[int] = set()  # the ids of all layers of the model
         self._cache: _Cache | None = None
         self._served: tuple[tf.Variable, ...] = ()

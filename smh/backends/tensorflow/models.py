@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.adapter import backend
-from smh.backends.tensorflow.keras_model import Compressed, as_plain, compressed, weights_of
+from smh.backends.tensorflow.keras_model import Compressed, as_plain, check_layers, compressed, weights_of
 from smh.backends.tensorflow.narrow import kernels
 from smh.core.plan import Plan
 from smh.core.rate import rate
@@ -77,15 +77,18 @@ class KerasModels(ModelAdapter):
 
     def variables(self, model: Compressed) -> dict[str, Any]:
         """Return the variables."""
+        check_layers(model)
         return model.smh_source.values()
 
     def rate(self, model: Compressed) -> Any:
         """Return the rate, with gradients of the variables."""
-        variables = {name: tf.convert_to_tensor(x) for name, x in self.variables(model).items()}
+        variables = {name: tf.convert_to_tensor(x) for name, x in model.smh_source.values().items()}
         return rate(kernels(), model.smh_source.plan, variables, tf.stop_gradient)
 
     def kept(self, model: keras.Model, plan: Plan) -> dict[str, Any]:
         """Return the kept weights, and other state of layers such as vocabularies."""
+        if isinstance(model, Compressed):
+            check_layers(model)
         states = {name: x for name, (_, _, x) in keras_tensors.states_of(model).items()}
         return {**self._kept_weights(model, plan), **states}
 
@@ -104,6 +107,7 @@ class KerasModels(ModelAdapter):
 
     def freeze(self, model: Compressed, integers: Integers) -> Compressed:
         """Return a frozen model beside the given one."""
+        check_layers(model)
         source = model.smh_source
         copy = keras_tensors.copy_of(as_plain(model), source.weights, leave=source.names)
         frozen: Any = compressed(copy, dataclasses.replace(source.compression, frozen=True))
@@ -125,6 +129,7 @@ class KerasModels(ModelAdapter):
 
     def materialize(self, model: Compressed) -> keras.Model:
         """Return a new plain model of the same configuration, not compiled."""
+        check_layers(model)
         with model.smh_source.built(), model.smh_source.passing():
             return keras_tensors.copy_of(as_plain(model), model.smh_source.weights)
 

@@ -202,3 +202,11 @@ def test_weights_without_names_have_the_same_ones_in_every_model(tmp_path):
     loaded = smh.load(tmp_path / "model.safetensors", make())
     assert smh.digest(loaded) == digest
     assert_same_bits(loaded(NUMBERS).numpy(), model(NUMBERS).numpy())
+
+
+def test_fitting_keeps_statistics_and_vocabularies():
+    plain, x = normalization()
+    plain = keras.Sequential([keras.Input((6,)), plain.layers[0], layers.Dense(40), layers.Dense(3)])
+    fitted, _ = smh.fit(plain, ratio=0.9, include=["*/kernel"])
+    assert_same_bits(fitted.layers[0](x).numpy(), plain.layers[0](x).numpy())
+    assert_same_bits(fitted(x).numpy(), smh.materialize(fitted)(x).numpy())

@@ -104,3 +104,24 @@ def test_gradients_within_built_are_those_of_a_pass(model):
 def _outer(plain):
     """Return a plain model that has its layers where a compressed one has them."""
     return plain
+
+
+def test_a_weight_alone_in_a_function_has_the_numbers_and_gradients_of_its_layer(model):
+    """As in ``tf.tensordot``, which takes a variable for a tensor."""
+
+    @tf.function
+    def loss(layer, x):
+        return tf.reduce_sum(layer(x) ** 2)
+
+    def own(x):
+        return tf.tensordot(x, model.layers[1].kernel, 1) + model.layers[1].bias
+
+    results = []
+    for layer in (own, model.layers[1]):
+        with tf.GradientTape() as tape:
+            value = loss(layer, tf.constant(X))
+        gradients = tape.gradient(value, model.smh_pool.trainable_variables)
+        results.append([value, *(g for g in gradients if g is not None)])
+    assert len(results[0]) == len(results[1]) > 2
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
