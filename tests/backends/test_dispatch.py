@@ -99,7 +99,7 @@ def options():
 def test_compress_passes_every_option_on(options, monkeypatch):
     """A function that left one out would take it, and do something else."""
     asked = {}
-    plan = smh.Plan.build({"w": (30, 40)}, ratio=0.25)
+    plan = options["plan"] = smh.Plan.build({"w": (30, 40)}, ratio=0.25)
     monkeypatch.setattr(models_api, "plan_for", lambda tensors, **given: asked.update(given) or plan)
     seeds = []
     monkeypatch.setattr(models_api, "initial_variables", lambda plan, init_seed: seeds.append(init_seed))
