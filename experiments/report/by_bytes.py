@@ -15,6 +15,8 @@ from experiments.report.places import MODELS
 from experiments.results import Line
 from experiments.settings import Settings, from_dict
 
+_SHOWN = 16
+"""Points of accuracy below the best that the plot shows."""
 BUDGETS = (0.1, 0.05, 0.02, 0.01, 0.007)
 """Bytes over those of the dense float32 model."""
 FAMILIES = {
@@ -232,11 +234,16 @@ def _plot(found: list[Point], title: str, whole: int, path: Path) -> None:
             x, y = [point.size / 1000 for point in front], [point.accuracy for point in front]
             spread = [point.spread or 0.0 for point in front]
             style = {"marker": "osPDvXd*^<>hp14x"[number], "linestyle": "-" if family.startswith("smh") else "--"}
-            axes.errorbar(x, y, yerr=spread, color=f"C{number % 10}", markersize=5, capsize=2, label=family, **style)
+            axes.errorbar(
+                x, y, yerr=spread, color=mpl.colormaps["tab20"](number), markersize=5, capsize=2, label=family, **style
+            )
     axes.set_xscale("log")
     axes.set(title=title, xlabel="kB, entropy-coded", ylabel="test accuracy, %")
     above = axes.secondary_xaxis("top", functions=(lambda x: x * 1e5 / whole, lambda x: x * whole / 1e5))
     above.set_xlabel("% of the dense float32 bytes")
+    axes.set_ylim(bottom=max(point.accuracy for point in found) - _SHOWN)
+    for axis in (axes.xaxis, above.xaxis):
+        axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
     with mpl.rc_context({"svg.hashsalt": "smh"}):
