@@ -8,7 +8,7 @@ on disk.
 
 from __future__ import annotations
 
-import functools
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,7 +27,8 @@ _used = True
 def weights(plan: Plan, names: Sequence[str], variables: Sequence[torch.Tensor]) -> Tensors:
     """Return named weights, given all variables."""
     if are_used(variables[0]):
-        return tuple(_materialize(_text(plan), _numbers(plan, names), list(variables)))
+        text = _text(plan)
+        return tuple(torch.ops.smh.materialize(text, _numbers(plan, names), list(variables)))
     given = dict(zip(plan.variable_shapes, variables, strict=True))
     with no_autocast(variables[0]):
         return tuple(generate.materialize(kernels_for(variables[0]), plan, given, names).values())
@@ -36,7 +37,8 @@ def weights(plan: Plan, names: Sequence[str], variables: Sequence[torch.Tensor])
 def gradients(plan: Plan, names: Sequence[str], fast: bool, tensors: Sequence[torch.Tensor]) -> Tensors:
     """Return the gradients of all variables. ``tensors`` contains the variables, then a cotangent for each name."""
     if are_used(tensors[0]):
-        return tuple(_vjp(_text(plan), _numbers(plan, names), fast, list(tensors)))
+        text = _text(plan)
+        return tuple(torch.ops.smh.vjp(text, _numbers(plan, names), fast, list(tensors)))
     with no_autocast(tensors[0]):
         if fast:
             return pulled(SINGLE, plan, names, on_grid(plan, tensors))
@@ -81,42 +83,16 @@ def traced() -> Iterator[None]:
         _used = before
 
 
-@torch.compiler.assume_constant_result
 def _text(plan: Plan) -> str:
-    """Return a plan as a constant of a graph."""
+    """Return a plan as a constant of a graph, whose operators are registered now."""
+    importlib.import_module("smh.backends.torch.custom")
     return plan.to_json()
 
 
-_plan = functools.lru_cache(maxsize=64)(Plan.from_json)
+# What torch.compiler.assume_constant_result does, without its import of the compiler.
+_text._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _numbers(plan: Plan, names: Sequence[str]) -> list[int]:
     of = {tensor.name: k for k, tensor in enumerate(plan.tensors)}
     return [of[name] for name in names]
-
-
-def _names(plan: Plan, numbers: Sequence[int]) -> list[str]:
-    return [plan.tensors[k].name for k in numbers]
-
-
-@torch.library.custom_op("smh::materialize", mutates_args=(), device_types="cpu")
-def _materialize(plan: str, numbers: Sequence[int], variables: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    whole = _plan(plan)
-    return [x.contiguous() for x in weights(whole, _names(whole, numbers), variables)]
-
-
-@_materialize.register_fake
-def _(plan: str, numbers: Sequence[int], variables: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    tensors = _plan(plan).tensors
-    return [variables[0].new_empty(tensors[k].viewed_shape) for k in numbers]
-
-
-@torch.library.custom_op("smh::vjp", mutates_args=(), device_types="cpu")
-def _vjp(plan: str, numbers: Sequence[int], fast: bool, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    whole = _plan(plan)
-    return [x.contiguous() for x in gradients(whole, _names(whole, numbers), fast, tensors)]
-
-
-@_vjp.register_fake
-def _(plan: str, numbers: Sequence[int], fast: bool, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [x.new_empty(x.shape) for x in tensors[: len(_plan(plan).variable_shapes)]]

@@ -421,6 +421,7 @@ def test_autocast_never_multiplies_the_pool_in_bfloat16():
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
 @pytest.mark.parametrize("residency", RESIDENCIES)
 def test_compiled(residency):
+    torch.compiler.reset()  # PyTorch limits how often a process compiles a function
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
     model = smh.compress(plain, ratio=0.4, residency=residency)

@@ -122,7 +122,7 @@ def test_a_mistaken_option_names_itself_and_its_neighbour(function):
         (
             lambda: nn.Linear(8, 8).requires_grad_(False),
             {},
-            "'weight', 'bias': it is frozen .*unfreeze it before, and freeze the compressed model",
+            "'weight', 'bias': it is frozen .*unfreeze them first, and freeze the compressed model",
         ),
         (lambda: nn.LayerNorm(8), {}, r"nothing to generate: 'weight', 'bias': (?!.*None)"),
         (lambda: nn.BatchNorm1d(8), {}, "nothing to generate: (?!.*None)"),
