@@ -24,7 +24,6 @@ from torch.nn import functional
 
 import smh
 from experiments import data, models, results, training
-from experiments.context import context
 from experiments.data import Data
 from experiments.errors import ExperimentError, run_app
 from experiments.results import Line
@@ -157,16 +156,13 @@ def run(
     seeds: Annotated[int, typer.Option(help="How many seeds to run.")] = len(SEEDS),
 ) -> None:
     """Run every cell without a result, on one thread."""
-    torch.set_num_threads(1)
-    about = context()
-    if about["changed"]:
-        raise ExperimentError("the working tree has changes: commit them first, so that results name their code")
-    for cell in cells():
-        if cell.seed not in SEEDS[:seeds] or any(Cell(**line["settings"]) == cell for line in results.read(path)):
-            continue
-        line = {"settings": dataclasses.asdict(cell), **run_cell(cell, data), **about}
-        results.append(path, line)
-        print(f"{line['accuracy']:6.2f} %  {line['seconds']:6.1f} s  {cell}", flush=True)
+    chosen = (cell for cell in cells() if cell.seed in SEEDS[:seeds])
+    results.run_missing(
+        chosen,
+        path,
+        lambda cell: run_cell(cell, data),
+        lambda line: f"{line['accuracy']:6.2f} %  {line['seconds']:6.1f} s",
+    )
 
 
 @app.command()

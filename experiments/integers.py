@@ -82,7 +82,7 @@ class RoundedTensors:
 class OnTable(nn.Module):
     """A network whose weights are all read from one table (STABLE-RPS, Desai and Shrivastava 2024).
 
-    Weights are numbered over all layers. Each run of ``size`` weights reads the table in a random order of its own
+    Weights are numbered over all layers. Each run of ``size`` weights reads the table in another random order
     (RANDOMFOLD), so all variables are used equally often, and a table as large as the weights gives the plain network.
     Adam makes the scaling of gradients by the number of uses unnecessary. Variables have the deviation of all weights
     together, so the learning rate of the plain network fits. A weight is its variable times a learned scale of its

@@ -23,9 +23,8 @@ from torch.nn import functional
 
 import smh
 from experiments import data, models, results, sizes, training
-from experiments.context import context
 from experiments.data import Images
-from experiments.errors import ExperimentError, run_app
+from experiments.errors import run_app
 from experiments.integers import RoundedTensors
 from experiments.results import Line
 
@@ -150,17 +149,7 @@ def run(
     path: _File = RESULTS,
 ) -> None:
     """Train every cell without a result, on one thread."""
-    torch.set_num_threads(1)
-    about = context()
-    if about["changed"]:
-        raise ExperimentError("the working tree has changes: commit them first, so that results name their code")
-    for cell in cells():
-        if any(Cell(**line["settings"]) == cell for line in results.read(path)):
-            continue
-        print(cell, flush=True)
-        line = {"settings": dataclasses.asdict(cell), **train(cell, data), **about}
-        results.append(path, line)
-        print(f"{line['error']:6.2f} %  {cell}", flush=True)
+    results.run_missing(cells(), path, lambda cell: train(cell, data), lambda line: f"{line['error']:6.2f} %")
 
 
 @app.command()

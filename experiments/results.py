@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from experiments.cells import Cell, Config, tunings
+from experiments.context import context
 from experiments.errors import ExperimentError
 from experiments.settings import Settings, from_dict
 
@@ -103,6 +107,33 @@ def read(path: Path) -> list[Line]:
             raise ExperimentError(f"{path}, line {number} has no settings; got {text[:60]!r}")
         lines.append(line)
     return lines
+
+
+def run_missing(cells: Iterable[Any], path: Path, run: Callable[[Any], Line], text: Callable[[Line], str]) -> None:
+    """Run every cell without a result, on one thread, from committed code only.
+
+    Parameters
+    ----------
+    cells : iterable
+        Instances of one dataclass, the settings of the runs.
+    path : Path
+        The file of results.
+    run : callable
+        Returns the outcome of a cell.
+    text : callable
+        Returns the outcome in a few words.
+    """
+    torch.set_num_threads(1)
+    about = context()
+    if about["changed"]:
+        raise ExperimentError("the working tree has changes: commit them first, so that results name their code")
+    for cell in cells:
+        if any(type(cell)(**line["settings"]) == cell for line in read(path)):
+            continue
+        print(cell, flush=True)
+        line = {"settings": dataclasses.asdict(cell), **run(cell), **about}
+        append(path, line)
+        print(f"{text(line)}  {cell}", flush=True)
 
 
 def append(path: Path, line: Line) -> None:

@@ -50,7 +50,7 @@ class Saved:
     def write(self, seconds: float) -> None:
         """Write all states and the processor time so far. The file is complete at any time.
 
-        Two processes may train one teacher, so each has a temporary file of its own.
+        Two processes may train one teacher, so each uses a separate temporary file.
         """
         if self.path is None:
             return

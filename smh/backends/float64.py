@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from smh.backends.protocol import Mode
+from smh.backends.switch import Switch
 from smh.core.kernels import Kernels
 from smh.errors import BackendError
 
@@ -20,12 +21,12 @@ def _of_environment() -> bool:
     return value == "1"
 
 
-_allowed = _of_environment()
+_ALLOWED = Switch(_of_environment())
 
 
 def float64_allowed() -> bool:
     """Return whether the core may use float64: true unless SMH_FLOAT64 is 0 or within :func:`without_float64`."""
-    return _allowed
+    return _ALLOWED.on
 
 
 @contextmanager
@@ -41,12 +42,8 @@ def without_float64() -> Iterator[None]:
     ...     float64_allowed()
     False
     """
-    global _allowed
-    before, _allowed = _allowed, False
-    try:
+    with _ALLOWED.off():
         yield
-    finally:
-        _allowed = before
 
 
 def no_float64(kernels: Kernels) -> Mode:

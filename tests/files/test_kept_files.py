@@ -268,7 +268,7 @@ FORGERIES = {
     "one value": (metadata_of("small", [8, "F32", 2, [1, 1]]), "two values or more"),
     "no value": (metadata_of("small", [8, "F32", 2, [0, 3]]), "two values or more"),
     "no name": (metadata_of("", FLAT), "must have a name"),
-    "a name that is no text": (metadata_of("\ud800", FLAT), "must have a name"),
+    "a name that is not text": (metadata_of("\ud800", FLAT), "must have a name"),
     "a missing tensor": (removed("rounded/small"), "lacks 1"),
     "a tensor that the metadata do not name": (carried_elsewhere, "must be of the plan or 'dense/...'"),
     "a tensor twice": (added("dense/small", ("I8", [1], b"1")), "must be there once, as it is rounded"),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from experiments import datafree, training
+from experiments import datafree, results, training
 from experiments.errors import ExperimentError
 from experiments.report import datafree as report
 
@@ -60,12 +60,12 @@ def test_unknown_inputs():
 def test_runs_are_resumed_and_refused_with_changes(tmp_path, monkeypatch):
     path, ran = tmp_path / "datafree.jsonl", []
     monkeypatch.setattr(datafree, "run_cell", lambda cell, folder: ran.append(cell) or {"accuracy": 1.0, "seconds": 2})
-    monkeypatch.setattr(datafree, "context", lambda: ABOUT | {"changed": True})
+    monkeypatch.setattr(results, "context", lambda: ABOUT | {"changed": True})
     threads = torch.get_num_threads()
     try:
         with pytest.raises(ExperimentError, match="commit them first"):
             datafree.run(None, path)
-        monkeypatch.setattr(datafree, "context", lambda: ABOUT)
+        monkeypatch.setattr(results, "context", lambda: ABOUT)
         datafree.run(None, path, seeds=1)
         assert len(ran) == 9
         datafree.run(None, path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import smh
-from experiments import mnist_rate
+from experiments import mnist_rate, results
 from experiments.errors import ExperimentError
 from experiments.report import mnist_rate as report
 from smh.files.coder import encode
@@ -63,12 +63,12 @@ def test_runs_are_resumed_and_refused_with_changes(tmp_path, monkeypatch):
     path, ran = tmp_path / "rate.jsonl", []
     monkeypatch.setattr(mnist_rate, "cells", lambda: [CELL, dataclasses.replace(CELL, seed=1)])
     monkeypatch.setattr(mnist_rate, "train", lambda cell, folder: ran.append(cell.seed) or {"error": 1.0})
-    monkeypatch.setattr(mnist_rate, "context", lambda: ABOUT | {"changed": True})
+    monkeypatch.setattr(results, "context", lambda: ABOUT | {"changed": True})
     threads = torch.get_num_threads()
     try:
         with pytest.raises(ExperimentError, match="commit them first"):
             mnist_rate.run(None, path)
-        monkeypatch.setattr(mnist_rate, "context", lambda: ABOUT)
+        monkeypatch.setattr(results, "context", lambda: ABOUT)
         mnist_rate.run(None, path)
         mnist_rate.run(None, path)
     finally:

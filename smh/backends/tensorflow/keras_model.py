@@ -24,6 +24,7 @@ from keras.src.utils import io_utils
 from keras.src.utils.tracking import DotNotTrackScope
 
 from smh.backends.tensorflow import keras_tensors
+from smh.backends.tensorflow.keras_edits import check_layers
 from smh.backends.tensorflow.keras_frozen import FrozenSource
 from smh.backends.tensorflow.keras_pool import PoolLayer
 from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
@@ -344,26 +345,6 @@ def weights_of(model: keras.Model) -> dict[str, keras.Variable]:
     if isinstance(model, Compressed):
         return model.smh_source.weights
     return dict(zip(keras_tensors.names_of(model), model.weights, strict=True))
-
-
-def check_layers(model: Compressed) -> None:
-    """Raise :class:`~smh.PlanError` if layers with weights were replaced, removed or added since compression."""
-    source = model.smh_source
-    pool = {id(x) for x in model.smh_pool.weights}
-    now = {id(x): x for x in model.weights if id(x) not in pool}
-    layers = {id(layer) for layer in model._flatten_layers()}
-    places = source.places.items()
-    there = {id(source.weights[name]) for name, owners in places if not layers.isdisjoint(map(id, owners))} | set(now)
-    gone = [name for name, x in source.weights.items() if id(x) not in there]
-    known = {id(x) for x in source.weights.values()}
-    new = [x.path for key, x in now.items() if key not in known]
-    if gone or new:
-        changes = [f"layers of {some(gone)} were replaced or removed"] if gone else []
-        changes += [f"{some(new)} came with other layers"] if new else []
-        raise PlanError(
-            f"since compression {' and '.join(changes)}, so a file or a copy of this model would be of the old one. "
-            "Edit a model before smh.compress; or undo the edit, and edit the result of smh.materialize(model)"
-        )
 
 
 def _graph() -> Any:

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from smh.backends.tensorflow import keras_tensors
 from smh.backends.tensorflow.adapter import backend
-from smh.backends.tensorflow.keras_model import Compressed, as_plain, check_layers, compressed, weights_of
+from smh.backends.tensorflow.keras_edits import check_layers
+from smh.backends.tensorflow.keras_model import Compressed, as_plain, compressed, weights_of
 from smh.backends.tensorflow.narrow import kernels
 from smh.core.plan import Plan
 from smh.core.rate import rate

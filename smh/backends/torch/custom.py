@@ -13,6 +13,12 @@ from smh.core.plan import Plan
 _plan = functools.lru_cache(maxsize=64)(Plan.from_json)
 
 
+@torch.compiler.assume_constant_result
+def text_of(plan: Plan) -> str:
+    """Return a plan as a constant of a graph."""
+    return plan.to_json()
+
+
 def _names(plan: Plan, numbers: Sequence[int]) -> list[str]:
     return [plan.tensors[k].name for k in numbers]
 

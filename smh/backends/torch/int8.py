@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
+from smh.backends.switch import Switch
 from smh.core.kernels import Array
 from smh.errors import BackendError
 
@@ -22,7 +21,8 @@ _LEAST_TERMS, _LEAST_SIDE, _MOST = 2, 16, 2**31 // 128**2 - 1
 """PyTorch 2.13 errs if the left matrix has one row, small products gain nothing, and int32 has to hold the sums."""
 
 
-_allowed = True
+ALLOWED = Switch()
+"""Whether products of bytes may be used. No bit depends on it."""
 
 
 def available() -> bool:
@@ -30,18 +30,7 @@ def available() -> bool:
 
     Units for bytes are needed. Without them, PyTorch's products are slower than those of float64, and may saturate.
     """
-    return _allowed and _probed()
-
-
-@contextmanager
-def without_bytes() -> Iterator[None]:
-    """Multiply numbers of float32 and float64 within the block, in all threads. No bit changes."""
-    global _allowed
-    before, _allowed = _allowed, False
-    try:
-        yield
-    finally:
-        _allowed = before
+    return ALLOWED.on and _probed()
 
 
 @functools.cache

@@ -82,11 +82,11 @@ MODES = (
     Mode(
         "traced",
         "torch.compile(fullgraph=True, dynamic=False, backend='aot_eager'), the core without operators",
-        around=operators.traced(),
+        around=operators.ALLOWED.off(),
         within=_compiled("aot_eager"),
         slowness=16,
     ),
     Mode("compile", "torch.compile(fullgraph=True, dynamic=False)", within=_compiled("inductor"), slowness=40),
 )
-NO_BYTES = Mode("no-bytes", "products of float32 and float64 only", around=int8.without_bytes())
+NO_BYTES = Mode("no-bytes", "products of float32 and float64 only", around=int8.ALLOWED.off())
 """For processors that multiply bytes; on others it is the eager mode."""

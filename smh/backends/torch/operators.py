@@ -8,12 +8,11 @@ on disk.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
+from smh.backends.switch import Switch
 from smh.backends.torch.compilers import compiles
 from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.narrow import SINGLE, kernels_for
@@ -21,14 +20,16 @@ from smh.core import generate
 from smh.core.plan import Plan
 
 Tensors = tuple[torch.Tensor, ...]
-_used = True
+ALLOWED = Switch()
+"""Whether compilers may call operators; otherwise they trace the core."""
 
 
 def weights(plan: Plan, names: Sequence[str], variables: Sequence[torch.Tensor]) -> Tensors:
     """Return named weights, given all variables."""
     if are_used(variables[0]):
-        text = _text(plan)
-        return tuple(torch.ops.smh.materialize(text, _numbers(plan, names), list(variables)))
+        from smh.backends.torch import custom  # whose registration imports much
+
+        return tuple(custom.materialize(custom.text_of(plan), _numbers(plan, names), list(variables)))
     given = dict(zip(plan.variable_shapes, variables, strict=True))
     with no_autocast(variables[0]):
         return tuple(generate.materialize(kernels_for(variables[0]), plan, given, names).values())
@@ -37,8 +38,9 @@ def weights(plan: Plan, names: Sequence[str], variables: Sequence[torch.Tensor])
 def gradients(plan: Plan, names: Sequence[str], fast: bool, tensors: Sequence[torch.Tensor]) -> Tensors:
     """Return the gradients of all variables. ``tensors`` contains the variables, then a cotangent for each name."""
     if are_used(tensors[0]):
-        text = _text(plan)
-        return tuple(torch.ops.smh.vjp(text, _numbers(plan, names), fast, list(tensors)))
+        from smh.backends.torch import custom
+
+        return tuple(custom.vjp(custom.text_of(plan), _numbers(plan, names), fast, list(tensors)))
     with no_autocast(tensors[0]):
         if fast:
             return pulled(SINGLE, plan, names, on_grid(plan, tensors))
@@ -69,28 +71,7 @@ def no_autocast(x: torch.Tensor) -> torch.autocast:
 
 def are_used(x: torch.Tensor) -> bool:
     """Return whether a compiler is at work, and is to call operators for a tensor."""
-    return compiles() and _used and not torch.compiler.is_exporting() and x.device.type == "cpu"
-
-
-@contextmanager
-def traced() -> Iterator[None]:
-    """Let compilers trace the core in the place of operators."""
-    global _used
-    before, _used = _used, False
-    try:
-        yield
-    finally:
-        _used = before
-
-
-def _text(plan: Plan) -> str:
-    """Return a plan as a constant of a graph, whose operators are registered now."""
-    importlib.import_module("smh.backends.torch.custom")
-    return plan.to_json()
-
-
-# What torch.compiler.assume_constant_result does, without its import of the compiler.
-_text._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return compiles() and ALLOWED.on and not torch.compiler.is_exporting() and x.device.type == "cpu"
 
 
 def _numbers(plan: Plan, names: Sequence[str]) -> list[int]:

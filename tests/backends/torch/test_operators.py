@@ -62,7 +62,7 @@ def test_a_graph_builds_all_weights_by_one_operator():
 
 def test_without_operators_the_core_is_traced():
     graphs = []
-    with torch.no_grad(), operators.traced():
+    with torch.no_grad(), operators.ALLOWED.off():
         compiled(graphs)(*leaves())
     assert not any("smh." in target for target in called(graphs[0]))
 

@@ -1,0 +1,31 @@
+"""Models of Keras that were edited after their compression."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smh.errors import PlanError
+from smh.text import some
+
+if TYPE_CHECKING:
+    from smh.backends.tensorflow.keras_model import Compressed
+
+
+def check_layers(model: Compressed) -> None:
+    """Raise :class:`~smh.PlanError` if layers with weights were replaced, removed or added since compression."""
+    source = model.smh_source
+    pool = {id(x) for x in model.smh_pool.weights}
+    now = {id(x): x for x in model.weights if id(x) not in pool}
+    layers = {id(layer) for layer in model._flatten_layers()}
+    places = source.places.items()
+    there = {id(source.weights[name]) for name, owners in places if not layers.isdisjoint(map(id, owners))} | set(now)
+    gone = [name for name, x in source.weights.items() if id(x) not in there]
+    known = {id(x) for x in source.weights.values()}
+    new = [x.path for key, x in now.items() if key not in known]
+    if gone or new:
+        changes = [f"layers of {some(gone)} were replaced or removed"] if gone else []
+        changes += [f"{some(new)} came with other layers"] if new else []
+        raise PlanError(
+            f"since compression {' and '.join(changes)}, so a file or a copy of this model would be of the old one. "
+            "Edit a model before smh.compress; or undo the edit, and edit the result of smh.materialize(model)"
+        )
