@@ -354,6 +354,7 @@ class Api(FreezingApi[Model, Compressed]):
         FileNotFoundError: [Errno 2] No such file or directory: '/nowhere.safetensors'
         """
         path = path if isinstance(path, checkpoint.Checkpoint) else _path(path)
+        check_flag("frozen", frozen)
         if model is not None and device is not None:
             raise PlanError(f"a model brings its own device: leave out device, or the model; got device={device!r}")
         adapter = None if model is None else self._adapter_of(model)

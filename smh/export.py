@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smh.backends.registry import get_backend
+from smh.core.checks import check_flag
 from smh.core.plan import Plan
 from smh.errors import PlanError, needs
 from smh.models.exported import Exported
@@ -89,6 +90,7 @@ def onnx(
     """
     from smh.backends.torch import exports
 
+    check_flag("weights", weights)
     return exports.onnx(os.fspath(path), model, args, kwargs, dynamic_shapes, input_names, output_names, opset, weights)
 
 
@@ -135,6 +137,7 @@ def torch_export(
     """
     from smh.backends.torch import exports
 
+    check_flag("weights", weights)
     return exports.torch_export(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
@@ -169,6 +172,7 @@ def aot_inductor(
     """
     from smh.backends.torch import exports
 
+    check_flag("weights", weights)
     return exports.aot_inductor(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
@@ -235,6 +239,7 @@ def stablehlo(
     """
     from smh.backends.jax import exports
 
+    check_flag("weights", weights)
     return exports.stablehlo(path, function, params, args, kwargs, platforms, weights)
 
 
@@ -328,6 +333,7 @@ def saved_model(path: str | os.PathLike[str], model: Compressed, *, weights: boo
     """
     from smh.backends.tensorflow import exports
 
+    check_flag("weights", weights)
     return exports.saved_model(path, model, weights)
 
 
@@ -378,4 +384,5 @@ def litert(
     """
     from smh.backends.tensorflow import exports
 
+    check_flag("weights", weights)
     return exports.litert(path, model, weights, batch)

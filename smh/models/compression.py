@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from smh.core.checks import check_flag
 from smh.core.plan import Plan
 from smh.core.rules import by_name
 from smh.core.selection import select, why_not
@@ -121,6 +122,7 @@ def plan_for(
     >>> plan_for(tensors, size=284).file_bytes
     204
     """
+    check_flag("allow_expansion", allow_expansion)
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, Iterator) else value
         for name, value in options.items()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from smh.core.checks import check_flag
 from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
 from smh.models.adapter import check_keras
@@ -158,6 +159,7 @@ def match(
     b/kernel <- second/kernel
     out/kernel <- out/kernel
     """
+    check_flag("in_order", in_order)
     answers = {"reads": flatten or {}, "gives": unflatten or {}}
     finder = _Finder(describe(source), describe(target), answers)
     finder.pair_layers(*finder.take_hints(hints or {}), in_order)

@@ -18,6 +18,10 @@ def refused(module, call):
     return str(caught.value)
 
 
+def expanded(module):
+    return lambda api: api.compress(model_of(module), ratio=2, allow_expansion="no")
+
+
 def model_of(module):
     if module == "torch":
         return pytest.importorskip("torch").nn.Linear(40, 30)
@@ -53,6 +57,17 @@ def sparse(api):
         ("numpy", lambda api: api.vjp(PLAN, VARIABLES, None), "cotangents must be a mapping"),
         ("numpy", lambda api: api.save("f", PLAN, VARIABLES, training="no"), "training must be True or False"),
         ("numpy", lambda api: api.save("f", PLAN, VARIABLES, packed=0), "packed must be True or False; got 0"),
+        ("numpy", lambda api: api.load("f", frozen="no"), "frozen must be True or False; got 'no'"),
+        ("torch", lambda api: smh.export.onnx("f", model_of("torch"), weights="no"), "weights must be True or False"),
+        ("torch", lambda api: smh.porting.match(*2 * [model_of("torch")], in_order="no"), "in_order must be True or"),
+        *(
+            (
+                module,
+                lambda api, m=module: api.compress(model_of(m), ratio=2, allow_expansion="no"),
+                "allow_expansion must",
+            )
+            for module in MODULES
+        ),
     ],
 )
 def test_other_arguments(module, call, wanted, tmp_path, monkeypatch):

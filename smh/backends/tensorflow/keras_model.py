@@ -230,11 +230,22 @@ class Compressed(keras.Model):
         """Refuse: layers would get weights that the pool does not generate."""
         raise VariableError(f"generated weights cannot be quantized: {_PLAIN}")
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write a ``.keras`` file as :meth:`keras.Model.save` does, unless layers were replaced or added."""
+        check_layers(self)
+        super().save(*args, **kwargs)
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Write a weights file as :meth:`keras.Model.save_weights` does, unless layers were replaced or added."""
+        check_layers(self)
+        super().save_weights(*args, **kwargs)
+
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Load a weights file as :meth:`keras.Model.load_weights` does, or change nothing.
 
         Raises :class:`~smh.CheckpointError` if its variables are of another plan, or none, also with ``skip_mismatch``.
         """
+        check_layers(self)
         before = [(variable, variable.numpy()) for variable in self.variables]
         name = self.smh_pool.plan_name
         name.refusal = None

@@ -237,6 +237,7 @@ class _Root(_Generated):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         store, key = self.__dict__[STORE], f"{prefix}_extra_state"
+        check_places(store)
         _, first = next(iter(store.slots.values()))
         if key in state_dict:
             state = state_dict[key]

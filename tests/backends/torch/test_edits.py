@@ -56,6 +56,7 @@ def test_what_names_layers_is_refused_where_they_are_gone(edit, tmp_path):
     model = compressed()
     path = tmp_path / "before.safetensors"
     smh.save(path, model)
+    state = copy.deepcopy(model.state_dict())
     EDITS[edit](model)
     held = [x.clone() for x in (*model.parameters(), *model.buffers())]
     for attempt in (
@@ -64,6 +65,9 @@ def test_what_names_layers_is_refused_where_they_are_gone(edit, tmp_path):
         lambda: smh.report(model),
         lambda: smh.load(path, model),
         model.state_dict,
+        lambda: model.load_state_dict(state),
+        lambda: model.load_state_dict(state, strict=False),
+        lambda: nn.ModuleDict({"inside": model}).load_state_dict({f"inside.{k}": x for k, x in state.items()}),
         nn.ModuleDict({"inside": model}).state_dict,
     ):
         with pytest.raises(PlanError, match=r"replaced, removed or moved.*materialize_\(model\)"):
