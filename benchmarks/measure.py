@@ -85,7 +85,8 @@ def peak_in_fresh_process(function: str, *arguments: Any) -> int | None:
     if not on_linux():
         return None
     # Freed memory is returned at once, so resident memory is memory in use.
-    return int(in_fresh_process(function, *arguments, MALLOC_MMAP_THRESHOLD_="65536"))
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1"}
+    return int(in_fresh_process(function, *arguments, **settings))
 
 
 def in_fresh_process(function: str, *arguments: Any, **environment: str) -> str:
