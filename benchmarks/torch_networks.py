@@ -1,4 +1,4 @@
-"""Networks in PyTorch: plain definitions of ResNet-34, EfficientNet-B0 and a small language model."""
+"""Networks in PyTorch: those of the experiments, and a small language model."""
 
 from __future__ import annotations
 
@@ -8,39 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from benchmarks.shapes import EFFICIENTNET_B0, RESNET34
 from experiments import models
 
 
 def network(name: str) -> nn.Module:
-    """Return a network with fresh weights, of this module or, for images of 28 x 28, of :mod:`experiments.models`."""
+    """Return a network with fresh weights, for the images of ImageNet or, if small, of Fashion-MNIST."""
     torch.manual_seed(0)
-    own = {"resnet34": resnet34, "efficientnet_b0": efficientnet_b0, "language model": language_model}
-    return own[name]() if name in own else models.build(name, (1, 28, 28), 10)
-
-
-def resnet34() -> nn.Module:
-    """ResNet-34 for ImageNet (He et al. 2016)."""
-    layers: list[nn.Module] = [_Convolution(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
-    before = 64
-    for channels, blocks in RESNET34:
-        for _ in range(blocks):
-            layers.append(_Basic(before, channels))
-            before = channels
-    return nn.Sequential(*layers, *_classifier(before))
-
-
-def efficientnet_b0() -> nn.Module:
-    """EfficientNet-B0 (Tan and Le 2019), without stochastic depth."""
-    layers: list[nn.Module] = [_Convolution(3, 32, 3, 2, act=nn.SiLU())]
-    before = 32
-    for expansion, window, stride, channels, blocks in EFFICIENTNET_B0:
-        for block in range(blocks):
-            layers.append(_Inverted(before, channels, expansion, window, 1 if block else stride))
-            before = channels
-    return nn.Sequential(*layers, _Convolution(before, 1280, 1, act=nn.SiLU()), *_classifier(1280))
+    if name == "language model":
+        return language_model()
+    return models.build(name, *(((3, 224, 224), 1000) if name in models.IMAGENET else ((1, 28, 28), 10)))
 
 
 def language_model() -> nn.Module:
@@ -72,46 +49,3 @@ class Decoder(nn.Module):
         for _ in range(max_new_tokens):
             tokens = torch.cat([tokens, self(tokens).argmax(-1)], 1)
         return tokens
-
-
-class _Convolution(nn.Sequential):
-    """A convolution with batch norm and, unless told otherwise, ReLU."""
-
-    def __init__(self, before: int, after: int, window: int, stride: int = 1, groups: int = 1, act: Any = None) -> None:
-        conv = nn.Conv2d(before, after, window, stride, window // 2, groups=groups, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(after), nn.ReLU() if act is None else act)
-
-
-class _Basic(nn.Module):
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        stride = 1 if before == after else 2
-        last = _Convolution(after, after, 3, act=nn.Identity())
-        self.layers = nn.Sequential(_Convolution(before, after, 3, stride), last)
-        self.shortcut = _Convolution(before, after, 1, stride, act=nn.Identity()) if stride > 1 else nn.Identity()
-
-    def forward(self, x: Any) -> Any:
-        return functional.relu(self.layers(x) + self.shortcut(x))
-
-
-class _Inverted(nn.Module):
-    """An inverted bottleneck with squeeze and excitation."""
-
-    def __init__(self, before: int, after: int, expansion: int, window: int, stride: int) -> None:
-        super().__init__()
-        inner, squeezed = expansion * before, before // 4
-        self.expand = _Convolution(before, inner, 1, act=nn.SiLU()) if expansion > 1 else nn.Identity()
-        self.depthwise = _Convolution(inner, inner, window, stride, inner, nn.SiLU())
-        narrow, wide = nn.Conv2d(inner, squeezed, 1), nn.Conv2d(squeezed, inner, 1)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), narrow, nn.SiLU(), wide, nn.Sigmoid())
-        self.project = _Convolution(inner, after, 1, act=nn.Identity())
-        self.skips = stride == 1 and before == after
-
-    def forward(self, x: Any) -> Any:
-        y = self.depthwise(self.expand(x))
-        y = self.project(y * self.gate(y))
-        return x + y if self.skips else y
-
-
-def _classifier(width: int) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000)]

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from experiments import imagenet
 from experiments.errors import ExperimentError
-
-Shape = tuple[int, int, int]
+from experiments.imagenet import Shape, Units
+from experiments.stages import EFFICIENTNET_B0, RESNET34
 
 
 def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
@@ -23,6 +24,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
         ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
         ``convnet``: four convolutions with batch norm, average pooling, one dense layer; 278,368 weights on 28 x 28.
         ``resnet32``, ``resnet20``: the networks for CIFAR-10 (He et al. 2016), images of any size.
+        ``resnet34``, ``efficientnet_b0``: networks for ImageNet, see :mod:`experiments.imagenet`.
         ``lenet300``, ``lenet5``: LeNet-300-100 and LeNet-5 (as in Caffe); 266,610 and 431,080 numbers.
         ``tiny``: two small layers, for quick checks.
     shape : tuple of int
@@ -50,13 +52,14 @@ def widths(name: str) -> Iterator[float]:
     yield from (edge + 1e-9 for edge in sorted(edges, reverse=True))
 
 
-Units = Callable[[int], int]
 UNITS: dict[str, set[int]] = {
     "mlp": {1000},
     "cnn": {32, 64, 216},
     "convnet": {32, 64, 128, 160},
     "resnet32": {16, 32, 64},
     "resnet20": {16, 32, 64},
+    "resnet34": {channels for channels, _ in RESNET34},
+    "efficientnet_b0": {32, 1280, *(channels for _, _, _, channels, _ in EFFICIENTNET_B0)},
     "lenet300": {100, 300},
     "lenet5": {20, 50, 500},
     "tiny": {40},
@@ -186,8 +189,13 @@ BUILDERS: dict[str, Callable[[Shape, int, Units], nn.Module]] = {
     "convnet": _convnet,
     "resnet32": _resnet(5),
     "resnet20": _resnet(3),
+    "resnet34": imagenet.resnet34,
+    "efficientnet_b0": imagenet.efficientnet_b0,
     "lenet300": _lenet300,
     "lenet5": _lenet5,
     "tiny": _tiny,
 }
 """Each builds a network for a shape, a number of classes, and a function from units at width 1 to units."""
+
+IMAGENET = ("resnet34", "efficientnet_b0")
+"""The networks for ImageNet."""

@@ -77,6 +77,20 @@ def test_the_width_is_the_largest_within_budget():
     assert sizes.count(sizes.skeleton("cnn", SHAPE, 10, wider)) > allowed
 
 
+@pytest.mark.parametrize("model", models.IMAGENET)
+def test_networks_for_imagenet_take_images_of_any_size_and_any_width(model):
+    shape = (3, 40, 32)
+    narrow = models.build(model, shape, 7, 0.1)
+    assert narrow(torch.ones(2, *shape)).shape == (2, 7)
+    weights = {name: x for name, x in narrow.named_parameters() if x.ndim > 1}
+    by_width = list(models.widths(model))
+    assert by_width == sorted(by_width, reverse=True)
+    assert len(weights) == {"resnet34": 37, "efficientnet_b0": 82}[model]
+    for method in ("matmul", "width"):
+        asked = Settings("folder", model, method, 0.3, 1e-2)
+        assert 0.8 * 0.3 < methods.make(asked, shape, 7).stored.total / methods.size(asked, shape, 7).dense <= 0.3
+
+
 def test_ranks_are_the_largest_within_budget():
     shapes = {"first": (32, 9), "middle": (64, 576), "last": (10, 216)}
     found = sizes.ranks(shapes, kept=100, allowed=10_000)
