@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from smh.core.kernels import Array, Kernels, add_up, floor, round7
 
 if TYPE_CHECKING:
     from smh.core.generate import Part
+    from smh.core.tensors import TensorSpec
 
 _FEW = 5  # below this number of elements, the floor of cotangents affects a scale gradient (section 13.7)
 _POWERS = [2.0**e for e in range(-69, 91)]
@@ -24,6 +26,8 @@ class BlockKernels(Kernels):
 
     block_elements = 1 << 20
     """The minimum number of virtual weights of a matmul pool per block of gradients."""
+    smooth_elements = 1 << 23
+    """The same for smooth gradients, which have smaller temporaries: sums over blocks take longer than memory."""
     most_blocks = 16
     """The maximum number of these blocks, which keeps programs small."""
 
@@ -45,104 +49,67 @@ class BlockKernels(Kernels):
         given = [part for part in parts if part.g is not None]
         if not given:
             return None
-        if self.smooth:
-            return self._smooth_gradients(left.integers, right.integers, gain, parts)
-        largest = xp.stack([self.largest(g) for _, _, g in given])
         scale = xp.stack([s if t.learn_scale else xp.asarray(s, dtype=xp.float32) for t, s, _ in given])
-        q = grid(self, self.times(scale, largest), 22, 70, 90)  # with the unit of all cotangents
-        left_unit, right_unit, q_unit = (xp.astype(x.unit, xp.float64) for x in (left, right, q))
+        kappas = [2.0**-part.tensor.kappa for part in given]
+        blocks = functools.partial(self._by_blocks, given, side, terms, exact_terms)
+        if self.smooth:
+            arrays = left.unit, scale, left.integers, right.integers
+            of_left, of_right, dots = blocks(xp.float32, _Block.smooth_gradients, *arrays)
+            of_left, of_right = of_left * gain, of_right * gain
+            of_scales = dots * xp.asarray([kappa * gain for kappa in kappas], dtype=xp.float32)
+        else:
+            largest = xp.stack([self.largest(g) for _, _, g in given])
+            q = grid(self, self.times(scale, largest), 22, 70, 90)  # with the unit of all cotangents
+            left_unit, right_unit, q_unit = (xp.astype(x.unit, xp.float64) for x in (left, right, q))
 
-        bound = xp.astype(left.power, xp.float64) * xp.astype(right.power, xp.float64) * gain * 2.0 ** ceil_log2(terms)
-        zero = (largest < 2.0**-70) | (bound == 0.0)
-        shares = xp.asarray([2.0 ** (ceil_log2(part.tensor.size) - 53) for part in given], dtype=xp.float64)
-        unit = xp.where(zero, 1.0, self._powers_above(largest) * bound * shares)
+            bound = xp.astype(left.power, xp.float64) * xp.astype(right.power, xp.float64)
+            bound = bound * gain * 2.0 ** ceil_log2(terms)
+            zero = (largest < 2.0**-70) | (bound == 0.0)
+            shares = xp.asarray([2.0 ** (ceil_log2(part.tensor.size) - 53) for part in given], dtype=xp.float64)
+            unit = xp.where(zero, 1.0, self._powers_above(largest) * bound * shares)
 
-        inverse = xp.where(q.power == 0.0, 0.0, 1.0 / q.unit)
-        of_v = xp.astype(left_unit * right_unit * gain / unit, xp.float32)
-        of_left, of_right = [], xp.zeros((terms, side), dtype=xp.float64)
+            inverse = xp.where(q.power == 0.0, 0.0, 1.0 / q.unit)
+            of_v = xp.astype(left_unit * right_unit * gain / unit, xp.float32)
+            wide_right = xp.astype(right.integers, xp.float64)
+            numbers = inverse, scale, of_v
+            of_left, of_right, dots = blocks(
+                xp.float64, _Block.gradients, *numbers, left.integers, right.integers, wide_right
+            )
+            of_left = round7(self, of_left * (q_unit * right_unit * gain))
+            of_right = round7(self, of_right * (q_unit * left_unit * gain))
+            of_scales = round7(self, dots * (unit * xp.asarray(kappas, dtype=xp.float64)))
+            sound = xp.isfinite(left.unit + right.unit) & (largest < 2.0**90)
+            of_scales = xp.where(sound, xp.where(zero, 0.0, of_scales), math.nan)
+        named = {part.tensor.name: of_scales[k] for k, part in enumerate(given)}
+        nothing = xp.zeros((), dtype=xp.float32)
+        return of_left, of_right, [named.get(part.tensor.name, nothing) for part in parts]
+
+    def _by_blocks(
+        self,
+        given: Sequence[Part],
+        side: int,
+        terms: int,
+        exact_terms: int,
+        dtype: Any,
+        gradients: Callable[..., tuple[Array, Array, list[Array]]],
+        *arrays: Array,
+    ) -> tuple[Array, Array, Array]:
+        """Return the sums of all blocks: of the left factor, of the right factor, and of the scales of tensors."""
+        xp, of_left, of_right = self.xp, [], self.xp.zeros((terms, side), dtype=dtype)
         dots: list[list[Array]] = [[] for _ in given]
-        wide_right = xp.astype(right.integers, xp.float64)
-        step = min(side, max(-(-self.block_elements // side), -(-side // self.most_blocks)))
+        elements = self.smooth_elements if self.smooth else self.block_elements
+        step = min(side, max(-(-elements // side), -(-side // self.most_blocks)))
         for first in range(0, -(-given[-1].tensor.stop // side), step):
             block = _Block(self, given, first, min(first + step, side), side, exact_terms)
-            arrays = inverse, scale, of_v, left.integers, right.integers, wide_right, of_right, block.cotangents
-            rows, of_right, here = self.alone(block.gradients, *arrays)
+            run = functools.partial(gradients, block)
+            rows, of_right, here = self.alone(run, *arrays, of_right, block.cotangents)
             of_left.append(rows)
             for (k, *_), dot in zip(block.pieces, here, strict=True):
                 dots[k].append(dot)
         computed = sum(rows.shape[0] for rows in of_left)
         if computed < side:
-            of_left.append(xp.zeros((side - computed, terms), dtype=xp.float64))
-
-        kappas = xp.asarray([2.0**-part.tensor.kappa for part in given], dtype=xp.float64)
-        of_scales = round7(self, xp.stack([add_up(some) for some in dots]) * (unit * kappas))
-        sound = xp.isfinite(left.unit + right.unit) & (largest < 2.0**90)
-        of_scales = xp.where(sound, xp.where(zero, 0.0, of_scales), math.nan)
-        named = {part.tensor.name: of_scales[k] for k, part in enumerate(given)}
-        nothing = xp.zeros((), dtype=xp.float32)
-        return (
-            round7(self, xp.concat(of_left) * (q_unit * right_unit * gain)),
-            round7(self, of_right * (q_unit * left_unit * gain)),
-            [named.get(part.tensor.name, nothing) for part in parts],
-        )
-
-    def _smooth_gradients(
-        self, left: Array, right: Array, gain: float, parts: Sequence[Part]
-    ) -> tuple[Array, Array, list[Array]]:
-        """Return all gradients in float32, by two products.
-
-        A row of the pool that lies in one tensor is scaled after the products. So its share of the scale gradient is
-        what the product gives for the left factor times that factor. Rows that tensors share are scaled before.
-        """
-        xp, (side, _) = self.xp, left.shape
-        joined, scales, shared, done = [], [], [], 0  # `shared` has (row, columns, part, cotangents)
-        inside: dict[int, slice] = {}  # the rows that lie in one tensor alone
-
-        def pad(stop: int) -> None:
-            nonlocal done
-            if done == stop:
-                return
-            joined.append(xp.zeros((stop - done,), dtype=xp.float32))
-            scales.append(xp.ones((-(-stop // side) - -(-done // side),), dtype=xp.float32))
-            done = stop
-
-        for k, (tensor, scale, g) in enumerate(parts):
-            if g is None:
-                continue
-            pad(tensor.offset)
-            first, last = -(-tensor.offset // side), tensor.stop // side
-            s = scale if tensor.learn_scale else xp.asarray(scale, dtype=xp.float32)
-            inside[k] = slice(first, max(first, last))
-            for start, stop in _rows_of(tensor.offset, tensor.stop, side):
-                some = g[start - tensor.offset : stop - tensor.offset]
-                whole = start % side == stop % side == 0
-                joined.append(some if whole else s * some)
-                rows = -(-stop // side) - -(-start // side)
-                scales.append(s * xp.ones((rows,), dtype=xp.float32) if whole else xp.ones((rows,), dtype=xp.float32))
-                if not whole:
-                    row = start // side
-                    shared.append((row, slice(start - row * side, stop - row * side), k, some))
-            done = tensor.stop
-        pad(-(-done // side) * side)
-
-        q, factors = xp.reshape(xp.concat(joined), (-1, side)), xp.reshape(xp.concat(scales), (-1, 1))
-        here = left[: q.shape[0], :]
-        pulled = xp.matmul(q, xp.matrix_transpose(right))
-        of_left, of_right = pulled * factors, xp.matmul(xp.matrix_transpose(here * factors), q)
-        if q.shape[0] < side:
-            of_left = xp.concat([of_left, xp.zeros((side - q.shape[0], left.shape[1]), dtype=xp.float32)])
-        by_row = xp.sum(pulled * here, axis=1)
-        dots = {k: xp.sum(by_row[rows]) for k, rows in inside.items()}
-        if shared:
-            numbers = sorted({row for row, *_ in shared})
-            v = xp.matmul(xp.take(left, xp.asarray(numbers), axis=0), right)
-            for row, columns, k, g in shared:
-                dots[k] = dots[k] + xp.sum(g * v[numbers.index(row), columns])
-        nothing = xp.zeros((), dtype=xp.float32)
-        of_scales = [
-            dots[k] * (gain * 2.0**-part.tensor.kappa) if k in dots else nothing for k, part in enumerate(parts)
-        ]
-        return of_left * gain, of_right * gain, of_scales
+            of_left.append(xp.zeros((side - computed, terms), dtype=dtype))
+        return xp.concat(of_left), of_right, xp.stack([add_up(some) for some in dots])
 
     def alone(self, fn: Callable[..., Any], *arrays: Any) -> Any:
         """Return ``fn(*arrays)``, whose temporaries need not coexist with those of other calls.
@@ -205,13 +172,9 @@ class _Block:
     ) -> tuple[Array, Array, list[Array]]:
         """Return sums for rows of the left factor, for the right factor including previous sums, and for scales."""
         kernels, xp = self.kernels, self.kernels.xp
-        pieces = [
-            (k, tensor, slice(at - self.start, end - self.start), g[at - tensor.offset : end - tensor.offset])
-            for (k, tensor, at, end), g in zip(self.pieces, cotangents, strict=True)
-        ]
         rows, dots, joined, done = left[self.rows, :], [], [], 0
         v = xp.reshape(kernels.product(rows, right, 1.0, self.exact_terms), (-1,))
-        for k, tensor, cells, g in pieces:
+        for k, tensor, cells, g in self._cut(cotangents):
             if tensor.learn_scale:
                 floored = floor(kernels, g) if tensor.size < _FEW else g
                 dots.append(kernels.dot_of_integers(floored, v[cells] * of_v[k]))
@@ -227,3 +190,56 @@ class _Block:
         q = xp.astype(xp.reshape(xp.concat(joined), (-1, self.side)), xp.float64)
         of_left = xp.matmul(q, xp.matrix_transpose(wide_right))
         return of_left, of_right + xp.matmul(kernels.transposed(xp.astype(rows, xp.float64)), q), dots
+
+    def smooth_gradients(
+        self, _: Array, scale: Array, left: Array, right: Array, of_right: Array, cotangents: list[Array]
+    ) -> tuple[Array, Array, list[Array]]:
+        """Return the same in float32 and without units, by two products.
+
+        A row of the pool that lies in one tensor is scaled after the products. So its share of the scale gradient is
+        what the product gives for the left factor times that factor. Rows that tensors share are scaled before.
+        """
+        xp, side, rows = self.kernels.xp, self.side, left[self.rows, :]
+        joined, factors, done = [], [], 0
+        inside: list[slice] = []  # the rows that lie in one tensor alone
+        shared: list[tuple[int, int, slice, Array]] = []  # piece, row, columns and cotangents of the other ones
+
+        def join(x: Array, factor: Array, stop: int) -> None:
+            nonlocal done
+            starts = -(-stop // side) - -(-done // side)  # of rows
+            joined.append(x)
+            factors.append(factor * xp.ones((starts,), dtype=xp.float32))
+            done = stop
+
+        def pad(stop: int) -> None:
+            if done < stop:
+                join(xp.zeros((stop - done,), dtype=xp.float32), 1.0, stop)
+
+        for piece, (k, _, cells, g) in enumerate(self._cut(cotangents)):
+            pad(cells.start)
+            first = -(-cells.start // side)
+            inside.append(slice(first, max(first, cells.stop // side)))
+            for start, stop in _rows_of(cells.start, cells.stop, side):
+                some, row = g[start - cells.start : stop - cells.start], start // side
+                if start % side == stop % side == 0:
+                    join(some, scale[k], stop)
+                else:
+                    join(scale[k] * some, 1.0, stop)
+                    shared.append((piece, row, slice(start - row * side, stop - row * side), some))
+        pad(rows.shape[0] * side)
+
+        q, factor = xp.reshape(xp.concat(joined), (-1, side)), xp.reshape(xp.concat(factors), (-1, 1))
+        pulled = xp.matmul(q, xp.matrix_transpose(right))
+        by_row = xp.sum(pulled * rows, axis=1)
+        dots = [xp.sum(by_row[some]) for some in inside]
+        if shared:
+            numbers = sorted({row for _, row, _, _ in shared})
+            v = xp.matmul(xp.take(rows, xp.asarray(numbers), axis=0), right)
+            for piece, row, columns, g in shared:
+                dots[piece] = dots[piece] + xp.sum(g * v[numbers.index(row), columns])
+        return pulled * factor, of_right + xp.matmul(xp.matrix_transpose(rows * factor), q), dots
+
+    def _cut(self, cotangents: list[Array]) -> Iterator[tuple[int, TensorSpec, slice, Array]]:
+        """Iterate over the pieces: number and tensor of a part, its cells in the block, and their cotangents."""
+        for (k, tensor, at, end), g in zip(self.pieces, cotangents, strict=True):
+            yield k, tensor, slice(at - self.start, end - self.start), g[at - tensor.offset : end - tensor.offset]

@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 
 from conformance.bits import assert_same_bits
 from smh.backends.block_kernels import BlockKernels
+from smh.core import generate
 from smh.core.kernels import Kernels
-from tests.core.cases import check_against, matmul_cases
+from tests.core.cases import check_against, matmul_cases, matmul_plans, seeds
 
 DEFAULT = Kernels(np)
 
@@ -15,7 +16,7 @@ DEFAULT = Kernels(np)
 class SmallBlocks(BlockKernels):
     """Blocks of a row or two, so that small plans have several."""
 
-    block_elements, most_blocks = 12, 100
+    block_elements, smooth_elements, most_blocks = 12, 12, 100
 
 
 @pytest.mark.parametrize("kernels", [SmallBlocks(np), BlockKernels(np)], ids=["small blocks", "blocks"])
@@ -23,6 +24,25 @@ class SmallBlocks(BlockKernels):
 @given(case=matmul_cases())
 def test_weights_and_gradients_have_the_bits_of_the_default_kernels(kernels, case):
     check_against(kernels, DEFAULT, *case)
+
+
+@pytest.mark.parametrize("blocks", [SmallBlocks, BlockKernels])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(plan=matmul_plans(), seed=seeds)
+def test_smooth_gradients_are_close_to_exact_ones(blocks, plan, seed):
+    rng = np.random.default_rng(seed)
+    shapes = plan.variable_shapes
+    variables = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    variables = generate.on_grid(DEFAULT, plan, variables)
+    some = [tensor for tensor in plan.tensors if rng.random() < 0.8]
+    cotangents = {t.name: rng.standard_normal(t.viewed_shape).astype(np.float32) for t in some}
+    exact = generate.vjp(DEFAULT, plan, variables, cotangents)
+    sizes = [{name: np.abs(x) for name, x in some.items()} for some in (variables, cotangents)]
+    terms = generate.vjp(DEFAULT, plan, *sizes)  # the sums of the magnitudes of all terms
+    for name, found in generate.vjp(blocks(np, smooth=True), plan, variables, cotangents).items():
+        assert found.dtype == np.float32
+        assert found.shape == shapes[name]
+        assert np.all(np.abs(found - exact[name]) <= 1e-5 * terms[name].max(initial=0.0)), name
 
 
 @pytest.mark.parametrize("terms", [1024, 1025, 2048, 5000])
