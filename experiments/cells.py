@@ -61,6 +61,14 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Page:
+    """The file name and the title of the page of a configuration."""
+
+    name: str = "accuracy.md"
+    title: str = "Accuracy"
+
+
+@dataclass(frozen=True)
 class Config:
     """The content of a TOML file."""
 
@@ -69,6 +77,7 @@ class Config:
     questions: tuple[Question, ...]
     rates: Mapping[str, tuple[float, ...]]
     folder: Path | None
+    page: Page = Page()
 
     def tuning_of(self, settings: Settings) -> list[Settings]:
         """Return the tuning runs of settings."""
@@ -94,7 +103,8 @@ def read(path: Path, folder: Path | None = None) -> Config:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ExperimentError(f"{path} cannot be read as a configuration: {error}") from error
-    _check_keys(path.name, content, ("run", "tuning", "table", "question"))
+    _check_keys(path.name, content, ("page", "run", "tuning", "table", "question"))
+    _check_keys(f"{path.name}, [page]", content.get("page", {}), ("name", "title"))
     tuning = content.get("tuning", {})
     _check_keys(f"{path.name}, [tuning]", tuning, ("seed", "ratios", "rates"))
     maker = _Maker(
@@ -113,7 +123,8 @@ def read(path: Path, folder: Path | None = None) -> Config:
         *maker.tuning([cell for _, made in asked for cell in made]),
         *sorted((cell for _, made in asked for cell in made), key=lambda cell: cell.settings.seed),
     ]
-    return Config(path.stem, tuple({cell.id: cell for cell in ordered}.values()), questions, maker.rates, folder)
+    unique = tuple({cell.id: cell for cell in ordered}.values())
+    return Config(path.stem, unique, questions, maker.rates, folder, Page(**content.get("page", {})))
 
 
 @functools.cache

@@ -1,25 +1,27 @@
 """The methods under comparison. Each gives a model that stores at most a given share of the dense model.
 
-============  =====================================================================================================
-method        description
-============  =====================================================================================================
-dense         the plain network
-matmul        Structured Multi-Hashing, one matrix product
-kronecker     Structured Multi-Hashing, a sum of Kronecker products
-hash1         HashedNets: every weight is a signed entry of one table for all layers
-hash2         sums of two such entries
-hash10        sums of ten such entries
-sum           the sum of matmul and hash1, with half of the variables each
-width         a narrower network, all hidden layers by the same factor
-lowrank       every layer as a product of two factors, trained from the start; convolutions as matrices of outputs x
-              (inputs x window)
-pruned        dense at first, then with gradually fewer weights
-fit           dense for half of the steps, then matmul, fitted to the dense model and trained for the remaining steps
-random        matmul with a frozen initial pool; only scales, biases and norms are trained and stored
-integers      the plain network with an integer for each weight and a learned scale for each layer, trained with the
-              rate in the loss if the settings say so
-fold          one table of integers for all weights, each used equally often (STABLE-RPS)
-============  =====================================================================================================
+==============  =====================================================================================================
+method          description
+==============  =====================================================================================================
+dense           the plain network
+matmul          Structured Multi-Hashing, one matrix product
+kronecker       Structured Multi-Hashing, a sum of Kronecker products
+hash1           HashedNets: every weight is a signed entry of one table for all layers
+hash2           sums of two such entries
+hash10          sums of ten such entries
+sum             the sum of matmul and hash1, with half of the variables each
+kronecker_hash  the sum of kronecker and hash1
+product         the product of matmul and hash1: every weight is a sum of products of three variables
+width           a narrower network, all hidden layers by the same factor
+lowrank         every layer as a product of two factors, trained from the start; convolutions as matrices of outputs x
+                (inputs x window)
+pruned          dense at first, then with gradually fewer weights
+fit             dense for half of the steps, then matmul, fitted to the dense model and trained for the remaining steps
+random          matmul with a frozen initial pool; only scales, biases and norms are trained and stored
+integers        the plain network with an integer for each weight and a learned scale for each layer, trained with the
+                rate in the loss if the settings say so
+fold            one table of integers for all weights, each used equally often (STABLE-RPS)
+==============  =====================================================================================================
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from experiments.settings import Settings
 from smh.backends import torch as smh
 from smh.backends.torch.narrow import KERNELS
 from smh.core.generate import put_on_grids
-from smh.core.pools import Hash, Kronecker, Matmul, Pool, Sum
+from smh.core.pools import Hash, Kronecker, Matmul, Pool, Product, Sum
 
 POOLS: dict[str, Pool] = {
     "matmul": Matmul(),
@@ -51,6 +53,8 @@ POOLS: dict[str, Pool] = {
     "hash2": Hash(hashes=2),
     "hash10": Hash(hashes=10),
     "sum": Sum(Matmul(), Hash(hashes=1)),
+    "kronecker_hash": Sum(Kronecker(), Hash(hashes=1)),
+    "product": Product(Matmul(), Hash(hashes=1)),
     "fit": Matmul(),
     "random": Matmul(),
 }

@@ -15,8 +15,6 @@ from experiments.report.markdown import percent, table
 from experiments.report.places import MODELS, NAMES, Place, Places, Tuning, gather, tunings
 from experiments.results import Line, Results
 
-NAME = "accuracy.md"
-
 _DATA = {
     "fashion-mnist": "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, "
     "[arXiv 1708.07747](https://arxiv.org/abs/1708.07747), MIT licence)",
@@ -38,6 +36,9 @@ _METHODS = {
     "pruned": f"the smallest weights over all layers are set to zero, gradually from {percent(START)} to "
     f"{percent(STOP)} of the steps (Zhu and Gupta 2017); the positions of the remaining weights are not counted",
     "integers": "every weight is an integer, with a learned scale for each layer",
+    "kronecker_hash": "the sum of Kronecker products and one hash, with half of the variables each",
+    "product": "every weight is an entry of the matrix product times one of a table, with half of the variables each",
+    "fit": "dense at first, then a matrix product that is fitted to the dense model",
     "fold": "every weight is an entry of one table, and all entries are used equally often (STABLE-RPS, Desai and "
     "Shrivastava 2024)",
     "random": "a matrix product with a frozen initial pool: only scales, biases and batch norm are trained and counted",
@@ -90,11 +91,12 @@ def write(config: Config, results: Results, output: Path) -> None:
     if asked:
         parts.append("## Questions\n")
         parts += [tables.question(question, groups[question.name]) for question in asked]
-    parts.append(f"## What the paper claims\n\n{_CLAIMS}\n{claims(groups)}")
+    if any(group in MODELS for group in groups):
+        parts.append(f"## What the paper claims\n\n{_CLAIMS}\n{claims(groups)}")
     if tuned:
         parts.append(f"## Learning rates\n\n{_RATES}\n{tables.rates(tuned)}")
         plots.rates(tuned, output / "rates.svg")
-    (output / NAME).write_text("\n".join(parts))
+    (output / config.page.name).write_text("\n".join(parts))
 
 
 def _network(group: str, groups: Places, output: Path) -> str:
@@ -118,7 +120,7 @@ def _head(config: Config, groups: Places, lines: list[Line]) -> str:
     settings = [line["settings"] for line in lines]
     data = ", ".join(_DATA[name] for name in dict.fromkeys(s["data"] for s in settings))
     places = [place for group in groups.values() for place in group.values()]
-    return f"""# Accuracy
+    return f"""# {config.page.title}
 
 <!-- Written by `python -m experiments report`; changes by hand are lost. -->
 

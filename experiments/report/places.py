@@ -18,6 +18,8 @@ NAMES = {
     "hash2": "smh, 2 hashes",
     "hash10": "smh, 10 hashes",
     "sum": "smh, matrix product + 1 hash",
+    "kronecker_hash": "smh, Kronecker products + 1 hash",
+    "product": "smh, matrix product x 1 hash",
     "width": "width multiplier",
     "lowrank": "low rank",
     "pruned": "pruning",
