@@ -171,7 +171,7 @@ def plot_step(results: Sequence[Result], path: Path) -> None:
     _bars(
         axes,
         timed,
-        lambda r: f"{r.network}\n{r.backend}",
+        lambda r: "\n".join((*r.network.split(" ", 1), r.backend)),
         lambda r: f"{r.row['what']}, ratio {r.row['ratio']:g}",
     )
     axes.axhline(1, color="0.3", linestyle=":")
