@@ -52,6 +52,7 @@ class BlockKernels(Kernels):
         scale = xp.stack([s if t.learn_scale else xp.asarray(s, dtype=xp.float32) for t, s, _ in given])
         kappas = [2.0**-part.tensor.kappa for part in given]
         blocks = functools.partial(self._by_blocks, given, side, terms, exact_terms)
+        arrays: tuple[Array, ...]
         if self.smooth:
             arrays = left.unit, scale, left.integers, right.integers
             of_left, of_right, dots = blocks(xp.float32, _Block.smooth_gradients, *arrays)
@@ -70,11 +71,8 @@ class BlockKernels(Kernels):
 
             inverse = xp.where(q.power == 0.0, 0.0, 1.0 / q.unit)
             of_v = xp.astype(left_unit * right_unit * gain / unit, xp.float32)
-            wide_right = xp.astype(right.integers, xp.float64)
-            numbers = inverse, scale, of_v
-            of_left, of_right, dots = blocks(
-                xp.float64, _Block.gradients, *numbers, left.integers, right.integers, wide_right
-            )
+            arrays = inverse, scale, of_v, left.integers, right.integers, xp.astype(right.integers, xp.float64)
+            of_left, of_right, dots = blocks(xp.float64, _Block.gradients, *arrays)
             of_left = round7(self, of_left * (q_unit * right_unit * gain))
             of_right = round7(self, of_right * (q_unit * left_unit * gain))
             of_scales = round7(self, dots * (unit * xp.asarray(kappas, dtype=xp.float64)))
