@@ -23,6 +23,7 @@ FAMILIES = {
     ("matmul", True, False): "smh, matrix product, with the rate",
     ("matmul", True, True): "smh, matrix product, with the rate and a teacher",
     ("kronecker", True, False): "smh, Kronecker products, with the rate",
+    ("kronecker", True, True): "smh, Kronecker products, with the rate and a teacher",
     ("matmul", False, False): "smh, matrix product",
     ("kronecker", False, False): "smh, Kronecker products",
     ("hash1", False, False): "smh, 1 hash (HashedNets, one table)",
@@ -66,6 +67,10 @@ _PART = """## {model} on {data}
 
 ![Accuracy by bytes](bytes-{name}.svg)
 
+![Accuracy by variables](variables-{name}.svg)
+
+*Variables* are all stored numbers. Of a pruned network they are the weights that are not 0, without their places.
+
 The best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ± standard deviation
 over seeds, and the bytes. The best one is selected by accuracy on validation images, and so are the methods of the
 sentences below the table. Bold: the highest test accuracy.
@@ -85,6 +90,7 @@ class Point:
     family: str
     settings: Settings
     bits: int
+    variables: float
     size: float
     accuracy: float
     validation: float
@@ -99,19 +105,19 @@ class Point:
 
 def points(lines: Iterable[Line]) -> list[Point]:
     """Return the points of results, in the order of the families, the smallest first."""
-    groups: dict[tuple[Settings, int], list[tuple[float, float, float]]] = {}
+    groups: dict[tuple[Settings, int], list[tuple[float, float, float, float]]] = {}
     for line in lines:
         settings = from_dict(line["settings"], "a result").replace(seed=0)
         for entry in line.get("bytes", ()):
             one = {**line, **entry}
-            values = one["bytes"], one["test_accuracy"], one["validation_accuracy"]
+            values = one["stored"], one["bytes"], one["test_accuracy"], one["validation_accuracy"]
             groups.setdefault((settings, entry["bits"]), []).append(values)
     found = []
     for (settings, bits), values in groups.items():
         family = FAMILIES[settings.method, settings.rate > 0.0, settings.teacher]
-        size, accuracy, validation = map(mean, zip(*values, strict=True))
-        spread = stdev(one[1] for one in values) if len(values) > 1 else None
-        found.append(Point(family, settings, bits, size, accuracy, validation, spread, len(values)))
+        variables, size, accuracy, validation = map(mean, zip(*values, strict=True))
+        spread = stdev(one[2] for one in values) if len(values) > 1 else None
+        found.append(Point(family, settings, bits, variables, size, accuracy, validation, spread, len(values)))
     order = list(FAMILIES.values())
     return sorted(found, key=lambda point: (order.index(point.family), point.size))
 
@@ -136,7 +142,18 @@ def write(lines: list[Line], output: Path) -> None:
             groups.setdefault((line["settings"]["model"], line["settings"]["data"]), []).append(line)
     parts = []
     for (model, data), some in groups.items():
-        _plot(points(some), MODELS[model], 4 * some[0]["dense"], output / f"bytes-{model}.svg")
+        found, dense = points(some), some[0]["dense"]
+        kilobytes, numbers = [one.size / 1000 for one in found], [one.variables for one in found]
+        _plot(
+            found,
+            kilobytes,
+            dense / 250,
+            MODELS[model],
+            "kB, entropy-coded",
+            "float32 bytes",
+            output / f"bytes-{model}.svg",
+        )
+        _plot(found, numbers, dense, MODELS[model], "stored variables", "variables", output / f"variables-{model}.svg")
         parts.append(_part(model, data, some))
     processors = ", ".join(sorted({line["cpu"] for line in lines}))
     commits = ", ".join(dict.fromkeys(line["commit"] + (" with changes" * line["changed"]) for line in lines))
@@ -221,26 +238,32 @@ def _every(found: list[Point], whole: int) -> str:
     )
 
 
-def _plot(found: list[Point], title: str, whole: int, path: Path) -> None:
-    """Draw accuracy over bytes: for each family the points that no smaller one exceeds on validation images."""
+def _plot(
+    found: list[Point], places: list[float], whole: float, title: str, label: str, share: str, path: Path
+) -> None:
+    """Draw accuracy over ``places``: for each family the points that no smaller one exceeds on validation images.
+
+    ``whole`` is the place of the dense model, ``label`` the unit of places, and ``share`` what the dense model has.
+    """
     drawing = Figure(figsize=(8, 5), layout="constrained")
     axes = drawing.subplots()
     for number, family in enumerate(FAMILIES.values()):
-        front: list[Point] = []
-        for point in (point for point in found if point.family == family):
-            if not front or point.validation > front[-1].validation:
-                front.append(point)
+        front: list[tuple[float, Point]] = []
+        of = [(place, point) for place, point in zip(places, found, strict=True) if point.family == family]
+        for place, point in sorted(of, key=lambda one: (one[0], -one[1].validation)):
+            if not front or point.validation > front[-1][1].validation:
+                front.append((place, point))
         if front:
-            x, y = [point.size / 1000 for point in front], [point.accuracy for point in front]
-            spread = [point.spread or 0.0 for point in front]
-            style = {"marker": "osPDvXd*^<>hp14x"[number], "linestyle": "-" if family.startswith("smh") else "--"}
+            x, y = [place for place, _ in front], [point.accuracy for _, point in front]
+            spread = [point.spread or 0.0 for _, point in front]
+            style = {"marker": "osPDvXd*^<>hp14x8"[number], "linestyle": "-" if family.startswith("smh") else "--"}
             axes.errorbar(
                 x, y, yerr=spread, color=mpl.colormaps["tab20"](number), markersize=5, capsize=2, label=family, **style
             )
     axes.set_xscale("log")
-    axes.set(title=title, xlabel="kB, entropy-coded", ylabel="test accuracy, %")
-    above = axes.secondary_xaxis("top", functions=(lambda x: x * 1e5 / whole, lambda x: x * whole / 1e5))
-    above.set_xlabel("% of the dense float32 bytes")
+    axes.set(title=title, xlabel=label, ylabel="test accuracy, %")
+    above = axes.secondary_xaxis("top", functions=(lambda x: x * 100 / whole, lambda x: x * whole / 100))
+    above.set_xlabel(f"% of the dense {share}")
     axes.set_ylim(bottom=max(point.accuracy for point in found) - _SHOWN)
     for axis in (axes.xaxis, above.xaxis):
         axis.set_major_formatter("{x:g}")
