@@ -69,7 +69,8 @@ def lines():
     def line(method, ratio, seed, size, accuracy, validation, rate=0.0):
         settings = dataclasses.asdict(TINY.replace(method=method, ratio=ratio, seed=seed, rate=rate))
         entry = {"bits": 8, "bytes": size, "test_accuracy": accuracy, "validation_accuracy": validation}
-        return {"settings": settings, "dense": 10_000, "bytes": [entry], "test_accuracy": accuracy, **ABOUT}
+        found = {"settings": settings, "dense": 10_000, "stored": round(10_000 * (ratio or 1)), "bytes": [entry]}
+        return {**found, "test_accuracy": accuracy, **ABOUT}
 
     return [
         line("dense", None, 0, 9000, 95.0, 94.0),
@@ -87,6 +88,7 @@ def test_the_best_point_is_selected_by_validation_within_the_budget():
     family = by_bytes.FAMILIES["matmul", True, False]
     assert by_bytes.best(found, family, 1150).accuracy == 81.0
     assert by_bytes.best(found, family, 1150).size == 1100
+    assert by_bytes.best(found, family, 1150).variables == 2000
     assert by_bytes.best(found, family, 2000).accuracy == 70.0
     assert by_bytes.best(found, family, 1000) is None
 
@@ -104,7 +106,7 @@ def test_methods_are_compared_that_validation_images_prefer(tmp_path):
 def test_the_page_says_who_is_ahead(tmp_path):
     by_bytes.write(lines(), tmp_path)
     page = (tmp_path / "bytes.md").read_text()
-    assert (tmp_path / "bytes-tiny.svg").exists()
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"bytes-tiny.svg", "variables-tiny.svg"}
     assert "Within 10 %, smh, matrix product, with the rate is 8.50 points behind" in page
     assert "81.00 ± 1.41 (1.1 kB)" not in page.split("<details>")[0]  # not the best on validation images within 4 kB
     assert "**78.50 ± 0.71** (1.5 kB)" in page
