@@ -59,6 +59,23 @@ def test_weights_are_in_memory_as_they_are_indexed(tmp_path):
         assert_same_bits(w, weights[name], name)
 
 
+def test_tensors_of_another_framework_are_refused_by_name(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    plan = smh.Plan.build({"a": (40, 30)}, ratio=0.2)
+    variables = {name: torch.from_numpy(x) for name, x in smh.initialize(plan).items()}
+    message = r"must be a plain numpy.ndarray; .*smh.torch, .* take the arrays of their framework; got torch.Tensor"
+    for call in (
+        smh.materialize,
+        smh.numpy.materialize,
+        smh.digest,
+        lambda *args: smh.vjp(*args, {}),
+        lambda *args: smh.save(tmp_path / "x", *args),
+    ):
+        with pytest.raises(smh.VariableError, match=message):
+            call(plan, variables)
+    assert not list(tmp_path.iterdir())
+
+
 @settings(max_examples=30)
 @given(plans(), seeds)
 def test_results_are_float32_arrays_of_the_shapes_of_the_plan(plan, seed):

@@ -75,6 +75,27 @@ def test_what_is_no_checkpoint(files, tmp_path, name, words):
         assert_fails(call("verify", files / name), str(files / name), words)
 
 
+def test_verify_gives_one_advice_for_a_plain_file(files):
+    done = call("verify", files / "plain")
+    assert_fails(done, "it is a plain safetensors file, not a checkpoint of smh: smh fit converts it")
+    assert "again" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no folder without files of its users")
+@pytest.mark.parametrize(
+    ("command", "name", "options"),
+    [
+        ("materialize", "model", []),
+        ("materialize", "model", ["--force"]),
+        ("fit", "plain", ["--ratio", "0.3", "--convention", "default"]),
+        ("plan", "plain", ["--ratio", "0.3", "--convention", "default"]),
+    ],
+)
+def test_a_folder_that_takes_no_files_is_told(files, command, name, options):
+    done = call(command, files / name, *options, "-o", "/proc/x.safetensors")
+    assert_fails(done, "/proc: cannot write a file there")
+
+
 @pytest.mark.parametrize("command", ["digest", "verify", "materialize"])
 def test_an_unknown_backend(files, tmp_path, command):
     out = ["-o", tmp_path / "out"] if command == "materialize" else []

@@ -77,6 +77,7 @@ class TorchBackend(Backend):
         check_cotangents(KERNELS, plan, cotangents)
         for name, x in cotangents.items():
             _check_dense(f"the cotangent of {name!r}", x)
+            _check_device(f"the cotangent of {name!r}", x, flat[0])
         if not cotangents:  # nothing to differentiate; zeros times non-finite variables are left to the core
             return generate.vjp(kernels_for(flat[0]), plan, variables, {})
         names = tuple(cotangents)
@@ -125,13 +126,23 @@ def _flat(plan: Plan, variables: Mapping[str, Array]) -> list[Array]:
             raise VariableError(f"variable {name!r} must be a torch.Tensor, float32; got {type(x).__name__}")
         _check_dense(f"variable {name!r}", x)
     check_variables(KERNELS, plan, variables)
-    return [variables[name] for name in plan.variable_shapes]
+    flat = {name: variables[name] for name in plan.variable_shapes}
+    first = next(iter(flat.values()))
+    for name, x in flat.items():
+        _check_device(f"variable {name!r}", x, first)
+    return list(flat.values())
 
 
 def _check_dense(what: str, x: torch.Tensor) -> None:
     """Raise :class:`~smh.VariableError` for a sparse tensor."""
     if not compiles() and x.layout is not torch.strided:
         raise VariableError(f"{what} must be a dense tensor, as x.to_dense(); got {x.layout}")
+
+
+def _check_device(what: str, x: torch.Tensor, other: torch.Tensor) -> None:
+    """Raise :class:`~smh.VariableError` for a tensor on another device than the first variable."""
+    if not compiles() and x.device != other.device:
+        raise VariableError(f"{what} must be on {other.device}, as the first variable; got {x.device}")
 
 
 backend = TorchBackend()

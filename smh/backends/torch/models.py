@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from smh.backends.torch import frozen
 from smh.backends.torch.adapter import backend
@@ -190,6 +191,8 @@ class TorchModels(ModelAdapter):
         for name, x in named.items():
             if not isinstance(x, torch.Tensor):
                 raise CheckpointError(f"a checkpoint holds tensors; the model's {name!r} is {type(x).__name__}")
+            if is_lazy(x):
+                raise PlanError(f"the shape of {name!r} is not known yet: call the model once")
             if id(x) not in seen:
                 seen.add(id(x))
                 stored[name] = x.detach()

@@ -524,6 +524,17 @@ def test_files(tmp_path):
         assert smh_jax.load(tmp_path / "model", device=device).digest == digest
 
 
+def test_kept_arrays_of_other_types_pass_bit_for_bit(tmp_path):
+    x = jnp.linspace(-2, 2, 12).reshape(3, 4)
+    kept = {"angles": jax.lax.complex(x, x * x), "f8": x.astype(jnp.float8_e4m3fn), "f8_5": x.astype(jnp.float8_e5m2)}
+    smh_jax.save(tmp_path / "model", smh_jax.compress({**mlp(), **kept}, ratio=0.5))
+    for like in (other := {**mlp(), **jax.tree.map(jnp.zeros_like, kept)}, smh_jax.compress(other, ratio=0.5)):
+        loaded = smh_jax.materialize(smh_jax.load(tmp_path / "model", like))
+        for name, x in kept.items():
+            assert loaded[name].dtype == x.dtype
+            assert np.asarray(loaded[name]).tobytes() == np.asarray(x).tobytes(), name
+
+
 def test_files_are_loaded_in_place_of_donated_arrays(tmp_path):
     compressed = smh_jax.compress({**mlp(), "key": jax.random.key(7)}, ratio=0.5)
     digest = smh_jax.save(tmp_path / "model", compressed)

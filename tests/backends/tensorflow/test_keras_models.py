@@ -618,6 +618,27 @@ def test_dense_layers_on_sequences_train_in_graphs(residency, compiled):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_tensordot_in_a_function_has_the_values_of_eager_calls(residency):
+    plain = keras.Sequential([keras.Input((None, 6)), layers.Dense(8, name="hidden"), layers.Dense(3)])
+    model = smh_tf.compress(plain, ratio=0.5, residency=residency)
+    left, kernel = model.smh_source.variables["pool/left"], model.get_layer("hidden").kernel
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            y = tf.tensordot(x, kernel, axes=1)
+            loss = weighed(y)
+        return y, tape.gradient(loss, left)
+
+    in_graph = tf.function(step, input_signature=[tf.TensorSpec((None, None, 6), tf.float32)])
+    for shape in ((4, 5, 6), (2, 3, 6)):
+        x = tf.constant(data(shape))
+        for a, b in zip(in_graph(x), step(x), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(step(x)[0], x @ smh_tf.materialize(model).layers[0].kernel, rtol=1e-5, atol=1e-5)
+        left.assign(left * 1.5)
+
+
 def test_a_loop_in_a_function():
     model = smh_tf.compress(functional(), ratio=0.3)
     x, y = tf.constant(data((32, 6, 6, 2))), tf.constant(np.arange(32) % 3)
@@ -993,8 +1014,13 @@ def test_a_model_without_a_usable_configuration():
 
     plain = Stubborn(lambda: layers.Dense(3))
     plain(data((2, 3)))
-    with pytest.raises(smh.PlanError, match="configuration"):
+    with pytest.raises(smh.PlanError, match="configuration") as caught:
         smh_tf.compress(plain, ratio=2, allow_expansion=True)
+    first, *others = str(caught.value).splitlines()
+    assert first.startswith("the model cannot be copied from its configuration: give every custom class a get_config")
+    assert 0 < len(others) < 40
+    assert max(map(len, others)) < 120
+    assert "\\n" not in str(caught.value)
 
 
 def test_assigning_to_generated_weights_is_refused():

@@ -304,10 +304,12 @@ OTHERS = {
     "by apply": lambda m: m.apply(lambda part: part.weight.data.zero_()),
     "script": torch.jit.script,
     "trace": lambda m: torch.jit.trace(m, OTHER),
+    "onnx of traces": lambda m: torch.onnx.export(m, (OTHER,), io.BytesIO(), dynamo=False),
     "package": lambda m: torch.package.PackageExporter(io.BytesIO()).save_pickle("a", "b", m),
 }
 
 
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning")
 @pytest.mark.parametrize("how", OTHERS)
 def test_other_ways(model, how):
     error = ValueError if how in ("numpy", "array") else (VariableError, PlanError)

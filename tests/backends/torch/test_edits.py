@@ -151,6 +151,21 @@ def test_kept_layers_may_be_replaced_or_added(tmp_path):
     assert torch.equal(smh.load(tmp_path / "a.safetensors", other)(X), model(X))
 
 
+def test_added_layers_without_shapes_are_refused_by_files(tmp_path):
+    model, other = (smh.compress(nn.Sequential(nn.Linear(6, 6)), ratio=0.9) for _ in range(2))
+    for one in (model, other):
+        one.append(nn.LazyBatchNorm1d())
+    with pytest.raises(PlanError, match="the shape of '1.weight' is not known yet: call the model once"):
+        smh.save(tmp_path / "a", model)
+    assert not list(tmp_path.iterdir())
+    model(X)
+    smh.save(tmp_path / "a", model)
+    with pytest.raises(PlanError, match="the shape of '1.weight' is not known yet: call the model once"):
+        smh.load(tmp_path / "a", other)
+    other(X)
+    assert torch.equal(smh.load(tmp_path / "a", other).eval()(X), model.eval()(X))
+
+
 def test_a_tied_weight_keeps_its_first_name():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     model[1].weight = model[0].weight

@@ -387,6 +387,24 @@ def test_a_dense_state_dict_is_refused_also_when_not_strict():
             net().load_state_dict(Net().state_dict(), strict=strict)
 
 
+def test_buffers_of_other_types_pass_bit_for_bit(tmp_path):
+    class Buffers(nn.Linear):
+        def __init__(self, turn):
+            super().__init__(6, 6)
+            x = torch.linspace(-2, 2, 12).reshape(3, 4).roll(turn)
+            self.register_buffer("angles", torch.polar(x, x * x))
+            for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+                self.register_buffer(str(dtype)[6:], x.to(dtype))
+
+    model = smh.compress(Buffers(0), ratio=0.9)
+    smh.save(tmp_path / "a", model)
+    loaded = smh.load(tmp_path / "a", Buffers(1))
+    expected = Buffers(0)
+    assert {x.dtype for x in loaded.buffers()} == {torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2}
+    for name, x in loaded.named_buffers():
+        assert torch.equal(x.view(torch.uint8), expected.get_buffer(name).view(torch.uint8)), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types(dtype, tmp_path):
     model = net().eval()
@@ -666,6 +684,10 @@ def test_old_weight_norm_is_kept():
     assert "WeightNorm computes 'weight' from it" in {t.name: t.why for t in smh.report(model).tensors}["0.weight_v"]
 
 
+def with_lazy(layer):
+    return nn.Sequential(layer, nn.LazyBatchNorm2d())
+
+
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
@@ -684,6 +706,8 @@ def test_old_weight_norm_is_kept():
         (lambda: smh.compress(Net(), ratio=0.1, plan=smh.plan_of(net())), "leave out ratio"),
         (lambda: smh.compress(nn.Linear(2, 2), plan=smh.plan_of(net())), "the model does not have: 'conv.weight'"),
         (lambda: smh.compress(nn.LazyLinear(3), ratio=0.1), "call the model once"),
+        (lambda: smh.compress(with_lazy(nn.Linear(4, 4)), ratio=0.9), "the shape of '1.weight' .* call the model once"),
+        (lambda: smh.fit(with_lazy(nn.Linear(4, 4)), ratio=0.9), "the shape of '1.weight' .* call the model once"),
         (lambda: smh.set_residency(nn.Linear(2, 2), "full"), "not compressed"),
         (lambda: smh.set_residency(net(), "none"), "residency must be one of"),
         (lambda: smh.report(nn.Linear(2, 2)), "not compressed"),

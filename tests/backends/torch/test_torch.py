@@ -371,6 +371,9 @@ def test_files_of_plans_and_variables(tmp_path):
         (lambda v: {**v, "pool/left": v["pool/left"].double()}, "float32; got torch.float64"),
         (lambda v: {**v, "pool/left": v["pool/left"].T}, "must have shape"),
         (lambda v: {**v, "pool/left": v["pool/left"].numpy()}, "torch.Tensor, float32; got ndarray"),
+        (lambda v: {**v, "pool/left": v["pool/left"].to_sparse()}, "a dense tensor.*; got torch.sparse_coo"),
+        (lambda v: {**v, "pool/right": v["pool/right"].to("meta")}, "'pool/right' must be on cpu, .*; got meta"),
+        (lambda v: {**v, "scale/a": v["scale/a"].to("meta")}, "'scale/a' must be on cpu, .*; got meta"),
     ],
 )
 def test_variables_that_do_not_fit_are_refused(change, message):
@@ -390,6 +393,21 @@ def test_names_and_cotangents_that_do_not_fit_are_refused():
         smh_torch.vjp(plan, variables, {"c": torch.ones(1)})
     with pytest.raises(smh.VariableError, match="must have shape"):
         smh_torch.vjp(plan, variables, {"b": torch.ones(1)})
+    with pytest.raises(smh.VariableError, match="the cotangent of 'b' must be on cpu, .*; got meta"):
+        smh_torch.vjp(plan, variables, {"b": torch.ones(3, 2, device="meta")})
+
+
+def test_variables_on_meta_have_shapes_and_no_values(tmp_path):
+    plan = small()
+    variables = {name: x.to("meta") for name, x in smh_torch.initialize(plan).items()}
+    shapes = {tensor.name: tensor.viewed_shape for tensor in plan.tensors}
+    assert {name: tuple(x.shape) for name, x in smh_torch.materialize(plan, variables).items()} == shapes
+    for call in (smh_torch.digest, lambda *args: smh_torch.save(tmp_path / "x", *args)):
+        with pytest.raises(smh.VariableError, match="on the meta device has no values: fill it first"):
+            call(plan, variables)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(smh.VariableError, match="the cotangent of 'b' must be on meta, .*; got cpu"):
+        smh_torch.vjp(plan, variables, {"b": torch.ones(3, 2)})
 
 
 @NEEDS_CUDA

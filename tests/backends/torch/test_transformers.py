@@ -164,7 +164,7 @@ def test_round_trip(name, dtype, tmp_path):
     assert again.pool_left.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["llama", "llama, tied", "t5"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_directory_is_never_taken_for_a_plain_model(name, tmp_path):
     compressed(name).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -184,6 +184,18 @@ def test_plain_directories_are_refused(tmp_path):
     plain().save_pretrained(tmp_path)
     with pytest.raises(PlanError, match=r"no plan of a compressed model: LlamaForCausalLM.from_pretrained loads plain"):
         smh.from_pretrained(transformers.LlamaForCausalLM, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_class_of_a_compressed_model_loads_plain_directories(name, tmp_path):
+    dense = plain(name)
+    dense.save_pretrained(tmp_path)
+    model = type(compressed(name)).from_pretrained(tmp_path)
+    assert_unchanged(model, *snapshot(dense))
+    with pytest.raises(PlanError, match="not compressed"):
+        smh.digest(model)
+    model.train()(input_ids=IDS).logits.sum().backward()
+    assert {n for n, x in model.named_parameters() if x.grad is None} == set()
 
 
 def test_a_materialized_model_is_saved_as_a_plain_one(tmp_path):
@@ -261,6 +273,15 @@ def test_save_pretrained_refuses_a_model_whose_layers_are_elsewhere(edit, given,
     with pytest.raises(PlanError, match="replaced, removed or moved"):
         model.save_pretrained(tmp_path / "a", **options)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, tied", "t5", "gpt2"])  # BERT keeps the row of its padding
+def test_no_file_is_written_after_a_generated_embedding_was_replaced(name, tmp_path):
+    model = compressed(name)
+    model.set_input_embeddings(nn.Embedding(64, 32))
+    with pytest.raises(PlanError, match="generates '.*(embed_tokens|shared|wte).weight'.*replaced, removed or moved"):
+        smh.save(tmp_path / "a", model)
+    assert not list(tmp_path.iterdir())
 
 
 def test_save_pretrained_of_other_libraries_is_refused(tmp_path):
