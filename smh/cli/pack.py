@@ -11,12 +11,13 @@ from typing import Any
 import typer
 
 from smh.cli.output import AsJson, File, Force, Listing, Quiet, check_out, emit
+from smh.core.kept import BITS
 from smh.files import checkpoint
 from smh.files.checkpoint import Checkpoint
 from smh.files.coder import entropy
 from smh.files.header import CODES
 from smh.files.integers import from_stored, pack
-from smh.files.kept import BITS, ROUNDED, relative_error, round_kept
+from smh.files.kept import ROUNDED, relative_error, round_kept
 from smh.files.packed import integer_tensors
 from smh.tables import counted
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smh.core.grid import LARGEST, LEAST, grid
+from smh.core.grid import LARGEST, LEAST
+from smh.core.kept import BITS, FEWEST, WIDTHS, keeps, kept_grid, tried_bits
 from smh.core.kernels import Kernels
 from smh.core.views import MAX_AXES
 from smh.errors import PlanError, VariableError
@@ -24,16 +25,6 @@ from smh.text import SURROGATE
 ROUNDED = "rounded/"
 """The prefix of the integers of kept tensors in a file."""
 
-BITS = (8, 16)
-"""The bits to which kept tensors can be rounded."""
-
-SMALLEST = 16
-"""The smallest integer of a positive value in a tensor without negative ones: its relative error is at most 1/31."""
-
-FEWEST = 2
-"""The fewest values of a tensor that is rounded."""
-
-_WIDTHS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}  # bits of the dtypes that are rounded
 _BLOCK = 1 << 18  # integers held in wider types at a time
 _KERNELS = Kernels(np)
 
@@ -120,20 +111,13 @@ def round_kept(kept: Mapping[str, np.ndarray], bits: int | Mapping[str, int] | N
 def rounded(name: str, x: np.ndarray, bits: int) -> tuple[np.ndarray, Rounding] | None:
     """Return the integers of a kept tensor and their grid, or None if it is to be stored as it is.
 
-    Rounded are tensors of float16, bfloat16, float32 and float64 with two values or more. If that would take too much
-    from a tensor, 16 bits are tried, then it stays as it is. That is so
-
-    - if a value of a tensor without negative ones would become an integer below 16, unless it is 0: variances must not
-      become 0, and errors of them count relative to each;
-    - if all values would become 0;
-    - if the grid ends below the largest magnitude, or the dtype does not hold the values on the grid;
-    - if the integers are not smaller than the dtype.
+    Rounded are tensors of float16, bfloat16, float32 and float64 with two values or more, if the integers are smaller
+    than the dtype and :func:`smh.core.kept.keeps` them. If ``bits`` do not, 16 are tried.
 
     Raises :class:`~smh.VariableError` if a value is NaN or infinite.
     """
-    width = _WIDTHS.get(x.dtype.name, 0)
-    tried = sorted({each for each in (bits, max(BITS)) if each < width})
-    if x.size < FEWEST or not tried:
+    tried = tried_bits(x.dtype.name, x.size, bits)
+    if not tried:
         return None
     finite = np.isfinite(x)
     if not finite.all():
@@ -141,10 +125,12 @@ def rounded(name: str, x: np.ndarray, bits: int) -> tuple[np.ndarray, Rounding] 
             f"kept tensor {name!r} cannot be rounded, because it is not finite: repair it, or save without kept_bits; "
             f"got {float(x[~finite][0])}"
         )
-    for each in tried:
-        found = _on_grid(x, each)
-        if found and _keeps(x, found[0]) and _converted(name, *found)[1]:
-            return found
+    row = x.reshape(1, -1)
+    with np.errstate(all="ignore"):
+        for each in tried:
+            q, unit = kept_grid(_KERNELS, row, each)
+            if keeps(_KERNELS, row, x.dtype.name, q, unit):
+                return _stored(x, each, q, unit)
     return None
 
 
@@ -175,7 +161,7 @@ def read_roundings(given: Any) -> Roundings:
         bits, code, exponent, shape = entry
         check(type(bits) is int and bits in BITS, f"{what} have 8 or 16 bits", bits)
         dtype = DTYPES.get(code, "") if isinstance(code, str) else ""
-        check(bits < _WIDTHS.get(dtype, 0), f"{what} have a dtype of floats with more than {bits} bits", code)
+        check(bits < WIDTHS.get(dtype, 0), f"{what} have a dtype of floats with more than {bits} bits", code)
         check(exponent is None or type(exponent) is int, f"{what} have a whole exponent or null", exponent)
         check(exponent is None or LEAST <= exponent <= LARGEST, f"{what} have one in {LEAST} to {LARGEST}", exponent)
         check(are_sizes(shape) and len(shape) <= MAX_AXES, f"{what} have a shape, of at most {MAX_AXES} axes", shape)
@@ -195,19 +181,14 @@ def restored(name: str, q: np.ndarray, rounding: Rounding) -> np.ndarray:
 def _on_grid(x: np.ndarray, bits: int) -> tuple[np.ndarray, Rounding] | None:
     """Return the integers of a tensor and their grid, or None if it has none."""
     with np.errstate(all="ignore"):
-        one = grid(_KERNELS, x.astype(np.float32), bits - 1, 1 - LEAST, LARGEST)
-    if np.isnan(one.unit):
-        return None
-    exponent = math.frexp(float(one.power))[1] - 1 if one.power else None
-    return np.asarray(one.integers).astype(f"<i{bits // 8}"), Rounding(bits, x.dtype.name, exponent, x.shape)
+        q, unit = kept_grid(_KERNELS, x.reshape(1, -1), bits)
+    return None if np.isnan(unit) else _stored(x, bits, q, unit)
 
 
-def _keeps(x: np.ndarray, q: np.ndarray) -> bool:
-    """Return whether integers are close enough to the values of a tensor."""
-    nonzero = q[x != 0]
-    if np.all(x >= 0):
-        return bool(np.all(nonzero >= SMALLEST))
-    return bool(nonzero.any())
+def _stored(x: np.ndarray, bits: int, q: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, Rounding]:
+    """Return the integers of a grid as they are stored, and how they are rounded."""
+    exponent = math.frexp(unit.item())[1] + bits - 2 if q.any() else None
+    return q.astype(f"<i{bits // 8}").reshape(x.shape), Rounding(bits, x.dtype.name, exponent, x.shape)
 
 
 def _converted(name: str, q: np.ndarray, rounding: Rounding) -> tuple[np.ndarray, bool]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from smh.core.integers import pool_arrays
 from smh.core.plan import Plan
+from smh.core.rate import FEWEST, MOST
 from smh.files.coder import decode, encode, least_bytes
 from smh.files.integers import Arrays, from_stored, stored_bytes, to_stored
 from smh.files.kept import ROUNDED, Rounding
@@ -22,12 +23,6 @@ from smh.strict_json import check, short
 
 CODED = "coded/"
 """The prefix of coded tensors."""
-
-FEWEST = 128
-"""The fewest integers of an array that is coded."""
-
-MOST = 1024
-"""The most arrays of a pool that is packed, since each of them takes some milliseconds to read; so for kept tensors."""
 
 _Integers = tuple[str, int, tuple[int, ...]]  # name in the file, bits, shape
 

@@ -99,8 +99,8 @@ class ModelAdapter(ABC):
         """Return the variables of a compressed model, float32, by name: for a frozen one the values of its integers."""
 
     @abstractmethod
-    def rate(self, model: Any) -> Array:
-        """Return the rate of a compressed model; see :func:`smh.core.rate.rate`."""
+    def rate(self, model: Any, kept_bits: int | None) -> Array:
+        """Return the rate of a compressed model, with kept tensors if they are rounded; see :mod:`smh.core.rate`."""
 
     @abstractmethod
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
+from smh.files.kept import check_bits
 from smh.models import poison
 from smh.models.adapter import ModelAdapter, check_keras
 from smh.models.compression import (
@@ -329,7 +330,8 @@ class ModelApi(Generic[Model, Compressed]):
                 warnings.warn(message, UserWarning, stacklevel=2)
         return make_report(compression, {name: float(x) for name, x in variables.items() if name.startswith("scale/")})
 
-    def rate(self, model: Compressed) -> Any:
+    @explained_calls
+    def rate(self, model: Compressed, kept_bits: int | None = None) -> Any:
         """Return the bits that the integers of a model are estimated to take in a packed file, to train for small ones.
 
         Add it to the loss, times a weight: ``loss + 1e-6 * smh.rate(model)``. The value counts the integers that the
@@ -340,16 +342,23 @@ class ModelApi(Generic[Model, Compressed]):
         ----------
         model : torch.nn.Module, smh.keras.Compressed or smh.jax.Compressed
             The compressed model, with fixed exponents: ``smh.compress(model, ratio=0.1, exponents="fixed")``.
+        kept_bits : int, optional
+            8 or 16, as for :func:`save`: kept tensors of floats also count, with the bits that they take when they are
+            rounded and packed, or as they are if rounding would take too much from them. Those with 128 values or more
+            and some below 0 have gradients: fewer values are not coded, and without negative ones all would get smaller
+            together, which saves nothing. Integers do not count. By default, no kept tensors count.
 
         Returns
         -------
         torch.Tensor, tf.Tensor or jax.Array
-            The estimate, float32, shape (), with gradients of the variables; NaN if a variable is not finite.
+            The estimate, float32, shape (), with gradients of the variables and, with ``kept_bits``, of kept tensors;
+            NaN if a variable, or a kept tensor to round, is not finite.
 
         Raises
         ------
         PlanError
-            If the model is not compressed, is frozen, or its exponents are not fixed.
+            If the model is not compressed, is frozen, or its exponents are not fixed, or ``kept_bits`` is another
+            number.
 
         Examples
         --------
@@ -358,9 +367,12 @@ class ModelApi(Generic[Model, Compressed]):
         >>> model = smh.compress(torch.nn.Linear(40, 30), ratio=0.1, exponents="fixed")
         >>> loss = model(torch.ones(1, 40)).square().mean() + 1e-4 * smh.rate(model)
         >>> loss.backward()
+        >>> (smh.rate(model, kept_bits=8) - smh.rate(model)).item()  # 30 biases
+        240.0
         """
+        check_bits(kept_bits)
         check_trains(self._compression(model), "has no rate with gradients")
-        return self._adapter_of(model).rate(model)
+        return self._adapter_of(model).rate(model, kept_bits)
 
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Build all weights once for all code in this context, with any residency.

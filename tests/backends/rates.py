@@ -1,6 +1,7 @@
 """What tests of the rate share: a model's shapes, its data, and the rate's gradient in plain NumPy."""
 
 import numpy as np
+from safetensors.numpy import load_file
 
 import smh
 
@@ -41,3 +42,36 @@ def packed_bits(plan, variables):
         counts = np.unique(stored[name], return_counts=True)[1]
         total += 16 + 26 * np.log2(len(counts)) + np.sum(counts * np.log2(counts.sum() / counts))
     return float(total)
+
+
+# --- Kept tensors
+
+WIDTHS = (16, 128, 256)
+"""Channels of a small network of convolutions and batch norms."""
+
+
+def kept_values():
+    """Return values for kept tensors of such a network, as after training: three to a layer, and variances."""
+    random = np.random.default_rng(0)
+    found = {}
+    for layer, width in enumerate(WIDTHS):
+        draws = random.normal(1, 0.2, width), random.normal(0, 0.3, width), random.normal(0, 1, width)
+        found[layer] = [x.astype(np.float32) for x in (*draws, random.gamma(4, 1, width))]
+    return found
+
+
+def kept_bits_in(path):
+    """Return the bits of all kept tensors of floats in a file, from its bytes."""
+    tensors = {
+        name: x for name, x in load_file(path).items() if name.startswith(("dense/", "rounded/", "coded/rounded/"))
+    }
+    return 8 * sum(x.nbytes for name, x in tensors.items() if name[:6] != "dense/" or x.dtype.kind not in "biu")
+
+
+def assert_kept_gradient(x, exponent, bits, found):
+    """Compare the gradient of one kept tensor with the formula for units of the grid in a file."""
+    unit = 2.0 ** (exponent - bits + 1)
+    y = np.asarray(x, dtype=np.float64) / unit
+    below, width = np.floor(np.abs(y)), np.abs(y).mean() + 2.0**-10
+    expected = np.sign(y) * 2.0 * np.log2((below + 1.0 + width) / (below + width)) / unit
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-3 if bits == 8 else 0.1)

@@ -54,8 +54,8 @@ class Adapter(ModelAdapter):
     def variables(self, model):
         return smh.initialize(model.plan)
 
-    def rate(self, model):
-        return 3.0
+    def rate(self, model, kept_bits):
+        return 3.0 if kept_bits is None else float(kept_bits)
 
     def kept(self, model, plan):
         return {}
@@ -138,6 +138,9 @@ def test_arguments_of_plans_do_not_go_with_models(tmp_path):
     model = api.compress(Model(), 0.25)
     assert api.materialize(model) == "a plain model"
     assert api.rate(model) == 3.0
+    assert api.rate(model, kept_bits=16) == 16.0
+    with pytest.raises(smh.PlanError, match="kept_bits must be 8 or 16, or None .*; got 4"):
+        api.rate(model, kept_bits=4)
     with pytest.raises(smh.PlanError, match="variables go with a Plan as the model; got Compression"):
         api.digest(model, {})
     with pytest.raises(smh.PlanError, match="variables, dense go with a Plan"):

@@ -3,16 +3,21 @@
 import math
 from collections import Counter
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import smh
 from smh.core import generate, pools
 from smh.core.kernels import Kernels
 from smh.core.plan import Plan
-from smh.core.rate import coded_bits, rate, relaxed_bits
+from smh.core.rate import coded_bits, kept_rate, rate, relaxed_bits
 from smh.errors import PlanError
+from smh.files.kept import round_kept
+from tests.backends.rates import kept_bits_in
 
 KERNELS = Kernels(np)
 SHAPES = {"a": (40, 30), "b": (30, 50)}
@@ -120,3 +125,79 @@ def test_refusals():
         rate(KERNELS, plan, smh.initialize(plan), np.copy)
     with pytest.raises(PlanError, match="exponents must be one of free, fixed; got 'both'"):
         Plan.build(SHAPES, ratio=0.6, exponents="both")
+
+
+# --- Kept tensors
+
+KEPT = {
+    "bias": lambda random, size: random.normal(0, 0.1, size),
+    "uniform": lambda random, size: random.uniform(-1, 1, size),
+    "long tails": lambda random, size: random.laplace(0, 3, size),
+    "mostly zero": lambda random, size: random.normal(0, 1, size) * (random.uniform(size=size) < 0.2),
+    "scale near 1": lambda random, size: random.normal(1, 0.1, size),
+    "scale": lambda random, size: random.uniform(0.3, 1.5, size),
+    "variance": lambda random, size: random.gamma(4, 1, size),
+    "small variance": lambda random, size: np.exp(random.normal(-6, 2, size)),
+    "ones": lambda random, size: np.ones(size),
+    "zeros": lambda random, size: np.zeros(size),
+    "tiny": lambda random, size: random.normal(0, 2.0**-35, size),
+    "huge": lambda random, size: random.normal(0, 2.0**31, size),
+}
+
+
+def kept_of(kind, size, dtype="float32", seed=0):
+    return KEPT[kind](np.random.default_rng(seed), size).astype(getattr(ml_dtypes, dtype, dtype))
+
+
+def estimate(kept, bits):
+    with np.errstate(all="ignore"):
+        return float(kept_rate(KERNELS, kept, bits, np.copy))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", KEPT)
+def test_kept_tensors_take_within_three_percent_of_their_bits_in_a_packed_file(tmp_path, kind, bits):
+    plan = plan_of()
+    for size in (128, 200, 1000, 20000):
+        x = kept_of(kind, size)
+        smh.save(tmp_path / "model", plan, smh.initialize(plan), {"x": x}, packed=True, kept_bits=bits)
+        expected = kept_bits_in(tmp_path / "model")
+        assert estimate([x], bits) == pytest.approx(expected, rel=0.03, abs=8 * 20), size
+
+
+@given(
+    kinds=st.lists(st.sampled_from(sorted(KEPT)), min_size=1, max_size=4),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
+    bits=st.sampled_from([8, 16]),
+    size=st.integers(0, 127),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_small_kept_tensors_take_the_bits_of_saving(kinds, dtype, bits, size, seed):
+    with np.errstate(over="ignore"):
+        kept = {str(k): kept_of(kind, size, dtype, seed + k) for k, kind in enumerate(kinds)}
+    kept = {name: x for name, x in kept.items() if np.isfinite(x).all()}
+    integers, roundings = round_kept(kept, bits)
+    expected = sum(roundings[name].stored_bytes if name in integers else x.nbytes for name, x in kept.items())
+    assert estimate(kept.values(), bits) == 8 * expected
+
+
+def test_other_kept_tensors_do_not_count():
+    others = [np.arange(500), np.ones(500, bool), np.ones(500, np.complex64), np.ones(500, ml_dtypes.float8_e5m2)]
+    assert estimate(others, 8) == 0
+    assert estimate([*others, np.float32(3), np.ones((2, 3))], 8) == 32 + 6 * 8
+
+
+def test_very_many_kept_tensors_are_not_coded(monkeypatch):
+    kept = [kept_of("mostly zero", 200, seed=seed) for seed in range(3)] + [np.float32(1)]
+    assert estimate(kept, 8) < 0.7 * 8 * 600
+    monkeypatch.setattr("smh.core.rate.MOST", 2)
+    assert estimate(kept, 8) == 8 * 600 + 32
+
+
+@pytest.mark.parametrize("size", [3, 300])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_kept_tensor_that_is_not_finite_has_no_rate(bad, size):
+    x = kept_of("bias", size)
+    x[1] = bad
+    assert math.isnan(estimate([kept_of("bias", size), x], 8))
+    assert estimate([np.float32(bad)], 8) == 32  # which is not rounded

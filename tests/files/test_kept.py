@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import smh
 from smh.files.digests import kept_digest
-from smh.files.kept import Rounding, relative_error, restored, round_kept, rounded
+from smh.files.kept import Rounding, relative_error, restored, round_kept, rounded, values
 
 # Significant bits, the exponent of the smallest number above 0, and that of the bound above the largest.
 FORMATS = {
@@ -69,6 +69,7 @@ def expected(numbers, dtype, bits):
         else:
             kept = all(each >= 16 for each, x in zip(q, numbers, strict=True) if x)
         unit = Fraction(2) ** ((e or 0) - tried + 1)
+        kept = kept or all(each * unit == Fraction(x) for each, x in zip(q, numbers, strict=True))
         if kept and all(holds(each * unit, dtype) for each in q):
             return tried, q, e
     return None
@@ -117,6 +118,8 @@ def test_rounding_is_that_of_the_oracle(kind, dtype, bits, size, shift, seed):
     again, roundings = round_kept({"x": y}, {"x": rounding.bits})
     assert again["x"].tolist() == q.tolist()
     assert roundings["x"] == rounding
+    again, rounding_again = rounded("x", y, rounding.bits)
+    assert (again.tolist(), rounding_again) == (q.tolist(), rounding)
     if numbers and min(numbers) >= 0:
         assert all(abs(a - b) <= b / 31 for a, b in zip(map(float, y), numbers, strict=True))
 
@@ -138,6 +141,14 @@ def test_a_negative_number_makes_a_tensor_signed():
     q, rounding = rounded("bias", x, 8)
     assert rounding.bits == 8
     assert q.tolist() == [64, 32, 0, -64]
+
+
+def test_rounding_again_changes_nothing_though_all_negative_values_became_zero():
+    x = np.array([64, 1, -0.1], np.float32)
+    q, rounding = rounded("bias", x, 8)
+    assert q.tolist() == [64, 1, 0]
+    again, same = rounded("bias", values("bias", q, rounding), 8)
+    assert (again.tolist(), same) == (q.tolist(), rounding)
 
 
 LEFT = {

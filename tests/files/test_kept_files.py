@@ -97,6 +97,18 @@ def test_one_content_has_one_file(tmp_path, options):
     assert (frozen.rounded, frozen.kept_digest, frozen.coded) == (found.rounded, found.kept_digest, found.coded)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_saving_what_was_loaded_gives_the_same_file(tmp_path, packed):
+    """Also where all negative values became 0, so that the rule for tensors without them would apply."""
+    faint = np.append(np.geomspace(1, 100, 200), -0.01).astype(np.float32)
+    path = saved(tmp_path, kept=KEPT | {"faint": faint}, packed=packed)
+    found = smh.load(path)
+    assert found.rounded["faint"].bits == 8
+    assert found.dense["faint"].min() == 0
+    again = saved(tmp_path, "again", kept=found.dense, packed=packed)
+    assert again.read_bytes() == path.read_bytes()
+
+
 def test_packed_files_have_streams_of_kept_tensors(tmp_path):
     raw, packed = saved(tmp_path, "raw"), saved(tmp_path, "packed", packed=True)
     one, other = smh.load(raw), smh.load(packed)

@@ -30,7 +30,7 @@ from smh.backends.jax.pytrees import (
 from smh.backends.jax.trained import is_a
 from smh.core.kernels import Array
 from smh.core.plan import Plan
-from smh.core.rate import rate
+from smh.core.rate import kept_rate, rate
 from smh.errors import PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.files.integers import Integers
@@ -105,9 +105,12 @@ class JaxModels(ModelAdapter):
         arrays = _on_device(model.variables)
         return frozen.values(model.plan, arrays) if model.structure.frozen else arrays
 
-    def rate(self, model: Compressed) -> Array:
-        """Return the rate, with gradients of the variables."""
-        return rate(kernels(), model.plan, self.variables(model), jax.lax.stop_gradient)
+    def rate(self, model: Compressed, kept_bits: int | None) -> Array:
+        """Return the rate, with gradients of the variables and of kept arrays."""
+        total = rate(kernels(), model.plan, self.variables(model), jax.lax.stop_gradient)
+        if kept_bits is None:
+            return total
+        return total + kept_rate(kernels(), _on_device(model.kept).values(), kept_bits, jax.lax.stop_gradient)
 
     def kept(self, model: Any, plan: Plan) -> dict[str, Array]:
         """Return all arrays that are not generated, random keys by their words."""

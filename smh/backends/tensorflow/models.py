@@ -18,7 +18,7 @@ from smh.backends.tensorflow.keras_edits import check_layers
 from smh.backends.tensorflow.keras_model import Compressed, as_plain, compressed, weights_of
 from smh.backends.tensorflow.narrow import kernels
 from smh.core.plan import Plan
-from smh.core.rate import rate
+from smh.core.rate import kept_rate, rate
 from smh.errors import PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.files.integers import Integers
@@ -81,10 +81,15 @@ class KerasModels(ModelAdapter):
         check_layers(model)
         return model.smh_source.values()
 
-    def rate(self, model: Compressed) -> Any:
-        """Return the rate, with gradients of the variables."""
+    def rate(self, model: Compressed, kept_bits: int | None) -> Any:
+        """Return the rate, with gradients of the variables and of kept weights."""
+        plan = model.smh_source.plan
         variables = {name: tf.convert_to_tensor(x) for name, x in model.smh_source.values().items()}
-        return rate(kernels(), model.smh_source.plan, variables, tf.stop_gradient)
+        total = rate(kernels(), plan, variables, tf.stop_gradient)
+        if kept_bits is None:
+            return total
+        kept = [tf.convert_to_tensor(x) for x in self._kept_weights(model, plan).values()]
+        return total + kept_rate(kernels(), kept, kept_bits, tf.stop_gradient)
 
     def kept(self, model: keras.Model, plan: Plan) -> dict[str, Any]:
         """Return the kept weights, and other state of layers such as vocabularies."""

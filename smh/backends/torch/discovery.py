@@ -47,18 +47,22 @@ def held(model: nn.Module) -> Iterable[tuple[torch.Tensor, dict[str, Site]]]:
     return found.values()
 
 
+def in_state(model: nn.Module) -> list[tuple[torch.Tensor, dict[str, Site]]]:
+    """Return those of them that the state of the model has: buffers can be left out of it."""
+    return [
+        (x, places)
+        for x, places in held(model)
+        if not all(attribute in module._non_persistent_buffers_set for module, attribute in places.values())
+    ]
+
+
 def discover(model: nn.Module, plan: Plan | None = None) -> dict[str, Found]:
     """Return all tensors of a plain model, by first name.
 
     A parameter that may be generated and holds several matrices is listed by these, as other frameworks hold them and
     with a scale for each, unless a plan names the whole.
     """
-    everything = [
-        (x, places)
-        for x, places in held(model)
-        # A tensor without storage is not part of the model.
-        if not all(attribute in module._non_persistent_buffers_set for module, attribute in places.values())
-    ]
+    everything = in_state(model)
     elsewhere = second_ways(model, [(x, next(iter(places))) for x, places in everything]) | _of_adapters(model)
     listed = []
     sizes: Counter[torch.dtype] = Counter()

@@ -20,16 +20,16 @@ from smh.backends.torch import frozen
 from smh.backends.torch.adapter import backend
 from smh.backends.torch.checks import check_places, compressed_parts, not_compressed
 from smh.backends.torch.copies import NAMES, STORE, plain_class, plain_parameters
-from smh.backends.torch.discovery import discover
+from smh.backends.torch.discovery import discover, in_state
 from smh.backends.torch.empty import allocate
 from smh.backends.torch.generated import Registered, generated_class
 from smh.backends.torch.narrow import kernels_for
 from smh.backends.torch.references import check_alone, instances, left_behind
 from smh.backends.torch.restoring import restored_on_error
-from smh.backends.torch.sharded import check_uncut, cut_like
+from smh.backends.torch.sharded import check_uncut, cut_like, whole
 from smh.backends.torch.store import Store, find_store
 from smh.core.plan import Plan
-from smh.core.rate import rate
+from smh.core.rate import kept_rate, rate
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.files.integers import Integers
@@ -166,12 +166,17 @@ class TorchModels(ModelAdapter):
         found = {name: x.detach() for name, x in store.variables().items()}
         return copy.deepcopy(found) if store.cut else found  # a whole tensor is freed when it is sharded again
 
-    def rate(self, model: nn.Module) -> torch.Tensor:
+    def rate(self, model: nn.Module, kept_bits: int | None) -> torch.Tensor:
         """Return the rate, with gradients of the parameters."""
         store = _store(model)
         variables = store.variables()
         kernels = kernels_for(next(iter(variables.values())))
-        return rate(kernels, store.compression.plan, variables, torch.Tensor.detach)
+        total = rate(kernels, store.compression.plan, variables, torch.Tensor.detach)
+        if kept_bits is None:
+            return total
+        own = {id(x) for x in store.parameters().values()}
+        kept = [whole(x).to(total.device) for x, _ in in_state(store.root) if id(x) not in own]
+        return total + kept_rate(kernels, kept, kept_bits, torch.Tensor.detach)
 
     def kept(self, model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
         """Return the tensors of ``state_dict`` besides variables, by first name; they alias the model's."""
