@@ -26,8 +26,8 @@ class BlockKernels(Kernels):
 
     block_elements = 1 << 20
     """The minimum number of virtual weights of a matmul pool per block of gradients."""
-    smooth_elements = 1 << 23
-    """The same for smooth gradients, which have smaller temporaries: sums over blocks take longer than memory."""
+    smooth_elements = block_elements
+    """The same for smooth gradients."""
     most_blocks = 16
     """The maximum number of these blocks, which keeps programs small."""
 

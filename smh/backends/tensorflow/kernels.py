@@ -25,6 +25,8 @@ class TensorflowKernels(BlockKernels):
 
     tile_elements = 1 << 20
     """The minimum number of virtual weights of a hash pool computed at a time."""
+    smooth_elements = 1 << 23
+    """More than other frameworks: TensorFlow uses memory again, and sums over blocks take longer."""
 
     def __init__(self, smooth: bool = False) -> None:
         super().__init__(xp, smooth)
