@@ -72,8 +72,8 @@ _PART = """## {model} on {data}
 *Variables* are all stored numbers. Of a pruned network they are the weights that are not 0, without their places.
 
 The best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ± standard deviation
-over seeds, and the bytes. The best one is selected by accuracy on validation images, and so are the methods of the
-sentences below the table. Bold: the highest test accuracy.
+over seeds, and the bytes. The best one is selected by accuracy on validation images, among those with most seeds. The
+sentences below the table compare methods in the same way. Bold: the highest test accuracy.
 
 {best}
 {answer}

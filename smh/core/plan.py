@@ -122,8 +122,8 @@ class Plan:
         ratio : float or Fraction
             Upper bound on pool variables per generated weight. A float is read as the decimal that it prints as.
         size : int or str
-            Instead of ``ratio``: what the arrays of the file may take, in bytes or as ``"500 kB"``. The largest ratio
-            that fits is taken.
+            Instead of ``ratio``: what the arrays of the file may take, in bytes or as ``"500 kB"``, without its header.
+            The largest ratio that fits is taken.
         bits : int
             Bits of the integers that generate weights, 2 to 16, for pools that do not say.
         exponents : str

@@ -92,8 +92,8 @@ class ModelApi(Generic[Model, Compressed]):
         ratio : float or Fraction
             Upper bound on pool variables per generated weight.
         size : int or str
-            Instead of ``ratio``: the largest size of all tensors, kept ones included, in a file of :func:`save`, in
-            bytes or as ``"500 kB"``.
+            Instead of ``ratio``: the largest size of all arrays, kept ones included, in a file of :func:`save`, in
+            bytes or as ``"500 kB"``. The header of the file, with the plan, comes on top.
         plan : Plan, optional
             A plan for this model, instead of ``ratio``, ``size`` and all options of plans.
         residency : str
@@ -312,8 +312,8 @@ class ModelApi(Generic[Model, Compressed]):
         >>> import smh
         >>> print(smh.report(smh.compress(torch.nn.Linear(40, 30), ratio=0.1)))  # doctest: +NORMALIZE_WHITESPACE
         1,200 weights (1 tensor) are generated from 71 variables (pool ratio 0.05833, asked 0.1); 30 numbers (1 tensor)
-        are kept. 101 numbers are trained instead of 1,230. A file takes 194 bytes instead of 4,920 (3.9%); residency
-        'full', gradients 'exact'.
+        are kept. 101 numbers are trained instead of 1,230. The arrays of a file take 194 bytes instead of 4,920 (3.9%);
+        residency 'full', gradients 'exact'.
         <BLANKLINE>
         layer   tensors  generated numbers  kept numbers  bytes before  bytes after
         ---------------------------------------------------------------------------

@@ -201,7 +201,7 @@ class Report:
             f"{self.num_weights:,} weights ({counted(len(generated), 'tensor')}) are generated from "
             f"{self.num_variables:,} variables (pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers "
             f"({counted(len(self.tensors) - len(generated), 'tensor')}) are kept. {trained} "
-            f"A file takes {self.bytes_after:,} bytes instead of "
+            f"The arrays of a file take {self.bytes_after:,} bytes instead of "
             f"{self.bytes_before:,} ({self.share:.1%}); residency {self.residency!r}, gradients {self.gradients!r}."
             f"{noted}"
         )

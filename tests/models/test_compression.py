@@ -228,7 +228,7 @@ def test_a_report_is_a_paragraph_and_a_table():
     assert text.startswith(f"1,792 weights (2 tensors) are generated from {plan.num_variables} variables")
     assert "asked 0.2)" in text
     assert "432 numbers (3 tensors) are kept." in text
-    assert f"A file takes {plan.file_bytes + KEPT:,} bytes instead of 7,696" in text
+    assert f"The arrays of a file take {plan.file_bytes + KEPT:,} bytes instead of 7,696" in text
     assert "asked" not in str(report_of(plan))
     Console(width=200, file=(shown := io.StringIO())).print(report)
     table = shown.getvalue()
