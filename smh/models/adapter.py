@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -154,6 +155,8 @@ def adapter_of(model: Any) -> ModelAdapter:
         If no framework that is imported has such models.
     """
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
+    if advice := _advice(model, torch):
+        raise PlanError(f"{advice}; got {type(model).__name__}")
     if keras is not None and isinstance(model, keras.Layer):  # with Keras on PyTorch it is a Module, too
         name = "tensorflow"
         check_keras(model, name)
@@ -168,6 +171,17 @@ def adapter_of(model: Any) -> ModelAdapter:
         )
     adapter: ModelAdapter = importlib.import_module(f"smh.backends.{name}.models").adapter
     return adapter
+
+
+def _advice(model: Any, torch: Any) -> str:
+    """Return what to give instead of something that is often taken for a model, or an empty string."""
+    if isinstance(model, type):
+        return f"a model is needed, not its class: make one, as in {model.__name__}()"
+    if isinstance(model, str | bytes | os.PathLike):
+        return "a model is needed, not a file: smh.load(path, model) reads a file into one"
+    if torch is not None and isinstance(model, Mapping) and any(isinstance(x, torch.Tensor) for x in model.values()):
+        return "a model is needed, not a state_dict: give the torch.nn.Module that it is of"
+    return ""
 
 
 def check_keras(model: Any, name: str) -> None:

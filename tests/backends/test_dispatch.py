@@ -167,6 +167,21 @@ def test_a_model_brings_its_device():
         smh.load("path", Model(), device="cpu")
 
 
+def test_what_is_often_taken_for_a_model_is_told():
+    torch = pytest.importorskip("torch")
+    for wrong, message in (
+        (torch.nn.Linear, r"not its class: make one, as in Linear\(\); got type"),
+        ("model.safetensors", r"not a file: smh\.load\(path, model\) reads a file into one; got str"),
+        (
+            torch.nn.Linear(3, 2).state_dict(),
+            r"not a state_dict: give the torch\.nn\.Module that it is of; got OrderedDict",
+        ),
+    ):
+        for call in (smh.digest, smh.report, lambda model: smh.compress(model, ratio=0.5)):
+            with pytest.raises(smh.PlanError, match=message):
+                call(wrong)
+
+
 @pytest.mark.parametrize("model", [3, None, {"w": np.ones((4, 4))}, Model()], ids=lambda model: type(model).__name__)
 def test_models_of_no_framework_are_refused(model, monkeypatch):
     for name in FRAMEWORKS:
