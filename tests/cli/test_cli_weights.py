@@ -81,7 +81,7 @@ def test_verify_gives_one_advice_for_a_plain_file(files):
     assert "again" not in done.stderr
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no folder without files of its users")
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs /proc, a folder in which no file can be made")
 @pytest.mark.parametrize(
     ("command", "name", "options"),
     [
