@@ -1,7 +1,7 @@
 """One knob: with ``optimizer="adam"`` or ``"sgd"`` a compressed model trains at the learning rate of the dense one.
 
 ``python -m experiments.knob run`` trains the dense and the compressed model in PyTorch, with one seed at each rate of a
-list, then with all seeds at the best rate of each; and the digits in JAX and Keras, at the best rates of PyTorch.
+list, then with all seeds at the best rate of each, and so in JAX and Keras, at the best rates of PyTorch.
 ``python -m experiments.knob report`` writes the page. There is no warm-up, no weight decay, and one parameter group.
 """
 
@@ -96,7 +96,7 @@ def run(
     about = context()
     for name in images or ["digits"]:
         _run(tuning(name), data, path, about)
-        for frameworks in (["torch"], ["jax", "keras"])[: 2 if name == "digits" else 1]:
+        for frameworks in (["torch"], ["jax", "keras"]):
             _run(repeated(name, Runs(results.read(path)), frameworks), data, path, about)
 
 
