@@ -144,7 +144,7 @@ def conditions(results: Iterable[Result]) -> str:
     """Return the machine, versions and date of results."""
     lines: dict[str, list[str]] = {}
     for run in {id(r.run): r.run for r in results}.values():
-        units = f"{', '.join(run['features'])}; {'with' if run['int8'] else 'without'} int8 units"
+        units = ", ".join(run["features"]) + ("; int8 products" if run["int8"] else "")
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if name != "python")
         where = f"{run['processor']} ({units}), threads: {run['threads']}, commit {run['commit']}, {run['date']}"
         lines.setdefault(where, []).append(f"{versions} ({run['rounds']} rounds)")
