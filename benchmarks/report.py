@@ -18,7 +18,7 @@ from benchmarks.measure import Row
 HERE = Path(__file__).parent
 NAMES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
 NETWORKS = {"resnet34": "ResNet-34", "efficientnet_b0": "EfficientNet-B0", "cnn": "CNN", "mlp": "MLP", "x": " x "}
-KERNELS_NETWORK = "resnet34"
+KERNELS_NETWORKS = "resnet34", "efficientnet_b0"  # on the page, the first one in its plot
 FLOORS = {"build": 1.0, "exact gradients": 2.5, "fast gradients": 1.0}
 
 
@@ -59,18 +59,22 @@ def write(results: Path, output: Path, texts: Path = HERE) -> None:
     """Write ``performance.md``, its plots and ``results/sizes.md`` from a folder of results."""
     recorded = read(results, tomllib.loads((texts / "targets.toml").read_text(encoding="utf-8")))
     by_network = [lambda r: r.network, lambda r: r.backend, lambda r: f"{r.row['ratio']:g}"]
-    kernels = [r for r in recorded["kernels"] if r.row["network"] == KERNELS_NETWORK]
+    ordered = sorted(
+        recorded["kernels"], key=lambda r: (list(NAMES).index(r.run["backend"]), r.backend, r.row["ratio"])
+    )
+    kernels = [r for name in KERNELS_NETWORKS for r in ordered if r.row["network"] == name]
     page = (HERE / "page.md").read_text(encoding="utf-8")
     page = page.replace("@@step@@", section(recorded["step"], ["network", "backend", "ratio"], by_network))
     page = page.replace("@@inference@@", section(recorded["inference"], ["network"], by_network[:1]))
     page = page.replace("@@loading@@", section(recorded["loading"], ["network", "ratio"], by_network[::2]))
-    page = page.replace("@@kernels@@", section(kernels, ["backend", "ratio"], by_network[1:]))
+    page = page.replace("@@kernels@@", section(kernels, ["network", "backend", "ratio"], by_network))
     (output / "assets").mkdir(parents=True, exist_ok=True)
     (output / "performance.md").write_text(page, encoding="utf-8")
     (output / "results").mkdir(exist_ok=True)
     page = (HERE / "sizes.md").read_text(encoding="utf-8").replace("@@sizes@@", sizes(recorded["sizes"]))
     (output / "results" / "sizes.md").write_text(page, encoding="utf-8")
-    plot_kernels(kernels, output / "assets" / "performance-kernels.svg")
+    drawn = [r for r in kernels if r.row["network"] == KERNELS_NETWORKS[0]]
+    plot_kernels(drawn, output / "assets" / "performance-kernels.svg")
     plot_step(recorded["step"], output / "assets" / "performance-step.svg")
 
 
@@ -135,7 +139,9 @@ def misses(results: Iterable[Result]) -> list[str]:
         for what, missed in kinds.items():
             most, least = max(r.missed for r in missed), min(r.missed for r in missed)
             by = f"{most:.0f} %" if f"{most:.0f}" == f"{least:.0f}" else f"{least:.0f} to {most:.0f} %"
-            parts.append(f"{what}: {', '.join(dict.fromkeys(r.backend for r in missed))}, missed by {by}")
+            who = ", ".join(dict.fromkeys(r.backend for r in missed))
+            networks = " and ".join(dict.fromkeys(r.network for r in missed))
+            parts.append(f"{what}: {who} on {networks}, missed by {by}")
         lines.append(f"- {'; '.join(parts)}. {note}")
     return ["\n".join(lines)] if lines else []
 

@@ -196,8 +196,8 @@ def test_the_page_tells_what_is_missed_and_why(tmp_path):
         "| JAX (fast) | **1.50** ± 0.20 (1.25) | 3.00 ± 0.20 |",
         "| TensorFlow (fast) | **2.00** ± 0.20 (1.25) | – |",
     ]
-    assert "- build: PyTorch (fast), TensorFlow (fast), missed by 10 to 60 %. Not explained yet." in table
-    assert "- build: JAX (fast), missed by 20 %. Copies." in table
+    assert "- build: PyTorch (fast), TensorFlow (fast) on ResNet-34, missed by 10 to 60 %. Not explained yet." in table
+    assert "- build: JAX (fast) on ResNet-34, missed by 20 %. Copies." in table
     assert all(text in table[-1] for text in (measure.processor(), "3 rounds", measure.commit()))
 
 
