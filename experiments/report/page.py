@@ -28,7 +28,6 @@ of test accuracy.
 """
 _RATES = """Accuracy on validation images by learning rate, one seed. The selected rate is bold, and marked † if it is
 the lowest or highest of the list.
-
 """
 
 
