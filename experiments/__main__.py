@@ -12,6 +12,15 @@ from experiments.errors import run_app
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 HERE = Path(__file__).parent
 _CONFIG = Annotated[Path, typer.Option(help="The configuration, a TOML file.")]
+_IMPORT = Annotated[
+    Path | None,
+    typer.Option(
+        "--import",
+        exists=True,
+        dir_okay=False,
+        help="A Python file to execute first, which adds networks, methods or data sets.",
+    ),
+]
 
 
 @app.command()
@@ -27,16 +36,19 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="The device to train on; results are reproducible on cpu only.")] = "cpu",
     list_: Annotated[bool, typer.Option("--list", help="Only list the cells and their states.")] = False,
+    import_: _IMPORT = None,
 ) -> None:
     """Run every cell without a result. You can interrupt the command; the next call continues."""
     console = Console()
+    if import_ is not None:
+        runner.execute(import_)
     read = cells.read(config, data)
     path = results_ or HERE / "results" / f"{config.stem}.jsonl"
     selected = runner.choose(read, only)
     if list_:
         _list(console, selected, read, path)
         return
-    failed = runner.Runner(read, path, console, device).run(selected, jobs)
+    failed = runner.Runner(read, path, console, device, import_).run(selected, jobs)
     if failed:
         raise typer.Exit(1)
 
@@ -53,10 +65,13 @@ def report(
     data: Annotated[
         Path | None, typer.Option(help="The folder of the data, if it is not in its default place.")
     ] = None,
+    import_: _IMPORT = None,
 ) -> None:
     """Write the page of tables and plots from results."""
     from experiments import report as pages
 
+    if import_ is not None:
+        runner.execute(import_)
     paths = files or [HERE / "results" / f"{config.stem}.jsonl"]
     lines = results.Results(line for path in paths for line in results.read(path))
     pages.write(cells.read(config, data), lines, output)

@@ -62,22 +62,24 @@ class Question:
 
 @dataclass(frozen=True)
 class Page:
-    """The file name and the title of the page of a configuration."""
+    """The page of a configuration: file name, title, and whether it compares the claims of the paper."""
 
-    name: str = "accuracy.md"
+    name: str
     title: str = "Accuracy"
+    claims: bool = False
 
 
 @dataclass(frozen=True)
 class Config:
-    """The content of a TOML file."""
+    """The content of a TOML file. ``tables`` are the groups of its tables; other groups are questions."""
 
     name: str
     cells: tuple[Cell, ...]
     questions: tuple[Question, ...]
     rates: Mapping[str, tuple[float, ...]]
     folder: Path | None
-    page: Page = Page()
+    page: Page
+    tables: tuple[str, ...]
 
     def tuning_of(self, settings: Settings) -> list[Settings]:
         """Return the tuning runs of settings."""
@@ -97,14 +99,14 @@ def read(path: Path, folder: Path | None = None) -> Config:
     Raises
     ------
     ExperimentError
-        If the file is missing, not TOML, or has unknown keys or values.
+        If the file is missing, not TOML, or has unknown keys or values, or two cells with one name.
     """
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ExperimentError(f"{path} cannot be read as a configuration: {error}") from error
     _check_keys(path.name, content, ("page", "run", "tuning", "table", "question"))
-    _check_keys(f"{path.name}, [page]", content.get("page", {}), ("name", "title"))
+    _check_keys(f"{path.name}, [page]", content.get("page", {}), ("name", "title", "claims"))
     tuning = content.get("tuning", {})
     _check_keys(f"{path.name}, [tuning]", tuning, ("seed", "ratios", "rates"))
     maker = _Maker(
@@ -123,8 +125,26 @@ def read(path: Path, folder: Path | None = None) -> Config:
         *maker.tuning([cell for _, made in asked for cell in made]),
         *sorted((cell for _, made in asked for cell in made), key=lambda cell: cell.settings.seed),
     ]
-    unique = tuple({cell.id: cell for cell in ordered}.values())
-    return Config(path.stem, unique, questions, maker.rates, folder, Page(**content.get("page", {})))
+    tables = tuple(dict.fromkeys(cell.group for cell in cells))
+    for name in {question.name for question in questions} & set(tables):
+        raise ExperimentError(f"{path.name} has a question and a table of the name {name}: rename the question")
+    page = Page(**{"name": f"{path.stem}.md", **content.get("page", {})})
+    return Config(path.stem, _unique(path.name, ordered), questions, maker.rates, folder, page, tables)
+
+
+def _unique(where: str, cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Return each cell once, or raise an error if cells of one name have different settings."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        known = found.setdefault(cell.id, cell).settings
+        differ = [name for name in FIELDS if getattr(known, name) != getattr(cell.settings, name)]
+        if differ:
+            values = (f"{name} ({getattr(known, name)!r} and {getattr(cell.settings, name)!r})" for name in differ)
+            raise ExperimentError(
+                f"{where} has two cells {cell.id} that differ in {', '.join(values)}: move one table to a "
+                "configuration of its own, or give the variants of a question different labels"
+            )
+    return tuple(found.values())
 
 
 @functools.cache
@@ -164,7 +184,7 @@ class _Maker:
     folder: Path | None
 
     def table(self, table: dict[str, Any]) -> Iterator[Cell]:
-        """Iterate over the cells of a table of methods by ratios and by weights of the rate."""
+        """Iterate over the cells of a table of methods by ratios and by weights of the size penalty."""
         special = ("methods", "ratios", "rates", "seeds", "only")
         _check_keys("a table", table, (*special, *FIELDS))
         fixed = {key: value for key, value in table.items() if key not in special}
@@ -175,7 +195,7 @@ class _Maker:
                 ratios = [None] if method in WHOLE else only.get(method, table["ratios"])
                 for ratio, rate in itertools.product(ratios, table.get("rates", [0.0])):
                     settings = self.settings({**fixed, "method": method, "ratio": ratio, "rate": rate, "seed": seed})
-                    yield self.cell(settings.model, method, settings)
+                    yield self.of_table(settings)
 
     def question(self, question: dict[str, Any]) -> list[Cell]:
         """Return the cells of a question."""
@@ -196,7 +216,8 @@ class _Maker:
                     tuned_as = self.settings(
                         {"method": settings.method, **fixed, "ratio": settings.ratio, "seed": seed}
                     )
-                cells.append(self.cell(question["name"], variant["label"], settings, tuned_as))
+                name = "/".join((question["name"], variant["label"], *_share(settings)))
+                cells.append(self.cell(name, question["name"], variant["label"], settings, tuned_as))
         return cells
 
     def settings(self, fields: dict[str, Any]) -> Settings:
@@ -206,18 +227,22 @@ class _Maker:
             merged["ratio"] = None
         return from_dict(merged, "the configuration")
 
-    def cell(self, group: str, label: str, settings: Settings, tuned_as: Settings | None = None) -> Cell:
+    def of_table(self, settings: Settings) -> Cell:
+        """Return a cell of a table. Its label is the method, and what a table may vary."""
+        varied = {what: getattr(settings, what) for what in ("bits", "rate", "teacher")}
+        special = [f"{what}={x:g}" for what, x in varied.items() if x != getattr(Settings, what)]
+        name = "/".join((settings.model, settings.method, *_share(settings), *special))
+        return self.cell(name, settings.model, ", ".join((settings.method, *special)), settings)
+
+    def cell(self, name: str, group: str, label: str, settings: Settings, tuned_as: Settings | None = None) -> Cell:
         """Return a cell, tuned by its own settings unless ``tuned_as`` is given."""
-        share = "" if settings.ratio is None else f"/{settings.ratio:g}"
-        if group == settings.model:  # a table, whose labels are methods
-            varied = {what: getattr(settings, what) for what in ("bits", "rate", "teacher")}
-            share += "".join(f"/{what}={x:g}" for what, x in varied.items() if x != getattr(Settings, what))
-        name = f"{group}/{label}{share}/seed={settings.seed}"
+        name = f"{name}/seed={settings.seed}"
         if settings.lr is not None:
             return Cell(name, group, label, settings)
         if settings.optimizer not in self.rates:
             raise ExperimentError(
-                f"[tuning.rates] has no list of learning rates for {settings.optimizer}; got {sorted(self.rates)}"
+                f"there is no learning rate for {settings.optimizer}: add [tuning.rates] with "
+                f"{settings.optimizer} = [...], or set lr in [run]"
             )
         return Cell(name, group, label, settings, self.tuned(settings if tuned_as is None else tuned_as))
 
@@ -253,6 +278,11 @@ def tunings(cell: Cell) -> list[Settings]:
     if (cell.settings.method == "fit" or cell.settings.teacher) and cell.settings.dense_lr is None:
         needed.append(cell.settings.dense.replace(lr=None, seed=cell.tuned_as.seed))
     return needed
+
+
+def _share(settings: Settings) -> list[str]:
+    """Return the ratio as a part of a name; nothing if there is none."""
+    return [] if settings.ratio is None else [f"{settings.ratio:g}"]
 
 
 def _check_keys(where: str, table: Mapping[str, Any], allowed: Iterable[str]) -> None:

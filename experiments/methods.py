@@ -7,8 +7,8 @@ dense           the plain network
 matmul          Structured Multi-Hashing, one matrix product
 kronecker       Structured Multi-Hashing, a sum of Kronecker products
 hash1           HashedNets: every weight is a signed entry of one table for all layers
-hash2           sums of two such entries
-hash10          sums of ten such entries
+hash2           HashedNets with sums of two entries
+hash10          HashedNets with sums of ten entries
 sum             the sum of matmul and hash1, with half of the variables each
 kronecker_hash  the sum of kronecker and hash1
 product         the product of matmul and hash1: every weight is a sum of products of three variables
@@ -26,18 +26,20 @@ fold            one table of integers for all weights, each used equally often (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import dataclasses
+import functools
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import nn
 
-from experiments import models, sizes
-from experiments.errors import CannotReachError, ExperimentError
+from experiments import sizes
+from experiments.errors import ExperimentError
 from experiments.integers import OnTable, RoundedTensors
 from experiments.lowrank import factorise_
+from experiments.method import Made, Method, Network, Stored
 from experiments.models import Shape
 from experiments.pruning import Pruner
 from experiments.settings import Settings
@@ -46,58 +48,12 @@ from smh.backends.torch.narrow import KERNELS
 from smh.core.generate import put_on_grids
 from smh.core.pools import Hash, Kronecker, Matmul, Pool, Product, Sum
 
-POOLS: dict[str, Pool] = {
-    "matmul": Matmul(),
-    "kronecker": Kronecker(),
-    "hash1": Hash(hashes=1),
-    "hash2": Hash(hashes=2),
-    "hash10": Hash(hashes=10),
-    "sum": Sum(Matmul(), Hash(hashes=1)),
-    "kronecker_hash": Sum(Kronecker(), Hash(hashes=1)),
-    "product": Product(Matmul(), Hash(hashes=1)),
-    "fit": Matmul(),
-    "random": Matmul(),
-}
-METHODS = ("dense", *POOLS, "width", "lowrank", "pruned", "integers", "fold")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The number of stored variables of a model, by kind."""
-
-    pool: int = 0
-    scales: int = 0
-    weights: int = 0
-    kept: int = 0
-
-    @property
-    def total(self) -> int:
-        """The total number."""
-        return self.pool + self.scales + self.weights + self.kept
-
-
-@dataclass(frozen=True)
-class Made:
-    """A model to train.
-
-    ``pruner`` acts after each step. ``integers`` returns the integers of the trained model, with ``bits`` bits, and
-    ``rate`` the estimate of their bits; a model without them has float32 weights.
-    """
-
-    model: nn.Module
-    stored: Stored
-    about: dict[str, Any] = field(default_factory=dict)
-    pruner: Pruner | None = None
-    integers: Callable[[], list[torch.Tensor]] | None = None
-    rate: Callable[[], torch.Tensor] | None = None
-
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a method within a budget. ``choice`` is a pool ratio, a width, ranks or a number of weights."""
+    """The number of stored variables of the dense model, and the size of a method within its budget."""
 
     dense: int
-    kept: int
     choice: Any
 
 
@@ -111,42 +67,18 @@ def size(settings: Settings, shape: Shape, classes: int) -> Size:
     ExperimentError
         For an unknown method or model.
     """
+    return _size(settings, Network(settings.model, shape, classes))
+
+
+def _size(settings: Settings, network: Network) -> Size:
     if settings.method not in METHODS:
         raise ExperimentError(f"method must be one of {', '.join(METHODS)}; got {settings.method!r}")
-    whole = sizes.skeleton(settings.model, shape, classes)
-    dense = sizes.count(whole)
-    shapes = sizes.matrices(whole)
-    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
-    kept = dense - sum(weights.values())
     if settings.ratio is None:
-        return Size(dense, kept, None)
-    if settings.method == "fold":
-        room = sizes.budget(settings.ratio, dense) - kept - len(weights)
-        if room < 1:
-            raise CannotReachError(kept + len(weights) + 1, sizes.budget(settings.ratio, dense))
-        return Size(dense, kept, room)
-    allowed = sizes.budget(settings.ratio, dense)
-    if settings.method in POOLS:
-        names = included(settings.include, whole)
-        generated = sum(weights[name] for name in names)
-        scales = len(names) if settings.learn_scale else 0
-        ratio = sizes.pool_ratio(POOLS[settings.method], generated, dense - generated + scales, allowed)
-        return Size(dense, dense - generated, ratio)
-    if settings.method == "width":
-        return Size(dense, kept, sizes.widest(settings.model, shape, classes, allowed))
-    if settings.method == "lowrank":
-        return Size(dense, kept, sizes.ranks(shapes, kept, allowed))
-    if allowed - kept < 1:
-        raise CannotReachError(kept + 1, allowed)
-    return Size(dense, kept, allowed - kept)
-
-
-def included(what: str, model: nn.Module) -> list[str]:
-    """Return the names of the layers with generated weights."""
-    layers = sizes.layers(model)
-    if what == "convolutions":
-        return [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
-    return list(layers)[1:-1] if what == "inner" else list(layers)
+        return Size(network.dense, None)
+    choose = METHODS[settings.method].size
+    if choose is None:
+        raise ExperimentError(f"method {settings.method} has no size: give it one, or add it to settings.WHOLE")
+    return Size(network.dense, choose(settings, network, sizes.budget(settings.ratio, network.dense)))
 
 
 def make(settings: Settings, shape: Shape, classes: int, dense: nn.Module | None = None) -> Made:
@@ -162,45 +94,111 @@ def make(settings: Settings, shape: Shape, classes: int, dense: nn.Module | None
         The number of classes.
     dense : torch.nn.Module, optional
         The trained model, for method ``fit``.
+
+    Raises
+    ------
+    ExperimentError
+        If a weight to store is not a parameter of the model, so that it could not be rounded.
     """
-    sized = size(settings, shape, classes)
-    if settings.method == "width":
-        model = models.build(settings.model, shape, classes, sized.choice)
-        weights = sum(layer.weight.numel() for layer in sizes.layers(model).values())
-        return Made(model, Stored(weights=weights, kept=sizes.count(model) - weights), {"width": sized.choice})
-    model = models.build(settings.model, shape, classes) if dense is None else dense
-    if settings.method == "dense":
-        return Made(model, Stored(weights=sized.dense - sized.kept, kept=sized.kept))
-    if settings.method == "lowrank":
-        shapes = sizes.matrices(model)
-        factorise_(model, sized.choice)
-        weights = sizes.factorised(shapes, sized.choice)
-        return Made(model, Stored(weights=weights, kept=sized.kept), {"ranks": sized.choice})
-    if settings.method == "pruned":
-        pruner = Pruner([layer.weight for layer in sizes.layers(model).values()], sized.choice)
-        return Made(model, Stored(weights=sized.choice, kept=sized.kept), pruner=pruner)
-    if settings.method == "integers":
-        tensors = RoundedTensors(list(sizes.layers(model).values()), ("weight",), settings.bits)
-        stored = Stored(weights=sized.dense - sized.kept, scales=len(sizes.layers(model)), kept=sized.kept)
-        return Made(model, stored, integers=tensors.integers, rate=tensors.rate)
-    if settings.method == "fold":
-        layers = list(sizes.layers(model).values())
-        on_table = OnTable(model, layers, sized.choice, settings.bits, settings.seed)
-        stored = Stored(pool=sized.choice, scales=len(layers), kept=sized.kept)
-        return Made(on_table, stored, integers=on_table.integers, rate=on_table.rate)
-    return _compressed(model, settings, sized.choice, sized.kept, dense is not None)
+    network = Network(settings.model, shape, classes, dense)
+    made = METHODS[settings.method].make(settings, network, _size(settings, network).choice)
+    return made if made.integers is not None else dataclasses.replace(made, weights=_rounded(made, settings.method))
 
 
-def _compressed(model: nn.Module, settings: Settings, ratio: Fraction, kept: int, fit: bool) -> Made:
+def _rounded(made: Made, method: str) -> list[nn.Parameter]:
+    """Return the weights to round after training: those that a method names, or those of all layers."""
+    if made.weights is None:
+        weights = [getattr(layer, "weight", None) for layer in sizes.layers(made.model).values()]
+    else:
+        weights = list(made.weights)
+    own = {id(x) for x in made.model.parameters()}
+    if not all(id(x) in own for x in weights):
+        raise ExperimentError(
+            f"method {method} stores a weight that is not a parameter of its model, so it cannot be rounded: name the "
+            "trained parameters in Made.weights"
+        )
+    total, expected = sum(x.numel() for x in weights), made.stored.pool + made.stored.weights
+    if total < expected:
+        raise ExperimentError(
+            f"method {method} stores {expected:,} weights, but only {total:,} are to be rounded: name all of them in "
+            "Made.weights"
+        )
+    return weights
+
+
+def included(what: str, model: nn.Module) -> list[str]:
+    """Return the names of the layers with generated weights."""
+    layers = sizes.layers(model)
+    if what == "convolutions":
+        return [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
+    return list(layers)[1:-1] if what == "inner" else list(layers)
+
+
+def _dense(settings: Settings, network: Network, _: None) -> Made:
+    return Made(network.build(), Stored(weights=network.dense - network.kept, kept=network.kept))
+
+
+def _width(settings: Settings, network: Network, width: float) -> Made:
+    model = network.build(width)
+    weights = sum(layer.weight.numel() for layer in sizes.layers(model).values())
+    return Made(model, Stored(weights=weights, kept=sizes.count(model) - weights), {"width": width})
+
+
+def _lowrank(settings: Settings, network: Network, ranks: dict[str, int | None]) -> Made:
+    model = network.build()
+    weights = sizes.factorised(sizes.matrices(model), ranks)
+    factorise_(model, ranks)
+    return Made(model, Stored(weights=weights, kept=network.kept), {"ranks": ranks})
+
+
+def _pruned(settings: Settings, network: Network, weights: int) -> Made:
+    model = network.build()
+    pruner = Pruner([layer.weight for layer in sizes.layers(model).values()], weights)
+    return Made(model, Stored(weights=weights, kept=network.kept), hook=pruner)
+
+
+def _with_integers(settings: Settings, network: Network, _: None) -> Made:
+    model = network.build()
+    layers = list(sizes.layers(model).values())
+    stored = Stored(weights=network.dense - network.kept, scales=len(layers), kept=network.kept)
+    tensors = RoundedTensors(layers, ("weight",), settings.bits)
+    return Made(model, stored, integers=tensors.integers, rate=tensors.rate)
+
+
+def _fold(settings: Settings, network: Network, variables: int) -> Made:
+    model = network.build()
+    layers = list(sizes.layers(model).values())
+    on_table = OnTable(model, layers, variables, settings.bits, settings.seed)
+    stored = Stored(pool=variables, scales=len(layers), kept=network.kept)
+    return Made(on_table, stored, integers=on_table.integers, rate=on_table.rate)
+
+
+def pooled(pool: Pool) -> Method:
+    """Return the method that generates weights from a pool."""
+
+    def size(settings: Settings, network: Network, allowed: int) -> Fraction:
+        names = included(settings.include, network.skeleton)
+        generated = sum(network.weights[name] for name in names)
+        scales = len(names) if settings.learn_scale else 0
+        return sizes.pool_ratio(pool, generated, network.dense - generated + scales, allowed)
+
+    return Method(functools.partial(_compressed, pool), size)
+
+
+def _compressed(base: Pool, settings: Settings, network: Network, ratio: Fraction) -> Made:
+    fit = network.trained is not None
+    model = network.build() if network.trained is None else network.trained
+    names = included(settings.include, model)
+    kept = network.dense - sum(network.weights[name] for name in names)
     options: dict[str, Any] = {
         "ratio": ratio,
-        "pool": POOLS[settings.method],
+        "pool": base,
         "seed": settings.seed,
         "optimizer": "sgd" if settings.optimizer == "sgd" else "adam",
         "bits": settings.bits,
         "scale": settings.scale,
         "learn_scale": settings.learn_scale,
-        "include": [f"{name}.weight" for name in included(settings.include, model)],
+        "include": [f"{name}.weight" for name in names],
     }
     if settings.rate:
         options["exponents"] = "fixed"
@@ -253,3 +251,24 @@ def pool_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the learnable scales of a compressed model; none for a plain model."""
     return [parameter for name, parameter in model.named_parameters() if name.endswith("_scale")]
+
+
+METHODS: dict[str, Method] = {
+    "dense": Method(_dense),
+    "matmul": pooled(Matmul()),
+    "kronecker": pooled(Kronecker()),
+    "hash1": pooled(Hash(hashes=1)),
+    "hash2": pooled(Hash(hashes=2)),
+    "hash10": pooled(Hash(hashes=10)),
+    "sum": pooled(Sum(Matmul(), Hash(hashes=1))),
+    "kronecker_hash": pooled(Sum(Kronecker(), Hash(hashes=1))),
+    "product": pooled(Product(Matmul(), Hash(hashes=1))),
+    "fit": pooled(Matmul()),
+    "random": pooled(Matmul()),
+    "width": Method(_width, lambda s, net, allowed: sizes.widest(net.name, net.shape, net.classes, allowed)),
+    "lowrank": Method(_lowrank, lambda _, net, allowed: sizes.ranks(sizes.matrices(net.skeleton), net.kept, allowed)),
+    "pruned": Method(_pruned, lambda _, net, allowed: net.room(allowed)),
+    "integers": Method(_with_integers),
+    "fold": Method(_fold, lambda _, net, allowed: net.room(allowed, scales=len(net.weights))),
+}
+"""All methods, by name."""

@@ -45,7 +45,17 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
 
 
 def widths(name: str) -> Iterator[float]:
-    """Iterate over the widths at which the number of units of a layer changes, from 1 down."""
+    """Iterate over the widths at which the number of units of a layer changes, from 1 down.
+
+    Raises
+    ------
+    ExperimentError
+        If the numbers of units of the network are not known.
+    """
+    if name not in UNITS:
+        raise ExperimentError(
+            f"method width needs the numbers of hidden units of {name}: add them as models.UNITS[{name!r}]"
+        )
     units = sorted(UNITS[name])
     edges = {(2 * k - 1) / (2 * u) for u in units for k in range(1, u + 1)}
     # just above an edge, where u * width rounds up
@@ -64,7 +74,8 @@ UNITS: dict[str, set[int]] = {
     "lenet5": {20, 50, 500},
     "tiny": {40},
 }
-"""The numbers of units of the hidden layers of each network, at width 1."""
+"""The numbers of units of the hidden layers of each network, at width 1. A missing number makes method ``width`` choose
+a narrower network than the budget allows."""
 
 
 def _mlp(shape: Shape, classes: int, units: Units) -> nn.Module:

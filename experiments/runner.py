@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import multiprocessing
 import os
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -73,9 +75,13 @@ class Runner:
         The console for progress lines.
     device : str
         The device to train on.
+    own : Path, optional
+        A Python file that every process executes first.
     """
 
-    def __init__(self, config: Config, path: Path, console: Console, device: str = "cpu") -> None:
+    def __init__(
+        self, config: Config, path: Path, console: Console, device: str = "cpu", own: Path | None = None
+    ) -> None:
         self.config = config
         self.path = path
         self.errors = path.with_suffix(".errors.jsonl")
@@ -83,6 +89,7 @@ class Runner:
         self.found = Results(results.read(path))
         self.failed: dict[str, str] = {}
         self.device = device
+        self.own = own
         self.context = context() | {"device": device}
 
     def run(self, cells: list[Cell], jobs: int) -> int:
@@ -127,7 +134,7 @@ class Runner:
         """Keep ``jobs`` processes busy. If one dies, all runs in progress start again: the pool does not say which."""
         running: dict[Future[Line], tuple[Cell, Settings]] = {}
         deaths: dict[str, int] = {}
-        pool = _processes(jobs)
+        pool = _processes(jobs, self.own)
         try:
             while True:
                 while len(running) < jobs:
@@ -145,7 +152,7 @@ class Runner:
                     died += running.values()
                     running.clear()
                     pool.shutdown(wait=False, cancel_futures=True)
-                    pool = _processes(jobs)
+                    pool = _processes(jobs, self.own)
                 for cell, settings in died:
                     deaths[settings.key] = deaths.get(settings.key, 0) + 1
                     if deaths[settings.key] > 1:
@@ -219,15 +226,29 @@ def perform(settings: Settings, folder: Path | None, device: str = "cpu", unfini
         return {"error": traceback.format_exc()}
 
 
-def _processes(jobs: int) -> ProcessPoolExecutor:
+def execute(path: Path) -> None:
+    """Execute a Python file, which adds networks, methods or data sets."""
+    name = f"experiments_own_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ExperimentError(f"--import needs a Python file; got {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def _processes(jobs: int, own: Path | None) -> ProcessPoolExecutor:
     """Return processes with one thread each, which end with this process."""
     for name in _THREADS:
         os.environ[name] = "1"
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(own,))
 
 
-def _begin() -> None:
+def _begin(own: Path | None) -> None:
     torch.set_num_threads(1)
+    if own is not None:
+        execute(own)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -14,8 +14,8 @@ DECAYS = ("variables", "weights")
 INCLUDES = ("all", "convolutions", "inner")
 SCALE_RATES = ("relative", "same")
 PRECISIONS = ("float32", "channels_last", "bfloat16")
-WHOLE = ("dense", "integers")
-"""Methods that store a number for every weight."""
+WHOLE = ["dense", "integers"]
+"""Methods without a ratio: they store a number for every weight."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Settings:
     data, model, method : str
         Names in :mod:`experiments.data`, :mod:`experiments.models` and :mod:`experiments.methods`.
     ratio : float or None
-        The maximum of all stored variables over those of the dense model; None for the dense model.
+        The maximum number of stored variables, divided by that of the dense model; None for a method of ``WHOLE``.
     lr : float or None
         The peak learning rate; None for the tuned rate.
     seed : int

@@ -37,7 +37,7 @@ def round_(weights: Sequence[nn.Parameter], bits: int) -> int:
     """Round weights in place, and return their bytes: integers and one float32 scale for each tensor."""
     largest = 2 ** (bits - 1) - 1
     total = 0
-    for x in weights:
+    for x in (weight for weight in weights if weight.numel()):
         unit = x.abs().max().clamp(min=1e-30) / largest
         q = (x / unit).round()
         x.copy_(q * unit)

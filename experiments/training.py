@@ -20,8 +20,7 @@ from experiments.cells import describe
 from experiments.data import Data, Images
 from experiments.errors import ExperimentError
 from experiments.improvements import Average
-from experiments.methods import Made
-from experiments.pruning import Pruner
+from experiments.method import Hook, Made
 from experiments.saved import Saved
 from experiments.settings import Settings
 from experiments.stored import ROUNDINGS, all_coded_bytes, round_
@@ -123,14 +122,14 @@ def _bytes(made: Made, settings: Settings, loaded: Data, device: str) -> list[di
     if made.integers is not None:
         rest = 4 * (stored.scales + stored.kept)
         return [{"bits": settings.bits, "bytes": rest + all_coded_bytes(made.integers(), settings.bits)}]
-    weights = [layer.weight for layer in sizes.layers(made.model).values()]
+    weights = made.weights or ()
     exact = [x.detach().clone() for x in weights]
     outcomes = []
     for bits in ROUNDINGS:
         with torch.no_grad():
             for x, saved in zip(weights, exact, strict=True):
                 x.copy_(saved)
-        size = 4 * stored.kept + round_(weights, bits)
+        size = 4 * (stored.scales + stored.kept) + round_(weights, bits)
         accuracies = {
             "test_accuracy": accuracy(made.model, loaded.test, device),
             "validation_accuracy": accuracy(made.model, loaded.validation, device),
@@ -198,12 +197,12 @@ class _Trainings:
 
     def train(self, made: Made, steps: int, s: Settings, teacher: nn.Module | None = None) -> list[float]:
         """Train a model, and return the loss of every step. A loss or weight that is not finite ends the training."""
-        model, pruner = made.model.train(), made.pruner
+        model, hook = made.model.train(), made.hook
         average = Average(model, steps, s.average)
         optimizer = _optimizer(model, s)
         peaks = [group["lr"] for group in optimizer.param_groups]
         penalised = list(sizes.layers(model).values()) if s.decay == "weights" and s.weight_decay else []
-        losses = self._restored(model, optimizer, pruner, average)
+        losses = self._restored(model, optimizer, hook, average)
         for step in range(len(losses), steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(step, steps, s.warmup)
@@ -222,21 +221,21 @@ class _Trainings:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if pruner is not None:
-                pruner.after_step(step + 1, steps)
+            if hook is not None:
+                hook.after_step(step + 1, steps)
             average.after_step(step + 1)
             self._epochs.show(losses, steps)
             if (self._done + step + 1) % self.per_epoch == 0 or step + 1 == steps:
-                self._keep(model, optimizer, pruner, average, losses)
+                self._keep(model, optimizer, hook, average, losses)
         average.finish()
-        if pruner is not None and s.average:
-            pruner.after_step(steps, steps)  # a mean of a weight that was pruned while averaging is not 0
+        if hook is not None and s.average:
+            hook.after_step(steps, steps)  # a mean of a weight that was pruned while averaging is not 0
         self._done += steps
         self._number += 1
         return losses
 
     def _restored(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner | None, average: Average
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, hook: Hook | None, average: Average
     ) -> list[float]:
         """Put model, optimiser and batches into their saved state, if there is one, and return the losses so far."""
         state = self.saved.get(self._number)
@@ -244,8 +243,8 @@ class _Trainings:
             return []
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        if pruner is not None:
-            pruner.restore(state["pruner"])
+        if hook is not None:
+            hook.restore(state["hook"])
         average.restore(state["average"])
         self._generator.set_state(state["generator"])
         return list(state["losses"])
@@ -254,7 +253,7 @@ class _Trainings:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        pruner: Pruner | None,
+        hook: Hook | None,
         average: Average,
         losses: list[float],
     ) -> None:
@@ -264,7 +263,7 @@ class _Trainings:
         """
         state = {"model": copy.deepcopy(model.state_dict()), "optimizer": copy.deepcopy(optimizer.state_dict())}
         state |= {"losses": list(losses), "generator": self._generator.get_state(), "average": average.state}
-        self.saved.put(self._number, state | ({"pruner": pruner.state} if pruner else {}))
+        self.saved.put(self._number, state | ({} if hook is None else {"hook": hook.state}))
         if (self._done + len(losses)) % self.per_epoch == 0:
             self.saved.write(self.seconds)
 

@@ -10,11 +10,12 @@ from statistics import mean, stdev
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from experiments.report import names
 from experiments.report.markdown import percent, table
-from experiments.report.places import MODELS
 from experiments.results import Line
 from experiments.settings import Settings, from_dict
 
+_MARKERS = "osPDvXd*^<>hp14x8"
 _SHOWN = 16
 """Points of accuracy below the best that the plot shows."""
 BUDGETS = (0.1, 0.05, 0.02, 0.01, 0.007)
@@ -38,7 +39,7 @@ FAMILIES = {
     ("lowrank", False, False): "low rank, rounded after training",
     ("width", False, False): "width multiplier, rounded after training",
 }
-"""Methods, without and with the rate in the loss and a teacher, in the order of the tables."""
+"""Methods, without and with the rate in the loss and a teacher, in the order of the tables. Others follow them."""
 _PAGE = """# Accuracy by bytes
 
 What a model costs is the size of its file. Here every method is stored as integers with an entropy coder, so that
@@ -114,12 +115,26 @@ def points(lines: Iterable[Line]) -> list[Point]:
             groups.setdefault((settings, entry["bits"]), []).append(values)
     found = []
     for (settings, bits), values in groups.items():
-        family = FAMILIES[settings.method, settings.rate > 0.0, settings.teacher]
+        family = _family(settings)
         variables, size, accuracy, validation = map(mean, zip(*values, strict=True))
         spread = stdev(one[2] for one in values) if len(values) > 1 else None
         found.append(Point(family, settings, bits, variables, size, accuracy, validation, spread, len(values)))
-    order = list(FAMILIES.values())
+    order = list(dict.fromkeys([*FAMILIES.values(), *(point.family for point in found)]))
     return sorted(found, key=lambda point: (order.index(point.family), point.size))
+
+
+def _family(settings: Settings) -> str:
+    key = settings.method, settings.rate > 0.0, settings.teacher
+    if key in FAMILIES:
+        return FAMILIES[key]
+    added = [what for what, used in zip(("the rate", "a teacher"), key[1:], strict=True) if used]
+    title = names.title(names.METHODS, settings.method)
+    return title + (f", with {' and '.join(added)}" if added else "")
+
+
+def _families(found: Iterable[Point]) -> list[str]:
+    """Return the families of points that are in the order of the tables."""
+    return list(dict.fromkeys(point.family for point in found))
 
 
 def best(found: Iterable[Point], family: str, budget: float) -> Point | None:
@@ -142,18 +157,18 @@ def write(lines: list[Line], output: Path) -> None:
             groups.setdefault((line["settings"]["model"], line["settings"]["data"]), []).append(line)
     parts = []
     for (model, data), some in groups.items():
-        found, dense = points(some), some[0]["dense"]
+        found, dense, title = points(some), some[0]["dense"], names.title(names.NETWORKS, model)
         kilobytes, numbers = [one.size / 1000 for one in found], [one.variables for one in found]
         _plot(
             found,
             kilobytes,
             dense / 250,
-            MODELS[model],
+            title,
             "kB, entropy-coded",
             "float32 bytes",
             output / f"bytes-{model}.svg",
         )
-        _plot(found, numbers, dense, MODELS[model], "stored variables", "variables", output / f"variables-{model}.svg")
+        _plot(found, numbers, dense, title, "stored variables", "variables", output / f"variables-{model}.svg")
         parts.append(_part(model, data, some))
     processors = ", ".join(sorted({line["cpu"] for line in lines}))
     commits = ", ".join(dict.fromkeys(line["commit"] + (" with changes" * line["changed"]) for line in lines))
@@ -167,9 +182,9 @@ def _part(model: str, data: str, lines: list[Line]) -> str:
     whole = 4 * first["dense"]
     dense = [line["test_accuracy"] for line in lines if line["settings"]["method"] == "dense"]
     return _PART.format(
-        model=MODELS[model],
+        model=names.title(names.NETWORKS, model),
         name=model,
-        data={"cifar10": "CIFAR-10", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}.get(data, data),
+        data=names.title(names.DATA, data),
         **{what: first["settings"][what] for what in ("training", "epochs", "batch")},
         dense=first["dense"],
         dense_bytes=whole / 1000,
@@ -182,11 +197,7 @@ def _part(model: str, data: str, lines: list[Line]) -> str:
 
 def _best(found: list[Point], whole: int) -> str:
     """Return the table of the best points, one row for each family that has any."""
-    of = {
-        family: [best(found, family, budget * whole) for budget in BUDGETS]
-        for family in FAMILIES.values()
-        if any(point.family == family for point in found)
-    }
+    of = {family: [best(found, family, budget * whole) for budget in BUDGETS] for family in _families(found)}
     top = [
         max((row[k].accuracy for row in of.values() if row[k] is not None), default=0.0) for k in range(len(BUDGETS))
     ]
@@ -206,7 +217,7 @@ def _answers(found: list[Point], whole: int) -> Iterable[str]:
     for budget in BUDGETS:
         ours: list[Point] = []
         others: list[Point] = []
-        for family in FAMILIES.values():
+        for family in _families(found):
             point = best(found, family, budget * whole)
             if point is not None:
                 (ours if family.startswith("smh") else others).append(point)
@@ -247,7 +258,7 @@ def _plot(
     """
     drawing = Figure(figsize=(8, 5), layout="constrained")
     axes = drawing.subplots()
-    for number, family in enumerate(FAMILIES.values()):
+    for number, family in enumerate(dict.fromkeys([*FAMILIES.values(), *_families(found)])):
         front: list[tuple[float, Point]] = []
         of = [(place, point) for place, point in zip(places, found, strict=True) if point.family == family]
         for place, point in sorted(of, key=lambda one: (one[0], -one[1].validation)):
@@ -256,9 +267,16 @@ def _plot(
         if front:
             x, y = [place for place, _ in front], [point.accuracy for _, point in front]
             spread = [point.spread or 0.0 for _, point in front]
-            style = {"marker": "osPDvXd*^<>hp14x8"[number], "linestyle": "-" if family.startswith("smh") else "--"}
+            style = {"marker": _MARKERS[number % len(_MARKERS)], "linestyle": "-" if family.startswith("smh") else "--"}
             axes.errorbar(
-                x, y, yerr=spread, color=mpl.colormaps["tab20"](number), markersize=5, capsize=2, label=family, **style
+                x,
+                y,
+                yerr=spread,
+                color=mpl.colormaps["tab20"](number % 20),
+                markersize=5,
+                capsize=2,
+                label=family,
+                **style,
             )
     axes.set_xscale("log")
     axes.set(title=title, xlabel=label, ylabel="test accuracy, %")

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from experiments.mnist_rate import Cell
+from experiments.report import names
 from experiments.report.markdown import percent, table
 from experiments.results import Line
 from experiments.stored import coded_bytes
 
-_MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5"}
+_MODELS = {name: names.NETWORKS[name].title for name in ("lenet300", "lenet5")}
 _PUBLISHED = {"lenet300": ("8.56", "1.9"), "lenet5": ("2.84", "1.0")}
 _HEAD = ("network", "method", "pool ratio", "weight of the rate", "bits", "kB", "test error, %", "seeds")
 _PAGE = """# Small files

@@ -10,33 +10,6 @@ from experiments.cells import Cell, Config
 from experiments.results import Line, Results, Waiting
 from experiments.settings import Settings
 
-NAMES = {
-    "dense": "dense",
-    "matmul": "smh, matrix product",
-    "kronecker": "smh, Kronecker products",
-    "hash1": "smh, 1 hash",
-    "hash2": "smh, 2 hashes",
-    "hash10": "smh, 10 hashes",
-    "sum": "smh, matrix product + 1 hash",
-    "kronecker_hash": "smh, Kronecker products + 1 hash",
-    "product": "smh, matrix product x 1 hash",
-    "width": "width multiplier",
-    "lowrank": "low rank",
-    "pruned": "pruning",
-    "random": "random pool",
-    "fit": "smh, fitted to a trained model",
-    "integers": "an integer for each weight",
-    "fold": "one table, used evenly",
-}
-MODELS = {
-    "mlp": "MLP",
-    "cnn": "CNN",
-    "convnet": "network of convolutions",
-    "resnet32": "ResNet-32",
-    "resnet20": "ResNet-20",
-    "tiny": "tiny network",
-}
-
 
 @dataclass
 class Place:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from experiments.cells import Question
+from experiments.report import names
 from experiments.report.markdown import percent, table
-from experiments.report.places import MODELS, NAMES, Key, Place, Tuning, labels, ratios
+from experiments.report.places import Key, Place, Tuning, labels, ratios
 from experiments.results import Line
 
 Rows = dict[Key, Place]
@@ -34,10 +35,10 @@ def _by_ratio(rows: Rows, text: Callable[[Place], str], of_dense: str = "") -> s
     for label in labels(rows.values()):
         if (label, None) in rows:
             if of_dense:
-                lines.append([NAMES.get(label, label), text(rows[label, None]), *[""] * (len(columns) - 1)])
+                lines.append([names.title(names.METHODS, label), text(rows[label, None]), *[""] * (len(columns) - 1)])
             continue
         entries = [rows.get((label, ratio)) for ratio in columns]
-        lines.append([NAMES.get(label, label), *("" if place is None else text(place) for place in entries)])
+        lines.append([names.title(names.METHODS, label), *("" if place is None else text(place) for place in entries)])
     return table(["method", *map(percent, columns)], lines)
 
 
@@ -81,7 +82,8 @@ def rates(tuned: list[Tuning]) -> str:
             base = tuning.base
             share = "" if base.ratio is None else percent(base.ratio)
             cells = [_accuracy(tuning, rate) for rate in columns]
-            lines.append([MODELS[base.model], NAMES[base.method], share, _special(tuning), *cells])
+            titles = names.title(names.NETWORKS, base.model), names.title(names.METHODS, base.method)
+            lines.append([*titles, share, _special(tuning), *cells])
         head = ["network", "method", "ratio", "", *(f"{rate:g}" for rate in columns)]
         kept = [i for i in range(len(head)) if i != 3 or any(line[3] for line in lines)]
         body = table([head[i] for i in kept], ([line[i] for i in kept] for line in lines))

@@ -1,11 +1,13 @@
 """Methods keep their budgets, are counted right, and train; equal settings give equal results."""
 
+import dataclasses
 import itertools
 import json
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from experiments import methods, models, sizes, training
 from experiments.errors import CannotReachError, ExperimentError
@@ -47,7 +49,7 @@ def test_stored_variables_are_counted_and_within_budget(model, ratio, method):
     assert methods.size(asked, SHAPE, 10).dense == dense
     if method == "pruned":
         for step in range(1, 11):
-            made.pruner.after_step(step, 10)
+            made.hook.after_step(step, 10)
         weights = [layer.weight for layer in made.model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         assert made.stored.total == dense - zeros
@@ -252,6 +254,57 @@ def test_augmented_images_are_shifted_and_mirrored():
         mirrored += not as_it_is
         assert as_it_is or any(torch.equal(image, window.flip(1)) for window in windows)
     assert 10 < mirrored < 40
+
+
+def halved(model):
+    """Return a dense method that makes the weight of a layer half of another parameter."""
+
+    class Half(nn.Module):
+        def forward(self, x):
+            return x / 2
+
+        def right_inverse(self, x):
+            return 2 * x
+
+    layer = list(sizes.layers(model).values())[0]
+    parametrize.register_parametrization(layer, "weight", Half())
+    return [layer.parametrizations.weight.original, list(sizes.layers(model).values())[1].weight]
+
+
+def test_weights_that_cannot_be_rounded_are_an_error_before_training(monkeypatch):
+    asked = TINY.replace(method="dense", ratio=None)
+    dense = methods.METHODS["dense"].make
+
+    def own(name):
+        def make(settings, network, choice):
+            made = dense(settings, network, choice)
+            weights = halved(made.model)
+            return dataclasses.replace(made, weights={"all": weights, "one": weights[:1]}.get(name))
+
+        return methods.Method(make)
+
+    monkeypatch.setattr(training._Trainings, "train", lambda *_: pytest.fail("training began"))
+    for name, message in ((None, "not a parameter of its model"), ("one", "stores 2,960 weights, but only 2,560")):
+        monkeypatch.setitem(methods.METHODS, "dense", own(name))
+        with pytest.raises(ExperimentError, match=message):
+            training.run(asked)
+    monkeypatch.undo()
+    monkeypatch.setitem(methods.METHODS, "dense", own("all"))
+    entries = training.run(asked.replace(epochs=3))["bytes"]
+    assert [entry["bits"] for entry in entries] == [8, 6, 5, 4]
+    assert all(4 * 50 + 2960 * 0.2 < entry["bytes"] < 4 * 52 + 2960 for entry in entries)
+
+
+def test_width_needs_the_numbers_of_units(monkeypatch):
+    monkeypatch.delitem(models.UNITS, "tiny")
+    with pytest.raises(ExperimentError, match=r"add them as models.UNITS\['tiny'\]"):
+        methods.size(TINY.replace(method="width"), (1, 8, 8), 10)
+
+
+def test_a_method_with_a_ratio_needs_a_size(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "own", methods.METHODS["dense"])
+    with pytest.raises(ExperimentError, match="method own has no size"):
+        methods.size(TINY.replace(method="own"), (1, 8, 8), 10)
 
 
 @pytest.mark.parametrize("method", ["dense", "matmul"])

@@ -104,6 +104,6 @@ def test_the_page_names_all_columns(tmp_path):
     read = cells.read(config)
     runner.Runner(read, tmp_path / "results.jsonl", Console(quiet=True)).run(list(read.cells), 1)
     page = (__main__.HERE.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (`.*?) \|", page.partition("## Columns of the results")[2], re.MULTILINE)
+    rows = re.findall(r"^- (`[^:]*):", page.partition("## Columns of the results")[2], re.MULTILINE)
     columns = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert columns == {name for line in results.read(tmp_path / "results.jsonl") for name in line}

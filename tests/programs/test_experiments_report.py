@@ -8,14 +8,23 @@ from statistics import mean, stdev
 import pytest
 from typer.testing import CliRunner
 
-from experiments import cells, methods, report, results
+from experiments import cells, data, methods, models, report, results
 from experiments.__main__ import app
 from experiments.errors import ExperimentError
-from experiments.report import claims, places, tables
+from experiments.report import claims, names, places
 from experiments.report.markdown import percent, signed, table
 from experiments.results import Results
 
+# Before a test, or an example of the documentation, adds to them.
+BUILT_IN = {
+    "METHODS": set(methods.METHODS),
+    "NETWORKS": set(models.BUILDERS),
+    "DATA": {*data.SOURCES, "images"},
+}
 CONFIG = """
+[page]
+name = "accuracy.md"
+claims = true
 [run]
 data = "fashion-mnist"
 [tuning]
@@ -131,7 +140,7 @@ def test_tables_are_means_and_deviations_of_the_results(made, page):
     for method in ("matmul", "kronecker", "hash10", "width", "random"):
         for column, ratio in enumerate((0.25, 0.1, 0.01)):
             values = seeds(config, method, ratio)
-            assert shown[places.NAMES[method]][column] == f"{mean(values):.2f} ± {stdev(values):.2f}"
+            assert shown[names.METHODS[method].title][column] == f"{mean(values):.2f} ± {stdev(values):.2f}"
     assert shown["low rank"][2] == "cannot"
     assert rows(text, "Stored variables")["low rank"][1:] == ["27,950", "cannot: at least 3,149"]
     assert rows(text, "Stored variables")["dense"][0] == "279,573"
@@ -215,18 +224,73 @@ def test_plots_follow_from_results_alone(made, tmp_path):
     one["test_accuracy"] = 50.0
     write(config, Results(changed), tmp_path / "c")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["accuracy-cnn.svg", "accuracy.md", "rates.svg"]
+    assert names == ["accuracy-cnn.svg", "accuracy-rates.svg", "accuracy.md"]
     a, b, c = ([(tmp_path / folder / name).read_text() for name in names] for folder in "abc")
     assert a == b
-    assert [x == y for x, y in zip(a, c, strict=True)] == [False, False, True]
+    assert [x == y for x, y in zip(a, c, strict=True)] == [False, True, False]
     assert "<dc:date>" not in a[0]
     assert a[0].count('<g id="LineCollection') == 2 * 6  # bars of all methods but the dense one, and in the legend
 
 
-def test_every_method_and_model_has_a_name():
-    assert set(places.NAMES) == set(methods.METHODS)
-    assert tables.NAMES is places.NAMES
-    assert claims.claims({}).count("not measured yet") == 7
+def test_everything_built_in_has_a_title_and_a_description():
+    for kind, used in BUILT_IN.items():
+        known = getattr(names, kind)
+        assert set(known) == used
+        assert all(name.title and name.description for name in known.values())
+    assert claims.claims({}, ()).count("not measured yet") == 7
+
+
+OWN = """
+from experiments import data, methods, models
+models.BUILDERS["own network"] = models.BUILDERS["tiny"]
+methods.METHODS["own method"] = methods.METHODS["pruned"]
+data.SOURCES["own data"] = data.SOURCES["digits"]
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_own_file_adds_a_network_a_method_and_data(tmp_path, monkeypatch, jobs):
+    for module, name in ((data, "SOURCES"), (methods, "METHODS"), (models, "BUILDERS")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    own, config, lines = tmp_path / "own.py", tmp_path / "quick.toml", tmp_path / "quick.jsonl"
+    own.write_text(OWN)
+    config.write_text(
+        '[run]\ndata = "own data"\ntraining = 100\nvalidation = 50\nepochs = 1\n[tuning.rates]\nsgd = [1e-2, 3e-2]\n'
+        '[[table]]\nmodel = "own network"\noptimizer = "sgd"\nmethods = ["dense", "own method"]\nratios = [0.5]\n'
+        "seeds = [0]\n"
+    )
+    ask = ["--config", str(config), "--import", str(own)]
+    ran = CliRunner().invoke(app, ["run", *ask, "--results", str(lines), "--jobs", jobs])
+    assert ran.exit_code == 0, ran.output
+    written = CliRunner().invoke(app, ["report", str(lines), *ask, "-o", str(tmp_path / "docs")])
+    assert written.exit_code == 0, written.output
+    text = (tmp_path / "docs" / "quick.md").read_text()
+    assert "Test accuracy by ratio on own data" in text
+    assert rows(text, "| method | description |\n") == {
+        "method": ["description"],
+        "---": ["---"],
+        "dense": ["the plain network"],
+        "own method": [""],
+    }
+    assert rows(text, "## own network").keys() == {"method", "---", "dense", "own method"}
+    assert rows(text, "| network |")["own network"][0] == ""
+    assert "What the paper claims" not in text
+    made = {path.name for path in (tmp_path / "docs").iterdir()}
+    assert made == {"quick.md", "quick-own network.svg", "quick-rates.svg"}
+
+
+def test_a_table_does_not_mix_weights_of_the_size_penalty(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(
+        '[run]\ndata = "digits"\nlr = 1e-2\n'
+        '[[table]]\nmodel = "tiny"\nmethods = ["matmul"]\nratios = [0.5]\nrates = [0.0, 1e-6]\nseeds = [0, 1]\n'
+    )
+    gathered = places.gather(cells.read(path), Results())["tiny"]
+    assert {key: place.asked for key, place in gathered.items()} == {
+        ("matmul", 0.5): 2,
+        ("matmul, rate=1e-06", 0.5): 2,
+    }
+    assert names.title(names.METHODS, "matmul, rate=1e-06") == "smh, matrix product, rate=1e-06"
 
 
 def test_markdown():
@@ -256,4 +320,4 @@ def test_the_command_line(tmp_path):
     assert "to do   tiny/dense/seed=1" in listed.output
     written = command.invoke(app, ["report", str(lines), "--config", str(config), "-o", str(tmp_path / "docs")])
     assert written.exit_code == 0
-    assert "(1 of 2 seeds)" in (tmp_path / "docs" / "accuracy.md").read_text()
+    assert "(1 of 2 seeds)" in (tmp_path / "docs" / "quick.md").read_text()

@@ -34,6 +34,24 @@ seeds = [0, 1]
 """
 
 
+TWICE = """
+[[table]]
+model = "tiny"
+epochs = 2
+methods = ["dense"]
+ratios = []
+seeds = [0]
+"""
+QUESTION = """
+[[question]]
+name = 'x'
+title = 'X?'
+model = 'tiny'
+seeds = [0]
+variant = [{ label = 'a', ratio = 0.3 }, { label = 'b', ratio = 0.3, bits = 4 }]
+"""
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     before = torch.get_num_threads()
@@ -145,7 +163,7 @@ class _Pool:
 def test_several_processes_give_what_one_gives(tmp_path, monkeypatch):
     config = configuration(tmp_path, CONFIG.replace('"matmul", ', ""))
     alone = run(config, tmp_path / "alone.jsonl")
-    monkeypatch.setattr(runner, "_processes", lambda jobs: _Pool([]))
+    monkeypatch.setattr(runner, "_processes", lambda *_: _Pool([]))
     together = runner.Runner(config, tmp_path / "together.jsonl", Console(quiet=True))
     assert together.run(list(config.cells), 3) == 0
     assert {key: without_times(line) for key, line in together.found.lines.items()} == {
@@ -156,7 +174,7 @@ def test_several_processes_give_what_one_gives(tmp_path, monkeypatch):
 def test_a_process_that_dies_stops_nothing(tmp_path, monkeypatch):
     config = configuration(tmp_path)
     dies = ["width"] * 3  # both rates at a time, and one of them again
-    monkeypatch.setattr(runner, "_processes", lambda jobs: _Pool(dies))
+    monkeypatch.setattr(runner, "_processes", lambda *_: _Pool(dies))
     made = runner.Runner(config, tmp_path / "results.jsonl", Console(quiet=True))
     assert made.run(runner.choose(config, "tiny/(dense|width/0.3)/seed=1"), 2) == 1
     assert dies == []
@@ -239,10 +257,13 @@ def test_the_nearest_ratio_that_is_tuned_and_can_be_reached(fashion):
         ("[rum]", "unknown keys: 'rum'"),
         (CONFIG + "colour = 1", "'colour'"),
         (CONFIG.replace('"width"', '"weight"'), "method must be one of"),
-        (CONFIG.replace("adamw =", "sgd ="), "no list of learning rates for adamw"),
+        (CONFIG.replace("adamw =", "sgd ="), r"add \[tuning.rates\] with adamw = \[...\], or set lr in \[run\]"),
         (CONFIG.replace("batch = 50", 'decay = "rot"'), "decay must be one of"),
         (CONFIG.replace("training = 200", "training = 20"), "do not make a batch of 50"),
         (CONFIG + "[[question]]\nname = 'x'", "a question needs seeds, title, variant"),
+        (CONFIG + TWICE, r"tiny/dense/seed=0 that differ in epochs \(1 and 2\): move one table to a configuration"),
+        (CONFIG + QUESTION.replace("'b'", "'a'"), r"x/a/0.3/seed=0 that differ in bits \(8 and 4\)"),
+        (CONFIG + QUESTION.replace("'x'", "'tiny'"), "a question and a table of the name tiny"),
     ],
 )
 def test_configurations_that_make_no_sense(tmp_path, text, message):
