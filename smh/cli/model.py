@@ -23,7 +23,7 @@ from smh.core.views import MAX_AXES
 from smh.errors import CheckpointError, PlanError, PortError, SmhError, near_names
 from smh.files import checkpoint
 from smh.files.checkpoint import Checkpoint
-from smh.files.dense import FLOATS, DenseTensors
+from smh.files.dense import FLOATS, DenseFile, DenseTensors
 from smh.files.formats import open_dense
 from smh.files.header import OtherFileError, are_sizes
 from smh.models.compression import ModelTensor
@@ -82,8 +82,8 @@ def from_json(path: Path) -> dict[str, tuple[int, ...]] | None:
 def read_plan(path: Path) -> Plan:
     """Return a plan from a file of JSON, or that of a checkpoint."""
     try:
-        text = _read_json(path)
-        return read_checkpoint(path).plan if _is_binary(text) else Plan.from_json(text)
+        text = b"" if path.is_dir() else _read_json(path)
+        return read_checkpoint(path).plan if path.is_dir() or _is_binary(text) else Plan.from_json(text)
     except (CheckpointError, PlanError) as error:
         what = f"{str(path)!r} must be a plan in JSON, as smh plan -o writes it, or a checkpoint of smh"
         raise PlanError(f"{what}: {error}") from error
@@ -115,7 +115,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         except OtherFileError as other:  # it says more, as of Keras
             raise CheckpointError(str(other)) from error
         except (SmhError, OSError):
-            raise error from None
+            kind = DenseFile.kind
+        if kind == DenseFile.kind:  # the first error says what is wrong with it
+            raise
         article = "an" if kind.startswith("a") else "a"
         what = f"it is {article} {kind}, not a checkpoint of smh: smh fit converts it"
         raise CheckpointError(f"cannot load {str(path)!r}: {what}") from error
