@@ -17,7 +17,7 @@ from rich.progress import Progress
 from smh import porting
 from smh.backends.protocol import Backend
 from smh.backends.registry import get_backend, list_backends
-from smh.cli.model import MODEL_HELP, read_checkpoint, read_mapping
+from smh.cli.model import MODEL_HELP, check_no_plan, read_checkpoint, read_mapping
 from smh.cli.output import (
     AsJson,
     BackendName,
@@ -257,6 +257,7 @@ def run_diff(
     Differences are counted in elements, in bits, and for floats in ulps, the steps from one number to the next. +0 and
     -0 differ in one bit and are 0 ulps apart. NaNs are equal if their bits are; generated NaNs are all equal.
     """
+    check_no_plan(first, second)
     pairs: dict[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], Container[str]]] = {}
     parts, stated, plan, lines, digests, training = {}, [], [], [], [], []
     checkpoints = [is_safetensors(path) and is_checkpoint(path) for path in (first, second)]

@@ -20,6 +20,7 @@ from smh.cli.model import (
     CONVENTIONS,
     MODEL_HELP,
     axes_of,
+    check_no_plan,
     convention_of,
     from_json,
     from_words,
@@ -80,6 +81,11 @@ def check_seed(seed: int) -> None:
     whole_number("seed", seed, 0, 2**32 - 1)
 
 
+def _check_size(size: str) -> None:
+    if not parse_size(size):
+        raise PlanError(f"a size is at least 1 byte; got {size!r}")
+
+
 def _check_error(error: float) -> None:
     if not error >= 0:
         raise PlanError(f"an error is a number of at least 0; got {error}")
@@ -95,7 +101,7 @@ Size = typer.Option(
     None,
     metavar="SIZE",
     help="Instead of a ratio: the most bytes of all tensors in the checkpoint, kept ones included: 5MB or '500 kB'.",
-    callback=valid(parse_size),
+    callback=valid(_check_size),
 )
 Bits = typer.Option(
     BITS,
@@ -173,6 +179,7 @@ def run_plan(
     _check_options(context)
     words = len(shapes) > 1 or ("=" in shapes[0] and not os.path.exists(shapes[0]))
     path = None if words else Path(shapes[0])
+    check_no_plan(*[path] if path else [])
     if out is not None:
         check_out(out, path, force=force, suffix=JSON)
     sizes = from_words(shapes) if path is None else from_json(path) if path.suffix.lower() == ".json" else None
@@ -211,7 +218,7 @@ def run_fit(
         None,
         "--plan",
         metavar="PLAN",
-        help="A plan that smh plan wrote, or a checkpoint, for its plan; no options go with it.",
+        help="A plan, as smh plan -o writes it, or a checkpoint with one, instead of all other options.",
     ),
     bits: int = Bits,
     exponents: str = Exponents,
@@ -244,6 +251,7 @@ def run_fit(
 
     _check_options(context)
     check_out(out, path, plan_file, force=force)
+    check_no_plan(path)
     with open_dense(path) as file:
         check_out(out, *file.files, force=force)
         convention, told = convention_of(

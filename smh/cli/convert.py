@@ -38,6 +38,8 @@ def run_materialize(
     builder = backend_named(backend)
     check_out(out, path, force=force, plain=True)
     selection = [name for given in names for name in given.split(",") if name] if names else None
+    if selection == []:
+        raise typer.BadParameter(f"give names, separated by commas; got {names[-1]!r}", param_hint="--names")
     loaded = read_checkpoint(path)
     with progress(quiet) as bars:
         task = bars.add_task(out.name, total=None)

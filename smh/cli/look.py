@@ -17,7 +17,7 @@ from rich.console import RenderableType
 
 from smh._version import __version__
 from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
-from smh.cli.model import MODEL_HELP
+from smh.cli.model import MODEL_HELP, check_no_plan
 from smh.cli.output import AsJson, Listing, Quiet, ShowAll, emit, progress
 from smh.cli.summary import entry_lines, generated_lines, plan_lines, variable_lines
 from smh.core.integers import pool_arrays
@@ -116,6 +116,7 @@ def run_inspect(
     tensors, sizes, and the digest that it states. No weights are rebuilt: smh digest and smh verify check the digest.
     For a model of plain tensors: its tensors.
     """
+    check_no_plan(path)
     result: dict[str, Any] = {"file": str(path)}
     if not is_safetensors(path) or not is_checkpoint(path):
         with open_dense(path) as file:

@@ -89,6 +89,15 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"{what}: {error}") from error
 
 
+def check_no_plan(*paths: Path) -> None:
+    """Raise for the plan of ``smh plan -o``, which is JSON like the index of a model, but holds no tensors."""
+    for path in paths:
+        if path.suffix.lower() == ".json":
+            with contextlib.suppress(PlanError):
+                Plan.from_json(_read_json(path))
+                raise SmhError(f"{str(path)!r} is a plan, which holds no tensors: smh fit --plan and smh plot take it")
+
+
 def read_mapping(path: Path) -> porting.Mapping:
     """Return a mapping from a file of JSON."""
     try:
@@ -106,6 +115,7 @@ def read_mapping(path: Path) -> porting.Mapping:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint; the error for a model of another kind says what it is."""
+    check_no_plan(path)
     try:
         return checkpoint.read(path)
     except CheckpointError as error:

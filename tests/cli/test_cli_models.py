@@ -94,11 +94,6 @@ def write_folder_of_torch(folder):
     return folder
 
 
-def write_plan(folder):
-    (folder / "plan.json").write_text(smh.Plan.build({"w": (8, 9)}, ratio=0.5).to_json())
-    return folder / "plan.json"
-
-
 WRITERS = [
     write_npz,
     write_deflated,
@@ -259,10 +254,18 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("write", [*WRITERS, write_plan])
+def test_a_plan_is_no_model(tmp_path):
+    (tmp_path / "p.json").write_text(smh.Plan.build({"w": (8, 9)}, ratio=0.5).to_json())
+    out = ["-o", tmp_path / "out", "--ratio", "0.5"]
+    for command, *options in (["inspect"], ["digest"], ["diff", tmp_path / "p.json"], ["plan", *out], ["fit", *out]):
+        result = invoke(command, tmp_path / "p.json", *options)
+        assert_fails(result, f"'{tmp_path / 'p.json'}' is a plan, which holds no tensors")
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_what_helps_with_a_model_where_a_checkpoint_is_needed(tmp_path, write):
     path = write(tmp_path)
-    words = "not a safetensors file" if write is write_plan else "not a checkpoint of smh: smh fit converts it"
+    words = "not a checkpoint of smh: smh fit converts it"
     for command, *options in (["digest"], ["verify"], ["materialize", "-o", tmp_path / "out"]):
         assert_fails(invoke(command, path, *options), str(path), words)
     if path.suffix != ".json":

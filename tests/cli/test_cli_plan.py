@@ -360,6 +360,7 @@ def test_plan_that_was_not_understood(arguments, words):
         (["--ratio", "0"], ["a number above 0"]),
         (["--ratio", "ten"], ["a number above 0", "'ten'"]),
         (["--size", "5mb"], ["'5mb'", "2 MiB"]),
+        (["--size", "0"], ["at least 1 byte"]),
         (["--pool", "matmull"], ["'matmull'", "kronecker"]),
         (["--layout", "round"], ["'round'", "cyclic"]),
         (["--scale", "wide"], ["'wide'", "fan_in"]),

@@ -311,6 +311,7 @@ def test_materialize_refuses(files, tmp_path):
     os.remove(tmp_path / "link")
     assert_fails(call("materialize", model, "-o", tmp_path / "none" / "out"), "No such folder", str(tmp_path / "none"))
     assert_fails(call("materialize", model, "-o", out, "--names", "fc1,fc3"), "no tensor 'fc3'", "did you mean")
+    assert_fails(invoke("materialize", model, "-o", out, "--names", ",,"), "give names", code=2)
     assert_fails(call("materialize", model, "-o", out, "--max-bytes", "3kB"), " bytes", "limit is 3,000")
     done = call("materialize", model, "-o", out, "--max-bytes", "many")
     assert done.returncode == 2
