@@ -13,12 +13,11 @@ import numpy as np
 import typer
 from rich.console import RenderableType
 from rich.progress import Progress
-from rich.text import Text
 
 from smh import porting
 from smh.backends.protocol import Backend
 from smh.backends.registry import get_backend, list_backends
-from smh.cli.model import MODEL_HELP
+from smh.cli.model import MODEL_HELP, check_no_plan, read_checkpoint, read_mapping
 from smh.cli.output import (
     AsJson,
     BackendName,
@@ -27,11 +26,13 @@ from smh.cli.output import (
     Listing,
     MaxBytes,
     Quiet,
+    ShowAll,
+    backend_named,
     emit,
-    first_lines,
     marked,
     progress,
 )
+from smh.cli.summary import first_lines, grouped
 from smh.core.plan import Plan
 from smh.errors import install_line
 from smh.files import checkpoint, digests
@@ -45,26 +46,28 @@ from smh.files.integers import pack, unpack
 from smh.files.limits import check_file
 from smh.tables import counted
 
-_SHOWN = 20  # tensors that differ, in text
 _NOUNS = {"variables": "variable", "kept": "kept tensor", "weights": "generated tensor", "tensors": "tensor"}
-_SHOWN_LINES = 50  # lines of one kind that diff shows
 _Watch = Callable[[list[str], list[np.ndarray]], object]  # is given names and weights, in their canonical shapes
 
 
 def run_digest(
-    path: Path = File, backend: str = BackendName, max_bytes: int | None = MaxBytes, as_json: bool = AsJson
+    path: Path = File,
+    backend: str = BackendName,
+    max_bytes: int | None = MaxBytes,
+    quiet: bool = Quiet,
+    as_json: bool = AsJson,
 ) -> None:
     """Rebuild the weights of a checkpoint and print their digest. Exit code 1 if the file states another digest."""
-    builder = get_backend(backend or None)
+    builder = backend_named(backend)
     name = backend or builder.name
-    loaded = checkpoint.read(path)
+    loaded = read_checkpoint(path)
     check_file(loaded, max_bytes)
-    with progress() as bars:
+    with progress(quiet) as bars:
         digest = _rebuild(f"weights by {name}", builder, loaded, bars)
     same = digest == loaded.digest
     result = {"file": str(path), "backend": name, "digest": digest, "stated": loaded.digest, "same": same}
     doubt = [] if same else [marked(f"not the same: the file states {loaded.digest}")]
-    emit(result, as_json, [digest, *doubt], same)
+    emit(result, as_json, [digest, *doubt], same, quiet=quiet)
 
 
 def _rebuild(label: str, backend: Backend, loaded: Checkpoint, bars: Progress, watch: _Watch | None = None) -> str:
@@ -94,6 +97,7 @@ def run_verify(
         None, "--map", metavar="MAP", help="A mapping in JSON, from the tensors of OTHER to those of FILE."
     ),
     max_bytes: int | None = MaxBytes,
+    every: bool = ShowAll,
     quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
@@ -108,11 +112,11 @@ def run_verify(
         raise typer.BadParameter("a mapping needs a second file: name it by --against", param_hint="--map")
     known = list_backends()  # in this order: torch has to be imported before tensorflow
     names = sorted(set(backend), key=[*known, *backend].index) or list_backends(installed=True)
-    loaded = checkpoint.read(path)
+    loaded = read_checkpoint(path)
     check_file(loaded, max_bytes)
-    turned = porting.Mapping.load(mapping) if mapping is not None else None
+    turned = read_mapping(mapping) if mapping is not None else None
     for name in names:  # before any work is done
-        get_backend(name)
+        backend_named(name)
     with progress(quiet) as bars:
         rows = [_check(name, loaded, bars) for name in names]
         other = _against(loaded, against, turned, max_bytes, bars) if against is not None else None
@@ -126,7 +130,7 @@ def run_verify(
         "missing": [] if backend else [name for name in known if name not in names],
         "against": other,
     }
-    emit(result, as_json, _verified(result), same, quiet=quiet)
+    emit(result, as_json, _verified(result, every), same, quiet=quiet)
 
 
 def _check(name: str, loaded: Checkpoint, bars: Progress) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def _against(
     }
 
 
-def _verified(result: dict[str, Any]) -> Iterator[RenderableType]:
+def _verified(result: dict[str, Any], every: bool) -> Iterator[RenderableType]:
     columns = ("backend", "device", "weights", "bits compared", "bits different", "digest")
     listing = Listing(*columns, title="Weights, rebuilt and compared with NumPy's")
     for row in result["backends"]:
@@ -195,22 +199,44 @@ def _verified(result: dict[str, Any]) -> Iterator[RenderableType]:
     for row in result["backends"]:
         if not row["same_digest"]:
             yield marked(f"{row['backend']}: digest {row['digest']}, stated {result['stated']}")
-        yield from _differences(row["backend"], row["differences"])
+        yield from first_lines(_differences(row["backend"], "tensor", row["differences"], every), every)
     if result["kept_digest"]:
         yield "kept tensors: digest same as the file's"
     if (other := result["against"]) is not None:
         where = other["file"]
         for what in ("missing", "unexpected"):
-            lines = [f"{where}: {what} {name!r}" for name in other[what]]
-            yield from first_lines(lines, _SHOWN, f"{where}: and", f" {what}")
-        yield from _differences(where, other["differences"])
+            names = _named(other[what], "tensor", every)
+            yield from first_lines([f"{where}: {what} {name}" for name in names], every)
+        yield from first_lines(_differences(where, "tensor", other["differences"], every), every)
         words = "all the same" if other["same"] else "not the same"
         yield f"{where}: {counted(other['compared'], 'tensor')}, {other['bits']:,} bits compared, {words}"
 
 
-def _differences(where: str, differences: list[Difference]) -> Iterator[Text]:
-    lines = [f"{where}: {difference.name!r} differs: {difference}" for difference in differences]
-    return first_lines(lines, _SHOWN, f"{where}: and", " differing")
+def _label(pattern: str, count: int, noun: str) -> str:
+    return f"{pattern!r} ({counted(count, noun)})" if count > 1 else repr(pattern)
+
+
+def _named(names: list[str], noun: str, every: bool) -> list[str]:
+    """Return the names of tensors, by groups or one by one."""
+    groups = [(name, [name]) for name in names] if every else grouped(names, str)
+    return [_label(pattern, len(members), noun) for pattern, members in groups]
+
+
+def _differences(where: str, noun: str, differences: list[Difference], every: bool) -> list[str]:
+    """Return lines on tensors that differ: the sums of groups whose shapes and dtypes differ in one way, or each."""
+    groups = [(one.name, [one]) for one in differences]
+    if not every:
+        groups = grouped(differences, lambda one: one.name, lambda one: one.why)
+    lines = []
+    for pattern, members in groups:
+        elements, different, bits, nans = (
+            sum(getattr(one, what) for one in members) for what in ("elements", "different", "bits", "nans")
+        )
+        most = max((one.max_ulps for one in members if one.max_ulps is not None), default=None)
+        total = Difference(pattern, members[0].why, elements, different, bits, most, nans)
+        verb = "differs" if len(members) == 1 else "differ"
+        lines.append(f"{where}: {_label(pattern, len(members), noun)} {verb}: {total}")
+    return lines
 
 
 def run_diff(
@@ -218,27 +244,28 @@ def run_diff(
     second: Path = typer.Argument(..., metavar="B", help="The other file, of any of these kinds."),
     weights: bool = typer.Option(False, "--weights", help="Also rebuild and compare the weights of two checkpoints."),
     max_bytes: int | None = MaxBytes,
+    every: bool = ShowAll,
     quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
-    """Show the differences between two files, tensor by tensor. Exit code 1 if there are any.
+    """Show the differences between two files. Exit code 1 if there are any.
 
-    Of two checkpoints: plans, digests, variables and kept tensors, and with --weights the generated weights. If only
+    For two checkpoints: plans, digests, variables and kept tensors, and with --weights the generated weights. If only
     one has training values, variables are compared on the grid of their integers. If a file holds plain tensors: the
     tensors that a model reads, by name; NumPy rebuilds the weights of a checkpoint, in their viewed shapes.
 
     Differences are counted in elements, in bits, and for floats in ulps, the steps from one number to the next. +0 and
     -0 differ in one bit and are 0 ulps apart. NaNs are equal if their bits are; generated NaNs are all equal.
     """
+    check_no_plan(first, second)
     pairs: dict[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], Container[str]]] = {}
-    parts, stated, plan, digests, training = {}, [], [], [], []
+    parts, stated, plan, lines, digests, training = {}, [], [], [], [], []
     checkpoints = [is_safetensors(path) and is_checkpoint(path) for path in (first, second)]
     with progress(quiet) as bars, contextlib.ExitStack() as stack:
         if all(checkpoints):
             one, other = checkpoint.read(first), checkpoint.read(second)
-            plan = plan_differences(one.plan, other.plan)
+            plan, lines = (plan_differences(one.plan, other.plan, single) for single in (True, every))
             digests, training = [one.digest, other.digest], [one.training, other.training]
-            stated = [f"plan: {line}" for line in plan]
             if one.digest != other.digest:
                 stated.append(f"digest of the weights, as stated: {one.digest} against {other.digest}")
             if one.training != other.training:
@@ -256,7 +283,7 @@ def run_diff(
         for name, (x, y, any_nan) in pairs.items():  # NaNs of these names count as one
             task = bars.add_task(name, total=len(x))
             parts[name] = compare_all(x, y, any_nan, functools.partial(bars.advance, task))
-    same = not stated and all(part.same for part in parts.values())
+    same = not plan and not stated and all(part.same for part in parts.values())
     result = {
         "first": str(first),
         "second": str(second),
@@ -267,7 +294,7 @@ def run_diff(
         "training": training,
         **{name: part.to_dict() for name, part in parts.items()},
     }
-    emit(result, as_json, _differing(stated, parts, same), same, quiet=quiet)
+    emit(result, as_json, _differing(lines, stated, parts, same, every), same, quiet=quiet)
 
 
 def _on_grid(loaded: Checkpoint) -> Checkpoint:
@@ -276,35 +303,47 @@ def _on_grid(loaded: Checkpoint) -> Checkpoint:
     return dataclasses.replace(loaded, variables=loaded.variables | values, training=False)
 
 
-def _differing(stated: list[str], parts: dict[str, Comparison], same: bool) -> Iterator[RenderableType]:
+def _differing(
+    plan: list[str], stated: list[str], parts: dict[str, Comparison], same: bool, every: bool
+) -> Iterator[RenderableType]:
+    yield from first_lines([f"plan: {line}" for line in plan], every)
     yield from map(marked, stated)
     for name, part in parts.items():
-        lines = [f"{name}: {tensor!r} only in the first" for tensor in part.only_first]
-        lines += [f"{name}: {tensor!r} only in the second" for tensor in part.only_second]
-        lines += [f"{name}: {difference.name!r} differs: {difference}" for difference in part.differences]
-        yield from first_lines(lines, _SHOWN_LINES, f"{name}: and")
+        noun = _NOUNS[name]
+        lines = [f"{name}: {tensor} only in the first" for tensor in _named(part.only_first, noun, every)]
+        lines += [f"{name}: {tensor} only in the second" for tensor in _named(part.only_second, noun, every)]
+        lines += _differences(name, noun, part.differences, every)
+        yield from first_lines(lines, every)
     counts = ", ".join(f"{counted(part.compared, _NOUNS[name])} ({part.bits:,} bits)" for name, part in parts.items())
     yield f"{'the same' if same else 'different'}; compared {counts}"
 
 
-def plan_differences(first: Plan, second: Plan) -> list[str]:
-    """Return the differences between two plans, one line per field; nothing if they are equal."""
+def plan_differences(first: Plan, second: Plan, every: bool = True) -> list[str]:
+    """Return the differences between two plans, one line per field; nothing if they are equal.
+
+    Unless ``every``, tensors whose names differ in numbers share a line.
+    """
     one, other = first.to_dict(), second.to_dict()
     # Offsets follow from the order and the shapes.
     tensors, others = ({x["name"]: x | {"offset": 0} for x in plan.pop("tensors")} for plan in (one, other))
-    lines = list(_fields("", one, other))
-    lines += [f"tensor {name!r}: only in the first" for name in tensors if name not in others]
-    lines += [f"tensor {name!r}: only in the second" for name in others if name not in tensors]
+    lines = [f"{where}: {what}" for where, what in _fields("", one, other)]
+    for where, these, those in (("first", tensors, others), ("second", others, tensors)):
+        names = _named([name for name in these if name not in those], "tensor", every)
+        lines += [f"tensor {name}: only in the {where}" for name in names]
     shared = [name for name in tensors if name in others]
     if shared != [name for name in others if name in tensors]:
         lines.append("tensors: in another order")
-    for name in shared:
-        lines += [f"tensor {name!r}, {line}" for line in _fields("", tensors[name], others[name])]
+    found = [(name, *field) for name in shared for field in _fields("", tensors[name], others[name])]
+    groups = [(item[0], [item]) for item in found] if every else grouped(found, lambda x: x[0], lambda x: x[1])
+    for pattern, members in groups:
+        (_, where, what), *more = members
+        such = "such as " if any(member[2] != what for member in more) else ""
+        lines.append(f"tensor {_label(pattern, len(members), 'tensor')}, {where}: {such}{what}")
     return lines
 
 
-def _fields(where: str, one: Any, other: Any) -> Iterator[str]:
-    """Iterate over lines on the differences between two JSON values."""
+def _fields(where: str, one: Any, other: Any) -> Iterator[tuple[str, str]]:
+    """Iterate over the differences between two JSON values: fields, and what they hold."""
     if one == other:
         return
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
@@ -314,7 +353,7 @@ def _fields(where: str, one: Any, other: Any) -> Iterator[str]:
         for k, (x, y) in enumerate(zip(one, other, strict=True)):
             yield from _fields(f"{where}[{k}]", x, y)
     else:
-        yield f"{where}: {_words(one)} against {_words(other)}"
+        yield where, f"{_words(one)} against {_words(other)}"
 
 
 def _words(value: Any) -> str:

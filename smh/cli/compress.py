@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -16,8 +17,10 @@ from rich.console import RenderableType
 
 from smh.backends import numpy as smh_numpy
 from smh.cli.model import (
+    CONVENTIONS,
     MODEL_HELP,
     axes_of,
+    check_no_plan,
     convention_of,
     from_json,
     from_words,
@@ -26,18 +29,21 @@ from smh.cli.model import (
     selected,
     tensors_of,
 )
-from smh.cli.output import AsJson, Force, Lazy, Listing, Quiet, ShowAll, check_out, emit, progress
+from smh.cli.output import JSON, AsJson, Force, Lazy, Listing, Quiet, ShowAll, check_out, emit, progress, valid
 from smh.cli.summary import generated_lines, grouped, kept_lines, listed, plan_lines
+from smh.core.checks import check_one_of, whole_number
 from smh.core.integers import pool_arrays
+from smh.core.layout import LAYOUTS
 from smh.core.plan import Plan
-from smh.core.pools.base import BITS, OPTIMIZERS
-from smh.core.rules import RULES
+from smh.core.pools.base import BITS, EXPONENTS, MAX_BITS, MIN_BITS, OPTIMIZERS, named
+from smh.core.rules import RULES, number
+from smh.core.sizes import parse_size
 from smh.errors import PlanError, SmhError
 from smh.files.atomic import replacing
 from smh.files.checkpoint import CARRIED, METADATA
 from smh.files.dense import DenseTensors
 from smh.files.formats import open_dense
-from smh.models.compression import Compression, ModelTensor, check_fit, plan_for
+from smh.models.compression import Compression, ModelTensor, check_fit, check_ratio, plan_for
 from smh.models.report import make_report
 from smh.models.roles import complete
 from smh.strict_json import canonical_json
@@ -48,35 +54,81 @@ _FREE = ("path", "out", "plan_file", "max_error", "force", "every", "quiet", "as
 _PLANNED = ("ratio", "size", "bits", "exponents", "optimizer", "allow_expansion", "pool", "layout", "seed")  # as given
 
 
-def _parse_ratio(text: Any) -> Any:
+def parse_ratio(text: Any) -> Any:
     """Return the number that ``--ratio`` gives, as 0.1 or 10%."""
+    if not isinstance(text, str):
+        return text
+    with contextlib.suppress(ValueError):
+        ratio = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 < ratio < math.inf:
+            return ratio
+    raise typer.BadParameter(f"a ratio is a number above 0, such as 0.1 or 10%; got {text!r}")
+
+
+def _scale_rule(scale: str) -> str | float:
+    """Return what ``--scale`` gives: the name of a rule, or a number."""
+    if scale in (*RULES, "match"):
+        return scale
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1) if isinstance(text, str) else text
+        value = float(scale)
     except ValueError as error:
-        raise typer.BadParameter(f"a ratio is a number, such as 0.1 or 10%; got {text!r}") from error
+        raise PlanError(f"scale must be {', '.join(RULES)}, match or a number; got {scale!r}") from error
+    return number(value)
+
+
+def check_seed(seed: int) -> None:
+    """Raise PlanError for a seed that no plan can have."""
+    whole_number("seed", seed, 0, 2**32 - 1)
+
+
+def _check_size(size: str) -> None:
+    if not parse_size(size):
+        raise PlanError(f"a size is at least 1 byte; got {size!r}")
+
+
+def _check_error(error: float) -> None:
+    if not error >= 0:
+        raise PlanError(f"an error is a number of at least 0; got {error}")
 
 
 Ratio = typer.Option(
     None,
     metavar="RATIO",
-    parser=_parse_ratio,
+    parser=parse_ratio,
     help="Pool variables per generated weight, at most: 0.1 or 10%.",
 )
 Size = typer.Option(
     None,
     metavar="SIZE",
     help="Instead of a ratio: the most bytes of all tensors in the checkpoint, kept ones included: 5MB or '500 kB'.",
+    callback=valid(_check_size),
 )
-Bits = typer.Option(BITS, help="Bits of the stored integers, 2 to 16.")
-Exponents = typer.Option("free", help="free, or fixed in the plan, as training for small files needs.")
-Optimizer = typer.Option("sgd", help=f"The optimizer for training: {' or '.join(OPTIMIZERS)}.")
+Bits = typer.Option(
+    BITS,
+    help=f"Bits of the stored integers, {MIN_BITS} to {MAX_BITS}.",
+    callback=valid(lambda bits: whole_number("bits", bits, MIN_BITS, MAX_BITS)),
+)
+Exponents = typer.Option(
+    "free",
+    help="free, or fixed in the plan, as training for small files needs.",
+    callback=valid(lambda exponents: check_one_of("exponents", exponents, EXPONENTS)),
+)
+Optimizer = typer.Option(
+    "sgd",
+    help=f"The optimizer for training: {' or '.join(OPTIMIZERS)}.",
+    callback=valid(lambda optimizer: check_one_of("optimizer", optimizer, OPTIMIZERS)),
+)
 Expansion = typer.Option(False, "--allow-expansion", help="Allow a ratio of 1 or more, which does not compress.")
-Pool = typer.Option("matmul", help="matmul, kronecker or hash.")
-Layout = typer.Option("basic", help="How weights map to virtual weights: basic, cyclic or padding.")
+Pool = typer.Option("matmul", help="matmul, kronecker or hash.", callback=valid(named))
+Layout = typer.Option(
+    "basic",
+    help="How weights map to virtual weights: basic, cyclic or padding.",
+    callback=valid(lambda layout: check_one_of("layout", layout, LAYOUTS)),
+)
 _SCALE_HELP = f"Initial scales: {', '.join(RULES)}, a number, or match (the deviation of the present values)."
-Scale = typer.Option("fan_in", help=_SCALE_HELP)
+Scale = typer.Option("fan_in", help=_SCALE_HELP, callback=valid(_scale_rule))
 FixedScales = typer.Option(False, "--fixed-scales", help="Do not train the scales.")
-Seed = typer.Option(0, help="Seed of the hash functions and the initial variables.")
+Seed = typer.Option(0, help="Seed of the hash functions and the initial variables.", callback=valid(check_seed))
 _PATTERN_HELP = "a name, the beginning or end of one, a glob such as '*.attn.*', or 're:' and a regular expression."
 Include = typer.Option(
     [],
@@ -89,6 +141,7 @@ Convention = typer.Option(
     None,
     help="The meaning of axes, for scales by fans: torch (o i, o i h w), or default (i o, h w i o, as in JAX and "
     "Keras). Default: guessed from names; '...weight' means torch, '...kernel' means default.",
+    callback=valid(lambda convention: check_one_of("convention", convention, CONVENTIONS)),
 )
 
 
@@ -126,13 +179,14 @@ def run_plan(
     _check_options(context)
     words = len(shapes) > 1 or ("=" in shapes[0] and not os.path.exists(shapes[0]))
     path = None if words else Path(shapes[0])
+    check_no_plan(*[path] if path else [])
     if out is not None:
-        check_out(out, path, force=force)
+        check_out(out, path, force=force, suffix=JSON)
     sizes = from_words(shapes) if path is None else from_json(path) if path.suffix.lower() == ".json" else None
     if sizes is None and path is not None:
         with open_dense(path) as file:
             if out is not None:
-                check_out(out, *file.files, force=force)
+                check_out(out, *file.files, force=force, suffix=JSON)
             convention, told = convention_of(file.shapes, convention, scale, if_unclear(file, include))
             told += file.notes
             tensors = tensors_of(file, convention)
@@ -161,7 +215,10 @@ def run_fit(
     ratio: float | None = Ratio,
     size: str | None = Size,
     plan_file: Path | None = typer.Option(
-        None, "--plan", metavar="PLAN", help="A plan, in JSON, as smh plan writes it, instead of all other options."
+        None,
+        "--plan",
+        metavar="PLAN",
+        help="A plan, as smh plan -o writes it, or a checkpoint with one, instead of all other options.",
     ),
     bits: int = Bits,
     exponents: str = Exponents,
@@ -169,14 +226,16 @@ def run_fit(
     allow_expansion: bool = Expansion,
     pool: str = Pool,
     layout: str = Layout,
-    scale: str = typer.Option("match", help=_SCALE_HELP),
+    scale: str = typer.Option("match", help=_SCALE_HELP, callback=valid(_scale_rule)),
     fixed_scales: bool = FixedScales,
     seed: int = Seed,
     include: list[str] = Include,
     exclude: list[str] = Exclude,
     convention: str | None = Convention,
     max_error: float | None = typer.Option(
-        None, help="Fail, and write nothing, if the relative error of the weights is larger."
+        None,
+        help="Fail, and write nothing, if the relative error of the weights is larger.",
+        callback=valid(_check_error),
     ),
     force: bool = Force,
     every: bool = ShowAll,
@@ -192,6 +251,7 @@ def run_fit(
 
     _check_options(context)
     check_out(out, path, plan_file, force=force)
+    check_no_plan(path)
     with open_dense(path) as file:
         check_out(out, *file.files, force=force)
         convention, told = convention_of(
@@ -270,6 +330,10 @@ def _check_options(context: typer.Context) -> None:
         also = ", or --plan" if "plan_file" in values else ""
         got = "neither" if values["ratio"] is None else "both"
         raise typer.BadParameter(f"{what}{also}; got {got}", param_hint="--ratio")
+    try:
+        check_ratio(values["ratio"], values["allow_expansion"])
+    except PlanError as error:
+        raise typer.BadParameter(str(error), param_hint="--ratio") from error
 
 
 def _finite(error: float) -> float | None:
@@ -279,15 +343,9 @@ def _finite(error: float) -> float | None:
 def _make_plan(tensors: Sequence[ModelTensor], given: Mapping[str, Any], values: DenseTensors | None) -> Plan:
     """Return the plan for the tensors of a model, by the options that a command was given."""
     options = {name: given[name] for name in _PLANNED} | {"learn_scale": not given["fixed_scales"]}
-    scale = options["scale"] = given["scale"]
-    if scale == "match":
-        if values is None:
-            raise PlanError("scale 'match' needs present values: give a model, not shapes, or another scale")
-    elif scale not in RULES:
-        try:
-            options["scale"] = float(scale)
-        except ValueError as error:
-            raise PlanError(f"scale must be {', '.join(RULES)}, match or a number; got {scale!r}") from error
+    scale = options["scale"] = _scale_rule(given["scale"])
+    if scale == "match" and values is None:
+        raise PlanError("scale 'match' needs present values: give a model, not shapes, or another scale")
     include, exclude = given["include"], given["exclude"]
     generated = selected(tensors, include, exclude)
     for tensor in tensors:

@@ -41,8 +41,10 @@ def run_conformance(
     device: str = typer.Option("", help="The device, such as cuda. Default: each backend's first."),
     mode: list[str] = typer.Option([], help="A mode to check. Default: all that the backend declares. Repeatable."),
     deep: bool = typer.Option(False, help="Draw many plans from a new seed, and build at real sizes. Takes hours."),
-    plans: int = typer.Option(0, help="How many plans to draw, each with seven cases. Default: 6, or 400 with --deep."),
-    seed: int = typer.Option(-1, help="Seed of the drawn plans. Default: 0, or a new one with --deep."),
+    plans: int = typer.Option(
+        0, min=0, help="How many plans to draw, each with seven cases. Default: 6, or 400 with --deep."
+    ),
+    seed: int = typer.Option(-1, min=-1, help="Seed of the drawn plans. Default: 0, or a new one with --deep."),
     jobs: int = typer.Option(2, min=1, help="How many processes run at a time."),
     quiet: bool = Quiet,
     as_json: bool = AsJson,

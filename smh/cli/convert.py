@@ -9,8 +9,8 @@ import numpy as np
 import typer
 
 from smh.backends import numpy as smh_numpy
-from smh.backends.registry import get_backend
-from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, Quiet, check_out, emit, progress
+from smh.cli.model import read_checkpoint, read_mapping
+from smh.cli.output import AsJson, BackendName, File, Force, MaxBytes, Quiet, backend_named, check_out, emit, progress
 from smh.errors import CheckpointError, LimitError
 from smh.files import checkpoint
 from smh.files.checkpoint import Checkpoint
@@ -35,10 +35,12 @@ def run_materialize(
 
     The file is written one tensor at a time, and appears whole or not at all. The limit also holds for its size.
     """
-    builder = get_backend(backend or None)
-    check_out(out, path, force=force)
+    builder = backend_named(backend)
+    check_out(out, path, force=force, plain=True)
     selection = [name for given in names for name in given.split(",") if name] if names else None
-    loaded = checkpoint.read(path)
+    if selection == []:
+        raise typer.BadParameter(f"give names, separated by commas; got {names[-1]!r}", param_hint="--names")
+    loaded = read_checkpoint(path)
     with progress(quiet) as bars:
         task = bars.add_task(out.name, total=None)
         written = export(
@@ -80,8 +82,8 @@ def run_port(
     Python. Names that would fit better the other way round bring a warning.
     """
     check_out(out, path, mapping, force=force)
-    renaming = Mapping.load(mapping)
-    loaded = checkpoint.read(path)
+    renaming = read_mapping(mapping)
+    loaded = read_checkpoint(path)
     check_file(loaded, max_bytes)
     _check_defaults(renaming, loaded, max_bytes)
     ported = port(loaded, renaming)

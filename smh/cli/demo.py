@@ -1,6 +1,6 @@
 """``smh demo``: a classifier of handwritten digits, trained dense and from a pool a tenth the size of its weights.
 
-Both run in NumPy, with the same shapes, loss, optimiser and batches; the compressed one only adds ``smh.materialize``
+Both run in NumPy, with the same shapes, loss, optimizer and batches; the compressed one only adds ``smh.materialize``
 before the forward pass and ``smh.vjp`` after the backward pass. Accuracy is measured after saving and loading.
 """
 
@@ -18,10 +18,10 @@ from rich.progress import Progress
 from safetensors.numpy import save_file
 
 from smh.backends import numpy as smh
-from smh.cli.output import AsJson, Force, Listing, Quiet, check_out, emit, marked, progress
+from smh.cli.compress import Bits, Pool, check_seed, parse_ratio
+from smh.cli.output import AsJson, Force, Listing, Quiet, check_out, emit, marked, progress, valid
 from smh.cli.summary import plan_lines
-from smh.core.pools.base import BITS
-from smh.errors import BackendError, install_line
+from smh.errors import BackendError, PlanError, install_line
 from smh.files.atomic import replacing
 from smh.files.compare import compare
 from smh.files.dense import DenseFile
@@ -35,12 +35,14 @@ _LAYERS = ("fc1", "fc2", "fc3")
 
 
 def run_demo(
-    ratio: float = typer.Option(0.1, help="Pool variables per weight, at most."),
-    bits: int = typer.Option(BITS, help="Bits of the stored integers, 2 to 16."),
+    ratio: float = typer.Option(
+        0.1, metavar="RATIO", parser=parse_ratio, help="Pool variables per weight, at most: 0.1 or 10%."
+    ),
+    bits: int = Bits,
     epochs: int = typer.Option(30, min=1, help="Passes over the training images."),
     hidden: int = typer.Option(256, min=1, help="Units in each of the two hidden layers."),
-    pool: str = typer.Option("matmul", help="matmul, kronecker or hash."),
-    seed: int = typer.Option(0, help="Seed of the hash functions and all initial values."),
+    pool: str = Pool,
+    seed: int = typer.Option(0, help="Seed of the hash functions and all initial values.", callback=valid(check_seed)),
     out: Path = typer.Option(
         Path("digits.safetensors"),
         "--out",
@@ -53,12 +55,15 @@ def run_demo(
     as_json: bool = AsJson,
 ) -> None:
     """Train a digit classifier twice, dense and compressed; save and load both, and compare accuracy and bytes."""
-    (images, labels), test = _digits()
     shapes = dict(zip(_LAYERS, ((64, hidden), (hidden, hidden), (hidden, 10)), strict=True))
-    plan = smh.Plan.build(shapes, ratio=ratio, bits=bits, pool=pool, optimizer="adam", seed=seed)
     dense_out = out.with_name(f"{out.stem}-dense{out.suffix}")
     for path in (out, dense_out):
         check_out(path, force=force)
+    try:
+        plan = smh.Plan.build(shapes, ratio=ratio, bits=bits, pool=pool, optimizer="adam", seed=seed)
+    except PlanError as error:  # there is no file that it would fit or not
+        raise typer.BadParameter(str(error), param_hint="--ratio") from error
+    (images, labels), test = _digits()
     rng = np.random.default_rng(seed)
     dense, biases = {}, {}
     for name, (fan_in, fan_out) in shapes.items():

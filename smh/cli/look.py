@@ -17,8 +17,8 @@ from rich.console import RenderableType
 
 from smh._version import __version__
 from smh.backends.registry import DEFAULT, GROUP, VARIABLE, get_backend, list_backends
-from smh.cli.model import MODEL_HELP
-from smh.cli.output import AsJson, Listing, ShowAll, emit, progress
+from smh.cli.model import MODEL_HELP, check_no_plan
+from smh.cli.output import AsJson, Listing, Quiet, ShowAll, emit, progress
 from smh.cli.summary import entry_lines, generated_lines, plan_lines, variable_lines
 from smh.core.integers import pool_arrays
 from smh.core.versions import VERSION
@@ -107,6 +107,7 @@ def _shown_installation(result: dict[str, Any]) -> Iterator[RenderableType]:
 def run_inspect(
     path: Path = typer.Argument(..., metavar="FILE", help=f"A checkpoint, or a model: {MODEL_HELP}"),
     every: bool = ShowAll,
+    quiet: bool = Quiet,
     as_json: bool = AsJson,
 ) -> None:
     """Show what a file holds.
@@ -115,6 +116,7 @@ def run_inspect(
     tensors, sizes, and the digest that it states. No weights are rebuilt: smh digest and smh verify check the digest.
     For a model of plain tensors: its tensors.
     """
+    check_no_plan(path)
     result: dict[str, Any] = {"file": str(path)}
     if not is_safetensors(path) or not is_checkpoint(path):
         with open_dense(path) as file:
@@ -123,7 +125,7 @@ def run_inspect(
         numbers = sum(entry["numbers"] for entry in tensors)
         result |= {"kind": "plain", "format": kind, "bytes": size, "tensors": tensors}
         line = f"{kind}: {counted(len(tensors), 'tensor')}, {numbers:,} numbers, {size:,} bytes"
-        emit(result, as_json, [*entry_lines("tensor", tensors, every), *notes, line])
+        emit(result, as_json, [*entry_lines("tensor", tensors, every), *notes, line], quiet=quiet)
         return
     loaded = checkpoint.read(path)
     tensors = list(_tensors(loaded))
@@ -155,7 +157,7 @@ def run_inspect(
         f"digest {loaded.digest} (as stated, not rebuilt)",
         *([f"digest of kept tensors {loaded.kept_digest} (verified)"] if loaded.kept_digest else []),
     ]
-    emit(result, as_json, shown)
+    emit(result, as_json, shown, quiet=quiet)
 
 
 def _tensors(loaded: Checkpoint) -> Iterator[dict[str, Any]]:

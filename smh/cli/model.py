@@ -13,18 +13,24 @@ from typing import Any
 
 import typer
 
+from smh import porting
 from smh.core.patterns import compile_pattern
 from smh.core.plan import Plan
+from smh.core.pools.base import LIMIT
 from smh.core.rules import RULES
 from smh.core.selection import select
 from smh.core.views import MAX_AXES
-from smh.errors import PlanError, near_names
-from smh.files.dense import FLOATS, DenseTensors
-from smh.files.header import are_sizes
+from smh.errors import CheckpointError, PlanError, PortError, SmhError, near_names
+from smh.files import checkpoint
+from smh.files.checkpoint import Checkpoint
+from smh.files.dense import FLOATS, DenseFile, DenseTensors
+from smh.files.formats import open_dense
+from smh.files.header import OtherFileError, are_sizes
 from smh.models.compression import ModelTensor
 from smh.models.roles import complete
 from smh.strict_json import MAX_HEADER, check_limits, parse, short
 from smh.tables import counted
+from smh.text import some
 
 MODEL_HELP = "a file (.safetensors, .npz, .pt, .pth or .bin), the index of several files (.index.json), or a folder."
 
@@ -33,6 +39,7 @@ _AXES: dict[str, dict[int, str]] = {
     "default": {},  # those of Plan.build, by rank
     "torch": {2: "o i", 3: "o i w", 4: "o i h w", 5: "o i d h w"},
 }
+CONVENTIONS = tuple(_AXES)
 _SHOWN = {"default": "i o, h w i o, as in JAX and Keras", "torch": "o i, o i h w"}
 _REGEX = "re:"  # what regular expressions begin with
 _RANKS = 5  # the most axes that have a meaning
@@ -47,7 +54,11 @@ def from_words(words: Iterable[str]) -> dict[str, tuple[int, ...]]:
         if match is None or match["name"] in sizes:
             why = "give one file, or words such as fc1=64x100, each name once"
             raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="MODEL")
-        sizes[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
+        shape = tuple(int(size) for size in match["sizes"].split("x"))
+        if not (min(shape) and math.prod(shape) < LIMIT):
+            why = f"sizes are at least 1, and a tensor has at most {LIMIT - 1} elements"
+            raise typer.BadParameter(f"{why}; got {short(word)}", param_hint="MODEL")
+        sizes[match["name"]] = shape
     return sizes
 
 
@@ -69,11 +80,62 @@ def from_json(path: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Return a plan from a file of JSON."""
+    """Return a plan from a file of JSON, or that of a checkpoint."""
     try:
-        return Plan.from_json(_read_json(path))
-    except PlanError as error:
-        raise PlanError(f"{str(path)!r} must be a plan in JSON, as smh plan writes it: {error}") from error
+        text = b"" if path.is_dir() else _read_json(path)
+        return read_checkpoint(path).plan if path.is_dir() or _is_binary(text) else Plan.from_json(text)
+    except (CheckpointError, PlanError) as error:
+        what = f"{str(path)!r} must be a plan in JSON, as smh plan -o writes it, or a checkpoint of smh"
+        raise PlanError(f"{what}: {error}") from error
+
+
+def check_no_plan(*paths: Path) -> None:
+    """Raise for the plan of ``smh plan -o``, which is JSON like the index of a model, but holds no tensors."""
+    for path in paths:
+        if path.suffix.lower() == ".json":
+            with contextlib.suppress(PlanError):
+                Plan.from_json(_read_json(path))
+                raise SmhError(f"{str(path)!r} is a plan, which holds no tensors: smh fit --plan and smh plot take it")
+
+
+def read_mapping(path: Path) -> porting.Mapping:
+    """Return a mapping from a file of JSON."""
+    try:
+        return porting.Mapping.load(path)
+    except PortError as error:
+        why, text = str(error), _read_json(path)
+        if _is_binary(text):
+            why = "it is not JSON"
+        elif isinstance(error.__cause__, PortError):  # it is JSON, though not that of a mapping
+            data = parse(text, "it")
+            if isinstance(data, dict) and "settings" not in data:
+                why = "it is a plan" if "pool" in data else f"its keys are {some(sorted(data)) or 'none'}"
+        raise PortError(f"{str(path)!r} must be a mapping in JSON, as Mapping.save writes it: {why}") from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint; the error for a model of another kind says what it is."""
+    check_no_plan(path)
+    try:
+        return checkpoint.read(path)
+    except CheckpointError as error:
+        try:
+            with open_dense(path) as file:
+                kind = file.kind
+        except OtherFileError as other:  # it says more, as of Keras
+            raise CheckpointError(str(other)) from error
+        except (SmhError, OSError):
+            kind = DenseFile.kind
+        if kind == DenseFile.kind:  # the first error says what is wrong with it
+            raise
+        article = "an" if kind.startswith("a") else "a"
+        what = f"it is {article} {kind}, not a checkpoint of smh: smh fit converts it"
+        raise CheckpointError(f"cannot load {str(path)!r}: {what}") from error
+
+
+def _is_binary(text: bytes) -> bool:
+    """Say whether a file holds no text; files of tensors begin with a length, which has zeros."""
+    return b"\0" in text[:64]
 
 
 def _read_json(path: Path) -> bytes:
@@ -127,8 +189,6 @@ def convention_of(
 
 def axes_of(convention: str, shape: tuple[int, ...]) -> str | None:
     """Return the meaning of axes, or None for the default of :meth:`smh.Plan.build`."""
-    if convention not in _AXES:
-        raise PlanError(f"convention must be one of {', '.join(_AXES)}; got {convention!r}")
     if len(shape) > _RANKS:  # no meaning, but names, for scales that do not ask
         return " ".join(_LETTERS[: len(shape)])
     return _AXES[convention].get(len(shape))
@@ -157,17 +217,16 @@ def _matching(option: str, patterns: Iterable[str], owners: Mapping[str, ModelTe
     shapes = {name: tensor.shape for name, tensor in owners.items()}
     matching: set[str] = set()
     for pattern in patterns:
+        expression = pattern.removeprefix(_REGEX)
         try:
             if pattern.startswith(_REGEX):
-                compiled = compile_pattern(pattern.removeprefix(_REGEX), shapes, option)
+                compiled = compile_pattern(expression, shapes, repr(pattern))
                 hits = set(filter(compiled.fullmatch, shapes))
             else:
                 hits = set(select(shapes, [pattern], None))
         except PlanError as error:
             if pattern.startswith(_REGEX):
-                raise typer.BadParameter(
-                    f"the regular expression cannot be used: {error}", param_hint=option
-                ) from error
+                raise typer.BadParameter(str(error).removesuffix(f"; got {expression!r}"), param_hint=option) from error
             hits = set()
         if not hits:
             raise PlanError(f"{option} {pattern!r} matches no tensor: {_hint(option, pattern, shapes)}")

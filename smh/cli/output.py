@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,14 +21,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from smh.backends.protocol import Backend
+from smh.backends.registry import get_backend, list_backends
 from smh.core.sizes import parse_size
-from smh.errors import PlanError, SmhError
+from smh.errors import BackendError, PlanError, SmhError
 from smh.files.dense import Tensors
 from smh.text import printable
 
-# Exit codes, besides 2 for wrong usage and 130 for an interruption, as in a shell.
+# Exit codes, besides 2 for wrong usage, such as a value that no file allows.
 DIFFERENT = 1  # done, but the compared files differ or a check failed
-FAILED = 3  # not done: a file or an option cannot be used, or the system refused; nothing was written
+FAILED = 3  # not done: a file cannot be used, or a value does not fit it, or the system refused; nothing was written
 INTERRUPTED = 130  # by Ctrl-C, as in a shell
 UNREAD = 141  # the reader of stdout went away, as in a shell
 
@@ -38,6 +40,15 @@ _NAME = 16  # columns that a name needs, before it is folded
 _WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _EMPTY = ("", "scalar", "all 0", "various", "not finite", "nan", "inf")
 
+SAFETENSORS, JSON = ".safetensors", ".json"
+_CONVERSIONS = {
+    ".npz": "numpy.savez({0!r}, **safetensors.numpy.load_file({1!r}))",
+    **dict.fromkeys((".pt", ".pth", ".bin"), "torch.save(safetensors.torch.load_file({1!r}), {0!r})"),
+}
+"""What makes another format of a plain safetensors file."""
+_SUFFIXES = {SAFETENSORS, JSON, ".npy", ".ckpt", ".pkl", ".pickle", ".h5", ".hdf5", ".keras", ".onnx", ".tflite", ".pb"}
+_SUFFIXES |= {*_CONVERSIONS, ".gguf", ".ggml", ".msgpack", ".mlmodel", ".zip", ".csv", ".txt", ".svg", ".png", ".pdf"}
+
 
 def parse_limit(text: str) -> int | None:
     """Return the limit that ``--max-bytes`` gives, or None where it is left out."""
@@ -45,6 +56,30 @@ def parse_limit(text: str) -> int | None:
         return parse_size(text) if text else None
     except PlanError as error:
         raise typer.BadParameter(str(error), param_hint="--max-bytes") from error
+
+
+def valid(check: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Return a callback for an option whose value is wrong usage if a check raises PlanError."""
+
+    def callback(value: Any) -> Any:
+        try:
+            if value is not None:
+                check(value)
+        except PlanError as error:
+            raise typer.BadParameter(str(error)) from error
+        return value
+
+    return callback
+
+
+def backend_named(name: str) -> Backend:
+    """Return a backend, by default that of the environment; a name that no backend has is wrong usage."""
+    try:
+        return get_backend(name or None)
+    except BackendError as error:
+        if name and name not in list_backends():
+            raise typer.BadParameter(str(error), param_hint="--backend") from error
+        raise
 
 
 File = typer.Argument(..., metavar="FILE", help="A checkpoint written by smh.save.")
@@ -174,16 +209,8 @@ def show(console: Console, part: RenderableType) -> None:
 
 
 def marked(line: str, style: str = "red") -> Text:
-    """Return a line in a colour."""
+    """Return a line in a color."""
     return Text(printable(line), style)
-
-
-def first_lines(lines: Sequence[str], most: int, where: str, kind: str = "", style: str = "red") -> Iterator[Text]:
-    """Iterate over the first lines, and one that says how many more there are."""
-    for line in lines[:most]:
-        yield marked(line, style)
-    if len(lines) > most:
-        yield marked(f"{where} {len(lines) - most:,} more{kind} (--json names all)", style)
 
 
 def progress(quiet: bool = False) -> Progress:
@@ -194,8 +221,20 @@ def progress(quiet: bool = False) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
-def check_out(out: Path, *inputs: str | Path | None, force: bool) -> None:
-    """Raise SmhError or OSError, before any work is done, unless a file may be written there; it is not an input."""
+def check_out(
+    out: Path, *inputs: str | Path | None, force: bool, suffix: str = SAFETENSORS, plain: bool = False
+) -> None:
+    """Raise, before any work is done, unless a file may be written there: it is not an input, and has a fitting name.
+
+    ``suffix`` is that of the format that is written; a name with that of another format is wrong usage. ``plain`` says
+    that the tensors are those of a model, so that another format could hold them.
+    """
+    ending = out.suffix.lower()
+    if ending in _SUFFIXES and ending != suffix:
+        better = str(out.with_suffix(suffix))
+        convert = f", and convert it in Python: {_CONVERSIONS[ending]}" if plain and ending in _CONVERSIONS else ""
+        what = f"{str(out)!r} would hold {suffix.removeprefix('.')}, whatever its name: write {better!r}{convert}"
+        raise typer.BadParameter(what.format(str(out), better), param_hint="--out")
     if not out.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(out.parent))
     if out.is_dir():

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from smh.cli.model import read_checkpoint
 from smh.cli.output import AsJson, File, Force, Listing, Quiet, check_out, emit
 from smh.core.kept import BITS
 from smh.files import checkpoint
@@ -47,7 +48,7 @@ def run_pack(
     if kept_bits not in (None, *BITS):
         raise typer.BadParameter(f"kept tensors are rounded to 8 or 16 bits; got {kept_bits}", param_hint="--kept-bits")
     check_out(out, path, force=force)
-    loaded = checkpoint.read(path)
+    loaded = read_checkpoint(path)
     bits = kept_bits or {name: one.bits for name, one in loaded.rounded.items()}
     checkpoint.write(out, loaded.plan, loaded.variables, loaded.dense, loaded.digest, loaded.training, not raw, bits)
     written = checkpoint.read(out)

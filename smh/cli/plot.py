@@ -8,7 +8,6 @@ import typer
 
 from smh.cli.model import read_plan
 from smh.cli.output import AsJson, Force, Quiet, check_out, emit
-from smh.files import checkpoint
 from smh.files.atomic import replacing
 
 _FORMATS = ("svg", "png", "pdf")
@@ -30,8 +29,8 @@ def run_plot(
     suffix = out.suffix.lower().removeprefix(".")
     if suffix not in _FORMATS:
         raise typer.BadParameter(f"a picture ends with .{', .'.join(_FORMATS)}; got {str(out)!r}", param_hint="--out")
-    check_out(out, path, force=force)
-    plan = read_plan(path) if path.suffix.lower() == ".json" else checkpoint.read(path).plan
+    check_out(out, path, force=force, suffix=out.suffix.lower())
+    plan = read_plan(path)
     figure = plan.plot()
     with replacing(out) as temporary:
         figure.savefig(temporary, format=suffix, bbox_inches="tight")

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from smh.cli.output import Listing
+from rich.text import Text
+
+from smh.cli.output import Listing, marked
 from smh.core.plan import Plan
 from smh.models.compression import ModelTensor
 from smh.tables import counted
@@ -42,6 +44,14 @@ def listed(
     for label, members in groups[:_MOST]:
         listing.add(shortened(label, _LONGEST), *cells(members))
     return f"and {counted(len(groups) - _MOST, 'group')} more (--all shows all)" if len(groups) > _MOST else ""
+
+
+def first_lines(lines: Sequence[str], every: bool) -> Iterator[Text]:
+    """Iterate over the first lines, and one that says how many more there are, or over all."""
+    most = len(lines) if every else _MOST
+    yield from map(marked, lines[:most])
+    if len(lines) > most:
+        yield marked(f"and {counted(len(lines) - most, 'line')} more (--all shows all)")
 
 
 def shape_of(shapes: Iterable[Sequence[int]]) -> str:

@@ -254,6 +254,25 @@ BAD = {
 }
 
 
+def test_a_plan_is_no_model(tmp_path):
+    (tmp_path / "p.json").write_text(smh.Plan.build({"w": (8, 9)}, ratio=0.5).to_json())
+    out = ["-o", tmp_path / "out", "--ratio", "0.5"]
+    for command, *options in (["inspect"], ["digest"], ["diff", tmp_path / "p.json"], ["plan", *out], ["fit", *out]):
+        result = invoke(command, tmp_path / "p.json", *options)
+        assert_fails(result, f"'{tmp_path / 'p.json'}' is a plan, which holds no tensors")
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_what_helps_with_a_model_where_a_checkpoint_is_needed(tmp_path, write):
+    path = write(tmp_path)
+    words = "not a checkpoint of smh: smh fit converts it"
+    for command, *options in (["digest"], ["verify"], ["materialize", "-o", tmp_path / "out"]):
+        assert_fails(invoke(command, path, *options), str(path), words)
+    if path.suffix != ".json":
+        result = invoke("plot", path, "-o", tmp_path / "a.svg")
+        assert_fails(result, str(path), "smh plan -o writes it, or a checkpoint", words)
+
+
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("command", ["inspect", "fit"])
 def test_files_that_are_no_good(tmp_path, kind, command):
@@ -318,9 +337,9 @@ def test_no_shard_is_replaced(tmp_path):
     index = write_shards(tmp_path)
     before = (tmp_path / "a-1.safetensors").read_bytes()
     for path in (index, tmp_path):
-        for command in ("plan", "fit"):
-            result = invoke(command, path, "--ratio", "0.3", "-o", tmp_path / "a-1.safetensors", "--force")
-            assert_fails(result, "would replace the input")
+        result = invoke("fit", path, "--ratio", "0.3", "-o", tmp_path / "a-1.safetensors", "--force")
+        assert_fails(result, "would replace the input")
+    assert_fails(invoke("plan", index, "--ratio", "0.3", "-o", index, "--force"), "would replace the input")
     assert (tmp_path / "a-1.safetensors").read_bytes() == before
 
 

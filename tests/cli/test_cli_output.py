@@ -143,11 +143,16 @@ def test_quiet(files, tmp_path):
             ["materialize", model, "-o", tmp_path / "out"],
             ["verify", model, "--backend", "numpy"],
             ["diff", model, model],
+            ["inspect", model],
+            ["inspect", dense],
+            ["digest", model],
         )
     ):
         result = invoke(*arguments, ["-q", "--quiet"][number % 2])
         assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert sorted(os.listdir(tmp_path)) == ["out", "plan.json"]
+    (tmp_path / "cut").write_bytes(model.read_bytes()[:-1])
+    assert_fails(invoke("inspect", tmp_path / "cut", "-q"), "cut")
     result = invoke("diff", model, tmp_path / "out", "-q")
     assert (result.exit_code, result.stdout) == (0, "")
     result = invoke("diff", model, dense, "-q")

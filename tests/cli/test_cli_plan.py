@@ -178,7 +178,8 @@ def test_plan_of_a_size_counts_what_is_kept(files):
     text = invoke("plan", files / "shapes.json", "--size", "1500").stdout
     assert "160 of them in 1 kept" in text
     assert_fails(invoke("plan", files / "shapes.json", "--size", "200"), "need at least", "got 200")
-    assert_fails(invoke("plan", files / "shapes.json", "--size", "small"), "size must be a number of bytes", "'small'")
+    small = invoke("plan", files / "shapes.json", "--size", "small")
+    assert_fails(small, "size must be a number of bytes", "'small'", code=2)
 
 
 def test_a_ratio_that_compresses_nothing_is_refused_unless_allowed(files, tmp_path):
@@ -186,7 +187,7 @@ def test_a_ratio_that_compresses_nothing_is_refused_unless_allowed(files, tmp_pa
     for command in (["plan", "a=30x40"], ["fit", files / "dense.safetensors", "-o", out]):
         for ratio, hint in (("1", "0.1"), ("10", "0.1"), ("25", "0.25")):
             words = ("as many numbers as before or more", f"did you mean {hint}?")
-            assert_fails(invoke(*command, "--ratio", ratio), *words, "--allow-expansion")
+            assert_fails(invoke(*command, "--ratio", ratio), *words, "--allow-expansion", code=2)
     assert not os.listdir(tmp_path)
     assert as_json("plan", "a=30x40", "--ratio", "1", "--allow-expansion")["ratio"] > 0.9
     result = invoke("fit", files / "dense.safetensors", "-o", out, "--ratio", "1", "--allow-expansion")
@@ -273,19 +274,9 @@ def test_a_bias_of_two_axes_is_kept_also_where_others_are_excluded():
         (["dense.safetensors", "--exclude", "re:fc"], ["--exclude 're:fc' matches no tensor"]),
         (["dense.safetensors", "--exclude", r"fc\d.*"], ["is written --exclude 're:fc"]),
         (["dense.safetensors", "--exclude", "*"], ["no tensor is left"]),
-        (["dense.safetensors", "--convention", "tf"], ["convention", "torch", "'tf'"]),
         (["dense.safetensors", "--ratio", "0.00001"], ["the smallest feasible ratio is"]),
-        (["dense.safetensors", "--ratio", "nan"], ["ratio must be"]),
-        (["dense.safetensors", "--pool", "matmull"], ["'matmull'", "kronecker"]),
-        (["dense.safetensors", "--layout", "round"], ["'round'", "cyclic"]),
-        (["dense.safetensors", "--scale", "wide"], ["'wide'", "fan_in"]),
-        (["dense.safetensors", "--scale", "-1"], ["initial scale must be at least"]),
-        (["dense.safetensors", "--optimizer", "sdg"], ["'sdg'", "sgd, adam"]),
-        (["dense.safetensors", "--exponents", "both"], ["'both'", "free, fixed"]),
-        (["dense.safetensors", "--bits", "1"], ["bits", "got 1"]),
-        (["dense.safetensors", "--seed", "-1"], ["seed"]),
         (["dense.safetensors", "-o", "none/plan.json"], ["none: No such folder"]),
-        (["dense.safetensors", "-o", "dense.safetensors"], ["would replace the input"]),
+        (["shapes.json", "-o", "shapes.json"], ["would replace the input"]),
         (["dense.safetensors", "-o", ""], ["Is a directory"]),
         (["shapes.json", "--scale", "match"], ["present values"]),
     ],
@@ -350,13 +341,50 @@ def test_plan_of_hostile_shapes(tmp_path, text, words):
         (["a=30x40"], "got neither"),
         (["a=30x40", "--ratio", "0.2", "--size", "1 kB"], "got both"),
         (["a=30x40", "--ratio", "much"], "valid"),
-        (["a=30x40", "--ratio", "0.2", "--include", "re:("], "the regular expression cannot be used"),
+        (["a=30x40", "--ratio", "0.2", "--include", "re:["], "--include: 're:[' is not a regular expression: untermin"),
         (["a=30x40", "--ratio", "0.2", "--include", "re:(a+)+b"], "which can take for ever"),
+        (["a=0x40", "--ratio", "0.2"], "sizes are at least 1"),
+        (["a=99999x99999", "--ratio", "0.2"], "at most 2147483647 elements"),
         (["--ratio", "0.2"], "MODEL"),
     ],
 )
 def test_plan_that_was_not_understood(arguments, words):
     assert_fails(invoke("plan", *arguments), words, code=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--convention", "tf"], ["convention", "torch", "'tf'"]),
+        (["--ratio", "nan"], ["a number above 0", "'nan'"]),
+        (["--ratio", "0"], ["a number above 0"]),
+        (["--ratio", "ten"], ["a number above 0", "'ten'"]),
+        (["--size", "5mb"], ["'5mb'", "2 MiB"]),
+        (["--size", "0"], ["at least 1 byte"]),
+        (["--pool", "matmull"], ["'matmull'", "kronecker"]),
+        (["--layout", "round"], ["'round'", "cyclic"]),
+        (["--scale", "wide"], ["'wide'", "fan_in"]),
+        (["--scale", "-1"], ["initial scale must be at least"]),
+        (["--optimizer", "sdg"], ["'sdg'", "sgd, adam"]),
+        (["--exponents", "both"], ["'both'", "free, fixed"]),
+        (["--bits", "1"], ["bits", "got 1"]),
+        (["--seed", "-1"], ["seed"]),
+    ],
+)
+def test_values_that_no_file_allows_are_wrong_usage(tmp_path, options, words):
+    """There is no file, which would be told next."""
+    ratio = [] if options[0] in ("--ratio", "--size") else ["--ratio", "0.2"]
+    for command in (["plan"], ["fit", "-o", tmp_path / "out"]):
+        assert_fails(
+            invoke(*command, tmp_path / "none", *ratio, *options), *words, "Invalid value for", options[0], code=2
+        )
+    assert not os.listdir(tmp_path)
+
+
+def test_an_error_is_at_least_0(tmp_path):
+    for error in ("-1", "nan"):
+        result = invoke("fit", tmp_path / "none", "--ratio", "0.2", "-o", tmp_path / "out", "--max-error", error)
+        assert_fails(result, "a number of at least 0", code=2)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.lists(st.integers(-1, 50), max_size=4) | st.integers() | st.none()))
@@ -444,6 +472,9 @@ def test_fit_by_a_plan(files, tmp_path):
         "fit", files / "dense.safetensors", "--plan", tmp_path / "plan.json", "-o", tmp_path / "out.safetensors"
     )
     assert expected(tmp_path / "out.safetensors", plan)[1].error == pytest.approx(found["error"])
+    again = tmp_path / "again.safetensors"  # by the plan of a checkpoint
+    as_json("fit", files / "dense.safetensors", "--plan", tmp_path / "out.safetensors", "-o", again)
+    assert again.read_bytes() == (tmp_path / "out.safetensors").read_bytes()
 
 
 def test_metadata_is_kept_from_end_to_end(tmp_path):
@@ -487,6 +518,7 @@ def plans(tmp_path):
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
+    save_file(DENSE, tmp_path / "plain")
 
 
 @pytest.mark.parametrize(
@@ -511,6 +543,11 @@ def plans(tmp_path):
         ("dense.safetensors", ["--plan", "no_plan"], ["must be a plan in JSON"]),
         ("dense.safetensors", ["--plan", "no_json"], ["must be a plan in JSON"]),
         ("dense.safetensors", ["--plan", "deep"], ["must be a plan in JSON"]),
+        (
+            "dense.safetensors",
+            ["--plan", "plain"],
+            ["smh plan -o writes it, or a checkpoint", "a plain safetensors file"],
+        ),
         ("dense.safetensors", ["--plan", "none"], ["No such file"]),
     ],
 )

@@ -67,7 +67,13 @@ def test_json_and_doubts(files):
         ({"file": "none.safetensors"}, "No such file"),
         ({"file": "map.json"}, "cannot load"),
         ({"map": "none.json"}, "No such file"),
-        ({"map": "a.safetensors"}, "a mapping must be JSON"),
+        (
+            {"map": "a.safetensors"},
+            "a.safetensors' must be a mapping in JSON, as Mapping.save writes it: it is not JSON",
+        ),
+        ({"map": "plan.json"}, "plan.json' must be a mapping in JSON, as Mapping.save writes it: it is a plan"),
+        ({"map": "keys.json"}, "its keys are 'a', 'version'"),
+        ({"map": "list.json"}, "must be an object"),
         ({"map": "other.json"}, "not used by the mapping"),
         ({"map": "hostile.json"}, "fewer than"),
         ({"out": "none/b.safetensors"}, "No such folder"),
@@ -79,6 +85,9 @@ def test_json_and_doubts(files):
 def test_what_fails_writes_nothing(files, change, message):
     source = smh.load(files / "a.safetensors")
     Mapping.build({"up/kernel": "up.weight"}, source).save(files / "other.json")
+    (files / "plan.json").write_text(source.plan.to_json())
+    (files / "keys.json").write_text('{"version": "2.0", "a": 1}')
+    (files / "list.json").write_text("[]")
     (files / "hostile.json").write_text(json.dumps(_huge(json.loads((files / "map.json").read_text()))))
     (files / "cut.safetensors").write_bytes((files / "a.safetensors").read_bytes()[:-5])
     checkpoint.write(files / "lying.safetensors", source.plan, source.variables, source.dense, "0" * 64)

@@ -92,14 +92,15 @@ def test_verify_gives_one_advice_for_a_plain_file(files):
     ],
 )
 def test_a_folder_that_takes_no_files_is_told(files, command, name, options):
-    done = call(command, files / name, *options, "-o", "/proc/x.safetensors")
+    done = call(command, files / name, *options, "-o", "/proc/x")
     assert_fails(done, "/proc: cannot write a file there")
 
 
 @pytest.mark.parametrize("command", ["digest", "verify", "materialize"])
 def test_an_unknown_backend(files, tmp_path, command):
     out = ["-o", tmp_path / "out"] if command == "materialize" else []
-    assert_fails(call(command, files / "model", "--backend", "nmpy", *out), "no backend 'nmpy'", "did you mean 'numpy'")
+    done = call(command, files / "model", "--backend", "nmpy", *out)
+    assert_fails(done, "no backend 'nmpy'", "did you mean 'numpy'", "for --backend", code=2)
     assert not os.listdir(tmp_path)
 
 
@@ -310,6 +311,7 @@ def test_materialize_refuses(files, tmp_path):
     os.remove(tmp_path / "link")
     assert_fails(call("materialize", model, "-o", tmp_path / "none" / "out"), "No such folder", str(tmp_path / "none"))
     assert_fails(call("materialize", model, "-o", out, "--names", "fc1,fc3"), "no tensor 'fc3'", "did you mean")
+    assert_fails(invoke("materialize", model, "-o", out, "--names", ",,"), "give names", code=2)
     assert_fails(call("materialize", model, "-o", out, "--max-bytes", "3kB"), " bytes", "limit is 3,000")
     done = call("materialize", model, "-o", out, "--max-bytes", "many")
     assert done.returncode == 2
@@ -440,6 +442,93 @@ def test_diff_of_plain_files(tmp_path):
     assert "'nan'" not in found.output
 
 
+LAYERS = "layers.{}.{}"
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Two models of 60 layers, whose matrices differ; three biases are in one of them only."""
+    rng = np.random.default_rng(0)
+    first = {LAYERS.format(k, "weight"): rng.normal(size=(2, 3)).astype(np.float32) for k in range(60)}
+    second = {name: x + np.float32(1) for name, x in first.items()}
+    first |= {LAYERS.format(k, "bias"): np.zeros(2, np.float32) for k in range(3)}
+    first |= {"shaped.1": np.zeros(2), "shaped.2": np.zeros(2), "shaped.3": np.zeros(2)}
+    second |= {
+        "shaped.1": np.zeros(3),
+        "shaped.2": np.zeros(3),
+        "shaped.3": np.zeros(2, np.float32),
+        "odd": np.zeros(2),
+    }
+    save_plain(tmp_path / "first", first)
+    save_plain(tmp_path / "second", second)
+    return tmp_path
+
+
+def test_diff_groups_tensors(many):
+    first, second = many / "first", many / "second"
+    found = json.loads(invoke("diff", first, second, "--json").stdout)["tensors"]
+    parts = [one for one in found["differences"] if not one["why"]]
+    assert len(parts) == 60
+    bits, most = sum(one["bits"] for one in parts), max(one["max_ulps"] for one in parts)
+    lines = invoke("diff", first, second).stdout.splitlines()
+    assert sorted(lines[:-1]) == sorted(
+        [
+            "tensors: 'layers.*.bias' (3 tensors) only in the first",
+            "tensors: 'odd' only in the second",
+            "tensors: 'layers.*.weight' (60 tensors) differ: 360 of 360 elements, "
+            f"{bits:,} bits, at most {most:,} ulps apart",
+            "tensors: 'shaped.*' (2 tensors) differ: shape 2 against 3",
+            "tensors: 'shaped.3' differs: float64 against float32",
+        ]
+    )
+    assert lines[-1].startswith("different; compared 63 tensors")
+    every = invoke("diff", first, second, "--all").stdout.splitlines()
+    assert len(every) == 3 + 1 + 63 + 1
+    assert f"tensors: {parts[7]['name']!r} differs: 6 of 6 elements, {parts[7]['bits']} bits" in "\n".join(every)
+
+
+def test_verify_groups_tensors(many):
+    plan = smh.Plan.build({LAYERS.format(k, "weight"): (2, 3) for k in range(60)}, ratio=0.5)
+    smh.save(many / "model", plan, smh.initialize(plan), {LAYERS.format(k, "norm"): np.ones(2) for k in range(5)})
+    arguments = ["verify", many / "model", "--backend", "numpy", "--against", many / "first"]
+    found = invoke(*arguments)
+    assert found.exit_code == 1
+    for words in (
+        "missing 'layers.*.norm' (5 tensors)\n",
+        "unexpected 'layers.*.bias' (3 tensors)\n",
+        "'layers.*.weight' (60 tensors) differ: 360 of 360 elements, ",
+    ):
+        assert f"{many / 'first'}: {words}" in found.stdout
+    every = invoke(*arguments, "--all").stdout
+    assert every.count("differs: 6 of 6 elements") == 60
+    assert every.count("missing 'layers.") == 5
+
+
+def test_many_groups_of_differences_are_counted(tmp_path):
+    save_plain(tmp_path / "a", {"w" + "x" * k: np.ones(2) for k in range(50)})
+    save_plain(tmp_path / "b", {"w" + "x" * k: np.zeros(2) for k in range(50)})
+    assert "and 10 lines more (--all shows all)" in invoke("diff", tmp_path / "a", tmp_path / "b").stdout
+    assert invoke("diff", tmp_path / "a", tmp_path / "b", "--all").stdout.count(" differs: ") == 50
+
+
+def test_plans_that_differ_in_many_tensors():
+    shapes = {f"layers.{k}.w": (4, 5) for k in range(9)}
+    first, second, third = (
+        smh.Plan.build(shapes, ratio=0.5, scale=x) for x in ("he", 0.5, dict.fromkeys(shapes, "he"))
+    )
+    assert plan_differences(first, third, every=False) == []
+    assert plan_differences(first, second, every=False) == [
+        f"tensor 'layers.*.w' (9 tensors), {line.partition(', ')[2]}" for line in plan_differences(first, second)[:1]
+    ]
+    scales = {name: 0.5 + k for k, name in enumerate(shapes)}
+    other = smh.Plan.build(shapes, ratio=0.5, scale=scales)
+    assert "tensor 'layers.*.w' (9 tensors), scale: such as he against 0.5" in plan_differences(
+        first, other, every=False
+    )
+    fewer = smh.Plan.build(dict(list(shapes.items())[:4]), ratio=0.5, scale="he")
+    assert "tensor 'layers.*.w' (5 tensors): only in the first" in plan_differences(first, fewer, every=False)
+
+
 def test_diff_of_what_is_no_file(files):
     assert_fails(call("diff", files / "model", files / "none"), "No such file")
     assert_fails(call("diff", files / "truncated", files / "model"), "truncated")
@@ -521,6 +610,29 @@ def test_diff_of_training_values(tmp_path):
     text = invoke("diff", training, plain)
     assert text.exit_code == 1
     assert "training values: only in the first" in text.output
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.npy", "w.PT", "w.pth", "w.bin", "w.h5", "w.keras", "w.onnx", "w.json"])
+@pytest.mark.parametrize(
+    "command",
+    [["materialize"], ["fit", "--ratio", "0.3"], ["port", "--map", "m.json"], ["pack"], ["demo"]],
+    ids=lambda command: command[0],
+)
+def test_names_of_other_formats_are_refused_before_any_work(tmp_path, command, name):
+    """The input is not there, which would be told next."""
+    first, *options = command
+    given = [] if first == "demo" else [tmp_path / "none"]
+    result = invoke(first, *given, *options, "-o", tmp_path / name)
+    assert_fails(result, "for --out", "would hold safetensors, whatever its name: write", "w.safetensors", code=2)
+    assert ("safetensors.numpy.load_file" in result.stderr) == (first == "materialize" and name == "w.npz")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_plan_is_json_and_not_safetensors(tmp_path):
+    result = invoke("plan", "a=8x9", "--ratio", "0.5", "-o", tmp_path / "p.safetensors")
+    assert_fails(result, "would hold json", "p.json", code=2)
+    for name in ("p", "p.txt2", "p.JSON"):
+        assert invoke("plan", "a=8x9", "--ratio", "0.5", "-o", tmp_path / name).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["materialize", "port"])
