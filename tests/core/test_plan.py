@@ -140,9 +140,9 @@ def test_billions_of_weights_have_plans():
     [
         ({"ratio": 0.1, "bits": 1}, "bits must be an integer from 2 to 16; got 1"),
         ({"ratio": 0.1, "bits": 17}, "bits must be an integer from 2 to 16; got 17"),
-        ({"ratio": 0.1, "optimizer": "lion"}, "optimizer must be one of sgd, adam; got 'lion'"),
-        ({}, "give either ratio or size"),
-        ({"ratio": 0.1, "size": 500}, "give either ratio or size"),
+        ({"ratio": 0.1, "optimizer": "lion"}, "optimizer must be one of 'sgd', 'adam'; got 'lion'"),
+        ({}, "pass either ratio or size"),
+        ({"ratio": 0.1, "size": 500}, "pass either ratio or size"),
         ({"ratio": 0.0}, "ratio must be a number above 0"),
         ({"size": "8 B"}, "need at least"),
         ({"ratio": 0.1, "scale": 2.0**-31}, "at least 2\\*\\*-30"),

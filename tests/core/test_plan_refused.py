@@ -153,7 +153,7 @@ def test_hash_pools_cover_fewer_weights_than_matmul_pools():
 
 def test_names_that_no_file_can_hold_are_refused():
     """The header has every name in the plan, and once more with the variable of its scale."""
-    with pytest.raises(PlanError, match="give them shorter names") as caught:
+    with pytest.raises(PlanError, match="shorten their names") as caught:
         Plan.build({"a" * (5 << 20): (4, 4)}, ratio=0.9)
     assert "the header of a file with this plan must have at most 8388608 bytes, got" in str(caught.value)
     Plan.build({"a" * (5 << 20): (4, 4)}, ratio=0.9, learn_scale=False)

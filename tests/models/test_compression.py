@@ -121,9 +121,9 @@ def test_a_plan_decides_everything():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give ratio, for example ratio=0.1, or size='500 kB', or a plan"),
-        ({"ratio": 0.1, "size": 500}, "give either ratio or size"),
-        ({"ratio": "0.1"}, "ratio must be a number"),
+        ({}, "pass ratio=0.1, for example, or size='500 kB', or a plan"),
+        ({"ratio": 0.1, "size": 500}, "pass either ratio or size"),
+        ({"ratio": "a tenth"}, "ratio must be a number"),
         ({"ratio": 1e-9}, "smallest feasible ratio"),
         (
             {"ratio": 0.1, "include": ["mask"]},
@@ -158,7 +158,7 @@ def test_what_is_kept_is_told_only_where_names_are_chosen(options):
         ([ModelTensor(str(k), (3, 3), 9, kept="is int8") for k in range(7)], "'0', '1', .*'4' and 2 more: is int8$"),
         (
             [ModelTensor(str(k), (3, 3), 9, kept=f"is {k}") for k in range(5)],
-            "'2': is 2; and 2 reasons more$",
+            "'2': is 2; and 2 more reasons$",
         ),
         ([ModelTensor("a", (3, 3), 9, kept="it is frozen")], "'a': it is frozen. Frozen tensors are kept: unfreeze"),
     ],
@@ -172,7 +172,7 @@ def test_models_with_nothing_to_generate_are_refused(tensors, message):
     ("shapes", "message"),
     [
         ({f"w{k}": (3, 3) for k in range(7)}, "does not have: 'w0', 'w1', 'w2', 'w3', 'w4' and 2 more"),
-        ({"mask": (20, 20)}, "'mask', which cannot be: has the type bool"),
+        ({"mask": (20, 20)}, "'mask', which cannot be generated: has the type bool"),
         ({"fc.weight": (64, 10)}, r"the shape \(64, 10\); the model \(10, 64\)"),
     ],
 )
