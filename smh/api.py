@@ -373,7 +373,7 @@ class Api(FreezingApi[Model, Compressed]):
         frozen = frozen or (compression is not None and compression.frozen)
         if isinstance(path, checkpoint.Checkpoint):
             if adapter is None:
-                raise PlanError("this checkpoint is loaded already: smh.load(checkpoint, model) puts it into a model")
+                raise PlanError("this checkpoint is loaded already and needs a model: smh.load(checkpoint, model)")
             found = _as_read(path.mapped(adapter.backend.to_numpy), frozen)
         else:
             found = checkpoint.read(path, frozen)

@@ -74,12 +74,14 @@ def _mistake(
     """Return the error for a mistake in the names of options, or the number or order of arguments, if there is one."""
     parameters = signature.parameters
     if not any(x.kind is Parameter.VAR_KEYWORD for x in parameters.values()):
-        later = list(parameters.items())[len(args) :]
-        free = [name for name, x in later if name not in options and x.kind is not Parameter.VAR_POSITIONAL]
+        known = [name for name, x in parameters.items() if x.kind is not Parameter.VAR_POSITIONAL]
+        known = [name for name in known if name not in ("self", "cls")]
         for option in options:
             if option not in parameters:
-                known = near_names(option, free) if free else f"write {_written(public, signature)}"
-                return PlanError(f"{public} has no option {option!r}; {known}")
+                hint = near_names(option, known)
+                if len(known) <= 2 and "did you mean" not in hint:
+                    hint = f"write {_written(public, signature)}"
+                return PlanError(f"{public} has no option {option!r}; {hint}")
     try:
         signature.bind(*args, **options)
     except TypeError as error:

@@ -25,7 +25,7 @@ def whole_number(what: str, value: Any, low: int, high: int) -> int:
 def check_flag(what: str, value: Any, optional: bool = False) -> None:
     """Raise :class:`~smh.PlanError` unless a value is a bool, or None where it is optional."""
     if not isinstance(value, bool | np.bool_) and not (optional and value is None):
-        raise PlanError(f"{what} must be True {', False or None' if optional else ' or False'}; got {value!r}")
+        raise PlanError(f"{what} must be True{', False or None' if optional else ' or False'}; got {value!r}")
 
 
 def members(value: Any) -> tuple[Any, ...] | None:
@@ -44,9 +44,9 @@ def check_one_of(what: str, value: Any, allowed: Collection[str]) -> None:
 
 def shown(value: Any, allowed: Collection[str]) -> str:
     """Return a value that is none of the allowed strings, and which of them it resembles."""
-    plain = value is None or isinstance(value, str | int | float)
+    plain = type(value).__module__ == "builtins" and not isinstance(value, type)
     name = value if isinstance(value, str) else (value if isinstance(value, type) else type(value)).__name__
-    given = repr(value) if plain else name if isinstance(value, type) else f"{name}(...)"
+    given = f"{value!r:.80}" if plain else name if isinstance(value, type) else f"{name}(...)"
     near = [one for one in allowed if one in name.lower()]
     return f"{given}: use {near[0]!r}" if near else given
 

@@ -127,11 +127,11 @@ def test_a_plan_decides_everything():
         ({"ratio": 1e-9}, "smallest feasible ratio"),
         (
             {"ratio": 0.1, "include": ["mask"]},
-            "not to be generated: 'norm.mean': is a buffer; 'mask': has the type",
+            r"\(not to be generated: 'mask': has the type",
         ),
         (
             {"ratio": 0.1, "exclude": "nothing"},
-            "exclude='nothing' matches no tensor: known names: .*not to be generated",
+            r"exclude='nothing' matches no tensor: known names: (?!.*not to be generated)",
         ),
         ({"ratio": 0.1, "axes": {"conv.bias": "o"}}, "is not generated"),
         ({"ratio": 0.1, "views": {"fc.weight": "o i -> i o"}}, r"shape \(64, 10\); the model \(10, 64\)"),
@@ -143,7 +143,7 @@ def test_options_that_cannot_work_are_refused(options, message):
         plan_for(TENSORS, **options)
 
 
-@pytest.mark.parametrize("options", [{"ratio": "0.1"}, {"ratio": 1e-9}, {"ratio": 0.1, "bits": 99}, {"size": 1}])
+@pytest.mark.parametrize("options", [{"ratio": "a tenth"}, {"ratio": 1e-9}, {"ratio": 0.1, "bits": 99}, {"size": 1}])
 def test_what_is_kept_is_told_only_where_names_are_chosen(options):
     with pytest.raises(smh.PlanError) as found:
         plan_for(TENSORS, **options)

@@ -223,7 +223,8 @@ def test_a_layer_itself_is_no_selector(option):
     model = with_buffers()
 
     def told(call, selector, model):
-        return refused("smh", lambda api: getattr(api, call)(model, **{option: selector}))
+        ratio = [0.1] if call == "sweep" else 0.1
+        return refused("smh", lambda api: getattr(api, call)(model, ratio, **{option: selector}))
 
     for call in ("compress", "sweep"):
         message = f"{option} takes names and classes, not a Linear itself: pass its name, '0'"
@@ -235,6 +236,7 @@ def test_a_layer_itself_is_no_selector(option):
     assert f"not a Dense itself: pass its name, {keras_model.layers[0].name!r}" in message
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_is_compressed_first():
     torch = pytest.importorskip("torch")
     compiled = torch.compile(model_of("torch"))
