@@ -82,12 +82,12 @@ def parse_ratio(ratio: Any) -> Any:
     >>> parse_ratio("10%"), parse_ratio("0.05"), parse_ratio(0.1)
     (Fraction(1, 10), Fraction(1, 20), 0.1)
     """
-    match = _RATIO.fullmatch(ratio.strip()) if isinstance(ratio, str) else None
+    given, match = ratio, _RATIO.fullmatch(ratio.strip()) if isinstance(ratio, str) else None
     if match is not None and match[1]:
         ratio = Fraction(match[1]) / (100 if match[2] else 1)
     is_number = isinstance(ratio, (int, float, Fraction, np.integer, np.floating)) and not isinstance(ratio, bool)
     if not is_number or not 0 < ratio < math.inf:
-        shown, hint = f"{ratio!r:.80}", ""
+        shown, hint = f"{given!r:.80}", ""
         if isinstance(ratio, str) and _bytes_of(ratio):
             hint = f": write size={ratio!r}"
         elif hasattr(ratio, "variable_shapes"):

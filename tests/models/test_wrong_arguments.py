@@ -169,6 +169,7 @@ class AdamW:
         ({"ratio": PLAN}, "got a Plan: pass it as plan="),
         ({"ratio": True}, "ratio must be a number above 0, or text such as '10%'; got True"),
         ({"ratio": "%"}, "got '%'"),
+        ({"ratio": "0%"}, "got '0%'"),
         ({"size": 0.1}, "got 0.1: write ratio=0.1"),
         ({"size": "10%"}, "got '10%': write ratio='10%'"),
         ({"ratio": 0.1, "optimizer": "AdamW"}, "optimizer must be one of 'sgd', 'adam'; got 'AdamW': use 'adam'"),
