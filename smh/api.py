@@ -27,9 +27,12 @@ from smh.models.freezing import FreezingApi
 
 def _no_models(model: Any) -> ModelAdapter:
     raise PlanError(
-        "this backend has arrays only: give a Plan and its variables, or a model to the function of the same name in "
-        f"smh, smh.torch, smh.jax or smh.keras; got {type(model).__name__}"
+        "this backend has arrays only: pass a Plan and its variables, or pass a model to the function of the same name "
+        f"in smh, smh.torch, smh.jax or smh.keras; got {type(model).__name__}"
     )
+
+
+_KINDS: dict[type, str] = {checkpoint.Checkpoint: "checkpoint"}
 
 
 class Api(FreezingApi[Model, Compressed]):
@@ -92,7 +95,7 @@ class Api(FreezingApi[Model, Compressed]):
     @explained_calls
     def materialize(
         self,
-        model: Plan | Compressed,
+        model: Plan | Compressed | checkpoint.Checkpoint,
         variables: Mapping[str, Array] | None = None,
         names: Iterable[str] | None = None,
         *,
@@ -102,8 +105,8 @@ class Api(FreezingApi[Model, Compressed]):
 
         Parameters
         ----------
-        model : Plan or compressed model
-            Source of the weights.
+        model : Plan, compressed model or Checkpoint
+            Source of the weights. A checkpoint, as :func:`load` returns it, stands for its plan and variables.
         variables : mapping of str to array, float32
             With a plan: all its variables, by name.
         names : iterable of str, optional
@@ -138,6 +141,8 @@ class Api(FreezingApi[Model, Compressed]):
         >>> smh.materialize(plan, smh.initialize(plan))["fc"].shape
         (20, 5)
         """
+        if isinstance(model, checkpoint.Checkpoint):
+            model, variables = self._opened(model, variables)
         if not isinstance(model, Plan):
             self._check_alone(model, variables=variables, names=names, max_bytes=max_bytes)
             self._compression(model)
@@ -187,7 +192,9 @@ class Api(FreezingApi[Model, Compressed]):
         return self._get_backend().vjp(plan, _mapping("variables", variables), _mapping("cotangents", cotangents))
 
     @explained_calls
-    def digest(self, model: Plan | Compressed, variables: Mapping[str, Array] | None = None) -> str:
+    def digest(
+        self, model: Plan | Compressed | checkpoint.Checkpoint, variables: Mapping[str, Array] | None = None
+    ) -> str:
         """Return the SHA-256 of all generated weights: equal digests are equal bits, in every framework.
 
         The weights are built by this backend, some tensors at a time.
@@ -195,8 +202,8 @@ class Api(FreezingApi[Model, Compressed]):
 
         Parameters
         ----------
-        model : Plan or compressed model
-            Source of the weights.
+        model : Plan, compressed model or Checkpoint
+            Source of the weights. A checkpoint, as :func:`load` returns it, stands for its plan and variables.
         variables : mapping of str to array, float32
             With a plan: all its variables, by name.
 
@@ -219,6 +226,8 @@ class Api(FreezingApi[Model, Compressed]):
         >>> len(smh.digest(plan, smh.initialize(plan)))
         64
         """
+        if isinstance(model, checkpoint.Checkpoint):
+            model, variables = self._opened(model, variables)
         backend, plan, variables, _ = self._contents(model, variables)
         return _digest(backend, plan, variables)
 
@@ -243,7 +252,7 @@ class Api(FreezingApi[Model, Compressed]):
         path : str or path-like
             The file to write.
         model : Plan or compressed model
-            The model to save, with its variables and kept tensors, without states of optimisers.
+            The model to save, with its variables and kept tensors, without states of optimizers.
         variables : mapping of str to array, float32
             With a plan: all its variables, by name.
         dense : mapping of str to array, optional
@@ -364,7 +373,7 @@ class Api(FreezingApi[Model, Compressed]):
         frozen = frozen or (compression is not None and compression.frozen)
         if isinstance(path, checkpoint.Checkpoint):
             if adapter is None:
-                raise PlanError("a checkpoint that was read before needs a model, as in smh.load(checkpoint, model)")
+                raise PlanError("this checkpoint is loaded already and needs a model: smh.load(checkpoint, model)")
             found = _as_read(path.mapped(adapter.backend.to_numpy), frozen)
         else:
             found = checkpoint.read(path, frozen)
@@ -395,11 +404,20 @@ class Api(FreezingApi[Model, Compressed]):
         poison.check(plan, {name: adapter.backend.to_numpy(x) for name, x in named.items()})
         return adapter.backend, plan, named, adapter.kept(model, plan)
 
+    def _opened(self, found: checkpoint.Checkpoint, given: Any) -> tuple[Plan, Mapping[str, Array]]:
+        """Return the plan of a checkpoint, and its variables as arrays of this backend."""
+        self._check_alone(found, variables=given)
+        if found.integers is not None:
+            raise PlanError("this checkpoint was read with frozen=True, for a frozen model: read it without")
+        return found.plan, found.mapped(self._get_backend().asarray).variables
+
     def _check_alone(self, model: Any, **given: Any) -> None:
         """Raise :class:`~smh.PlanError` where arguments that go with a plan come with a model."""
         names = [name for name, value in given.items() if value is not None]
         if names:
-            raise PlanError(f"{', '.join(names)} go with a Plan as the model; got {type(model).__name__}")
+            arguments = " and ".join(f"{name}=" for name in names)
+            what = f"{arguments} need{'s' if len(names) == 1 else ''} a Plan, not a {_KINDS.get(type(model), 'model')}"
+            raise PlanError(f"{what}; got {type(model).__name__}")
 
 
 def _as_read(found: checkpoint.Checkpoint, frozen: bool) -> checkpoint.Checkpoint:

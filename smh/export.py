@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smh.backends.registry import get_backend
+from smh.core.arguments import explained_calls
 from smh.core.checks import check_flag
 from smh.core.plan import Plan
 from smh.errors import PlanError, needs
 from smh.models.exported import Exported
+from smh.models.frameworks import check_framework
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Exported", "aot_inductor", "litert", "onnx", "plan_onnx", "saved_model", "stablehlo", "torch_export"]
 
 
+@explained_calls
 def onnx(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -88,12 +91,14 @@ def onnx(
     >>> sizes.integers, sizes.kept
     (70, 124)
     """
+    check_framework(model, "torch", exports=True)
+    check_flag("weights", weights)
     from smh.backends.torch import exports
 
-    check_flag("weights", weights)
     return exports.onnx(os.fspath(path), model, args, kwargs, dynamic_shapes, input_names, output_names, opset, weights)
 
 
+@explained_calls
 def torch_export(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -135,12 +140,14 @@ def torch_export(
     >>> torch.export.load(path).module()(torch.ones(1, 40)).shape
     torch.Size([1, 30])
     """
+    check_framework(model, "torch", exports=True)
+    check_flag("weights", weights)
     from smh.backends.torch import exports
 
-    check_flag("weights", weights)
     return exports.torch_export(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
+@explained_calls
 def aot_inductor(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -170,12 +177,14 @@ def aot_inductor(
     PlanError, ExportError, VariableError
         As for :func:`onnx`; ExportError also without a C++ compiler.
     """
+    check_framework(model, "torch", exports=True)
+    check_flag("weights", weights)
     from smh.backends.torch import exports
 
-    check_flag("weights", weights)
     return exports.aot_inductor(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
+@explained_calls
 def stablehlo(
     path: str | os.PathLike[str],
     function: Callable[..., Any],
@@ -237,12 +246,14 @@ def stablehlo(
     >>> program.call(jnp.ones((1, 40))).shape
     (1, 30)
     """
+    check_framework(params, "jax", exports=True)
+    check_flag("weights", weights)
     from smh.backends.jax import exports
 
-    check_flag("weights", weights)
     return exports.stablehlo(path, function, params, args, kwargs, platforms, weights)
 
 
+@explained_calls
 def plan_onnx(path: str | os.PathLike[str], plan: Plan, variables: Mapping[str, Any]) -> Exported:
     """Write the weights of a plan as an ONNX file that holds the pool as integers, without a model.
 
@@ -290,6 +301,7 @@ def plan_onnx(path: str | os.PathLike[str], plan: Plan, variables: Mapping[str, 
     return ndonnx.plan_onnx(path, plan, {name: to_numpy(x) for name, x in variables.items()})
 
 
+@explained_calls
 def saved_model(path: str | os.PathLike[str], model: Compressed, *, weights: bool = False) -> Exported:
     """Write a compressed Keras model as a SavedModel that holds its pool as integers.
 
@@ -331,12 +343,14 @@ def saved_model(path: str | os.PathLike[str], model: Compressed, *, weights: boo
     >>> loaded.serve(tensorflow.ones((1, 40))).shape
     TensorShape([1, 30])
     """
+    check_framework(model, "tensorflow", exports=True)
+    check_flag("weights", weights)
     from smh.backends.tensorflow import exports
 
-    check_flag("weights", weights)
     return exports.saved_model(path, model, weights)
 
 
+@explained_calls
 def litert(
     path: str | os.PathLike[str], model: Compressed, *, batch: int | None = None, weights: bool = False
 ) -> Exported:
@@ -382,7 +396,8 @@ def litert(
     >>> Interpreter(path).get_signature_list()
     {'serving_default': {'inputs': ['input_0'], 'outputs': ['output_0']}}
     """
+    check_framework(model, "tensorflow", exports=True)
+    check_flag("weights", weights)
     from smh.backends.tensorflow import exports
 
-    check_flag("weights", weights)
     return exports.litert(path, model, weights, batch)

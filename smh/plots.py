@@ -40,7 +40,7 @@ class Figure(_Figure):
 
 
 def plan_figure(plan: Plan) -> Figure:
-    """Return the cells of a plan as a square, coloured by tensor, and the arrays of its pool at the same scale.
+    """Return the cells of a plan as a square, colored by tensor, and the arrays of its pool at the same scale.
 
     Arrays lie on the left of the square and above it by turns, as the factors of a matrix product do.
     """
@@ -92,12 +92,12 @@ def bars(sizes: Mapping[str, tuple[int, int]], title: str) -> Figure:
     axes.xaxis.set_major_formatter(lambda value, _: _bytes(int(value)))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def _owners(plan: Plan, n: int, rows: int) -> np.ndarray:
-    """Return for each pixel the colour of the tensor whose cell it shows, 0 for spare cells."""
+    """Return for each pixel the color of the tensor whose cell it shows, 0 for spare cells."""
     y, x = ((np.arange(min(k, _PIXELS)) + 0.5) * k // min(k, _PIXELS) for k in (rows, n))
     cells = y.astype(np.int64)[:, None] * n + x.astype(np.int64)
     stops = np.array([tensor.stop for tensor in plan.tensors])
@@ -126,7 +126,7 @@ def _draw_arrays(axes: Axes, plan: Plan, n: int, rows: int) -> tuple[float, floa
 
 
 def _label_tensors(axes: Axes, plan: Plan, n: int, rows: int) -> float:
-    """Write the names of tensors beside their cells, those of small neighbours together; return where they end."""
+    """Write the names of tensors beside their cells, those of small neighbors together; return where they end."""
     least, groups = 2 * _LINE * rows * n, [[plan.tensors[0]]]
     for tensor in plan.tensors[1:]:
         if max(tensor.size, groups[-1][-1].stop - groups[-1][0].offset) < least:

@@ -42,7 +42,7 @@ class Table:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """Return the table in the colours of the page that shows it."""
+        """Return the table in the colors of the page that shows it."""
         rows = []
         for number, row in enumerate([self.columns, *self.rows]):
             tag = "td" if number else "th"

@@ -12,8 +12,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 def printable(text: str) -> str:
     r"""Return text in which characters that cannot be printed are written as in a Python string.
 
-    >>> print(printable("a name with \x1b[31m colour"))
-    a name with \x1b[31m colour
+    >>> print(printable("a name with \x1b[31m color"))
+    a name with \x1b[31m color
     """
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 

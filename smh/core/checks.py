@@ -22,10 +22,10 @@ def whole_number(what: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def check_flag(what: str, value: Any) -> None:
-    """Raise :class:`~smh.PlanError` unless a value is a bool."""
-    if not isinstance(value, bool | np.bool_):
-        raise PlanError(f"{what} must be True or False; got {value!r}")
+def check_flag(what: str, value: Any, optional: bool = False) -> None:
+    """Raise :class:`~smh.PlanError` unless a value is a bool, or None where it is optional."""
+    if not isinstance(value, bool | np.bool_) and not (optional and value is None):
+        raise PlanError(f"{what} must be True{', False or None' if optional else ' or False'}; got {value!r}")
 
 
 def members(value: Any) -> tuple[Any, ...] | None:
@@ -39,7 +39,16 @@ def members(value: Any) -> tuple[Any, ...] | None:
 def check_one_of(what: str, value: Any, allowed: Collection[str]) -> None:
     """Raise :class:`~smh.PlanError` unless a value is one of the allowed strings."""
     if not isinstance(value, str) or value not in allowed:
-        raise PlanError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
+        raise PlanError(f"{what} must be one of {', '.join(map(repr, allowed))}; got {shown(value, allowed)}")
+
+
+def shown(value: Any, allowed: Collection[str]) -> str:
+    """Return a value that is none of the allowed strings, and which of them it resembles."""
+    plain = type(value).__module__ == "builtins" and not isinstance(value, type)
+    name = value if isinstance(value, str) else (value if isinstance(value, type) else type(value)).__name__
+    given = f"{value!r:.80}" if plain else name if isinstance(value, type) else f"{name}(...)"
+    near = [one for one in allowed if one in name.lower()]
+    return f"{given}: use {near[0]!r}" if near else given
 
 
 def check_keys(where: str, found: Mapping[str, Any], expected: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Hash words: 32-bit murmur3 finalisers (specification, section 5.1).
+"""Hash words: 32-bit murmur3 finalizers (specification, section 5.1).
 
 Words are computed from a key and an index on demand, on any device, so no index array as large as the weights is ever
 stored. Arrays of words are uint32 if arithmetic of the namespace wraps, else int64 with a mask (PyTorch). Both give the
@@ -20,7 +20,7 @@ PART_STREAM = 65536
 
 
 def fmix32(xp: Any, h: Any) -> Any:
-    """Mix the bits of 32-bit words with murmur3's finaliser.
+    """Mix the bits of 32-bit words with murmur3's finalizer.
 
     ``h`` holds words in uint32, or in int64 with every element in ``[0, 2**32)``; the result has its shape and dtype.
 

@@ -52,7 +52,7 @@ def compile_pattern(pattern: str, names: Iterable[str], what: str) -> re.Pattern
         found = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise PlanError(f"{what} is not a regular expression: {error}; got {pattern!r}") from error
-    advice = "write it otherwise, or give names or globs"
+    advice = "rewrite it, or pass names or globs"
     ways = _ways(_parser.parse(pattern))
     if ways is None:
         raise PlanError(

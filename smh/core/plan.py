@@ -94,8 +94,8 @@ class Plan:
     def build(
         cls,
         shapes: Mapping[str, Sequence[int]],
+        ratio: float | Fraction | str | None = None,
         *,
-        ratio: float | Fraction | None = None,
         size: int | str | None = None,
         bits: int = BITS,
         exponents: str = "free",
@@ -119,8 +119,9 @@ class Plan:
         ----------
         shapes : mapping of str to sequence of int
             The model's tensors, by name; the order counts.
-        ratio : float or Fraction
-            Upper bound on pool variables per generated weight. A float is read as the decimal that it prints as.
+        ratio : float, Fraction or str
+            Upper bound on pool variables per generated weight, also as ``"10%"``. A float is read as the decimal
+            that it prints as.
         size : int or str
             Instead of ``ratio``: what the arrays of the file may take, in bytes or as ``"500 kB"``, without its header.
             The largest ratio that fits is taken.
@@ -206,7 +207,7 @@ class Plan:
             offset = tensor.stop
             squares += float(tensor.size) * (tensor.initial_scale * tensor.initial_scale)
         if (ratio is None) == (size is None):
-            raise PlanError(f"give either ratio or size; got ratio={ratio!r}, size={size!r}")
+            raise PlanError(f"pass either ratio or size; got ratio={ratio!r}, size={size!r}")
         request = named(pool).with_bits(bits)
         if size is not None:
             besides = kept_bytes + (4 * len(tensors) if learn_scale else 0)
@@ -277,7 +278,7 @@ class Plan:
             if not isinstance(name, str) or name not in known:
                 raise UnknownNameError(f"the plan has no tensor {name!r}: {near_names(str(name), known)}")
             if name in chosen:
-                raise UnknownNameError(f"the name {name!r} comes twice: ask for every tensor once")
+                raise UnknownNameError(f"the name {name!r} appears twice: name every tensor once")
             chosen[name] = known[name]
         return tuple(chosen.values())
 
@@ -352,7 +353,7 @@ class Plan:
     def plot(self) -> Figure:
         """Return a Matplotlib figure: which virtual weights each tensor shows, and the arrays of the pool.
 
-        The square has a cell for each virtual weight, row by row, in the colour of the tensor that shows it. The arrays
+        The square has a cell for each virtual weight, row by row, in the color of the tensor that shows it. The arrays
         of the pool are drawn at the same scale, so their area is that of the variables.
 
         Raises

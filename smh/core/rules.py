@@ -124,7 +124,7 @@ def resolved(name: str, rule: Any, values: Mapping[str, Any] | None, shape: tupl
     if not deviation > 0.0 or not math.isfinite(deviation):
         raise PlanError(
             f"scale 'match' of tensor {name!r} needs values that vary and are finite; their deviation is {deviation}: "
-            "exclude the tensor, or give its scale as a number"
+            "exclude the tensor, or pass its scale as a number"
         )
     return number(deviation)
 

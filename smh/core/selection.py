@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from smh.core.checks import members
@@ -138,7 +140,7 @@ def _matches(
             if not any(held.values()):
                 raise PlanError(
                     f"{what} has the class {part.__name__}, but these tensors have no layers, such as those of a "
-                    "pytree: give names or globs"
+                    "pytree: pass names or globs"
                 )
             hits = {x for x in names if x not in plain and any(issubclass(cls, part) for cls in held.get(x, ()))}
             hint = near_names(part.__name__, sorted({cls.__name__ for classes in held.values() for cls in classes}))
@@ -162,6 +164,9 @@ def _holds(function: Callable[[str], Any], name: str, what: str) -> bool:
     try:
         return bool(function(name))
     except Exception as error:  # whatever the user's function may raise
+        if not isinstance(function, FunctionType | MethodType | BuiltinFunctionType | functools.partial):
+            kind = type(function).__name__
+            raise PlanError(f"{what} takes names, globs, classes and functions of a name; got {kind}(...)") from error
         raise PlanError(f"{what} has a function that fails for the name {name!r}: {function!r}: {error}") from error
 
 

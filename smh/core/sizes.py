@@ -17,15 +17,14 @@ from smh.core.versions import VERSION
 from smh.errors import CheckpointError, PlanError
 from smh.strict_json import canonical_json, check_limits
 
-_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})")
+_RATIO = re.compile(r"([0-9]{0,9}(?:\.[0-9]{1,15})?)\s*(%?)")
 
 
 def sized_by_ratio(pool: Pool, weights: int, ratio: Any) -> Pool:
     """Return a pool sized by a ratio, or raise :class:`~smh.PlanError` with the smallest feasible ratio."""
-    is_number = isinstance(ratio, (int, float, Fraction, np.integer, np.floating)) and not isinstance(ratio, bool)
-    if not is_number or not 0 < ratio < math.inf:
-        raise PlanError(f"ratio must be a number above 0; got {ratio!r}")
+    ratio = parse_ratio(ratio)
     share = ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
     smallest = pool.smallest_ratio(weights)
     if share < smallest:
@@ -77,18 +76,46 @@ def file_bytes(pool: Pool) -> int:
     return total
 
 
+def parse_ratio(ratio: Any) -> Any:
+    """Return a ratio above 0 as it is, or as a fraction that text gives, or raise :class:`~smh.PlanError`.
+
+    >>> parse_ratio("10%"), parse_ratio("0.05"), parse_ratio(0.1)
+    (Fraction(1, 10), Fraction(1, 20), 0.1)
+    """
+    given, match = ratio, _RATIO.fullmatch(ratio.strip()) if isinstance(ratio, str) else None
+    if match is not None and match[1]:
+        ratio = Fraction(match[1]) / (100 if match[2] else 1)
+    is_number = isinstance(ratio, (int, float, Fraction, np.integer, np.floating)) and not isinstance(ratio, bool)
+    if not is_number or not 0 < ratio < math.inf:
+        shown, hint = f"{given!r:.80}", ""
+        if isinstance(ratio, str) and _bytes_of(ratio):
+            hint = f": write size={ratio!r}"
+        elif hasattr(ratio, "variable_shapes"):
+            shown, hint = f"a {type(ratio).__name__}", ": pass it as plan="
+        raise PlanError(f"ratio must be a number above 0, or text such as '10%'; got {shown}{hint}")
+    return ratio
+
+
+def _bytes_of(size: str) -> int | None:
+    """Return the bytes of a text such as ``500 kB``, in any case, or None for other text."""
+    match = _SIZE.fullmatch(size.strip())
+    unit = None if match is None else _UNITS.get(match[2].lower())
+    return None if match is None or unit is None else int(Fraction(match[1]) * unit)
+
+
 def parse_size(size: Any) -> int:
     """Return a number of bytes from a number or text, or raise :class:`~smh.PlanError`.
 
-    >>> parse_size("1.5 MB"), parse_size("2KiB"), parse_size(300)
+    >>> parse_size("1.5 MB"), parse_size("2kib"), parse_size(300)
     (1500000, 2048, 300)
     """
-    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
-    if match is not None and match[2] in _UNITS:
-        return int(Fraction(match[1]) * _UNITS[match[2]])
+    if isinstance(size, str) and (found := _bytes_of(size)) is not None:
+        return found
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
-    raise PlanError(f"size must be a number of bytes, or text such as '500 kB' or '2 MiB'; got {size!r}")
+    is_share = isinstance(size, float | Fraction) and 0 < size < 1 or isinstance(size, str) and size.endswith("%")
+    hint = f": write ratio={size!r}" if is_share else ""
+    raise PlanError(f"size must be a number of bytes, or text such as '500 kB' or '2 MiB'; got {size!r}{hint}")
 
 
 def check_storable(plan: str, pool: Pool, scales: Sequence[str]) -> None:
@@ -110,4 +137,4 @@ def check_storable(plan: str, pool: Pool, scales: Sequence[str]) -> None:
     try:
         check_limits(text.encode("utf-8", "surrogatepass"), "the header of a file with this plan")
     except CheckpointError as error:
-        raise PlanError(f"{error}: generate fewer tensors, or give them shorter names") from error
+        raise PlanError(f"{error}: generate fewer tensors, or shorten their names") from error

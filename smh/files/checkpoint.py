@@ -52,6 +52,7 @@ from smh.files.integers import (
 from smh.files.kept import ROUNDED, Roundings, check_bits, read_roundings, restored, round_kept, values
 from smh.files.packed import CODED, check_coded, coded_names, pack_tensors, unpack_tensors
 from smh.strict_json import canonical_json, check, check_limits, parse, short
+from smh.tables import counted
 from smh.text import SURROGATE
 
 CARRIED = "carried/"
@@ -80,7 +81,7 @@ class _VersionError(OtherFileError):
         super().__init__(f"{what}, got {short(version)}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
     """The content of a checkpoint file.
 
@@ -118,6 +119,10 @@ class Checkpoint:
     integers: Integers | None = None
     rounded: Roundings = field(default_factory=dict)
     kept_digest: str | None = None
+
+    def __repr__(self) -> str:
+        variables, kept = counted(len(self.variables), "variable"), counted(len(self.dense), "kept tensor")
+        return f"Checkpoint({self.plan!r}, {variables}, {kept}, digest={self.digest[:16]}...)"
 
     def kept_bytes(self, name: str) -> int | None:
         """Return the bytes of a kept tensor in the file, or None if it is stored as it is."""
@@ -249,7 +254,7 @@ def _host(want: str, name: str, value: Any) -> np.ndarray:
 def _seal(file: io.BufferedRandom) -> None:
     """Replace the zeros of the checksums.
 
-    The checksums are computed from the output of the serialiser, which determines the order of the tensors.
+    The checksums are computed from the output of the serializer, which determines the order of the tensors.
     """
     header = file.read(int.from_bytes(file.read(8), "little"))
     check_limits(header)

@@ -189,7 +189,7 @@ def _damage() -> Iterator[None]:
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"it is a damaged archive of NumPy: {error}") from error
     except MemoryError as error:
-        raise CheckpointError("an array of it does not fit into memory") from error
+        raise CheckpointError("one of its arrays does not fit into memory") from error
 
 
 def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,10 +14,11 @@ import numpy as np
 from smh.backends.protocol import Backend
 from smh.core.kernels import Array
 from smh.core.plan import Plan
-from smh.errors import BackendError, PlanError
+from smh.errors import PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.files.integers import Integers
 from smh.models.compression import Compression, ModelTensor, not_compressed
+from smh.models.frameworks import check_keras, check_model, no_model
 
 
 class Values(Mapping[str, np.ndarray]):
@@ -76,6 +76,10 @@ class ModelAdapter(ABC):
     def layers(self, model: Any) -> Mapping[str, Collection[type]]:
         """Return the classes of the layers that contain each tensor of a plain model, by name."""
         return {}
+
+    def place_of(self, model: Any, part: Any) -> str | None:
+        """Return the name of a layer, or of a tensor, given itself, in a plain model; None for anything else."""
+        return None
 
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context in which a model may change, and which leaves it as it was if it ends in an error.
@@ -155,8 +159,7 @@ def adapter_of(model: Any) -> ModelAdapter:
         If no framework that is imported has such models.
     """
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
-    if advice := _advice(model, torch):
-        raise PlanError(f"{advice}; got {type(model).__name__}")
+    check_model(model)
     if keras is not None and isinstance(model, keras.Layer):  # with Keras on PyTorch it is a Module, too
         name = "tensorflow"
         check_keras(model, name)
@@ -165,43 +168,6 @@ def adapter_of(model: Any) -> ModelAdapter:
     elif "jax" in sys.modules:
         name = "jax"
     else:
-        raise PlanError(
-            "a model is a torch.nn.Module, a keras.Model or a pytree of JAX arrays; "
-            f"got {type(model).__name__}: for a pytree of other arrays, use smh.jax"
-        )
+        raise no_model(model)
     adapter: ModelAdapter = importlib.import_module(f"smh.backends.{name}.models").adapter
     return adapter
-
-
-def _advice(model: Any, torch: Any) -> str:
-    """Return what to give instead of something that is often taken for a model, or an empty string."""
-    if isinstance(model, type):
-        return f"a model is needed, not its class: make one, as in {model.__name__}()"
-    if isinstance(model, str | bytes | os.PathLike):
-        return "a model is needed, not a file: smh.load(path, model) reads a file into one"
-    if torch is not None and isinstance(model, Mapping) and any(isinstance(x, torch.Tensor) for x in model.values()):
-        return "a model is needed, not a state_dict: give the torch.nn.Module that it is of"
-    return ""
-
-
-def check_keras(model: Any, name: str) -> None:
-    """Raise :class:`~smh.BackendError` for Keras models, or modules with Keras layers, that a backend cannot take.
-
-    Keras layers read weights from Keras variables, whose arrays belong to the Keras backend.
-    """
-    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
-    if keras is None:
-        return
-    parts = model.modules() if torch is not None and isinstance(model, torch.nn.Module) else [model]
-    layer = next((part for part in parts if isinstance(part, keras.Layer)), None)
-    if layer is None:
-        return
-    if (runs := keras.backend.backend()) != "tensorflow":
-        raise BackendError(
-            f"{layer.name!r} is a {type(layer).__name__} of Keras, which runs on {runs} here and must run on "
-            "TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, make the model again, load its weights"
-        )
-    if name != "tensorflow":
-        raise BackendError(
-            f"{layer.name!r} is a {type(layer).__name__} of Keras: use smh.keras in the place of the {name} backend"
-        )

@@ -11,22 +11,26 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from smh.core.arguments import explained_calls
+from smh.core.checks import check_flag
 from smh.core.initial import initial_variables
 from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
+from smh.core.sizes import parse_ratio
 from smh.files.kept import check_bits
 from smh.models import poison
-from smh.models.adapter import ModelAdapter, check_keras
+from smh.models.adapter import ModelAdapter
 from smh.models.compression import (
     Compression,
     check_gradients,
     check_plan,
     check_residency,
+    check_selectors,
     check_trains,
     plan_for,
 )
 from smh.models.fit import FitReport, fit_variables
+from smh.models.frameworks import check_framework, check_model
 from smh.models.report import Report, make_report
 from smh.models.roles import structure_of
 from smh.models.share import warn_of_little
@@ -50,14 +54,15 @@ class ModelApi(Generic[Model, Compressed]):
 
     def _adapter_of(self, model: Any) -> ModelAdapter:
         adapter = self._find_adapter(model)
-        check_keras(model, adapter.backend.name)
+        check_model(model)
+        check_framework(model, adapter.backend.name)
         return adapter
 
     @explained_calls
     def compress(
         self,
         model: Model,
-        ratio: float | Fraction | None = None,
+        ratio: float | Fraction | str | None = None,
         *,
         size: int | str | None = None,
         plan: Plan | None = None,
@@ -89,8 +94,8 @@ class ModelApi(Generic[Model, Compressed]):
         model : torch.nn.Module, keras.Model or pytree of jax.Array
             The model, which does not change. A Keras model must be built. A pytree can be a Flax state or dict of
             parameters, an Equinox module, or any other; the path of a leaf is its name, such as ``layers/0/kernel``.
-        ratio : float or Fraction
-            Upper bound on pool variables per generated weight.
+        ratio : float, Fraction or str
+            Upper bound on pool variables per generated weight, also as ``"10%"``.
         size : int or str
             Instead of ``ratio``: the largest size of all arrays, kept ones included, in a file of :func:`save`, in
             bytes or as ``"500 kB"``. The header of the file, with the plan, comes on top.
@@ -151,6 +156,7 @@ class ModelApi(Generic[Model, Compressed]):
         check_residency(residency)
         check_gradients(gradients)
         tensors, values = adapter.tensors(model, plan), adapter.values(model)
+        check_selectors(partial(adapter.place_of, model), include=include, exclude=exclude)
         chosen = plan_for(
             tensors,
             plan=plan,
@@ -175,7 +181,7 @@ class ModelApi(Generic[Model, Compressed]):
         )
         if plan is None and include is None and exclude is None:
             warn_of_little(tensors, chosen)
-        asked = None if ratio is None else float(ratio)
+        asked = None if ratio is None else float(parse_ratio(ratio))
         notes = {tensor.name: structure_of(values[tensor.name]) for tensor in chosen.tensors if tensor.name in values}
         noted = tuple(dataclasses.replace(tensor, note=notes.get(tensor.name, "")) for tensor in tensors)
         compression = Compression(chosen, noted, residency, asked, gradients)
@@ -190,7 +196,7 @@ class ModelApi(Generic[Model, Compressed]):
     def fit(
         self,
         model: Model,
-        ratio: float | Fraction | None = None,
+        ratio: float | Fraction | str | None = None,
         *,
         size: int | str | None = None,
         plan: Plan | None = None,
@@ -251,6 +257,7 @@ class ModelApi(Generic[Model, Compressed]):
         >>> 0 < report.error < 0.5
         True
         """
+        check_flag("progress", progress, optional=True)
         compressed = self.compress(
             model,
             ratio,
@@ -278,10 +285,12 @@ class ModelApi(Generic[Model, Compressed]):
         variables, report = fit_variables(chosen, {t.name: values[t.name] for t in chosen.tensors}, progress=progress)
         return adapter.assign(compressed, variables, {}), report
 
+    @explained_calls
     def plan_of(self, model: Compressed) -> Plan:
         """Return the plan of a compressed model; raises :class:`~smh.PlanError` if it is not compressed."""
         return self._compression(model).plan
 
+    @explained_calls
     def report(self, model: Compressed) -> Report:
         """Return what compression did to a model: print it, plot it, or take its numbers.
 
@@ -327,7 +336,7 @@ class ModelApi(Generic[Model, Compressed]):
         variables = {name: adapter.backend.to_numpy(x) for name, x in named.items() if not getattr(x, "is_meta", False)}
         if variables.keys() == compression.plan.variable_shapes.keys():
             if message := poison.describe(compression.plan, variables):
-                warnings.warn(message, UserWarning, stacklevel=2)
+                warnings.warn(message, UserWarning, stacklevel=3)
         return make_report(compression, {name: float(x) for name, x in variables.items() if name.startswith("scale/")})
 
     @explained_calls
@@ -374,6 +383,7 @@ class ModelApi(Generic[Model, Compressed]):
         check_trains(self._compression(model), "has no rate with gradients")
         return self._adapter_of(model).rate(model, kept_bits)
 
+    @explained_calls
     def built(self, model: Compressed) -> AbstractContextManager[None]:
         """Build all weights once for all code in this context, with any residency.
 
@@ -460,6 +470,7 @@ class ModelApi(Generic[Model, Compressed]):
           0.1      5,881            6,684      2.8%
         """
         adapter = self._adapter_of(model)
+        check_selectors(partial(adapter.place_of, model), include=include, exclude=exclude)
         return make_sweep(
             adapter.tensors(model),
             ratios,

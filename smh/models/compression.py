@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from smh.core.checks import check_flag
+from smh.core.checks import check_flag, check_one_of, members
 from smh.core.plan import Plan
 from smh.core.rules import by_name
-from smh.core.selection import select, why_not
+from smh.core.selection import named, select, why_not
+from smh.core.sizes import parse_ratio, parse_size
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.text import some
@@ -82,8 +83,8 @@ def check_trains(compression: Compression, what: str) -> None:
     """Raise :class:`~smh.PlanError` for what a frozen model cannot do."""
     if compression.frozen:
         raise PlanError(
-            f"a frozen model {what}: it holds the integers of its pool, for inference only. Take the model from which "
-            "it was frozen, or load its file without frozen=True"
+            f"a frozen model {what}: it holds the integers of its pool, for inference only. Use the model that "
+            "it was frozen from, or load its file without frozen=True"
         )
 
 
@@ -94,7 +95,7 @@ def check_gradients(gradients: Any) -> str:
 
 def not_compressed(model: Any) -> PlanError:
     """Return the error for a model that has no plan."""
-    what = "the model is not compressed: smh.compress(model, ratio=0.1) makes it so"
+    what = "the model is not compressed; compress it first: smh.compress(model, ratio=0.1)"
     return PlanError(f"{what}; got {type(model).__name__}")
 
 
@@ -134,8 +135,12 @@ def plan_for(
         check_fit(tensors, plan)
         return plan
     if "ratio" not in given and "size" not in given:
-        raise PlanError("say how much to compress: give ratio, for example ratio=0.1, or size='500 kB', or a plan")
-    check_ratio(given.get("ratio"), allow_expansion)
+        raise PlanError("say how much to compress: pass ratio=0.1, for example, or size='500 kB', or a plan")
+    if "ratio" in given:
+        given["ratio"] = parse_ratio(given["ratio"])
+        check_ratio(given["ratio"], allow_expansion)
+    if "size" in given:
+        parse_size(given["size"])
     free = {tensor.name: tensor for tensor in tensors if not tensor.kept}
     default = {name for name, tensor in free.items() if not tensor.why_kept}
     if not (free if "include" in given else default):
@@ -149,7 +154,8 @@ def plan_for(
     try:
         generated = select(shapes, *selectors, kept=[t.name for t in kept], aliases=aliases, layers=layers)
     except PlanError as error:
-        raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(kept)})" if kept else "")) from error
+        barred = _matched(kept, selectors[0])
+        raise PlanError(f"{error}" + (f" (not to be generated: {_reasons(barred)})" if barred else "")) from error
     known = {name: axes for name in generated if (axes := free[name].axes) is not None}
     asked = by_name("axes", given.get("axes"), generated, shapes, every=False)
     unclear = [name for name in generated if free[name].doubt and not asked.get(name)]
@@ -169,12 +175,32 @@ def plan_for(
     return built
 
 
+def check_selectors(place_of: Callable[[Any], str | None], **selectors: Any) -> None:
+    """Raise :class:`~smh.PlanError` for layers of a model itself as selectors; a function returns their names, or None.
+
+    A layer is callable, and would be taken for a function of a name.
+    """
+    for what, selector in selectors.items():
+        for part in [selector, *(selector if isinstance(selector, list | tuple | set) else ())]:
+            if (place := place_of(part)) is not None:
+                kind = type(part).__name__
+                raise PlanError(f"{what} takes names and classes, not a {kind} itself: pass its name, {place!r}")
+
+
+def _matched(tensors: Sequence[ModelTensor], selector: Any) -> list[ModelTensor]:
+    """Return the tensors that the names and globs in a selector stand for."""
+    parts = [selector] if isinstance(selector, str) else members(selector) or ()
+    names = [name for tensor in tensors for name in (tensor.name, *tensor.aliases)]
+    found = {name for part in parts if isinstance(part, str) for name in named(part, names)}
+    return [tensor for tensor in tensors if found.intersection((tensor.name, *tensor.aliases))]
+
+
 def check_ratio(ratio: Any, allow_expansion: bool) -> None:
     """Raise :class:`~smh.PlanError` for a ratio that compresses nothing, unless that is allowed."""
     if isinstance(ratio, int | float | Fraction) and ratio >= 1 and not allow_expansion:
         hint = f"{float(ratio) / 100:.2g}" if 2 <= ratio < 100 else "0.1"
         what = f"a ratio of {float(ratio):.4g} stores as many numbers as before or more: did you mean {hint}?"
-        raise PlanError(f"{what} If not, allow_expansion=True (--allow-expansion) takes it")
+        raise PlanError(f"{what} If not, allow_expansion=True (--allow-expansion) allows it")
 
 
 def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
@@ -186,7 +212,7 @@ def check_fit(tensors: Iterable[ModelTensor], plan: Plan) -> None:
     for tensor in plan.tensors:
         found = known[tensor.name]
         if found.kept:
-            raise PlanError(f"the plan generates {tensor.name!r}, which cannot be: {found.kept}")
+            raise PlanError(f"the plan generates {tensor.name!r}, which cannot be generated: {found.kept}")
         if found.shape != tensor.viewed_shape:
             raise PlanError(f"the plan gives {tensor.name!r} the shape {tensor.viewed_shape}; the model {found.shape}")
 
@@ -252,9 +278,8 @@ class _Default(frozenset[str]):
 
 
 def _check_choice(what: str, value: Any, choices: Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise PlanError(f"{what} must be one of {', '.join(map(repr, choices))}; got {value!r}")
-    return value
+    check_one_of(what, value, choices)
+    return str(value)
 
 
 def _reasons(tensors: Sequence[ModelTensor]) -> str:
@@ -265,7 +290,7 @@ def _reasons(tensors: Sequence[ModelTensor]) -> str:
     for tensor in tensors:
         whys.setdefault(tensor.kept or tensor.left or f"its shape is {tensor.shape}", []).append(tensor.name)
     shown = [f"{some(names)}: {why}" for why, names in whys.items()]
-    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} reasons more" if len(shown) > 3 else "")
+    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more reasons" if len(shown) > 3 else "")
 
 
 def _summary(plan: Plan) -> str:

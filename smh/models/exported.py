@@ -34,6 +34,6 @@ class Exported(NamedTuple):
         if self.held > MOST * (self.integers + self.kept) + 4096:
             raise ExportError(
                 f"the export would hold {self.held:,} bytes of tensors instead of {self.integers + self.kept:,}: a "
-                "tool folded weights into it, and nothing was written. Leave out what optimises the graph"
+                "tool folded weights into it, and nothing was written. Leave out what optimizes the graph"
             )
         return self

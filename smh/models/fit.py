@@ -10,12 +10,13 @@ Every tensor is divided by its scale, and the pool then takes the least squares 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Grids, fit_pool
 from smh.models.patience import Tick, track
 from smh.models.progress import Progress
 from smh.models.rounding import dot
-from smh.tables import Table, counted, paragraph
+from smh.tables import Table, counted, data_frame, paragraph
 
 if TYPE_CHECKING:
     import rich.table
@@ -64,12 +65,12 @@ class FitReport:
     error_unrounded: float
 
     def __str__(self) -> str:
-        """Return a paragraph: the error of all weights, and the tensors that are furthest off."""
+        """Return a paragraph: the error of all weights, and the worst tensors."""
         worst = sorted(self.errors, key=lambda name: -self.errors[name])[:3]
         tensors = counted(len(self.errors), "tensor")
         return (
             f"The weights of {tensors} are generated with a relative error of {self.error:.3g} "
-            f"({self.error_unrounded:.3g} before rounding to integers); furthest off: "
+            f"({self.error_unrounded:.3g} before rounding to integers); worst: "
             f"{', '.join(f'{name!r} {self.errors[name]:.3g}' for name in worst)}."
         )
 
@@ -79,6 +80,14 @@ class FitReport:
 
     def _repr_html_(self) -> str:
         return paragraph(str(self)) + self._table()._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as a JSON object."""
+        return dataclasses.asdict(self)
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a row per tensor; raises :class:`~smh.SmhError` without pandas."""
+        return data_frame([{"tensor": name, "error": error} for name, error in self.errors.items()])
 
     def _table(self) -> Table:
         rows = [(name, f"{error:.3g}") for name, error in self.errors.items()]
@@ -154,8 +163,8 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool | None = None) -
     pool = {f"pool/{name}": one.integers * one.unit + np.float32(0.0) for name, one in grids.items()}  # -0 becomes +0
     if error > _LOST:
         warnings.warn(
-            f"the fitted weights are off by {error:.2f} of the given ones: most of the model is lost, and "
-            "training must follow. A larger ratio, or leaving out what fits badly (exclude), keeps more",
+            f"the fitted weights are off by {error:.2f} (relative error): most of the model is lost, so it must be "
+            "trained. A larger ratio keeps more, and so does leaving out what fits badly (exclude)",
             UserWarning,
             stacklevel=3,  # above np.errstate
         )
@@ -195,7 +204,7 @@ def _target(tensor: TensorSpec, values: Values) -> np.ndarray:
     narrow = x.astype(np.float32, copy=False)
     bad = x.size - np.count_nonzero(np.isfinite(narrow))
     if bad:
-        raise VariableError(f"{what} must be finite in float32; got {bad} of {x.size} that are not: mend the model")
+        raise VariableError(f"{what} must be finite in float32; got {bad} of {x.size} that are not: fix the model")
     canonical = tensor.view.invert(np, narrow, tensor.shape) if tensor.view else narrow
     return np.reshape(canonical, (-1,))
 

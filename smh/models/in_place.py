@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from smh.core.arguments import with_signature_of
+from smh.core.arguments import explained_calls, with_signature_of
 from smh.models.api import Compressed, Model, ModelApi
 
 
 class InPlaceApi(ModelApi[Model, Compressed]):
     """The public functions of models, with those that change a model in place."""
 
+    @explained_calls
     @with_signature_of(ModelApi.compress)
     def compress_(self, *args: Any, **options: Any) -> Compressed:
         """Compress a model in place and return it; the arguments are those of :func:`smh.compress`.
@@ -33,6 +34,7 @@ class InPlaceApi(ModelApi[Model, Compressed]):
         in_place: ModelApi[Any, Compressed] = ModelApi(lambda model: self._adapter_of(model).in_place(model))
         return in_place.compress(*args, **options)
 
+    @explained_calls
     def materialize_(self, model: Compressed) -> Any:
         """Turn a compressed model back into a plain one: generated weights become parameters with the same bits.
 

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Self
 
+from smh.core.checks import check_flag
+
 _PATIENCE = 2.0  # seconds of work that need no progress
 _PAUSE = 0.1  # seconds between two looks of the line
 _WIDTH = 79
@@ -22,6 +24,7 @@ class Progress:
     """
 
     def __init__(self, shown: bool | None) -> None:
+        check_flag("progress", shown, optional=True)
         self._live = sys.stderr.isatty()
         self._shown = self._live if shown is None else shown
         self._next = time.monotonic() + (_PATIENCE if shown is None else 0.0)

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from smh.plots import Figure
 
 _REASONS = 8  # lines of reasons in the text
+_KINDS = "bias scale slope cache token buffer".split()
+_HEADINGS = {
+    f"it is a {kind}": plural
+    for kind, plural in zip(_KINDS, ("biases", "scales", "slopes", "caches", "tokens", "buffers"), strict=True)
+} | {"it is a running statistic": "running statistics"}
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ class Report:
         trained = f"{self.num_trained:,} numbers are trained instead of {self.num_trained_before:,}."
         if self.frozen:
             trained = "The model is frozen: it holds integers, for inference only."
-        noted = f" Values that were regular before are random now: {some(regular)}." if regular else ""
+        noted = f" These tensors were constant or structured; they are random now: {some(regular)}." if regular else ""
         return (
             f"{self.num_weights:,} weights ({counted(len(generated), 'tensor')}) are generated from "
             f"{self.num_variables:,} variables (pool ratio {self.ratio:.4g}{asked}); {self.num_kept:,} numbers "
@@ -308,13 +313,16 @@ def _grouped(tensors: Iterable[TensorReport], key: Callable[[TensorReport], str]
 
 def _kind(tensor: TensorReport) -> str:
     """Return the class of a tensor's layer, or in a pytree the last part of its name."""
-    return tensor.kind or f"*/{re.split('[./]', tensor.name)[-1]}"
+    _, slash, last = tensor.name.rpartition("/")
+    return tensor.kind or (f"*/{last}" if slash else last)
 
 
 def _reason(tensor: TensorReport) -> str:
-    """Return why a tensor is kept; biases are all alike, however short they are."""
+    """Return why a tensor is kept, as a heading; biases are all alike, however short they are."""
     last = re.split("[./]", tensor.name)[-1]
-    return "biases" if last == "bias" and tensor.why in ("fewer than two axes", "it is a bias") else tensor.why
+    if last == "bias" and tensor.why in ("fewer than two axes", "it is a bias"):
+        return "biases"
+    return _HEADINGS.get(tensor.why, tensor.why)
 
 
 def _numbers(tensors: Iterable[TensorReport]) -> int:

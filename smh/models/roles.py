@@ -1,6 +1,6 @@
 """Which tensors are weight matrices: decided by the class of the layer if it is known, else by names and sizes.
 
-No framework is imported: classes are recognised by name. Other tensors are kept, unless ``include``
+No framework is imported: classes are recognized by name. Other tensors are kept, unless ``include``
 asks for them.
 """
 
@@ -36,7 +36,7 @@ _NAMES = tuple(
         (r"alpha|negative_slope", "it is a slope"),
         (r"((running|moving)_)?(mean|var|variance)", "it is a running statistic"),
         (r"cached?_.*|(.*_)?(key|value|kv?)_cache", "it is a cache"),
-        (r"q?zeros|(.*_)?zero_points?|(.*_)?absmax|amax|(.*_)?quant_map|scb", "it belongs to quantised weights"),
+        (r"q?zeros|(.*_)?zero_points?|(.*_)?absmax|amax|(.*_)?quant_map|scb", "it belongs to quantized weights"),
         (r"(.*_)?(cls|class|mask|dist|distillation|register|query)_tokens?", "it is a token"),
         (r"(.*_)?rel(ative)?_(pos|position|attention|bias)(_.*)?", "it is a table of relative positions"),
         (r"a_log", "its starting values have a meaning"),

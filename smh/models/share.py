@@ -24,8 +24,8 @@ def warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
     if 2 * plan.num_weights < total and total >= _FEW:
         reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))
         warnings.warn(
-            f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model gets little "
-            f"smaller. Kept are {reasons}; smh.report(model) lists them all",
+            f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model barely "
+            f"gets smaller. Kept: {reasons}; smh.report(model) lists them all",
             UserWarning,
             stacklevel=4,
         )

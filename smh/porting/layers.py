@@ -80,7 +80,7 @@ class Layer:
     """A layer that has tensors itself."""
 
     name: str
-    kind: str  # see the module; "norm" is any normalisation
+    kind: str  # see the module; "norm" is any normalization
     slots: Mapping[str, Slot]  # its tensors, by role
     settings: Mapping[str, Setting] = field(default_factory=dict)  # "epsilon" and "momentum"
     reads: Layout = None  # of its inputs

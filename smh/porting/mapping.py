@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smh.core.checks import check_keys
+from smh.core.arguments import explained_calls
+from smh.core.checks import check_keys, members
 from smh.core.views import View, compose, invert
 from smh.errors import CheckpointError, PlanError, PortError, near_names
 from smh.files.atomic import replacing
@@ -85,6 +86,7 @@ class Mapping:
                 raise PortError(f"the source tensor {name!r} has several shapes: {[s.shape for _, s in uses]}")
 
     @classmethod
+    @explained_calls
     def build(
         cls,
         tensors: collections.abc.Mapping[str, Any],
@@ -108,13 +110,22 @@ class Mapping:
         PortError
             If a name is unknown, or an entry does not fit.
         """
+        if not isinstance(tensors, collections.abc.Mapping):
+            raise PortError(f"tensors must be a mapping from targets to sources; got {type(tensors).__name__}")
+        if not isinstance(source, collections.abc.Mapping | Checkpoint):
+            what = "source must be a Checkpoint, or a mapping from names to shapes"
+            raise PortError(f"{what}; got {type(source).__name__}")
         shapes = tensor_shapes(source) if isinstance(source, Checkpoint) else source
         entries = {}
         for target, given in tensors.items():
             if isinstance(given, Entry):
                 entries[target] = given
                 continue
-            name, *view = (given,) if isinstance(given, str) else given
+            name, *view = (given,) if isinstance(given, str) else members(given) or (None,)
+            if not isinstance(name, str):
+                raise PortError(
+                    f"the entry of {target!r} must be the name of its source, or a tuple (name, pattern); got {given!r}"
+                )
             if name not in shapes:
                 raise PortError(
                     f"{target!r} comes from {name!r}, which the source does not have: {near_names(name, shapes)}"

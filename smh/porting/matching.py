@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from smh.core.arguments import explained_calls
 from smh.core.checks import check_flag
 from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
-from smh.models.adapter import check_keras
+from smh.models.frameworks import check_keras
 from smh.porting.entries import Entry, Shape, Source
 from smh.porting.features import OPTIONS, check_answers, feature_axes, layout, turned
 from smh.porting.layers import DEFAULTS, Layer, Slot, Structure, numbered
@@ -63,7 +64,7 @@ class Match:
     ambiguous : tuple of Ambiguity
         The ambiguities. While there are any, :attr:`mapping` raises an error.
     notes : tuple of str
-        Settings that differ but must agree in both models, such as the epsilon of a normalisation.
+        Settings that differ but must agree in both models, such as the epsilon of a normalization.
     """
 
     proposed: Mapping
@@ -82,7 +83,7 @@ class Match:
         if self.ambiguous:
             cases = "; ".join(map(str, self.ambiguous[:5]))
             more = f"; and {len(self.ambiguous) - 5} more" if len(self.ambiguous) > 5 else ""
-            raise PortError(f"the match is ambiguous: give hints for {cases}{more}")
+            raise PortError(f"the match is ambiguous: pass hints for {cases}{more}")
         return self.proposed
 
     def __str__(self) -> str:
@@ -101,6 +102,7 @@ class Match:
         return [f"ambiguous: {case}" for case in self.ambiguous] + [f"note: {note}" for note in self.notes]
 
 
+@explained_calls
 def match(
     source: Any,
     target: Any,
@@ -160,6 +162,9 @@ def match(
     out/kernel <- out/kernel
     """
     check_flag("in_order", in_order)
+    for what, given in (("hints", hints), ("flatten", flatten), ("unflatten", unflatten)):
+        if not isinstance(given, collections.abc.Mapping | None):
+            raise PortError(f"{what} must be a mapping by the names of layers; got {type(given).__name__}")
     answers = {"reads": flatten or {}, "gives": unflatten or {}}
     finder = _Finder(describe(source), describe(target), answers)
     finder.pair_layers(*finder.take_hints(hints or {}), in_order)

@@ -6,13 +6,16 @@ import dataclasses
 
 import numpy as np
 
+from smh.core.arguments import explained_calls
 from smh.core.views import compose
 from smh.errors import PlanError, PortError
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.files.kept import round_kept
 from smh.porting.mapping import Mapping, tensor_shapes
+from smh.porting.matching import Match
 
 
+@explained_calls
 def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
     """Return a checkpoint for another model, with the variables unchanged, byte for byte, under new names and views.
 
@@ -51,6 +54,12 @@ def port(checkpoint: Checkpoint, mapping: Mapping) -> Checkpoint:
     >>> list(ported.variables)
     ['pool/left', 'pool/right', 'scale/fc/kernel']
     """
+    if not isinstance(checkpoint, Checkpoint):
+        what = "port takes a checkpoint, as smh.numpy.load(path) returns it"
+        raise PortError(f"{what}; got {type(checkpoint).__name__}")
+    if not isinstance(mapping, Mapping):
+        advice = "pass match(...).mapping" if isinstance(mapping, Match) else "smh.porting.Mapping.build makes one"
+        raise PortError(f"mapping must be a smh.porting.Mapping; got {type(mapping).__name__}: {advice}")
     for name, x in checkpoint.dense.items():
         if not isinstance(x, np.ndarray | np.generic):
             raise PortError(

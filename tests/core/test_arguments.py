@@ -123,8 +123,68 @@ def test_a_mistaken_option_names_itself_and_its_neighbour(function, option, mess
 def test_an_error_of_a_right_call_stays_as_it_is():
     with pytest.raises(smh.VariableError, match="'pool/left' is missing"):
         arrays.materialize(PLAN, {})
-    with pytest.raises(TypeError, match="missing 1 required positional argument"):
-        arrays.materialize()
+
+
+def test_a_call_without_an_argument_names_the_function_and_its_options():
+    written = {
+        r"smh.materialize lacks 'model': write smh.materialize\(model, variables, names, max_": arrays.materialize,
+        r"smh.save lacks 'path' and 'model': write smh.save\(path, model, variables, dense, training=": smh.save,
+        r"smh.compress_ lacks 'model': write smh.compress_\(model, ratio, size=, .*, \.\.\.\)$": smh.compress_,
+        r"smh.port lacks 'checkpoint' and 'mapping': write smh.port\(checkpoint, mapping\)": smh.port,
+        r"smh.porting.match lacks 'source' and 'target': write smh.porting.match\(source, target, ": smh.porting.match,
+        r"smh.Plan.build lacks 'shapes': write smh.Plan.build\(shapes, ratio, ": smh.Plan.build,
+        r"smh.export.onnx lacks 'path' and 'model': write smh.export.onnx\(path, model, args, ": smh.export.onnx,
+    }
+    for message, function in written.items():
+        with pytest.raises(TypeError, match=message):
+            function()
+    with pytest.raises(TypeError, match=r"smh.load has too many positional arguments: write smh.load\(path, model, "):
+        smh.load("path", None, "cpu")
+
+
+def test_a_plan_takes_its_ratio_as_compress_does():
+    assert smh.Plan.build({"a": (6, 5)}, 0.9) == smh.Plan.build({"a": (6, 5)}, ratio=0.9)
+    with pytest.raises(smh.PlanError, match=r"wrong order: write smh.Plan.build\(shapes, ratio\); got \(float, dict\)"):
+        smh.Plan.build(0.9, {"a": (6, 5)})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: smh.report(PLAN, x=1), r"smh.report has no option 'x'; write smh.report\(model\)"),
+        (lambda: smh.plan_of(PLAN, x=1), r"smh.plan_of has no option 'x'; write"),
+        (lambda: smh.built(PLAN, x=1), r"smh.built has no option 'x'; write"),
+        (lambda: smh.materialize_(PLAN, x=1), r"smh.materialize_ has no option 'x'; write"),
+        (lambda: smh.compress_(PLAN, rato=1), r"smh.compress_ has no option 'rato'; did you mean 'ratio'"),
+        (lambda: smh.port(PLAN, mappin=1), r"smh.port has no option 'mappin'; did you mean 'mapping'"),
+        (
+            lambda: smh.porting.match(PLAN, PLAN, hint={}),
+            r"smh.porting.match has no option 'hint'; did you mean 'hints'",
+        ),
+        (lambda: pools.Hash(hash=2), r"smh.pools.Hash has no option 'hash'; did you mean 'hashes'"),
+        (lambda: pools.Matmul(bit=4), r"smh.pools.Matmul has no option 'bit'; did you mean 'bits'"),
+        (lambda: pools.Sum(part=4), r"smh.pools.Sum has no option 'part'; write smh.pools.Sum\(\*parts\)"),
+        (lambda: smh.export.onnx("x", PLAN, weight=True), r"smh.export.onnx has no option 'weight'; did you mean"),
+    ],
+)
+def test_every_public_function_explains_its_options(call, message):
+    with pytest.raises(smh.PlanError, match=message):
+        call()
+
+
+def test_a_checkpoint_stands_for_its_plan_and_variables(tmp_path):
+    digest = arrays.save(tmp_path / "x", PLAN, VARIABLES)
+    found = arrays.load(tmp_path / "x")
+    assert arrays.digest(found) == smh.digest(found) == digest
+    built, expected = arrays.materialize(found, names=["b"]), arrays.materialize(found.plan, found.variables)
+    assert {name: x.tobytes() for name, x in built.items()} == {"b": expected["b"].tobytes()}
+    for call in (arrays.digest, arrays.materialize):
+        with pytest.raises(smh.PlanError, match="variables= needs a Plan, not a checkpoint; got Checkpoint"):
+            call(found, found.variables)
+        with pytest.raises(smh.PlanError, match="read with frozen=True"):
+            call(arrays.load(tmp_path / "x", frozen=True))
+    with pytest.raises(smh.PlanError, match=r"not a checkpoint: .*checkpoint.plan and checkpoint.variables; got Check"):
+        smh.report(found)
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])

@@ -123,7 +123,7 @@ def test_refusals():
     plan = Plan.build(SHAPES, ratio=0.6)
     with pytest.raises(PlanError, match=r"needs fixed exponents.*exponents='fixed'.*got Matmul"):
         rate(KERNELS, plan, smh.initialize(plan), np.copy)
-    with pytest.raises(PlanError, match="exponents must be one of free, fixed; got 'both'"):
+    with pytest.raises(PlanError, match="exponents must be one of 'free', 'fixed'; got 'both'"):
         Plan.build(SHAPES, ratio=0.6, exponents="both")
 
 

@@ -187,7 +187,7 @@ def test_what_a_newer_minor_version_adds_to_files_is_refused_as_new(tmp_path, wh
 PLAN_ADDITIONS = {
     "a key": ({"rounding": "up"}, "unknown key 'rounding'"),
     "a pool": ({"pool": {"kind": "fourier"}}, "unknown kind 'fourier'"),
-    "a layout": ({"layout": "spiral"}, "layout must be one of basic, cyclic, padding; got 'spiral'"),
+    "a layout": ({"layout": "spiral"}, "layout must be one of 'basic', 'cyclic', 'padding'; got 'spiral'"),
 }
 
 

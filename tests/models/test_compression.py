@@ -121,17 +121,17 @@ def test_a_plan_decides_everything():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give ratio, for example ratio=0.1, or size='500 kB', or a plan"),
-        ({"ratio": 0.1, "size": 500}, "give either ratio or size"),
-        ({"ratio": "0.1"}, "ratio must be a number"),
+        ({}, "pass ratio=0.1, for example, or size='500 kB', or a plan"),
+        ({"ratio": 0.1, "size": 500}, "pass either ratio or size"),
+        ({"ratio": "a tenth"}, "ratio must be a number"),
         ({"ratio": 1e-9}, "smallest feasible ratio"),
         (
             {"ratio": 0.1, "include": ["mask"]},
-            "not to be generated: 'norm.mean': is a buffer; 'mask': has the type",
+            r"\(not to be generated: 'mask': has the type",
         ),
         (
             {"ratio": 0.1, "exclude": "nothing"},
-            "exclude='nothing' matches no tensor: known names: .*not to be generated",
+            r"exclude='nothing' matches no tensor: known names: (?!.*not to be generated)",
         ),
         ({"ratio": 0.1, "axes": {"conv.bias": "o"}}, "is not generated"),
         ({"ratio": 0.1, "views": {"fc.weight": "o i -> i o"}}, r"shape \(64, 10\); the model \(10, 64\)"),
@@ -143,7 +143,7 @@ def test_options_that_cannot_work_are_refused(options, message):
         plan_for(TENSORS, **options)
 
 
-@pytest.mark.parametrize("options", [{"ratio": "0.1"}, {"ratio": 1e-9}, {"ratio": 0.1, "bits": 99}, {"size": 1}])
+@pytest.mark.parametrize("options", [{"ratio": "a tenth"}, {"ratio": 1e-9}, {"ratio": 0.1, "bits": 99}, {"size": 1}])
 def test_what_is_kept_is_told_only_where_names_are_chosen(options):
     with pytest.raises(smh.PlanError) as found:
         plan_for(TENSORS, **options)
@@ -158,7 +158,7 @@ def test_what_is_kept_is_told_only_where_names_are_chosen(options):
         ([ModelTensor(str(k), (3, 3), 9, kept="is int8") for k in range(7)], "'0', '1', .*'4' and 2 more: is int8$"),
         (
             [ModelTensor(str(k), (3, 3), 9, kept=f"is {k}") for k in range(5)],
-            "'2': is 2; and 2 reasons more$",
+            "'2': is 2; and 2 more reasons$",
         ),
         ([ModelTensor("a", (3, 3), 9, kept="it is frozen")], "'a': it is frozen. Frozen tensors are kept: unfreeze"),
     ],
@@ -172,7 +172,7 @@ def test_models_with_nothing_to_generate_are_refused(tensors, message):
     ("shapes", "message"),
     [
         ({f"w{k}": (3, 3) for k in range(7)}, "does not have: 'w0', 'w1', 'w2', 'w3', 'w4' and 2 more"),
-        ({"mask": (20, 20)}, "'mask', which cannot be: has the type bool"),
+        ({"mask": (20, 20)}, "'mask', which cannot be generated: has the type bool"),
         ({"fc.weight": (64, 10)}, r"the shape \(64, 10\); the model \(10, 64\)"),
     ],
 )

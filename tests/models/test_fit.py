@@ -539,13 +539,13 @@ def test_the_report_reads_as_a_paragraph_and_as_a_table():
     report = FitReport({"a": 0.5, "b": 0.125, "c": 1e-7, "d": 0.25}, 0.3, 0.29)
     assert str(report) == (
         "The weights of 4 tensors are generated with a relative error of 0.3 (0.29 before rounding to integers); "
-        "furthest off: 'a' 0.5, 'd' 0.25, 'b' 0.125."
+        "worst: 'a' 0.5, 'd' 0.25, 'b' 0.125."
     )
     console = Console(width=100)
     with console.capture() as capture:
         console.print(report)
     text = capture.get()
-    assert all(found in text for found in ("relative error", "1e-07", "furthest off"))
+    assert all(found in text for found in ("relative error", "1e-07", "worst"))
 
 
 def test_progress_goes_to_stderr_and_changes_nothing(capsys):
@@ -628,7 +628,7 @@ def test_integers_make_up_for_the_errors_of_those_before():
 
 def test_most_of_a_model_lost_is_a_warning():
     plan = smh.Plan.build({"a": (40, 40)}, ratio=0.1)
-    with pytest.warns(UserWarning, match="most of the model is lost, and training must follow"):
+    with pytest.warns(UserWarning, match="most of the model is lost, so it must be trained"):
         fit_variables(plan, {"a": normal(0, 40, 40)})
 
 

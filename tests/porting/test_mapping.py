@@ -417,7 +417,7 @@ def test_what_names_leave_open_is_listed(source, target):
     assert len(found.ambiguous) == 1
     assert set(found.ambiguous[0].targets) == set(target)
     assert set(found.ambiguous[0].sources) == set(source)
-    with pytest.raises(smh.PortError, match="give hints"):
+    with pytest.raises(smh.PortError, match="pass hints"):
         _ = found.mapping
     in_order = match(*models, in_order=True).mapping
     hinted = match(*models, hints={target[0]: source[1]}).mapping

@@ -44,7 +44,12 @@ class JaxBackend(Backend):
     def to_numpy(self, x: Array) -> np.ndarray:
         """Return the values of ``x`` on the host."""
         if isinstance(x, jax.ShapeDtypeStruct):
-            raise VariableError(f"abstract arrays have no values, as smh.load would bring them; got {x}")
+            raise VariableError(f"abstract arrays have no values until smh.load fills them; got {x}")
+        if isinstance(x, jax.core.Tracer):
+            raise VariableError(
+                "this needs values, and a traced array has none: call it outside of jax.jit, jax.grad and the like; "
+                f"got {x.aval}"
+            )
         return np.array(x)
 
     def materialize(

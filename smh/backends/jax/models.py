@@ -52,7 +52,7 @@ class JaxModels(ModelAdapter):
             return model.structure.compression
         check_framework(model)
         if (place := place_of_compressed(model)) is not None:
-            raise PlanError(f"the parameters at {place!r} are compressed, the pytree around them is not: give those")
+            raise PlanError(f"the parameters at {place!r} are compressed, the pytree around them is not: pass those")
         return None
 
     def tensors(self, model: Any, plan: Plan | None = None) -> tuple[ModelTensor, ...]:

@@ -19,7 +19,7 @@ from smh.backends.protocol import EAGER, Function, Mode
 
 @functools.cache
 def modes() -> tuple[Mode, ...]:
-    """Return the modes, each of which compiles every plan. Counting devices initialises them, so this is a function."""
+    """Return the modes, each of which compiles every plan. Counting devices initializes them, so this is a function."""
     lonely = "one device only: start Python with XLA_FLAGS=--xla_force_host_platform_device_count=8"
     missing = lonely if jax.device_count() == 1 else ""
     declared = (

@@ -102,7 +102,7 @@ class Structure:
 class Compressed:
     """Compressed parameters of a model: a pytree of trained arrays.
 
-    Its leaves are the variables and the kept arrays, so optimisers, ``jax.jit``, ``jax.grad``, ``jax.lax.scan`` and
+    Its leaves are the variables and the kept arrays, so optimizers, ``jax.jit``, ``jax.grad``, ``jax.lax.scan`` and
     the rest of JAX take it as they take any parameters. :func:`smh.compress` makes one;
     ``dataclasses.replace(compressed, variables=...)`` is a copy with other variables.
 

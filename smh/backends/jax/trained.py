@@ -46,7 +46,7 @@ def _kind(x: Any) -> str:
     if is_a(x, "equinox", "State", "StateIndex"):
         return "it is a state, not a parameter"
     if type(x).__module__.partition(".")[0] == "optax":
-        return "it is the state of an optimiser"
+        return "it is the state of an optimizer"
     return ""
 
 

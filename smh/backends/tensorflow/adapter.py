@@ -36,7 +36,11 @@ class TensorFlowBackend(Backend):
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """Return the values of ``x`` on the host."""
-        return np.asarray(x.numpy() if tf.is_tensor(x) else x)
+        try:
+            return np.asarray(x.numpy() if tf.is_tensor(x) else x)
+        except (AttributeError, NotImplementedError) as error:
+            what = "this needs values, and graphs have none while they are traced: call it outside of tf.function"
+            raise VariableError(f"{what}; got {x}") from error
 
     @as_written
     def materialize(

@@ -74,7 +74,7 @@ class FrozenSource(Source):
 
 
 def _grids(plan: Plan, stored: Mapping[str, Any], exponents: Any) -> dict[str, Grid]:
-    """Return the grids of integers whose exponents are a tensor, so that no graph optimisation can fold weights."""
+    """Return the grids of integers whose exponents are a tensor, so that no graph optimization can fold weights."""
     found = {}
     given = {name: tf.convert_to_tensor(stored[name]) for name, *_ in integers.pool_arrays(plan)}
     unpacked = integers.unpacked(kernels(), plan, given)

@@ -239,7 +239,7 @@ def check(data: bytes, model: Any, signature: Any) -> None:
     source = model.smh_source
     for name, w in zip(source.names, source.build(source.names, source.flat()), strict=True):
         if not np.array_equal(np.asarray(w).view(np.uint32), found[f"{WEIGHT}{name}"].view(np.uint32)):
-            raise ExportError(f"LiteRT builds other bits of the weights {name!r} here: use smh.export.saved_model")
+            raise ExportError(f"LiteRT builds different bits for the weights {name!r} here: use smh.export.saved_model")
 
 
 def _example(spec: Any, rng: np.random.Generator) -> np.ndarray:

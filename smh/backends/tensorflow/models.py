@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -42,7 +43,7 @@ class KerasModels(ModelAdapter):
         layers = model._flatten_layers() if isinstance(model, keras.Layer) else []
         if inside := [layer.name for layer in layers if isinstance(layer, Compressed)]:
             return PlanError(
-                f"model {model.name!r} is not compressed itself, but has compressed models in it: {some(inside)}. Give "
+                f"model {model.name!r} is not compressed itself, but has compressed models in it: {some(inside)}. Pass "
                 f"one of them, for example model.get_layer({inside[0]!r})"
             )
         return super().not_compressed(model)
@@ -70,6 +71,16 @@ class KerasModels(ModelAdapter):
             for variable in layer.weights:
                 classes[id(variable)].add(type(layer))
         return {name: classes[id(variable)] for name, variable in weights_of(model).items()}
+
+    def place_of(self, model: keras.Model, part: Any) -> str | None:
+        """Return what the names of the weights of a layer begin with, or the name of a weight."""
+        if not isinstance(part, keras.Layer | keras.Variable):
+            return None
+        held = {id(x) for x in (part.weights if isinstance(part, keras.Layer) else [part])}
+        found = [name for name, x in weights_of(model).items() if id(x) in held]
+        if len(found) == 1 and isinstance(part, keras.Layer):
+            return found[0].rpartition("/")[0]
+        return posixpath.commonpath(found) if found else None
 
     def install(self, model: keras.Model, compression: Compression) -> Compressed:
         """Return a compressed model beside the plain one, with variables that are zero."""

@@ -57,10 +57,10 @@ def not_compressed(model: Any) -> PlanError:
     kind = type(model).__name__
     if STORE in getattr(model, "__dict__", ()):
         whole = type(model.__dict__[STORE].root).__name__
-        return PlanError(f"this {kind} is a part of a compressed {whole}, which owns the pool: give the whole model")
+        return PlanError(f"this {kind} is a part of a compressed {whole}, which owns the pool: pass the whole model")
     if isinstance(model, nn.Module) and (inside := compressed_parts(model)):
         return PlanError(
-            f"this {kind} is not compressed itself, but has compressed models in it: {some(inside)}. Give one of them, "
+            f"this {kind} is not compressed itself, but has compressed models in it: {some(inside)}. Pass one of them, "
             f"for example model.get_submodule({inside[0]!r})"
         )
     return compression.not_compressed(model)
@@ -149,7 +149,7 @@ def _check_training(store: Store) -> None:
     elif changed:
         text = (
             f"parts of a compressed {type(store.root).__name__} are trained, but not the pool of their weights: "
-            "gradients arrive there, and no optimiser changes it. It belongs to the model: give the optimiser "
+            "gradients arrive there, and no optimizer changes it. It belongs to the model: give the optimizer "
             "model.parameters() of that, or use layers of smh.materialize(model)"
         )
         _warn_once(store, "training", text)

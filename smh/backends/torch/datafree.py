@@ -20,12 +20,14 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from smh.backends.torch.store import find_store
+from smh.core.arguments import explained_calls
 from smh.errors import PlanError, VariableError
 from smh.models.progress import Progress
 
 __all__ = ["samples"]
 
 
+@explained_calls
 def samples(
     model: nn.Module,
     n: int,
@@ -42,9 +44,9 @@ def samples(
 ) -> torch.Tensor:
     """Return inputs whose statistics are those that the batch norms of a trained model have stored.
 
-    Images start as Gaussian noise. Adam minimises the difference between the statistics of a batch and the running
+    Images start as Gaussian noise. Adam minimizes the difference between the statistics of a batch and the running
     ones, summed with two smaller terms: a cross-entropy, which gives each image a class, and the variation between
-    neighbouring pixels.
+    neighboring pixels.
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ def samples(
     class_weight : float
         The weight of the cross-entropy; 0 for none. The weight of the statistics is 1.
     variation_weight : float
-        The weight of the mean squared difference between neighbouring pixels; 0 for none.
+        The weight of the mean squared difference between neighboring pixels; 0 for none.
     seed : int
         The seed of the initial noise. Equal arguments give equal inputs on one machine. The global generator of PyTorch
         is not used.
@@ -135,7 +137,7 @@ def samples(
             def tick(share: float, k: int = k) -> None:
                 bars.tick("making samples", (k + share) / count)
 
-            made.append(_minimised(loss, noise.to(like.device), steps, lr, tick))
+            made.append(_minimized(loss, noise.to(like.device), steps, lr, tick))
     return torch.cat(made)
 
 
@@ -168,7 +170,7 @@ class _Loss:
             what = f"the model does not run on inputs of shape {tuple(x.shape)}, (batch, *shape)"
             raise PlanError(f"{what}: {error}") from error
         if not self.differences:
-            raise PlanError("the model has batch norms, but calls none of them: give the module that is trained itself")
+            raise PlanError("the model has batch norms, but calls none of them: pass the module that is trained itself")
         loss = torch.stack(self.differences).mean()
         class_weight, variation_weight = self.weights
         if class_weight and (labels := self._classes(outputs)) is not None:
@@ -194,7 +196,7 @@ class _Loss:
         return self.labels[self.first : self.first + len(outputs)].to(outputs.device)
 
 
-def _minimised(
+def _minimized(
     loss_of: Callable[[torch.Tensor], torch.Tensor],
     x: torch.Tensor,
     steps: int,
@@ -219,7 +221,7 @@ def _minimised(
 
 
 def _variations(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Iterate over the mean squared differences of neighbours along each axis after that of channels."""
+    """Iterate over the mean squared differences of neighbors along each axis after that of channels."""
     for axis in range(2, x.ndim):
         if x.shape[axis] > 1:
             yield x.diff(dim=axis).square().mean()

@@ -112,8 +112,10 @@ def _why_kept(module: nn.Module, name: str, x: torch.Tensor) -> str:
         return "it is cut into pieces: compress the model first, then shard it"
     if type(x) is not nn.Parameter or x.layout != torch.strided:
         return f"it is not a plain tensor but {type(x).__name__}, {x.layout}, on {x.device}"
+    if "_orig_mod" in path:
+        return "torch.compile has its layer: compress the model first, then compile"
     if "parametrizations" in path:
-        return "its layer is parametrised (torch.nn.utils.parametrize)"
+        return "its layer is parametrized (torch.nn.utils.parametrize)"
     for hook in module._forward_pre_hooks.values():
         target = getattr(hook, "name", getattr(hook, "_tensor_name", None))
         if isinstance(target, str) and attribute.startswith(f"{target}_"):

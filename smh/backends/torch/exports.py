@@ -157,7 +157,7 @@ def aot_inductor(path: str, *given: Any) -> Exported:
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, InductorError) as error:
-        raise ExportError(f"AOTInductor needs a C++ compiler, and there is none: {error}") from error
+        raise ExportError(f"AOTInductor needs a C++ compiler, and none was found: {error}") from error
     program, exported = _program(*given)
     with replacing(path) as temporary:
         package = f"{temporary}.pt2"

@@ -67,7 +67,7 @@ class Registered(dict[str, Any]):
 
     def _check(self, name: object) -> None:
         if name in self.__dict__.get("generated", ()):
-            raise refused(f"{name!r} is not a parameter and cannot be replaced, parametrised, pruned or quantised")
+            raise refused(f"{name!r} is not a parameter and cannot be replaced, parametrized, pruned or quantized")
 
     def __reduce__(self) -> Any:
         return Registered, (dict(self), self.generated)
@@ -99,7 +99,7 @@ class _Generated:
         if name in names:
             raise refused(f"{name!r} cannot be assigned")
         if name == "qconfig" and names:
-            raise refused(f"a layer cannot be quantised ({', '.join(names)})")
+            raise refused(f"a layer cannot be quantized ({', '.join(names)})")
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -247,8 +247,8 @@ class _Root(_Generated):
             if store.compression.frozen:
                 frozen.check_state(store.compression.plan, True, None, _BY_PLAN)
             warnings.warn(
-                f"the state_dict does not say by which plan it generates weights ({key!r} is missing): by another "
-                f"plan than this model's they would be others. If in doubt, {_BY_PLAN}",
+                f"the state_dict does not say by which plan it generates weights ({key!r} is missing): under "
+                f"another plan than this model's, they would differ. If in doubt, {_BY_PLAN}",
                 UserWarning,
                 stacklevel=2,
             )

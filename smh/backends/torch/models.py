@@ -28,6 +28,7 @@ from smh.backends.torch.references import check_alone, instances, left_behind
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import check_uncut, cut_like, whole
 from smh.backends.torch.store import Store, find_store
+from smh.core.arguments import explained_calls
 from smh.core.plan import Plan
 from smh.core.rate import kept_rate, rate
 from smh.errors import CheckpointError, PlanError
@@ -35,6 +36,7 @@ from smh.files.checkpoint import Checkpoint
 from smh.files.integers import Integers
 from smh.models.adapter import ModelAdapter, Values
 from smh.models.compression import Compression, ModelTensor, check_gradients, check_residency, check_trains
+from smh.models.frameworks import check_framework, check_model
 from smh.models.roles import complete
 
 _FRESH = "_smh_fresh"
@@ -61,12 +63,14 @@ class TorchModels(ModelAdapter):
         if STORE in model.__dict__:
             whole = find_store(model) is not None
             what = "compressed already" if whole else "a part of a model that is compressed already"
-            raise PlanError(f"the model is {what}: smh.materialize_ turns the whole back first")
+            raise PlanError(f"the model is {what}: turn the whole model back first, by smh.materialize_")
         if compressed := compressed_parts(model):
             raise PlanError(
                 f"the model is compressed already ({', '.join(compressed)}): turn that back first, for example "
                 f"smh.materialize_(model.get_submodule({compressed[0]!r}))"
             )
+        if "_orig_mod" in model._modules:
+            raise PlanError("the model comes from torch.compile: compress the original, then compile the result")
         return complete(found.tensor for found in discover(model, plan).values())
 
     def values(self, model: nn.Module, plan: Plan | None = None) -> Mapping[str, np.ndarray]:
@@ -83,6 +87,10 @@ class TorchModels(ModelAdapter):
         found = discover(model).items()
         return {name: classes[id(getattr(*one.sites[0]))] for name, one in found}
 
+    def place_of(self, model: nn.Module, part: Any) -> str | None:
+        """Return the name of a module or parameter."""
+        return next((name for name, x in (*model.named_modules(), *model.named_parameters()) if x is part), None)
+
     def restored_on_error(self, model: Any, values: bool = True) -> AbstractContextManager[Any]:
         """Return a context that undoes all changes if it ends in an error."""
         return restored_on_error(model, values)
@@ -93,12 +101,12 @@ class TorchModels(ModelAdapter):
         try:
             copied = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
-            raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {error}") from error
+            raise PlanError(f"the model cannot be copied (smh.compress_ compresses it in place): {error}") from error
         for mine, its in zip(copied.parameters(), model.parameters(), strict=True):
             vars(mine).update(vars(its))  # which copying forgets
         if (left := left_behind(model, copied)) is not None:
             what = f"{left[0]!r} would go on using the {left[1]} of the original"
-            raise PlanError(f"the model cannot be copied, smh.compress_ compresses it in place: {what}")
+            raise PlanError(f"the model cannot be copied (smh.compress_ compresses it in place): {what}")
         vars(copied)[_FRESH] = True
         return copied
 
@@ -256,7 +264,7 @@ class ModelsInPlace(TorchModels):
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return the module."""
-        _warn_of_optimizers(model, "this model before it was compressed", stacklevel=6)
+        _warn_of_optimizers(model, "this model before it was compressed", stacklevel=7)
         return model
 
     def materialize(self, model: nn.Module) -> nn.Module:
@@ -303,6 +311,7 @@ def _turn_back(store: Store, model: nn.Module, parameters: Mapping[str, nn.Param
     model.__dict__["_parameters"] = store.root._parameters
 
 
+@explained_calls
 def set_residency(model: nn.Module, residency: str) -> None:
     """Change when the weights of a compressed model are built; their bits stay the same.
 
@@ -325,6 +334,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
     store.cache = store.packed = None
 
 
+@explained_calls
 def set_gradients(model: nn.Module, gradients: str) -> None:
     """Change how gradients of a compressed model are computed; its weights stay the same.
 
@@ -378,18 +388,20 @@ def _load(root: nn.Module, kept: Mapping[str, np.ndarray]) -> None:
 def _store(model: Any) -> Store:
     store = find_store(model)
     if store is None:
+        check_model(model)
+        check_framework(model, backend.name)
         raise not_compressed(model)
     return store
 
 
 def _warn_of_optimizers(model: nn.Module, whose: str, stacklevel: int) -> None:
-    """Warn where an optimiser holds parameters that it could take for those of the compressed model."""
+    """Warn where an optimizer holds parameters that it could take for those of the compressed model."""
     own = {id(x) for x in model.parameters() if x.ndim >= 2}
     for candidate in instances(torch.optim.Optimizer):
         if any(id(x) in own for group in candidate.param_groups for x in group["params"]):
             warnings.warn(
                 f"{type(candidate).__name__} holds parameters of {whose}, and will not train the compressed model: "
-                "build the optimiser after smh.compress, with the parameters of the compressed model",
+                "build the optimizer after smh.compress, with the parameters of the compressed model",
                 UserWarning,
                 stacklevel=stacklevel,
             )

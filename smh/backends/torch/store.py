@@ -70,7 +70,7 @@ class Store:
     exponents: Exponents | None = None  # of a frozen model, whose slots are buffers with integers
     exporting: Exporting | None = None  # how a frozen model builds its weights while it is exported
     cut: bool = False  # whether a variable was ever cut into pieces, see smh.backends.torch.sharded
-    backwards: int = 0  # backward passes through kept weights: an optimiser may follow that raises no version
+    backwards: int = 0  # backward passes through kept weights: an optimizer may follow that raises no version
     told: set[str] = field(default_factory=set)  # the kinds of warnings that were given
     seen: tuple[int, Any] = (0, None)  # when to look again whether the pool is trained, and parameters as they were
     whole: set[int] = field(default_factory=set)  # threads that pickle or write the whole model, and not a part of it
@@ -303,7 +303,7 @@ class Store:
     def _state(self, values: bool = False) -> State | None:
         """Return a key that changes with the variables, or None if none exists.
 
-        Only their values tell for sure: fused optimisers raise no version, nor does what writes through ``.data``.
+        Only their values tell for sure: fused optimizers raise no version, nor does what writes through ``.data``.
         """
         found = () if self.cut or traced() else tuple(self.parameters().values())
         kind = nn.Parameter if self.exponents is None else torch.Tensor
@@ -328,7 +328,7 @@ class Store:
     def _kept(self, kept: Kept) -> dict[str, torch.Tensor]:
         """Return all weights: those that are kept, unless a variable changed, or autograd needs others."""
         needs = self._needs_grad()
-        # Where variables have gradients an optimiser may step.
+        # Where variables have gradients an optimizer may step.
         state = self._state(values=any(x.grad is not None for x in self.parameters().values()))
         if not _same(kept.state, state) or (needs and not kept.learns):
             self.packed = None
@@ -348,7 +348,7 @@ class Store:
                 warnings.warn(
                     f"weights of {type(self.root).__name__} were built {_MOST_APART} times from the same variables, "
                     "for parts of the model: outside of its forward pass every call of a layer, and every reading of a "
-                    "weight, builds them anew. Put such code into `with smh.built(model):`, which builds all once",
+                    "weight, builds them anew. Put such code in `with smh.built(model):`, which builds all once",
                     UserWarning,
                     stacklevel=4,
                 )

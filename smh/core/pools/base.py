@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple, Self
 
-from smh.core.checks import check_keys, whole_number
+from smh.core.checks import check_keys, shown, whole_number
 from smh.core.grid import LARGEST, LEAST
 from smh.core.kernels import Array, Kernels
 from smh.core.pools.arithmetic import LeafArithmetic, PoolArithmetic
@@ -207,7 +207,7 @@ def named(pool: Pool | str) -> Pool:
     leaf_kinds = [kind for kind, cls in KINDS.items() if issubclass(cls, LeafPool)]
     if not isinstance(pool, str) or pool not in leaf_kinds:
         what = f"pool must be one of {', '.join(map(repr, leaf_kinds))} or a specification such as pools.Matmul()"
-        raise PlanError(f"{what}; got {pool!r}")
+        raise PlanError(f"{what}; got {shown(pool, leaf_kinds)}")
     return KINDS[pool]()
 
 

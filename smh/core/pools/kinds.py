@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
+from smh.core.arguments import explained_class
 from smh.core.checks import whole_number
 from smh.core.grid import ceil_log2
 from smh.core.kernels import Array, Kernels
@@ -78,6 +79,7 @@ class _FactorizedPool(arithmetic.Factorized, LeafPool):
         return kernels.xp.arange(self.terms, dtype=i.dtype, device=kernels.device(i))
 
 
+@explained_class
 @dataclass(frozen=True)
 class Matmul(arithmetic.MatmulArithmetic, _FactorizedPool):
     """Virtual weights are the entries of ``left @ right``, row-major (equation 4 of the paper).
@@ -121,6 +123,7 @@ class Matmul(arithmetic.MatmulArithmetic, _FactorizedPool):
         return {"left": row * self.terms + k, "right": k * self.side + column}
 
 
+@explained_class
 @dataclass(frozen=True)
 class Kronecker(arithmetic.KroneckerArithmetic, _FactorizedPool):
     """Virtual weights are the entries of a sum of Kronecker products, row-major.
@@ -166,6 +169,7 @@ class Kronecker(arithmetic.KroneckerArithmetic, _FactorizedPool):
         return {"left": (r * d + i1) * d + j1, "right": (r * d + i2) * d + j2}
 
 
+@explained_class
 @dataclass(frozen=True)
 class Hash(arithmetic.HashArithmetic, LeafPool):
     """Virtual weight i is the sum over m of ``sigma_m(i) * table[m, h_m(i)]``.
@@ -300,6 +304,7 @@ class _CombinedPool(arithmetic.Combination, Pool):
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
 
 
+@explained_class
 @dataclass(frozen=True, init=False, repr=False)
 class Sum(arithmetic.SumArithmetic, _CombinedPool):
     """Virtual weights are the sums of the parts' virtual weights, added in float64 and rounded once.
@@ -321,6 +326,7 @@ class Sum(arithmetic.SumArithmetic, _CombinedPool):
         return [tau / math.sqrt(len(self.parts))] * len(self.parts)
 
 
+@explained_class
 @dataclass(frozen=True, init=False, repr=False)
 class Product(arithmetic.ProductArithmetic, _CombinedPool):
     """Virtual weights are the products of the parts' virtual weights, from left to right.

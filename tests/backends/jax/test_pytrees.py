@@ -638,19 +638,19 @@ def test_what_is_not_compressed_is_refused(tmp_path):
     compressed = smh_jax.compress(mlp(), ratio=0.5)
     plan, variables = compressed.plan, compressed.variables
     for call in (smh_jax.materialize, smh_jax.digest, functools.partial(smh_jax.save, tmp_path / "model")):
-        with pytest.raises(smh.PlanError, match=r"smh.compress\(model, ratio=0.1\) makes it so; got dict"):
+        with pytest.raises(smh.PlanError, match=r"compress it first: smh.compress\(model, ratio=0.1\); got dict"):
             call(mlp())
         with pytest.raises(smh.VariableError, match="variable 'pool/left' is missing"):
             call(plan)
         for model in (compressed, mlp()):
             with pytest.raises(
-                smh.PlanError, match=f"variables go with a Plan as the model; got {type(model).__name__}"
+                smh.PlanError, match=f"variables= needs a Plan, not a model; got {type(model).__name__}"
             ):
                 call(model, variables)
-    with pytest.raises(smh.PlanError, match="names go with a Plan as the model; got Compressed"):
+    with pytest.raises(smh.PlanError, match="names= needs a Plan, not a model; got Compressed"):
         smh_jax.materialize(compressed, names=["fc1/kernel"])
     for call in (smh_jax.plan_of, smh_jax.report):
-        with pytest.raises(smh.PlanError, match=r"smh.compress\(model, ratio=0.1\) makes it so; got dict"):
+        with pytest.raises(smh.PlanError, match=r"compress it first: smh.compress\(model, ratio=0.1\); got dict"):
             call(mlp())
     without = dataclasses.replace(compressed, variables={"pool/left": variables["pool/left"]})
     for residency in RESIDENCIES:

@@ -993,7 +993,7 @@ def test_what_is_no_compressed_model(tmp_path):
         lambda: smh_tf.digest(model, {}),
         lambda: smh_tf.save(tmp_path / "x", model, {}),
     ):
-        with pytest.raises(smh.PlanError, match="go with a Plan"):
+        with pytest.raises(smh.PlanError, match="a Plan, not a model"):
             use()
     for use in (smh_tf.materialize, smh_tf.digest, lambda plan: smh_tf.save(tmp_path / "x", plan)):
         with pytest.raises(smh.VariableError, match="variable 'pool/left' is missing"):

@@ -603,7 +603,7 @@ def test_optimizers_from_before_are_warned_of():
     for compress in (smh.compress, smh.compress_):
         plain = nn.Linear(8, 8)
         optimizer = torch.optim.SGD(plain.parameters(), 0.1)
-        with pytest.warns(UserWarning, match="SGD holds parameters .* build the optimiser after") as found:
+        with pytest.warns(UserWarning, match="SGD holds parameters .* build the optimizer after") as found:
             compress(plain, ratio=0.5)
         assert found[0].filename == __file__
         del optimizer
@@ -696,12 +696,12 @@ def with_lazy(layer):
         (lambda: smh.compress(net(), ratio=0.1), "compressed already"),
         (lambda: smh.compress(nn.Sequential(net()), ratio=0.1), r"compressed already \(0\)"),
         (lambda: smh.compress({"a": 1}, ratio=0.1), "a model is a torch.nn.Module; got dict"),
-        (lambda: smh.compress(Net()), "give ratio"),
+        (lambda: smh.compress(Net()), "pass ratio"),
         (lambda: smh.compress(Net(), ratio=10), "did you mean 0.1"),
         (lambda: smh.compress(Net(), ratio=0.1, size="1 kB"), "either ratio or size"),
         (lambda: smh.compress(Net(), size="40 B"), "does not fit|too small|at least"),
         (lambda: smh.compress(Net(), ratio=0.1, bits=1), "bits must be"),
-        (lambda: smh.compress(Net(), ratio=0.1, optimizer="lion"), "optimizer must be one of sgd, adam"),
+        (lambda: smh.compress(Net(), ratio=0.1, optimizer="lion"), "optimizer must be one of 'sgd', 'adam'"),
         (lambda: smh.compress(Net(), ratio=0.1, residency="disk"), "residency must be one of"),
         (lambda: smh.compress(Net(), ratio=0.1, plan=smh.plan_of(net())), "leave out ratio"),
         (lambda: smh.compress(nn.Linear(2, 2), plan=smh.plan_of(net())), "the model does not have: 'conv.weight'"),

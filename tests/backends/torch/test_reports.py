@@ -111,7 +111,7 @@ def test_a_compression_of_most_is_not_warned_of():
 def test_a_mistaken_option_names_itself_and_its_neighbour(function):
     layer = nn.Linear(8, 8)
     for option, near in [("rato", "'ratio'"), ("exlude", "'exclude'"), ("optimiser", "'optimizer'")]:
-        with pytest.raises(PlanError, match=f"(compress|fit) has no option {option!r}; did you mean {near}"):
+        with pytest.raises(PlanError, match=f"(compress_?|fit) has no option {option!r}; did you mean {near}"):
             function(layer, **{"ratio": 0.5, option: None})
     assert type(layer) is nn.Linear
 
@@ -126,9 +126,9 @@ def test_a_mistaken_option_names_itself_and_its_neighbour(function):
         ),
         (lambda: nn.LayerNorm(8), {}, r"nothing to generate: 'weight', 'bias': (?!.*None)"),
         (lambda: nn.BatchNorm1d(8), {}, "nothing to generate: (?!.*None)"),
-        (Buffers, {"ratio": {"a": 1}}, r"ratio must be a number above 0; got \{'a': 1\}$"),
+        (Buffers, {"ratio": {"a": 1}}, r"ratio must be a number above 0, .*; got \{'a': 1\}$"),
         (Buffers, {"bits": 1}, "bits must be (?!.*buffer)"),
-        (Buffers, {"include": ["mask"]}, "not to be generated: .*'mask', 'seen': it is a buffer"),
+        (Buffers, {"include": ["mask"]}, "not to be generated: 'mask': it is a buffer"),
     ],
 )
 def test_errors_say_why_in_few_words(make, options, message):
