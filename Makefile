@@ -104,7 +104,7 @@ bench: .venv-bench/made
 	for backend in torch jax tensorflow; do .venv-bench/bin/python -m benchmarks step --backend $$backend || exit 1; done
 	.venv-bench/bin/python -m benchmarks inference
 	.venv-bench/bin/python -m benchmarks loading
-	for backend in torch tensorflow; do .venv-bench/bin/python -m benchmarks sizes --backend $$backend || exit 1; done
+	for backend in torch jax tensorflow; do .venv-bench/bin/python -m benchmarks sizes --backend $$backend || exit 1; done
 	.venv-bench/bin/python -m benchmarks report
 
 .venv-bench/made: pyproject.toml constraints.txt

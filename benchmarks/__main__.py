@@ -14,7 +14,7 @@ STEP = {
     "tensorflow": ["resnet34 32x32", "mlp 28x28"],
 }
 INFERENCE = ["resnet34 32x32", "resnet34 224x224", "language model"]
-SIZES = {"torch": ["cnn 28x28", "language model"], "tensorflow": ["mobilenet_v3 32x32"]}
+SIZES = {"torch": ["cnn 28x28", "language model"], "jax": ["mlp 28x28"], "tensorflow": ["mobilenet_v3 32x32"]}
 LOADING = ["resnet34 224x224", "efficientnet_b0 224x224", "mlp 28x28"]
 
 

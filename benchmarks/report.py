@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Row
+from benchmarks.sizes import DENSE, FILE, FLOAT, PACKED, PARTS, POOL, QUANTIZED
 
 HERE = Path(__file__).parent
 NAMES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
@@ -115,7 +116,8 @@ def sizes(results: Sequence[Result]) -> str:
     """Return a table of bytes, one row per file format, network and ratio, and what wrote the files."""
     if not results:
         return "No results are recorded yet."
-    whats = list(dict.fromkeys(r.row["what"] for r in results))
+    order = [DENSE, QUANTIZED, FLOAT, POOL, *PARTS, FILE, PACKED]
+    whats = sorted({r.row["what"] for r in results}, key=order.index)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for r in results:
         key = (r.row["mode"], r.row["network"], f"{r.row['ratio']:g}")

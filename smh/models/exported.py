@@ -33,7 +33,8 @@ class Exported(NamedTuple):
         """Return the sizes, or raise :class:`~smh.ExportError` if the file would hold much more than the model."""
         if self.held > MOST * (self.integers + self.kept) + 4096:
             raise ExportError(
-                f"the export would hold {self.held:,} bytes of tensors instead of {self.integers + self.kept:,}: a "
-                "tool folded weights into it, and nothing was written. Leave out what optimizes the graph"
+                f"the export would hold {self.held:,} bytes of tensors instead of {self.integers + self.kept:,}, and "
+                "nothing was written: a tool folded weights into it, or the model uses a tensor that is no parameter "
+                "or buffer. Leave out what optimizes the graph, and register such tensors"
             )
         return self

@@ -150,9 +150,13 @@ def test_sizes_of_exported_files(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     found = run("sizes", "--shapes", "tiny 28x28", "--ratios", "0.1", results=tmp_path)
-    sizes = {row["what"]: row["bytes"] for row in found["rows"]}
-    assert list(sizes) == ["dense", "int8", "pool", "smh file", "smh file, packed"]
+    modes = list(dict.fromkeys(row["mode"] for row in found["rows"]))
+    assert modes in (["ONNX", "torch.export", "AOTInductor"], ["ONNX", "torch.export"])  # the former with a compiler
+    sizes = {row["what"]: row["bytes"] for row in found["rows"] if row["mode"] == "ONNX"}
+    parts = ["pool, float32", "pool", "integers", "kept", "graph"]
+    assert list(sizes) == ["dense", "int8", *parts, "smh file", "smh file, packed"]
     assert all(size > 0 for size in sizes.values())
+    assert sizes["pool, float32"] - sizes["pool"] == 3 * sizes["integers"]
     assert {row["value"] for row in found["rows"] if row["what"] == "dense"} == {1}
     assert "onnxruntime" in found["rows"][0]["tools"]
     page = report.sizes(report.read(tmp_path, TARGETS)["sizes"])

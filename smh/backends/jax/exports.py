@@ -57,8 +57,12 @@ def stablehlo(
     narrow = platforms is not None and any(platform in NO_FLOAT64 for platform in platforms)
     compiled = jax.jit(program)
     with without_float64() if narrow else nullcontext():
-        constants = compiled.trace(*args, **dict(kwargs or {})).jaxpr.consts
-        data = export.export(compiled, platforms=platforms)(*args, **dict(kwargs or {})).serialize()
+        try:
+            constants = compiled.trace(*args, **dict(kwargs or {})).jaxpr.consts
+            data = export.export(compiled, platforms=platforms)(*args, **dict(kwargs or {})).serialize()
+        except (NotImplementedError, jax.errors.JAXTypeError) as error:  # host callbacks; branches on traced values
+            what = str(error).strip().partition("\n")[0]
+            raise ExportError(f"jax.export cannot hold this function: change the code it names; got {what}") from error
     found = Exported(len(data), pool, kept, sum(_nbytes(x) for x in constants if not _is_uniform(x))).check()
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(data)

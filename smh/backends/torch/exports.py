@@ -19,6 +19,7 @@ from smh.backends.torch.checks import not_compressed
 from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.models import adapter
 from smh.backends.torch.store import Exporting, Store, find_store
+from smh.core.checks import whole_number
 from smh.core.kernels import Array, Kernels
 from smh.core.plan import Plan
 from smh.errors import ExportError, PlanError, needs
@@ -32,6 +33,7 @@ _INT32_TERMS = (2**31 - 1) // 127**2
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
 """What nodes say of the code that they came from, which is most of a file."""
 _ONNX_LIMIT = 2**31
+_FIRST_OPSET = 18  # of what PyTorch writes
 
 
 class OnnxKernels(TorchKernels):
@@ -101,8 +103,10 @@ def onnx(
     try:
         import onnxscript.optimizer
         import onnxscript.version_converter
+        from onnx.defs import onnx_opset_version
     except ModuleNotFoundError as error:
         raise needs(str(error.name).partition(".")[0], "onnx", error) from error
+    whole_number("opset", opset, _FIRST_OPSET, onnx_opset_version())
     frozen, store, integers = _frozen(model)
     program = _traced(frozen, store, args, kwargs, dynamic_shapes, weights, (onnx_grids, _ONNX))
     with quiet():
@@ -114,6 +118,8 @@ def onnx(
             raise ExportError(
                 f"ONNX cannot hold this model with its {store.compression.plan.pool.in_words()}: {error}"
             ) from error
+    if found.model.opset_imports[""] != opset:  # it only warns
+        raise ExportError(f"this version of onnxscript cannot convert to opset {opset}: give a lower one")
     # Folding more than scalars would put weights into the file.
     onnxscript.optimizer.optimize(found.model, onnx_shape_inference=False, input_size_limit=64, output_size_limit=64)
     graph = found.model.graph
@@ -252,7 +258,7 @@ def _checked(store: Store, integers: Integers, held: int) -> Exported:
     """Return the sizes of an export that holds some bytes of tensors, or raise if it holds weights."""
     pool = sum(x.nbytes for x in integers.arrays.values())
     variables = {id(x) for x in store.parameters().values()}
-    state = store.root.state_dict(keep_vars=True).items()
+    state = [*store.root.state_dict(keep_vars=True).items(), *store.root.named_buffers()]  # persistent or not
     tensors = {id(x): x for name, x in state if isinstance(x, torch.Tensor) and not name.endswith("_extra_state")}
     scales = sum(x.nbytes for name, x in store.parameters().items() if name.startswith("scale/"))
     kept = sum(x.nbytes for key, x in tensors.items() if key not in variables) + scales

@@ -161,3 +161,18 @@ def test_models_of_flax_are_exported(tmp_path):
     np.testing.assert_allclose(
         run(tmp_path / "program", x), network.apply(smh.materialize(model), x), rtol=1e-5, atol=1e-6
     )
+
+
+def test_functions_that_no_program_holds_are_refused(tmp_path):
+    def prints(params, x):
+        jax.debug.print("{}", x[0, 0])
+        return x @ params["w"]
+
+    def branches(params, x):
+        return x @ params["w"] if x[0, 0] > 0 else x
+
+    compressed = smh.compress({"w": jnp.ones((50, 40))}, ratio=0.1)
+    for function in (prints, branches):
+        with pytest.raises(smh.ExportError, match=r"jax\.export cannot hold this function"):
+            smh.export.stablehlo(tmp_path / "model.stablehlo", function, compressed, [jnp.ones((2, 50))])
+    assert not list(tmp_path.iterdir())

@@ -213,3 +213,31 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(smh.ExportError, match="output_names"):
         smh.export.onnx(path, smh.compress(plain, ratio=0.1), (torch.ones(1, 40),), output_names=["a", "b"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_buffers_that_no_file_of_the_model_holds_are_kept_tensors(tmp_path):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = nn.Linear(64, 64)
+            self.register_buffer("table", torch.ones(2000, 64), persistent=False)
+
+        def forward(self, x):
+            return self.dense(x + self.table[: x.shape[1]])
+
+    model, inputs = smh.compress(Positions(), ratio=0.1).eval(), (torch.ones(1, 5, 64),)
+    found = smh.export.onnx(tmp_path / "model.onnx", model, inputs)
+    assert smh.export.torch_export(tmp_path / "model.pt2", model, inputs).kept == found.kept > 512_000
+    (output,) = run_onnx(tmp_path / "model.onnx", [inputs[0].numpy()]).values()
+    np.testing.assert_allclose(output, model(*inputs).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [17, 99, "20", True])
+def test_a_file_has_the_opset_that_was_asked_for_or_is_not_written(opset, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    for known in (18, 23):
+        smh.export.onnx(tmp_path / "model.onnx", cnn(), (IMAGES,), opset=known)
+        assert [x.version for x in onnx.load(tmp_path / "model.onnx").opset_import if not x.domain] == [known]
+    with pytest.raises(smh.PlanError, match="opset must be an integer from 18"):
+        smh.export.onnx(tmp_path / "other.onnx", cnn(), (IMAGES,), opset=opset)
+    assert not (tmp_path / "other.onnx").exists()
