@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from smh.files.packed import CODED
 from trust import mutations
 from trust.record import Findings
 from trust.shrink import shrink
@@ -30,7 +31,9 @@ MOST_GROWTH = 64 << 20
 MOST_MEMORY = 512 << 20
 """Bytes of address space that it can take at all, beyond what it had before."""
 MOST_SECONDS = 10
-"""For one input."""
+"""For one input, after which it is stopped."""
+USUAL_SECONDS = 1
+"""For one input, on a machine that does nothing else."""
 
 
 class TooSlowError(Exception):
@@ -45,6 +48,8 @@ class Found:
     ----------
     inputs : int
         How many were tried.
+    packed : int
+        How many of them have tensors that say that they are packed.
     outcomes : dict of str to int
         How many came to which end, by reader and end.
     defects : dict of str to str
@@ -58,6 +63,7 @@ class Found:
     """
 
     inputs: int = 0
+    packed: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     defects: dict[str, str] = field(default_factory=dict)
     slowest: float = 0.0
@@ -163,6 +169,7 @@ def try_one(found: Found, target: str, content: bytes, keep: Path | None, second
     """
     begun = time.perf_counter()
     outcome = attempt(target, content, seconds)
+    found.packed += CODED.encode() in content
     kind = outcome.partition(":")[0]
     if found.count(target, kind, time.perf_counter() - begun) and not is_fine(outcome):
         smaller = shrink(content, lambda other: attempt(target, other, seconds).partition(":")[0] == kind)
@@ -220,9 +227,10 @@ def peak() -> int:
 def note(findings: Findings, found: Found) -> None:
     """Add what a run found to what is kept: every end is counted, every defect is a failure."""
     findings.count("inputs", found.inputs)
+    findings.count("packed inputs", found.packed)
     for end, number in sorted(found.outcomes.items()):
         findings.count(end, number)
-    findings.measure("seconds of the slowest input", round(found.slowest, 3), MOST_SECONDS)
+    findings.measure("seconds of the slowest input", round(found.slowest, 3), USUAL_SECONDS)
     findings.measure("bytes held at the peak", found.peak)
     if found.growth is not None:
         findings.measure("bytes held more than before the first input", found.growth, MOST_GROWTH)

@@ -39,8 +39,9 @@ class TornError(Exception):
 
 def variables_of(version: int) -> dict[str, np.ndarray]:
     """Return the variables of a version: those of the pool are on their grid, scales tell all versions apart."""
+    rng = np.random.default_rng(version)
     return {
-        name: np.full(shape, version % 64 + 1 if name.startswith("pool/") else version + 1, np.float32)
+        name: (rng.integers(-127, 128, shape) if name.startswith("pool/") else np.full(shape, version + 1)).astype("f4")
         for name, shape in PLAN.variable_shapes.items()
     }
 
