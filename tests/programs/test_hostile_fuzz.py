@@ -142,7 +142,7 @@ def test_a_run_adds_a_line_and_fails_if_there_is_a_defect(monkeypatch, tmp_path)
     bad, good = map(json.loads, path.read_text().splitlines())
     assert bad["failures"] == ["plan-1.bin: KeyError: 1"]
     assert (bad["passed"], good["passed"]) == (False, True)
-    assert good["counts"] == {"inputs": 3, "plan refused": 2, "plan KeyError": 1}
+    assert good["counts"] == {"inputs": 3, "packed inputs": 0, "plan refused": 2, "plan KeyError": 1}
     assert (good["engine"], good["seed"]) == ("structured", "2")
     growth = "bytes held more than before the first input"
     assert (growth in bad["measured"], good["measured"][growth], good["bounds"][growth]) == (False, 5, fuzz.MOST_GROWTH)
