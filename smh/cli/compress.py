@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
@@ -37,6 +36,7 @@ from smh.core.layout import LAYOUTS
 from smh.core.plan import Plan
 from smh.core.pools.base import BITS, EXPONENTS, MAX_BITS, MIN_BITS, OPTIMIZERS, named
 from smh.core.rules import RULES, number
+from smh.core.sizes import parse_ratio as ratio_of
 from smh.core.sizes import parse_size
 from smh.errors import PlanError, SmhError
 from smh.files.atomic import replacing
@@ -55,14 +55,11 @@ _PLANNED = ("ratio", "size", "bits", "exponents", "optimizer", "allow_expansion"
 
 
 def parse_ratio(text: Any) -> Any:
-    """Return the number that ``--ratio`` gives, as 0.1 or 10%."""
-    if not isinstance(text, str):
-        return text
-    with contextlib.suppress(ValueError):
-        ratio = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        if 0 < ratio < math.inf:
-            return ratio
-    raise typer.BadParameter(f"a ratio is a number above 0, such as 0.1 or 10%; got {text!r}")
+    """Return the ratio that ``--ratio`` gives, as 0.1 or 10%."""
+    try:
+        return float(ratio_of(text))
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _scale_rule(scale: str) -> str | float:
