@@ -42,7 +42,7 @@ FAMILIES = {
 """Methods, without and with the rate in the loss and a teacher, in the order of the tables. Others follow them."""
 _PAGE = """# Accuracy by bytes
 
-What a model costs is the size of its file. Here every method is stored as integers with an entropy coder, so that
+The cost of a model is the size of its file. Here every method is stored as integers with an entropy coder, so that
 each is compared at its best: a pruned network with most of its integers 0, a dense network rounded to a few bits,
 and pools of integers.
 
@@ -70,7 +70,7 @@ _PART = """## {model} on {data}
 
 ![Accuracy by variables](variables-{name}.svg)
 
-*Variables* are all stored numbers. Of a pruned network they are the weights that are not 0, without their places.
+*Variables* are all stored numbers. For a pruned network, they are the nonzero weights without their positions.
 
 The best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ± standard deviation
 over seeds, and the bytes. The best one is selected by accuracy on validation images, among those with most seeds. The

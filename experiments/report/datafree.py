@@ -24,7 +24,7 @@ network has three convolutions with batch norm and two dense layers, at {width:g
 - *fit alone*: `smh.fit(model, ratio)`, no tuning.
 - *samples*: inputs of `smh.datafree.samples`, {made} steps for each batch of {batch}, other options by default.
 - *training images*: real inputs, as many as samples. This needs data.
-- *noise*: Gaussian noise, as much, with mean 0 and deviation 1 as the normalised images have.
+- *noise*: as much Gaussian noise, with mean 0 and deviation 1 like the normalized images.
 
 {rows}
 Dense network: {training:,} training images, {epochs} epochs, AdamW, learning rate {dense_lr:g}.

@@ -19,8 +19,8 @@ _TEXTS = {
 }
 _PAGE = """# One learning rate
 
-`optimizer="adam"` or `"sgd"` of `smh.compress` sets the gain of the pool and the exponents of the scales. Its purpose:
-the learning rate of the dense model can stay, with one group of parameters. This page measures that
+`optimizer="adam"` or `"sgd"` of `smh.compress` sets the gain of the pool and the exponents of the scales. So you can
+keep the learning rate of the dense model, with one group of parameters. This page measures that
 (`experiments/knob.py`).
 
 {data}
@@ -37,7 +37,7 @@ Test accuracy in percent, mean over seeds. The difference is that of the compres
 same model at its best rate. The last columns count seeds, and runs at the dense rate whose loss or weights became NaN.
 
 {rows}
-The largest loss against the best rate is {worst:.2f} points. {bad}
+Against the best rate, at most {worst:.2f} points are lost. {bad}
 Rates are tuned with one seed, so a difference can be positive.
 
 Gains are powers of two and rounded down, so generated weights move a little more slowly than dense ones at the same

@@ -62,7 +62,7 @@ def test_the_page():
     text = report.page([*tuned(0.1, 0.3), *jax, *more])
     assert "| digits, MLP | JAX | SGD, momentum 0.9 | 0.1 | 97.00 | 94.25 | 0.3 | 96.00 | −1.75 | 1 | 0 |" in text
     assert "| digits, MLP | PyTorch | SGD, momentum 0.9 | 0.1 | 85.00 | 80.00 | 0.3 | 85.00 | −5.00 | 1 | 0 |" in text
-    assert "The largest loss against the best rate is 5.00 points. No run at the dense rate ended in NaN." in text
+    assert "Against the best rate, at most 5.00 points are lost. No run at the dense rate ended in NaN." in text
     assert re.search(r"\| digits, MLP \| compressed \| 90.00 \| 90.00 \| 95.00 \| 90.00 \|", text)
     assert "MNIST" not in text
     assert "| Keras |" not in text
