@@ -28,6 +28,7 @@ MEMORY_NETWORK = "resnet34 32x32"
 """The network whose memory of a step is measured."""
 LANGUAGE_MODEL = "language model"
 TOKENS = 32
+FROZEN = ", frozen"
 
 
 def measure_step(names: Iterable[str], ratios: Iterable[float], rounds: int) -> Iterator[Row]:
@@ -56,25 +57,33 @@ def step(name: str, ratio: float | None, **options: Any) -> Case:
 
 
 def measure_inference(names: Iterable[str], ratio: float, rounds: int) -> Iterator[Row]:
-    """Iterate over the results of inference by residency, of ``generate``, and of the memory of ``layer``."""
+    """Iterate over the results of inference by residency, of ``generate``, and of the memory of ``layer``.
+
+    What ends with ``, frozen`` is that of the frozen model.
+    """
     for name in names:
         of: dict[str, Any] = {"ratio": ratio, "mode": "eager"}
         for batch in (32, 1) if name != LANGUAGE_MODEL else (1,):
             cases = {"plain": inference(name, None, batch)}
             cases |= {residency: inference(name, ratio, batch, residency) for residency in ("cached", "layer", "full")}
+            cases[f"cached{FROZEN}"] = inference(name, ratio, batch, f"cached{FROZEN}")
             seconds = by_turns(cases, rounds_of(name, rounds))
             label = f"{name}, batch {batch}" if name != LANGUAGE_MODEL else f"{name}, generate()"
             for residency in list(cases)[1:]:
                 yield over(seconds[residency], seconds["plain"], network=label, what=residency, **of)
         if name != LANGUAGE_MODEL:  # label is that of one image
             plain = peak_in_fresh_process("torch_models.peak_of_inference", name, None)
-            layer = peak_in_fresh_process("torch_models.peak_of_inference", name, ratio, "layer")
-            yield from memory_row(layer, plain, network=label, what="memory of layer", **of)
+            for residency in ("layer", f"layer{FROZEN}"):
+                layer = peak_in_fresh_process("torch_models.peak_of_inference", name, ratio, residency)
+                yield from memory_row(layer, plain, network=label, what=f"memory of {residency}", **of)
 
 
 def inference(name: str, ratio: float | None, batch: int, residency: str = "full") -> Case:
     """Return a forward pass, or the generation of some tokens, without gradients."""
-    model: Any = (_model(name, ratio, residency=residency) if ratio else _model(name, None)).eval()
+    options = {"residency": residency.removesuffix(FROZEN)} if ratio else {}
+    model: Any = _model(name, ratio, **options).eval()
+    if residency.endswith(FROZEN):
+        model = smh.freeze(model)
     if name == LANGUAGE_MODEL:
         prompt = torch.arange(8)[None]
         return lambda: lambda: model.generate(prompt, max_new_tokens=TOKENS, do_sample=False)
@@ -91,6 +100,7 @@ def peak_of_step(name: str, ratio: float | None) -> int:
 
 def peak_of_inference(name: str, ratio: float | None, residency: str = "full") -> int:
     """Return the peak memory for one image beyond the imported libraries, including the model."""
+    inference("cnn 28x28", ratio, 1, residency)()()  # so that all code is loaded that libraries import at first use
     base = resident()
     return peak_beyond(base, inference(name, ratio, 1, residency)())
 

@@ -115,16 +115,18 @@ def test_cases_of_kernels_compute_what_they_are_compared_with():
 def test_steps_and_inference_of_pytorch(tmp_path, monkeypatch):
     torch_models = pytest.importorskip("benchmarks.torch_models", exc_type=ImportError)
     monkeypatch.setattr(torch_models, "MEMORY_NETWORK", "tiny 28x28")
-    peaks = iter([100, 120, 110, 200, 80])
+    peaks = iter([100, 120, 110, 200, 80, 60])
     monkeypatch.setattr(torch_models, "peak_in_fresh_process", lambda *_: next(peaks))
     rows = values(run("step", "--shapes", "tiny 28x28", results=tmp_path / "step")["rows"])
     kinds = [*measure.GRADIENTS, "memory"]
     assert set(rows) == {("tiny 28x28", ratio, "eager", what) for ratio in (0.1, 0.02) for what in kinds}
     assert rows["tiny 28x28", 0.1, "eager", "memory"] == 1.2
     rows = values(run("inference", "--shapes", "tiny 28x28", results=tmp_path / "inference")["rows"])
-    timed = {("tiny 28x28, batch " + b, 0.1, "eager", r) for b in ("1", "32") for r in ("cached", "layer", "full")}
-    assert set(rows) == timed | {("tiny 28x28, batch 1", 0.1, "eager", "memory of layer")}
-    assert rows["tiny 28x28, batch 1", 0.1, "eager", "memory of layer"] == 0.4
+    kinds = ["cached", "layer", "full", "cached, frozen"]
+    timed = {("tiny 28x28, batch " + b, 0.1, "eager", kind) for b in ("1", "32") for kind in kinds}
+    memory = {"memory of layer": 0.4, "memory of layer, frozen": 0.3}
+    assert set(rows) == timed | {("tiny 28x28, batch 1", 0.1, "eager", kind) for kind in memory}
+    assert all(rows["tiny 28x28, batch 1", 0.1, "eager", kind] == value for kind, value in memory.items())
 
 
 def test_loading_of_pytorch(tmp_path, monkeypatch):
@@ -235,11 +237,11 @@ def test_every_target_is_that_of_a_result():
     texts = tomllib.loads((report.HERE / "targets.toml").read_text(encoding="utf-8"))
     backends = ["numpy", "torch", "torch-int8", "jax", "tensorflow"]
     whats = {
-        "kernels": (["resnet34"], [*report.FLOORS, "memory of build"]),
+        "kernels": ([*report.KERNELS_NETWORKS], [*report.FLOORS, "memory of build"]),
         "step": (__main__.STEP["torch"], ["exact", "fast", "memory"]),
         "inference": (
             [*(f"{n}, batch {b}" for n in __main__.INFERENCE for b in (1, 32)), "language model, generate()"],
-            ["cached", "layer", "full", "memory of layer"],
+            ["cached", "layer", "full", "cached, frozen", "memory of layer", "memory of layer, frozen"],
         ),
     }
     names = {
