@@ -58,7 +58,7 @@ CHECKS = {
 
 
 _NUMBERS = (
-    "how often",
+    "count",
     "measured",
     "at most",
     "seconds",
@@ -140,7 +140,7 @@ def _section(line: Line) -> list[str]:
     text = [f"### {', '.join(_variant(line))}"] if _variant(line) else []
     counts = [(what, _number(number)) for what, number in line["counts"].items()]
     if counts:
-        text.append(table(("what", "how often"), counts))
+        text.append(table(("what", "count"), counts))
     bounds = line["bounds"]
     measured = [
         (what, _number(x), _number(bounds[what]) if what in bounds else "") for what, x in line["measured"].items()
