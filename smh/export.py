@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
     from smh.backends.tensorflow import Compressed
 
-__all__ = ["Exported", "aot_inductor", "litert", "onnx", "plan_onnx", "saved_model", "stablehlo", "torch_export"]
+__all__ = [
+    "Exported",
+    "aot_inductor",
+    "executorch",
+    "litert",
+    "onnx",
+    "plan_onnx",
+    "saved_model",
+    "stablehlo",
+    "torch_export",
+]
 
 
 @explained_calls
@@ -182,6 +192,51 @@ def aot_inductor(
     from smh.backends.torch import exports
 
     return exports.aot_inductor(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
+
+
+@explained_calls
+def executorch(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    weights: bool = False,
+) -> Exported:
+    """Write a compressed model as a file of ExecuTorch (``.pte``) that holds its pool as integers.
+
+    The program has a method ``forward`` of operators on the CPU, without delegates. It builds the weights in each call.
+    All pools are possible.
+
+    Parameters
+    ----------
+    path, model, args, kwargs
+        As for :func:`onnx`. The runtime takes all values in them, one after the other, numbers and flags included.
+    dynamic_shapes : optional
+        As for :func:`onnx`. ``torch.export.Dim`` needs ``max``.
+    weights : bool
+        Whether the weights are outputs, too, after those of the model, in the order of its parameters.
+
+    Returns
+    -------
+    Exported
+        Sizes of the file and of what is in it.
+
+    Raises
+    ------
+    PlanError, VariableError
+        As for :func:`onnx`.
+    ExportError
+        If ExecuTorch cannot hold the model, or its runtime lacks an operator. Nothing is written then.
+    ModuleNotFoundError
+        Without executorch.
+    """
+    check_framework(model, "torch", exports=True)
+    check_flag("weights", weights)
+    from smh.backends.torch import exports
+
+    return exports.executorch(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
 @explained_calls

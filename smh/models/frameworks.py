@@ -15,7 +15,7 @@ from smh.files.checkpoint import Checkpoint
 _TAKES = {"torch": "a torch.nn.Module", "tensorflow": "a keras.Model", "jax": "a pytree of arrays"}
 _MODULES = {"torch": "smh.torch", "tensorflow": "smh.keras", "jax": "smh.jax"}
 _EXPORTS = {
-    "torch": "smh.export.onnx, torch_export or aot_inductor",
+    "torch": "smh.export.onnx, torch_export, aot_inductor or executorch",
     "tensorflow": "smh.export.saved_model or litert",
     "jax": "smh.export.stablehlo",
 }

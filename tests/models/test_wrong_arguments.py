@@ -92,11 +92,15 @@ def test_models_of_another_framework_name_its_module(module, name):
 @pytest.mark.parametrize(
     ("kind", "export", "instead"),
     [
-        ("torch", lambda model: smh.export.litert("o", model), "use smh.export.onnx, torch_export or aot_inductor"),
+        (
+            "torch",
+            lambda model: smh.export.litert("o", model),
+            "use smh.export.onnx, torch_export, aot_inductor or executorch",
+        ),
         (
             "torch",
             lambda model: smh.export.saved_model("o", model),
-            "use smh.export.onnx, torch_export or aot_inductor",
+            "use smh.export.onnx, torch_export, aot_inductor or executorch",
         ),
         ("keras", lambda model: smh.export.onnx("o", model), "use smh.export.saved_model or litert instead"),
         ("jax", lambda model: smh.export.torch_export("o", model), "use smh.export.stablehlo instead"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -170,6 +171,39 @@ def aot_inductor(path: str, *given: Any) -> Exported:
         with quiet():
             aoti_compile_and_package(program, package_path=package)
         shutil.move(package, temporary)
+    return exported._replace(file=os.path.getsize(path))
+
+
+def executorch(path: str, *given: Any) -> Exported:
+    """Write a ``.pte`` file; see :func:`smh.export.executorch`."""
+    try:
+        with quiet():
+            from executorch.exir import EdgeCompileConfig, to_edge
+            from executorch.runtime import Runtime
+    except ModuleNotFoundError as error:
+        raise needs(str(error.name).partition(".")[0], "executorch", error) from error
+    program, exported = _program(*given)
+    if any(float(sizes.upper) == math.inf for sizes in program.range_constraints.values()):
+        raise ExportError(
+            "ExecuTorch reserves memory for the largest inputs: name their sizes as torch.export.Dim(name, max=...); "
+            "sizes that depend on values are not possible"
+        )
+    aten = torch.ops.aten
+    shifts = [aten.bitwise_left_shift.Tensor_Scalar, aten.bitwise_right_shift.Tensor_Scalar]  # of hash pools
+    with quiet():
+        try:
+            made: Any = to_edge(program, compile_config=EdgeCompileConfig(preserve_ops=shifts)).to_executorch()
+        except Exception as error:  # of many types
+            what = str(error).strip().partition("\n")[0]
+            raise ExportError(f"ExecuTorch cannot hold this model: {what or type(error).__name__}") from error
+    (plan,) = made.executorch_program.execution_plan
+    names = {f"{x.name}.{x.overload}" if x.overload else x.name for x in plan.operators}
+    if unknown := sorted(names - Runtime.get().operator_registry.operator_names):
+        raise ExportError(f"the runtime of ExecuTorch has no {', '.join(unknown)}, which this model uses")
+    held = sum(len(x.storage) for x in made.executorch_program.constant_buffer)
+    exported = exported._replace(held=held).check()
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(made.buffer)
     return exported._replace(file=os.path.getsize(path))
 
 
