@@ -16,11 +16,11 @@ CASES = [
 ]
 KEPT = {
     "tcn": {
-        f"{layer}.parametrizations.weight.{part}": "its layer is parametrised"
+        f"{layer}.parametrizations.weight.{part}": "its layer is parametrized"
         for layer in ("0.1", "1.branch.1")
         for part in ("original0", "original1")
     },
-    "gan_discriminator": {f"{layer}.parametrizations.weight.original": "its layer is parametrised" for layer in (0, 8)},
+    "gan_discriminator": {f"{layer}.parametrizations.weight.original": "its layer is parametrized" for layer in (0, 8)},
     "gan_discriminator_old": {f"{layer}.weight_orig": "SpectralNorm computes 'weight' from it" for layer in (0, 8)},
     "experts": {"router.weight": "it is frozen"},
     "vit": {"cls_token": "it is a token"},
