@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smh.backends.registry import get_backend
-from smh.core.arguments import explained_calls
+from smh.core.arguments import explained_in
 from smh.core.checks import check_flag
 from smh.core.plan import Plan
 from smh.errors import PlanError, needs
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-@explained_calls
+@explained_in("smh.export")
 def onnx(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -108,7 +108,7 @@ def onnx(
     return exports.onnx(os.fspath(path), model, args, kwargs, dynamic_shapes, input_names, output_names, opset, weights)
 
 
-@explained_calls
+@explained_in("smh.export")
 def torch_export(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -157,7 +157,7 @@ def torch_export(
     return exports.torch_export(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
-@explained_calls
+@explained_in("smh.export")
 def aot_inductor(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -194,7 +194,7 @@ def aot_inductor(
     return exports.aot_inductor(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
-@explained_calls
+@explained_in("smh.export")
 def executorch(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -239,7 +239,7 @@ def executorch(
     return exports.executorch(os.fspath(path), model, args, kwargs, dynamic_shapes, weights)
 
 
-@explained_calls
+@explained_in("smh.export")
 def stablehlo(
     path: str | os.PathLike[str],
     function: Callable[..., Any],
@@ -308,7 +308,7 @@ def stablehlo(
     return exports.stablehlo(path, function, params, args, kwargs, platforms, weights)
 
 
-@explained_calls
+@explained_in("smh.export")
 def plan_onnx(path: str | os.PathLike[str], plan: Plan, variables: Mapping[str, Any]) -> Exported:
     """Write the weights of a plan as an ONNX file that holds the pool as integers, without a model.
 
@@ -356,7 +356,7 @@ def plan_onnx(path: str | os.PathLike[str], plan: Plan, variables: Mapping[str, 
     return ndonnx.plan_onnx(path, plan, {name: to_numpy(x) for name, x in variables.items()})
 
 
-@explained_calls
+@explained_in("smh.export")
 def saved_model(path: str | os.PathLike[str], model: Compressed, *, weights: bool = False) -> Exported:
     """Write a compressed Keras model as a SavedModel that holds its pool as integers.
 
@@ -405,7 +405,7 @@ def saved_model(path: str | os.PathLike[str], model: Compressed, *, weights: boo
     return exports.saved_model(path, model, weights)
 
 
-@explained_calls
+@explained_in("smh.export")
 def litert(
     path: str | os.PathLike[str], model: Compressed, *, batch: int | None = None, weights: bool = False
 ) -> Exported:

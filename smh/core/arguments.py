@@ -18,22 +18,20 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 Class = TypeVar("Class", bound=type)
 
-_PLACES = {
-    "smh.backends.torch.datafree": "smh.datafree",
-    "smh.backends.torch": "smh.torch",
-    "smh.export": "smh.export",
-    "smh.porting.port": "smh",
-    "smh.porting": "smh.porting",
-}
-"""Where users find the functions of a module, the first that it is in; else in smh."""
 _SHOWN = 6  # options in a message
 
 
-def explained_calls(function: Callable[P, Result]) -> Callable[P, Result]:
-    """Let a public function explain its mistaken calls. Only calls that fail are looked at."""
-    cls, _, name = function.__qualname__.rpartition(".")
-    place = next((public for start, public in _PLACES.items() if function.__module__.startswith(start)), "smh")
-    return _explained(function, f"{place}.{name if cls.endswith('Api') else function.__qualname__}")
+def explained_in(place: str) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Let a public function explain its mistaken calls, which say where users find it. Only calls that fail count."""
+
+    def decorate(function: Callable[P, Result]) -> Callable[P, Result]:
+        cls, _, name = function.__qualname__.rpartition(".")
+        return _explained(function, f"{place}.{name if cls.endswith('Api') else function.__qualname__}")
+
+    return decorate
+
+
+explained_calls = explained_in("smh")
 
 
 def explained_class(cls: Class) -> Class:

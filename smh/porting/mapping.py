@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smh.core.arguments import explained_calls
+from smh.core.arguments import explained_in
 from smh.core.checks import check_keys, members
 from smh.core.views import View, compose, invert
 from smh.errors import CheckpointError, PlanError, PortError, near_names
@@ -86,7 +86,7 @@ class Mapping:
                 raise PortError(f"the source tensor {name!r} has several shapes: {[s.shape for _, s in uses]}")
 
     @classmethod
-    @explained_calls
+    @explained_in("smh.porting")
     def build(
         cls,
         tensors: collections.abc.Mapping[str, Any],

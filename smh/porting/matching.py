@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from smh.core.arguments import explained_calls
+from smh.core.arguments import explained_in
 from smh.core.checks import check_flag
 from smh.errors import PlanError, PortError, near_names
 from smh.files.checkpoint import CARRIED
@@ -102,7 +102,7 @@ class Match:
         return [f"ambiguous: {case}" for case in self.ambiguous] + [f"note: {note}" for note in self.notes]
 
 
-@explained_calls
+@explained_in("smh.porting")
 def match(
     source: Any,
     target: Any,

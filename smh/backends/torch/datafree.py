@@ -20,14 +20,14 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from smh.backends.torch.store import find_store
-from smh.core.arguments import explained_calls
+from smh.core.arguments import explained_in
 from smh.errors import PlanError, VariableError
 from smh.models.progress import Progress
 
 __all__ = ["samples"]
 
 
-@explained_calls
+@explained_in("smh.datafree")
 def samples(
     model: nn.Module,
     n: int,

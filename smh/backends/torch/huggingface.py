@@ -15,7 +15,7 @@ from torch import nn
 from smh.backends.torch.checks import check_places
 from smh.backends.torch.copies import NAMES, STORE, plain_class
 from smh.backends.torch.weights import ADVICE
-from smh.core.arguments import explained_calls
+from smh.core.arguments import explained_in
 from smh.core.plan import Plan
 from smh.errors import PlanError, VariableError
 from smh.models.api import ModelApi
@@ -108,7 +108,7 @@ def _resize(base: Any) -> Any:
     return resize_token_embeddings
 
 
-@explained_calls
+@explained_in("smh.torch")
 def from_pretrained(cls: Any, path: Any, **options: Any) -> nn.Module:
     """Load a compressed model of transformers that its ``save_pretrained`` wrote, or a ``Trainer``.
 

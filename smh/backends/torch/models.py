@@ -28,7 +28,7 @@ from smh.backends.torch.references import check_alone, instances, left_behind
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import check_uncut, cut_like, whole
 from smh.backends.torch.store import Store, find_store
-from smh.core.arguments import explained_calls
+from smh.core.arguments import explained_in
 from smh.core.plan import Plan
 from smh.core.rate import kept_rate, rate
 from smh.errors import CheckpointError, PlanError
@@ -311,7 +311,7 @@ def _turn_back(store: Store, model: nn.Module, parameters: Mapping[str, nn.Param
     model.__dict__["_parameters"] = store.root._parameters
 
 
-@explained_calls
+@explained_in("smh.torch")
 def set_residency(model: nn.Module, residency: str) -> None:
     """Change when the weights of a compressed model are built; their bits stay the same.
 
@@ -334,7 +334,7 @@ def set_residency(model: nn.Module, residency: str) -> None:
     store.cache = store.packed = None
 
 
-@explained_calls
+@explained_in("smh.torch")
 def set_gradients(model: nn.Module, gradients: str) -> None:
     """Change how gradients of a compressed model are computed; its weights stay the same.
 
