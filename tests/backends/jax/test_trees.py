@@ -226,7 +226,9 @@ def test_wrong_objects_are_named(tmp_path):
         for call in calls:
             with pytest.raises(smh.PlanError, match=f"got a model of {package}, {makes}: use smh.{package} instead"):
                 call(model)
-    for wrong in (object(), "model", np.tanh):
+    with pytest.raises(smh.PlanError, match="a model is needed, not a file.*; got str"):
+        smh_jax.compress("model", ratio=0.5)
+    for wrong in (object(), np.tanh):
         with pytest.raises(smh.PlanError, match=f"smh.jax takes a pytree of arrays.*; got {type(wrong).__name__}"):
             smh_jax.compress(wrong, ratio=0.5)
     around = {"model": [smh_jax.compress(params(), ratio=0.5)]}

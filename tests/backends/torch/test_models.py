@@ -629,7 +629,7 @@ def test_what_is_kept_and_why():
     lines = {line.name: line for line in smh.report(model).tensors}
     why = {name: line.why for name, line in lines.items() if not line.generated}
     assert [name for name, line in lines.items() if line.generated] == ["0.weight", "1.fc.weight", "1.list.0"]
-    assert "parametrised" in why["1.normed.parametrizations.weight.original1"]
+    assert "parametrized" in why["1.normed.parametrizations.weight.original1"]
     assert "frozen" in why["1.frozen.weight"]
     assert "max_norm" in why["1.renormed.weight"]
     assert "sparse" in why["1.sparse.weight"]
@@ -677,7 +677,7 @@ def test_old_weight_norm_is_kept():
         warnings.simplefilter("ignore", FutureWarning)
         layer = nn.utils.weight_norm(nn.Linear(4, 4))
     plain = nn.Sequential(layer, nn.Linear(4, 4))
-    with pytest.raises(numpy_smh.PlanError, match="compress_ compresses it in place: Only Tensors created explicitly"):
+    with pytest.raises(numpy_smh.PlanError, match="compress_ compresses it in place.*: Only Tensors created explicitly"):
         smh.compress(plain, ratio=0.9)
     model = smh.compress_(plain, ratio=0.9)
     assert [t.name for t in smh.plan_of(model).tensors] == ["1.weight"]

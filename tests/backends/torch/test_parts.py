@@ -237,7 +237,7 @@ def test_slices_compute_what_they_computed():
         (nn.Sequential(nn.ReLU(), net()), "in it: '1'.*get_submodule"),
         (nn.ModuleDict({"a": net(), "b": nn.Sequential(net())}), r"in it: 'a', 'b\.0'"),
         (net().block, "is a part of a compressed Net"),
-        (nn.Sequential(net().block), "not compressed: smh.compress"),
+        (nn.Sequential(net().block), "compress it first: smh.compress"),
     ],
 )
 def test_the_wrong_object_says_where_the_right_one_is(inside, match, tmp_path):
@@ -258,7 +258,7 @@ def test_the_wrong_object_says_where_the_right_one_is(inside, match, tmp_path):
 
 def test_compressing_again_says_what_to_turn_back():
     for model, match in [
-        (net(), "compressed already: smh.materialize_"),
+        (net(), "turn the whole model back first, by smh.materialize_"),
         (net().block, "a part of a model that is compressed already"),
         (nn.Sequential(net()), r"compressed already \(0\).*get_submodule\('0'\)"),
     ]:
