@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments import data, methods
 from experiments.errors import CannotReachError, ExperimentError
-from experiments.settings import FIELDS, WHOLE, Settings, from_dict
+from experiments.settings import FIELDS, Settings, from_dict
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _unique(where: str, cells: Iterable[Cell]) -> tuple[Cell, ...]:
             values = (f"{name} ({getattr(known, name)!r} and {getattr(cell.settings, name)!r})" for name in differ)
             raise ExperimentError(
                 f"{where} has two cells {cell.id} that differ in {', '.join(values)}: move one table to a "
-                "configuration of its own, or give the variants of a question different labels"
+                "separate configuration, or give the variants of a question different labels"
             )
     return tuple(found.values())
 
@@ -192,7 +192,7 @@ class _Maker:
         _check_keys("'only' of a table", only, table["methods"])
         for seed in table["seeds"]:
             for method in table["methods"]:
-                ratios = [None] if method in WHOLE else only.get(method, table["ratios"])
+                ratios = only.get(method, table["ratios"]) if methods.has_ratio(method) else [None]
                 for ratio, rate in itertools.product(ratios, table.get("rates", [0.0])):
                     settings = self.settings({**fixed, "method": method, "ratio": ratio, "rate": rate, "seed": seed})
                     yield self.of_table(settings)
@@ -223,9 +223,11 @@ class _Maker:
     def settings(self, fields: dict[str, Any]) -> Settings:
         """Return settings, with the defaults of ``[run]``."""
         merged = {**self.base, **fields}
-        if merged.get("method") in WHOLE:
+        if not methods.has_ratio(merged.get("method", "")):
             merged["ratio"] = None
-        return from_dict(merged, "the configuration")
+        settings = from_dict(merged, "the configuration")
+        methods.check(settings)
+        return settings
 
     def of_table(self, settings: Settings) -> Cell:
         """Return a cell of a table. Its label is the method, and what a table may vary."""

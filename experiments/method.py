@@ -149,7 +149,7 @@ class Method:
     size : callable, optional
         Returns the largest size for settings, a :class:`Network` and the number of stored variables allowed, in any
         form: a pool ratio, a width, a number of weights. Raises :class:`CannotReachError` if there is none. A method
-        in ``settings.WHOLE`` has no ratio and needs no size.
+        without it stores a number for every weight, and has no ratio.
     """
 
     make: Callable[[Settings, Network, Any], Made]

@@ -70,14 +70,25 @@ def size(settings: Settings, shape: Shape, classes: int) -> Size:
     return _size(settings, Network(settings.model, shape, classes))
 
 
-def _size(settings: Settings, network: Network) -> Size:
+def has_ratio(method: str) -> bool:
+    """Say whether a method has a ratio. One that is not known does, so that its name is what an error is about."""
+    return method not in METHODS or METHODS[method].size is not None
+
+
+def check(settings: Settings) -> None:
+    """Raise ExperimentError for an unknown method, or one whose ratio is missing or superfluous."""
     if settings.method not in METHODS:
         raise ExperimentError(f"method must be one of {', '.join(METHODS)}; got {settings.method!r}")
-    if settings.ratio is None:
-        return Size(network.dense, None)
+    if (settings.ratio is not None) != has_ratio(settings.method):
+        others = " and ".join(method for method in METHODS if not has_ratio(method))
+        raise ExperimentError(f"every method has a ratio, except {others}; got {settings}")
+
+
+def _size(settings: Settings, network: Network) -> Size:
+    check(settings)
     choose = METHODS[settings.method].size
-    if choose is None:
-        raise ExperimentError(f"method {settings.method} has no size: give it one, or add it to settings.WHOLE")
+    if choose is None or settings.ratio is None:
+        return Size(network.dense, None)
     return Size(network.dense, choose(settings, network, sizes.budget(settings.ratio, network.dense)))
 
 

@@ -14,8 +14,6 @@ DECAYS = ("variables", "weights")
 INCLUDES = ("all", "convolutions", "inner")
 SCALE_RATES = ("relative", "same")
 PRECISIONS = ("float32", "channels_last", "bfloat16")
-WHOLE = ["dense", "integers"]
-"""Methods without a ratio: they store a number for every weight."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Settings:
     data, model, method : str
         Names in :mod:`experiments.data`, :mod:`experiments.models` and :mod:`experiments.methods`.
     ratio : float or None
-        The maximum number of stored variables, divided by that of the dense model; None for a method of ``WHOLE``.
+        The maximum number of stored variables, divided by that of the dense model; None for a method without a size.
     lr : float or None
         The peak learning rate; None for the tuned rate.
     seed : int
@@ -114,8 +112,6 @@ class Settings:
         ):
             if value not in allowed:
                 raise ExperimentError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
-        if (self.ratio is None) != (self.method in WHOLE):
-            raise ExperimentError(f"every method has a ratio, except {' and '.join(WHOLE)}; got {self}")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ExperimentError(f"ratio must be between 0 and 1; got {self.ratio!r}")
         if not 0 <= self.average <= 1:

@@ -19,9 +19,8 @@ from smh.models.exported import Exported
 from smh.models.frameworks import check_framework
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from smh.backends.tensorflow import Compressed
+    from smh.backends.torch.exports import Module
 
 __all__ = [
     "Exported",
@@ -39,7 +38,7 @@ __all__ = [
 @explained_in("smh.export")
 def onnx(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: Module,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -111,7 +110,7 @@ def onnx(
 @explained_in("smh.export")
 def torch_export(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: Module,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -160,7 +159,7 @@ def torch_export(
 @explained_in("smh.export")
 def aot_inductor(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: Module,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -197,7 +196,7 @@ def aot_inductor(
 @explained_in("smh.export")
 def executorch(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: Module,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,

@@ -61,7 +61,7 @@ def run_demo(
         check_out(path, force=force)
     try:
         plan = smh.Plan.build(shapes, ratio=ratio, bits=bits, pool=pool, optimizer="adam", seed=seed)
-    except PlanError as error:  # there is no file that it would fit or not
+    except PlanError as error:  # without a file, only the options can be wrong
         raise typer.BadParameter(str(error), param_hint="--ratio") from error
     (images, labels), test = _digits()
     rng = np.random.default_rng(seed)

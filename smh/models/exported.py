@@ -34,7 +34,7 @@ class Exported(NamedTuple):
         if self.held > MOST * (self.integers + self.kept) + 4096:
             raise ExportError(
                 f"the export would hold {self.held:,} bytes of tensors instead of {self.integers + self.kept:,}, and "
-                "nothing was written: a tool folded weights into it, or the model uses a tensor that is no parameter "
-                "or buffer. Leave out what optimizes the graph, and register such tensors"
+                "nothing was written: a tool folded weights into it, or the model uses a tensor that is neither a "
+                "parameter nor a buffer. Leave out what optimizes the graph, and register such tensors"
             )
         return self

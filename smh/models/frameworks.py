@@ -1,4 +1,4 @@
-"""Which framework a model is of, and what is no model although it is often taken for one."""
+"""Tell the framework of a model, and explain values that are often mistaken for models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _advice(model: Any) -> str:
 
 
 def no_model(model: Any) -> PlanError:
-    """Return the error for a value that is of no framework that is imported."""
+    """Return the error for a value that belongs to no imported framework."""
     hint = ": for a pytree of other arrays, use smh.jax" if _has_arrays(model) else ""
     return PlanError(
         f"a model is a torch.nn.Module, a keras.Model or a pytree of JAX arrays; got {type(model).__name__}{hint}"

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from experiments import methods, models, sizes, training
 from experiments.errors import CannotReachError, ExperimentError
 from experiments.pruning import Pruner
-from experiments.settings import WHOLE, Settings
+from experiments.settings import Settings
 from smh.backends import torch as smh
 
 SHAPE = (1, 28, 28)
@@ -40,7 +40,7 @@ def elements(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("model", "ratio"), [("cnn", 0.5), ("cnn", 0.03), ("mlp", 0.03)])
-@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in (*WHOLE, "fit")])
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if methods.has_ratio(m) and m != "fit"])
 def test_stored_variables_are_counted_and_within_budget(model, ratio, method):
     asked = Settings("fashion-mnist", model, method, ratio, 1e-2)
     dense = elements(models.build(model, SHAPE, 10))
@@ -161,7 +161,7 @@ def interrupt_after(epoch, monkeypatch):
 @pytest.mark.filterwarnings("ignore:the fitted weights are off:UserWarning")  # of a fit of so few terms
 @pytest.mark.parametrize(("method", "epoch"), [*((m, 1) for m in methods.METHODS), ("fit", 3), ("pruned", 3)])
 def test_every_method_trains_and_an_interrupted_run_gives_the_same(method, epoch, tmp_path, monkeypatch):
-    ratio = None if method in WHOLE else 0.4
+    ratio = 0.4 if methods.has_ratio(method) else None
     asked = TINY.replace(method=method, ratio=ratio, dense_lr=1e-2, epochs=5, augment=True)  # `fit` changes in epoch 3
     first = training.run(asked)
     state = tmp_path / "state.pt"
@@ -301,13 +301,14 @@ def test_width_needs_the_numbers_of_units(monkeypatch):
         methods.size(TINY.replace(method="width"), (1, 8, 8), 10)
 
 
-def test_a_method_with_a_ratio_needs_a_size(monkeypatch):
+def test_a_method_without_a_size_has_no_ratio(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "own", methods.METHODS["dense"])
-    with pytest.raises(ExperimentError, match="method own has no size"):
+    with pytest.raises(ExperimentError, match="every method has a ratio, except dense and integers and own"):
         methods.size(TINY.replace(method="own"), (1, 8, 8), 10)
+    assert methods.size(TINY.replace(method="own", ratio=None), (1, 8, 8), 10).choice is None
 
 
 @pytest.mark.parametrize("method", ["dense", "matmul"])
 def test_ratio_and_method_have_to_agree(method):
     with pytest.raises(ExperimentError, match="every method has a ratio, except dense and integers"):
-        Settings("digits", "tiny", method, 0.1 if method == "dense" else None)
+        methods.size(Settings("digits", "tiny", method, 0.1 if method == "dense" else None), (1, 8, 8), 10)

@@ -29,6 +29,9 @@ from smh.files.integers import Integers, pack
 from smh.models import poison
 from smh.models.exported import WEIGHT, Exported
 
+Module = nn.Module
+"""The type of models, for signatures outside of the backends."""
+
 _ZERO_POINT = 128
 _INT32_TERMS = (2**31 - 1) // 127**2
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")

@@ -13,38 +13,15 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch import nn  # noqa: E402
 
-POOLS = {
-    "matmul": pools.Matmul(),
-    "pairs": pools.Matmul(bits=2),
-    "nibbles": pools.Matmul(bits=4),
-    "wide": pools.Matmul(bits=16),
-    "kronecker": pools.Kronecker(),
-    "hash": pools.Hash(hashes=2),
-    "sum": pools.Sum(pools.Matmul(), pools.Hash()),
-}
-IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+from tests.backends.torch.exported import IMAGES, POOLS, cnn  # noqa: E402
+
+ALL_POOLS = {**POOLS, "pairs": pools.Matmul(bits=2)}
 X = torch.linspace(-1, 1, 80).reshape(2, 40)
 
 
 @pytest.fixture(scope="module")
 def runtime():
     return pytest.importorskip("executorch.runtime", reason="ExecuTorch is not installed").Runtime.get()
-
-
-def cnn(**options):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(1024, 40),
-        nn.ReLU(),
-        nn.Linear(40, 10),
-    )
-    return smh.compress(model, ratio=0.1, **options).eval()
 
 
 class Backwards(nn.Module):
@@ -74,9 +51,9 @@ def check(runtime, path, sizes, model, *args, **kwargs):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ALL_POOLS)
 def test_executorch_builds_the_weights(pool, frozen, runtime, tmp_path):
-    model, path = cnn(pool=POOLS[pool]), tmp_path / "model.pte"
+    model, path = cnn(pool=ALL_POOLS[pool]), tmp_path / "model.pte"
     given = smh.freeze(model) if frozen else model
     sizes = smh.export.executorch(path, given, (IMAGES,), weights=True)
     check(runtime, path, sizes, model, IMAGES)
@@ -134,7 +111,7 @@ def test_operators_that_the_runtime_lacks_are_named(runtime, tmp_path, monkeypat
 
 def test_executorch_refuses_what_is_not_compressed(tmp_path):
     pytest.importorskip("executorch", reason="ExecuTorch is not installed")
-    with pytest.raises(smh.PlanError, match="not a compressed|no compressed|not compressed"):
+    with pytest.raises(smh.PlanError, match="the model is not compressed; compress it first"):
         smh.export.executorch(tmp_path / "model.pte", Backwards(), (X,))
 
 
