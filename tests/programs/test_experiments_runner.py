@@ -261,7 +261,10 @@ def test_the_nearest_ratio_that_is_tuned_and_can_be_reached(fashion):
         (CONFIG.replace("batch = 50", 'decay = "rot"'), "decay must be one of"),
         (CONFIG.replace("training = 200", "training = 20"), "do not make a batch of 50"),
         (CONFIG + "[[question]]\nname = 'x'", "a question needs seeds, title, variant"),
-        (CONFIG + TWICE, r"tiny/dense/seed=0 that differ in epochs \(1 and 2\): move one table to a separate configuration"),
+        (
+            CONFIG + TWICE,
+            r"cells tiny/dense/seed=0 that differ in epochs \(1 and 2\): move one table to a separate configuration",
+        ),
         (CONFIG + QUESTION.replace("'b'", "'a'"), r"x/a/0.3/seed=0 that differ in bits \(8 and 4\)"),
         (CONFIG + QUESTION.replace("'x'", "'tiny'"), "a question and a table of the name tiny"),
     ],
