@@ -68,6 +68,8 @@ class Settings:
     precision : str
         ``float32``; ``channels_last``, the same arithmetic with the channels of images last in memory; or
         ``bfloat16``, which adds PyTorch's autocast. Tests always use float32.
+    compile : bool
+        Whether training uses ``torch.compile``. Tests never do.
     rate : float
         The weight, per bit, of :func:`smh.rate` in the loss. With a weight, pools have fixed exponents.
     """
@@ -99,6 +101,7 @@ class Settings:
     average: float = 0.0
     fit_share: float = 0.5
     precision: str = "float32"
+    compile: bool = False
     rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ class Settings:
 
 _OF_DENSE = (
     *("data", "model", "seed", "training", "validation", "epochs", "batch", "optimizer"),
-    *("weight_decay", "decay", "warmup", "augment", "precision"),
+    *("weight_decay", "decay", "warmup", "augment", "precision", "compile"),
 )
 FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 

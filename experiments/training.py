@@ -198,6 +198,7 @@ class _Trainings:
     def train(self, made: Made, steps: int, s: Settings, teacher: nn.Module | None = None) -> list[float]:
         """Train a model, and return the loss of every step. A loss or weight that is not finite ends the training."""
         model, hook = made.model.train(), made.hook
+        forward, guide = (torch.compile(x) if x is not None and s.compile else x for x in (model, teacher))
         average = Average(model, steps, s.average)
         optimizer = _optimizer(model, s)
         peaks = [group["lr"] for group in optimizer.param_groups]
@@ -208,7 +209,7 @@ class _Trainings:
                 group["lr"] = peak * rate(step, steps, s.warmup)
             x, y = next(self._batches)
             try:
-                loss = improvements.loss(model, x, y, s.precision, teacher)
+                loss = improvements.loss(forward, x, y, s.precision, guide)
             except VariableError:  # a compressed model says so where a plain one gives NaN
                 return [*losses, math.nan]
             losses.append(loss.item())
