@@ -66,12 +66,16 @@ class ByteSums:
     """The type of cotangents on their grid."""
     blocks = 2
     """How many blocks of rows are computed at a time."""
+    band = 2048
+    """How many rows of cotangents one product with the left factor takes. Few large products are faster than many."""
 
     def __init__(self, left: Array, right: Array) -> None:
         self.left, self.right = left.to(torch.int8), right.to(torch.int8)
         self._of_right = self.right.T.contiguous()
         self._totals = [torch.zeros_like(right, dtype=torch.int32) for _ in range(_BYTES)]
         self._room = torch.empty_like(self._totals[0])
+        self._bytes = self.right.new_empty((_BYTES, min(len(left), self.band), right.shape[1]))
+        self._rows = slice(0, 0)  # of the bytes, which the totals do not contain yet
 
     @staticmethod
     def holds(left: Array) -> bool:
@@ -81,23 +85,35 @@ class ByteSums:
 
     def add(self, q: Array, rows: slice) -> Array:
         """Add a block of rows of cotangents, which are overwritten; return its rows of the left sums, float64."""
+        if rows.stop - self._rows.start > self._bytes.shape[1]:
+            self._flush()
+        kept = self._bytes[:, self._rows.stop - self._rows.start :]
+        self._rows = slice(self._rows.start, rows.stop)
         sums = None
-        for k, total in enumerate(self._totals):
+        for k in range(_BYTES):
             if k:
                 q.add_(128).bitwise_right_shift_(8)  # what the last byte leaves
-            some = q.to(torch.int8)
-            total.add_(torch._int_mm(self.left[rows].T, some, out=self._room))
+            some = kept[k, : len(q)]
+            some.copy_(q)
             here = torch._int_mm(some, self._of_right)
             sums = here.double() if sums is None else sums.add_(here, alpha=256.0**k)
         return sums
 
     def total(self) -> Array:
         """Return the right sums, float64."""
+        self._flush()
         first, *others = self._totals
         sums = first.double()
         for k, total in enumerate(others, 1):
             sums.add_(total, alpha=256.0**k)
         return sums
+
+    def _flush(self) -> None:
+        """Add the products of all bytes of a band to the totals."""
+        rows = self._rows
+        for total, some in zip(self._totals, self._bytes, strict=True):
+            total.add_(torch._int_mm(self.left[rows].T, some[: rows.stop - rows.start], out=self._room))
+        self._rows = slice(rows.stop, rows.stop)
 
 
 class WideSums:
