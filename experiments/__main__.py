@@ -80,7 +80,8 @@ def report(
 @app.command("bytes")
 def report_bytes(
     files: Annotated[
-        list[Path] | None, typer.Argument(exists=True, help="Files of results; results/bytes.jsonl by default.")
+        list[Path] | None,
+        typer.Argument(exists=True, help="Files of results; by default those of the configurations of the page."),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the page and its plots.")] = Path(
         "docs/results"
@@ -89,7 +90,8 @@ def report_bytes(
     """Write the page on accuracy by bytes from results."""
     from experiments.report import by_bytes
 
-    paths = files or [HERE / "results" / "bytes.jsonl"]
+    own = [HERE / "results" / f"{config}.jsonl" for config in by_bytes.CONFIGS]
+    paths = files or [path for path in own if path.exists()]
     by_bytes.write([line for path in paths for line in results.read(path)], output)
 
 

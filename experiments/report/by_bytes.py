@@ -11,13 +11,17 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from experiments.report import names
+from experiments.report.claims import claims
 from experiments.report.markdown import percent, table
+from experiments.report.places import Place, Places
 from experiments.results import Line
 from experiments.settings import Settings, from_dict
 
 _MARKERS = "osPDvXd*^<>hp14x8"
 _SHOWN = 16
 """Points of accuracy below the best that the plot shows."""
+CONFIGS = ("cifar_resnet20", "cifar_resnet32", "bytes")
+"""The configurations of the page."""
 BUDGETS = (0.1, 0.05, 0.02, 0.01, 0.007)
 """Bytes over those of the dense float32 model."""
 FAMILIES = {
@@ -42,20 +46,47 @@ FAMILIES = {
 """Methods, without and with the rate in the loss and a teacher, in the order of the tables. Others follow them."""
 _PAGE = """# Accuracy by bytes
 
+<!-- Written by `python -m experiments bytes`; changes by hand are lost. -->
+
 The cost of a model is the size of its file. Here every method is stored as integers with an entropy coder, so that
 each is compared at its best: a pruned network with most of its integers 0, a dense network rounded to a few bits,
 and pools of integers.
 
 Bytes are those of all integers, entropy-coded as in a [packed file](../files.md), with 4 bytes for each scale, bias and
-number of batch norm. Headers are not counted, for no method. Methods that train float32 weights are rounded after
-training to 8, 6, 5 or 4 bits. *With the rate* means that the estimated bits are a part of the loss
+number of batch norm. Headers are not counted, for no method. *Variables* are all stored numbers; for a pruned network,
+they are the nonzero weights without their positions. Methods that train float32 weights are rounded after training to
+8, 6, 5 or 4 bits. *With the rate* means that the estimated bits are a part of the loss
 ([small files](../small_files.md)). *With a teacher* is distillation from the dense model of the same seed.
 
-{parts}
-The command that repeats it, for CIFAR-10 as images in folders:
+The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
+standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those
+with most seeds. The sentences below a table compare methods in the same way. Bold: the highest test accuracy.
+
+{parts}## What the paper claims
+
+The figures of the paper ([arXiv 1911.11177](https://arxiv.org/abs/1911.11177)) are for ResNet-32 on CIFAR-10, trained
+for 180 epochs. The last column was measured with the networks above, without the rate or a teacher. Differences are
+points of test accuracy at equal numbers of stored variables. Those on scales and on time were measured with
+version 0.1: [Accuracy](accuracy.md#what-the-paper-claims).
+
+{claims}
+## When to choose something else
+
+- **The file may have a tenth of the dense bytes or more.** Weights of a few bits, as by quantization, are then as
+  accurate, and simpler. Pools are for smaller files.
+- **Only the number of nonzero weights counts**, as on hardware for sparse products. Choose pruning.
+- **Time or memory at run time counts.** A generated layer computes with full-size weights. A narrower network or low
+  rank also computes less.
+
+[When to use smh, and when not](../comparison.md) has the other reasons.
+
+## All settings
+
+{every}
+The commands that repeat it, for CIFAR-10 as images in folders:
 
 ```bash
-python -m experiments run --config experiments/bytes.toml --data FOLDER
+{commands}
 python -m experiments bytes
 ```
 
@@ -63,24 +94,15 @@ python -m experiments bytes
 """
 _PART = """## {model} on {data}
 
-{training:,} training images, {epochs} epochs, batches of {batch}, AdamW. The dense model has {dense:,} numbers,
-{dense_bytes:,.0f} kB in float32, and an accuracy of {accuracy} %.
+{training}. The dense model has {dense:,} numbers, {dense_bytes:,.0f} kB in float32, and an accuracy of {accuracy} %.
 
 ![Accuracy by bytes](bytes-{name}.svg)
 
 ![Accuracy by variables](variables-{name}.svg)
 
-*Variables* are all stored numbers. For a pruned network, they are the nonzero weights without their positions.
-
-The best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ± standard deviation
-over seeds, and the bytes. The best one is selected by accuracy on validation images, among those with most seeds. The
-sentences below the table compare methods in the same way. Bold: the highest test accuracy.
-
 {best}
 {answer}
-### All settings
 
-{every}
 """
 
 
@@ -149,13 +171,13 @@ def _preference(point: Point) -> tuple[int, float]:
 
 
 def write(lines: list[Line], output: Path) -> None:
-    """Write the page, and a plot for each network."""
+    """Write the page, and two plots for each network."""
     output.mkdir(parents=True, exist_ok=True)
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         if "bytes" in line:
             groups.setdefault((line["settings"]["model"], line["settings"]["data"]), []).append(line)
-    parts = []
+    parts, every = [], []
     for (model, data), some in groups.items():
         found, dense, title = points(some), some[0]["dense"], names.title(names.NETWORKS, model)
         kilobytes, numbers = [one.size / 1000 for one in found], [one.variables for one in found]
@@ -170,11 +192,31 @@ def write(lines: list[Line], output: Path) -> None:
         )
         _plot(found, numbers, dense, title, "stored variables", "variables", output / f"variables-{model}.svg")
         parts.append(_part(model, data, some))
+        every.append(f"### {title}\n\n{_every(found, 4 * dense)}")
     processors = ", ".join(sorted({line["cpu"] for line in lines}))
     commits = ", ".join(dict.fromkeys(line["commit"] + (" with changes" * line["changed"]) for line in lines))
     versions = ", ".join(f"{name} {version}" for name, version in lines[-1]["versions"].items())
-    about = f"{len(lines)} runs, each on one thread of {processors}; {versions}; commits {commits}."
-    (output / "bytes.md").write_text(_PAGE.format(parts="".join(parts), about=about), encoding="utf-8")
+    plain = _places(lines)
+    page = _PAGE.format(
+        parts="".join(parts),
+        claims=claims(plain, plain, only_measured=True),
+        every="\n".join(every),
+        commands="\n".join(f"python -m experiments run --config experiments/{x}.toml --data FOLDER" for x in CONFIGS),
+        about=f"{len(lines)} runs, each on one thread of {processors}; {versions}; commits {commits}.",
+    )
+    (output / "bytes.md").write_text(page, encoding="utf-8")
+
+
+def _places(lines: Iterable[Line]) -> Places:
+    """Return the plain runs by network, method and ratio."""
+    groups: Places = {}
+    for line in lines:
+        settings = from_dict(line["settings"], "a result")
+        if not (settings.rate or settings.teacher):
+            places = groups.setdefault(settings.model, {})
+            place = places.setdefault((settings.method, settings.ratio), Place(settings.method, settings))
+            place.lines.append(line)
+    return groups
 
 
 def _part(model: str, data: str, lines: list[Line]) -> str:
@@ -185,14 +227,19 @@ def _part(model: str, data: str, lines: list[Line]) -> str:
         model=names.title(names.NETWORKS, model),
         name=model,
         data=names.title(names.DATA, data),
-        **{what: first["settings"][what] for what in ("training", "epochs", "batch")},
+        training=_training(from_dict(first["settings"], "a result")),
         dense=first["dense"],
         dense_bytes=whole / 1000,
         accuracy=f"{mean(dense):.2f}" if dense else "–",
         best=_best(found, whole),
-        answer="\n".join(_answers(found, whole)) + "\n",
-        every=_every(found, whole),
+        answer="\n".join(_answers(found, whole)),
     )
+
+
+def _training(settings: Settings) -> str:
+    images = f"{settings.training:,} training images" + ", mirrored and shifted" * settings.augment
+    arithmetic = ", bfloat16" if settings.precision == "bfloat16" else ""
+    return f"{images}, {settings.epochs} epochs, batches of {settings.batch}, AdamW{arithmetic}"
 
 
 def _best(found: list[Point], whole: int) -> str:

@@ -110,3 +110,19 @@ def test_the_page_says_who_is_ahead(tmp_path):
     assert "Within 10 %, smh, matrix product, with the rate is 8.50 points behind" in page
     assert "81.00 ± 1.41 (1.1 kB)" not in page.split("<details>")[0]  # not the best on validation images within 4 kB
     assert "**78.50 ± 0.71** (1.5 kB)" in page
+
+
+def test_the_claims_are_those_of_plain_runs(tmp_path):
+    def plain(method, ratio, accuracy):
+        line = {**lines()[0], "test_accuracy": accuracy}
+        return {**line, "settings": {**line["settings"], "model": "resnet32", "method": method, "ratio": ratio}}
+
+    with_rate = {**lines()[1], "test_accuracy": 1.0}
+    with_rate["settings"] = {**with_rate["settings"], "model": "resnet32", "ratio": 0.1}
+    of_resnet = [plain("dense", None, 90.0), plain("matmul", 0.1, 88.5), with_rate, plain("width", 0.1, 85.0)]
+    by_bytes.write([*of_resnet, *lines()], tmp_path)
+    page = (tmp_path / "bytes.md").read_text()
+    assert page.index("## ResNet-32 on") < page.index("## What the paper claims") < page.index("### ResNet-32")
+    assert "| at 10 % | −2.76 at 10 % | ResNet-32, matrix product: −1.50 |" in page
+    assert "ResNet-32, matrix product: +3.50 at 10 % |" in page
+    assert "ten hashes" not in page  # a claim without a measurement
