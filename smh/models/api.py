@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fractions import Fraction
@@ -17,6 +16,7 @@ from smh.core.plan import Plan
 from smh.core.pools import Pool
 from smh.core.selection import Selector
 from smh.core.sizes import parse_ratio
+from smh.core.warning import warn
 from smh.files.kept import check_bits
 from smh.models import poison
 from smh.models.adapter import ModelAdapter
@@ -336,7 +336,7 @@ class ModelApi(Generic[Model, Compressed]):
         variables = {name: adapter.backend.to_numpy(x) for name, x in named.items() if not getattr(x, "is_meta", False)}
         if variables.keys() == compression.plan.variable_shapes.keys():
             if message := poison.describe(compression.plan, variables):
-                warnings.warn(message, UserWarning, stacklevel=3)
+                warn(message)
         return make_report(compression, {name: float(x) for name, x in variables.items() if name.startswith("scale/")})
 
     @explained_calls

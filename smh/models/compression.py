@@ -6,7 +6,6 @@ A backend lists the tensors of a model as :class:`ModelTensor`, in order, and as
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,6 +18,7 @@ from smh.core.plan import Plan
 from smh.core.rules import by_name
 from smh.core.selection import named, select, why_not
 from smh.core.sizes import parse_ratio, parse_size
+from smh.core.warning import warn
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import CARRIED, Checkpoint
 from smh.text import some
@@ -161,7 +161,7 @@ def plan_for(
     unclear = [name for name in generated if free[name].doubt and not asked.get(name)]
     if unclear:
         what = f"the axes of {some(unclear)} are a guess, and so is the deviation of initial weights"
-        warnings.warn(f"{what}. State them: {free[unclear[0]].doubt}", UserWarning, stacklevel=2)
+        warn(f"{what}. State them: {free[unclear[0]].doubt}")
     given["axes"] = known | {name: axes for name, axes in asked.items() if axes is not None}
     given["include"] = set(generated).__contains__
     kept_bytes = sum(tensor.nbytes for tensor in tensors if tensor.name not in generated)

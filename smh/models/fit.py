@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from smh.core.pools import Pool, Sum
 from smh.core.pools.base import LeafPool
 from smh.core.scales import LEAST, LIMIT, modified
 from smh.core.tensors import TensorSpec
+from smh.core.warning import warn
 from smh.errors import PlanError, SmhError, VariableError, install_line
 from smh.models.fit_pool import FITTERS, KERNELS, SMOOTH, Grids, fit_pool
 from smh.models.patience import Tick, track
@@ -162,11 +162,9 @@ def fit_variables(plan: Plan, values: Values, *, progress: bool | None = None) -
         variables, errors, error = _fit_scales(KERNELS, plan, values, scales, grids, bars.tick)
     pool = {f"pool/{name}": one.integers * one.unit + np.float32(0.0) for name, one in grids.items()}  # -0 becomes +0
     if error > _LOST:
-        warnings.warn(
+        warn(
             f"the fitted weights are off by {error:.2f} (relative error): most of the model is lost, so it must be "
-            "trained. A larger ratio keeps more, and so does leaving out what fits badly (exclude)",
-            UserWarning,
-            stacklevel=3,  # above np.errstate
+            "trained. A larger ratio keeps more, and so does leaving out what fits badly (exclude)"
         )
     return pool | variables, FitReport(errors, error, error_unrounded)
 

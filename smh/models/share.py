@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 
 from smh.core.plan import Plan
+from smh.core.warning import warn
 from smh.models.compression import ModelTensor
 
 _FEW = 10_000  # models of fewer numbers are toys, which nobody compresses to save bytes
@@ -23,9 +23,7 @@ def warn_of_little(tensors: Iterable[ModelTensor], plan: Plan) -> None:
     total = plan.num_weights + sizes.total()
     if 2 * plan.num_weights < total and total >= _FEW:
         reasons = "; ".join(f"{size:,} ({why})" for why, size in sizes.most_common(3))
-        warnings.warn(
+        warn(
             f"only {plan.num_weights:,} of {total:,} numbers are generated, so the model barely "
-            f"gets smaller. Kept: {reasons}; smh.report(model) lists them all",
-            UserWarning,
-            stacklevel=4,
+            f"gets smaller. Kept: {reasons}; smh.report(model) lists them all"
         )

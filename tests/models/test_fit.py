@@ -628,8 +628,9 @@ def test_integers_make_up_for_the_errors_of_those_before():
 
 def test_most_of_a_model_lost_is_a_warning():
     plan = smh.Plan.build({"a": (40, 40)}, ratio=0.1)
-    with pytest.warns(UserWarning, match="most of the model is lost, so it must be trained"):
+    with pytest.warns(UserWarning, match="most of the model is lost, so it must be trained") as found:
         fit_variables(plan, {"a": normal(0, 40, 40)})
+    assert found[0].filename == __file__
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from smh.backends.torch.copies import NAMES, STORE
 from smh.backends.torch.saved import traced
 from smh.core.plan import Plan
+from smh.core.warning import warn
 from smh.errors import PlanError, VariableError
 from smh.models import compression, poison
 from smh.text import some
@@ -86,7 +86,7 @@ def check_freezing(store: Store, module: nn.Module, requires_grad: bool) -> None
         text = (
             f"{what} is unfrozen, but the pool is not: of its weights only scales are trained. Unfreeze the whole model"
         )
-        warnings.warn(text, UserWarning, stacklevel=3)
+        warn(text)
 
 
 def check_pass(store: Store, traced: bool) -> None:
@@ -183,7 +183,7 @@ def _warn_once(store: Store, what: str, text: str) -> None:
     """Warn, once for each model and kind of warning."""
     if what not in store.told:
         store.told.add(what)
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warn(text)
 
 
 def _pool(store: Store) -> list[torch.Tensor]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import nn
 
 from smh.backends.torch.discovery import held
+from smh.core.warning import warn
 from smh.errors import PlanError
 from smh.text import some
 
@@ -28,11 +27,9 @@ def allocate(model: nn.Module) -> None:
                 else:
                     module._buffers[attribute] = new
     if left := [next(iter(places)) for _, places in empty if stored.isdisjoint(places)]:
-        warnings.warn(
+        warn(
             f"no file holds {some(left)} (persistent=False), which stay on the meta device: build the model so that "
-            "only parameters are there, as accelerate.init_empty_weights() does, or assign these buffers",
-            UserWarning,
-            stacklevel=5,
+            "only parameters are there, as accelerate.init_empty_weights() does, or assign these buffers"
         )
 
 

@@ -13,7 +13,6 @@ import functools
 import inspect
 import pickle
 import threading
-import warnings
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from smh.backends.torch.copies import NAMES, STORE, copied, is_whole, plain_clas
 from smh.backends.torch.restoring import restored_on_error
 from smh.backends.torch.sharded import is_cut
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
+from smh.core.warning import warn
 from smh.errors import PlanError
 from smh.models.compression import check_trains
 from smh.models.report import one_line
@@ -246,11 +246,9 @@ class _Root(_Generated):
         elif f"{prefix}{first}" in state_dict:  # else there is nothing to name a plan for
             if store.compression.frozen:
                 frozen.check_state(store.compression.plan, True, None, _BY_PLAN)
-            warnings.warn(
+            warn(
                 f"the state_dict does not say by which plan it generates weights ({key!r} is missing): under "
-                f"another plan than this model's, they would differ. If in doubt, {_BY_PLAN}",
-                UserWarning,
-                stacklevel=2,
+                f"another plan than this model's, they would differ. If in doubt, {_BY_PLAN}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

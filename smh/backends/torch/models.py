@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -31,6 +30,7 @@ from smh.backends.torch.store import Store, find_store
 from smh.core.arguments import explained_in
 from smh.core.plan import Plan
 from smh.core.rate import kept_rate, rate
+from smh.core.warning import warn
 from smh.errors import CheckpointError, PlanError
 from smh.files.checkpoint import Checkpoint
 from smh.files.integers import Integers
@@ -97,7 +97,7 @@ class TorchModels(ModelAdapter):
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return a deep copy."""
-        _warn_of_optimizers(model, "the model from which this one is made", stacklevel=5)
+        _warn_of_optimizers(model, "the model from which this one is made")
         try:
             copied = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
@@ -264,7 +264,7 @@ class ModelsInPlace(TorchModels):
 
     def copy(self, model: nn.Module) -> nn.Module:
         """Return the module."""
-        _warn_of_optimizers(model, "this model before it was compressed", stacklevel=7)
+        _warn_of_optimizers(model, "this model before it was compressed")
         return model
 
     def materialize(self, model: nn.Module) -> nn.Module:
@@ -394,14 +394,12 @@ def _store(model: Any) -> Store:
     return store
 
 
-def _warn_of_optimizers(model: nn.Module, whose: str, stacklevel: int) -> None:
+def _warn_of_optimizers(model: nn.Module, whose: str) -> None:
     """Warn where an optimizer holds parameters that it could take for those of the compressed model."""
     own = {id(x) for x in model.parameters() if x.ndim >= 2}
     for candidate in instances(torch.optim.Optimizer):
         if any(id(x) in own for group in candidate.param_groups for x in group["params"]):
-            warnings.warn(
+            warn(
                 f"{type(candidate).__name__} holds parameters of {whose}, and will not train the compressed model: "
-                "build the optimizer after smh.compress, with the parameters of the compressed model",
-                UserWarning,
-                stacklevel=stacklevel,
+                "build the optimizer after smh.compress, with the parameters of the compressed model"
             )

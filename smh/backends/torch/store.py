@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from smh.backends.torch.saved import kept_aside, rebuilt, traced
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
 from smh.core.integers import Exponents
 from smh.core.plan import Plan
+from smh.core.warning import warn
 from smh.errors import PlanError
 from smh.models.compression import Compression
 
@@ -345,12 +345,10 @@ class Store:
             count += not (first_is_free and seen.isdisjoint(names))
             self.apart = state, seen.union(names), count
             if count == _MOST_APART:
-                warnings.warn(
+                warn(
                     f"weights of {type(self.root).__name__} were built {_MOST_APART} times from the same variables, "
                     "for parts of the model: outside of its forward pass every call of a layer, and every reading of a "
-                    "weight, builds them anew. Put such code in `with smh.built(model):`, which builds all once",
-                    UserWarning,
-                    stacklevel=4,
+                    "weight, builds them anew. Put such code in `with smh.built(model):`, which builds all once"
                 )
         return self._current(names)
 

@@ -18,8 +18,9 @@ def test_what_writes_and_tells_names_it(name, tmp_path):
         use(sound)
         with pytest.raises(smh.VariableError, match=match):
             use(bad)
-    with pytest.warns(UserWarning, match=match):
+    with pytest.warns(UserWarning, match=match) as found:
         smh.report(bad)
+    assert found[0].filename == __file__
     smh.report(sound)
     for build in (smh.materialize, jax.jit(smh.materialize)):
         weights = build(bad)

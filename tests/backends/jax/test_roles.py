@@ -202,5 +202,6 @@ def test_heads_that_nothing_tells_are_asked_about(recwarn):
     conv = nn.Conv(16, (3,), use_bias=False).init(KEYS[0], jnp.ones((2, 9, 3)))
     assert axes_of(conv) == {"params/kernel": "w i o"}
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="'params/two/kernel' are a guess.* 'i s o'} if it has heads"):
+    with pytest.warns(UserWarning, match="'params/two/kernel' are a guess.* 'i s o'} if it has heads") as found:
         smh.compress(params, ratio=0.5)
+    assert found[0].filename == __file__

@@ -40,8 +40,9 @@ def test_eager_passes_raise_and_graphs_do_not(residency, name, tmp_path):
             use()
     with tf.GradientTape(), pytest.raises(smh.VariableError, match=match):
         model(X)
-    with pytest.warns(UserWarning, match=match):
+    with pytest.warns(UserWarning, match=match) as found:
         smh.report(model)
+    assert found[0].filename == __file__
     assert np.isnan(tf.function(model, autograph=False)(X).numpy()).any()
 
 

@@ -84,8 +84,9 @@ def test_no_state_names_layers_that_were_swapped(options):
     swap(model)
     with pytest.raises(PlanError, match="replaced, removed or moved"):
         other.load_state_dict(model.state_dict())
-    with pytest.warns(UserWarning, match="state_dict of a part"):
+    with pytest.warns(UserWarning, match="state_dict of a part") as found:
         assert model[0].state_dict()
+    assert found[0].filename == __file__
     swap(model)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(X), model(X))

@@ -125,8 +125,11 @@ def test_buffers_that_no_file_holds_are_named(tmp_path):
     smh.save(tmp_path / "a.safetensors", smh.compress(make(), ratio=0.3))
     with torch.device("meta"):
         empty = make()
-    with pytest.warns(UserWarning, match=r"no file holds .angles. \(persistent=False\), which stay on the meta device"):
+    with pytest.warns(
+        UserWarning, match=r"no file holds .angles. \(persistent=False\), which stay on the meta device"
+    ) as found:
         loaded = smh.load(tmp_path / "a.safetensors", empty)
+    assert found[0].filename == __file__
     assert [name for name, x in loaded.named_buffers() if x.is_meta] == ["angles"]
 
 

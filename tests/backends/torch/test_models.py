@@ -312,9 +312,10 @@ def test_states_that_name_no_plan():
         pytest.raises(RuntimeError, match="Missing key.*_extra_state"),
     ):
         other.load_state_dict(state)
-    with pytest.warns(UserWarning, match="does not say by which plan"):
-        found = other.load_state_dict(state, strict=False)
-    assert found.missing_keys == ["_extra_state"]
+    with pytest.warns(UserWarning, match="does not say by which plan") as found:
+        result = other.load_state_dict(state, strict=False)
+    assert found[0].filename == __file__
+    assert result.missing_keys == ["_extra_state"]
     assert_same(other(x), model(x))
     del state["pool_left"], state["pool_right"]
     other.load_state_dict(state, strict=False)  # which needs no plan, and no warning
@@ -806,8 +807,9 @@ def test_warm_start():
     model, report = smh.fit(plain, ratio=2.1, bits=16, allow_expansion=True)
     assert report.error < 1e-3
     torch.testing.assert_close(model[0].weight.detach(), plain[0].weight.detach(), rtol=0, atol=1e-3)
-    with pytest.warns(UserWarning, match="most of the model is lost"):
+    with pytest.warns(UserWarning, match="most of the model is lost") as found:
         smh.fit(plain, ratio=0.2)
+    assert found[0].filename == __file__
     errors = [smh.fit(plain, ratio=ratio, allow_expansion=True)[1].error for ratio in (0.9, 1.2, 1.5)]
     assert errors == sorted(errors, reverse=True)
 

@@ -97,8 +97,9 @@ def test_what_writes_and_tells_names_it(tmp_path, poisoned):
         with pytest.raises(smh.VariableError, match=match):
             use(model)
     assert not (tmp_path / "m").exists()
-    with pytest.warns(UserWarning, match=match):
+    with pytest.warns(UserWarning, match=match) as found:
         assert smh.report(model).num_weights == 96
+    assert found[0].filename == __file__
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

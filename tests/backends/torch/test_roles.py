@@ -118,8 +118,9 @@ def test_rows_that_a_layer_keeps_fixed(layer):
     assert "keeps row 2 fixed" in why
     assert "padding_idx=2" in why
     asked = smh.compress(Around(layer), ratio=0.5, include=["layer.weight"]).train()
-    with pytest.warns(UserWarning, match="row 2 of .* is generated .* Mask padded positions"):
+    with pytest.warns(UserWarning, match="row 2 of .* is generated .* Mask padded positions") as found:
         asked.layer(torch.tensor([[2, 3]]))
+    assert found[0].filename == __file__
     asked.layer(torch.tensor([[2, 3]]))  # warnings are errors, so it warns once
     assert [tensor.name for tensor in smh.plan_of(asked).tensors] == ["layer.weight"]
     layer.padding_idx = None
