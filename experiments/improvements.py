@@ -104,6 +104,14 @@ def estimate_norms(model: nn.Module, images: Images, device: str) -> None:
         norm.momentum = momentum
 
 
+def copy_(model: nn.Module, other: nn.Module) -> None:
+    """Copy all parameters and buffers of a model into one whose pool has other bits."""
+    with torch.no_grad():
+        for mine, theirs in ((model.parameters, other.parameters), (model.buffers, other.buffers)):
+            for x, y in zip(mine(), theirs(), strict=True):
+                x.copy_(y)
+
+
 def place_of_teacher(settings: Settings, unfinished: Path | None) -> Path | None:
     """Return the file of a teacher: ``CONFIG.teachers/KEY.pt`` beside ``CONFIG.unfinished``."""
     if unfinished is None:

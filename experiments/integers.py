@@ -6,7 +6,7 @@ Both round as pools with fixed exponents do, and both can be trained with the ra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -79,7 +79,44 @@ class RoundedTensors:
         return [part.integers(x) for part, x in self._rounded]
 
 
-class OnTable(nn.Module):
+class Shared(nn.Module):
+    """A network whose weights are read from shared values, times a learned scale of each layer.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network. Its layers are changed in place.
+    layers : sequence of torch.nn.Module
+        The layers whose weights are replaced.
+    index : torch.Tensor
+        The places of all weights among the values, layer by layer.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], index: torch.Tensor) -> None:
+        super().__init__()
+        self.model = model
+        deviation = torch.cat([layer.weight.detach().flatten() for layer in layers]).std()
+        self.deviation = float(deviation)
+        for layer, places in zip(layers, index.split([layer.weight.numel() for layer in layers]), strict=True):
+            weight = layer.weight
+            del layer.weight
+            layer.register_parameter("scale", nn.Parameter(weight.detach().std() / deviation))
+            layer.register_buffer("index", places.view(weight.shape), persistent=False)
+            layer.register_forward_pre_hook(self._fill)
+
+    def values(self) -> torch.Tensor:
+        """Return all values, of the deviation of all initial weights together."""
+        raise NotImplementedError
+
+    def _fill(self, layer: nn.Module, args: object) -> None:
+        layer.weight = self.values()[layer.index] * layer.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the network."""
+        return self.model(x)
+
+
+class OnTable(Shared):
     """A network whose weights are all read from one table (STABLE-RPS, Desai and Shrivastava 2024).
 
     Weights are numbered over all layers. Each run of ``size`` weights reads the table in another random order
@@ -101,27 +138,17 @@ class OnTable(nn.Module):
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module], size: int, bits: int, seed: int) -> None:
-        super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.model = model
-        deviation = torch.cat([layer.weight.detach().flatten() for layer in layers]).std()
-        self.variables = nn.Parameter(deviation * torch.randn(size, generator=generator))
+        drawn = torch.randn(size, generator=generator)
+        total = sum(layer.weight.numel() for layer in layers)
+        orders = [torch.randperm(size, generator=generator) for _ in range(-(-total // size))]
+        super().__init__(model, layers, torch.cat(orders)[:total])
+        self.variables = nn.Parameter(self.deviation * drawn)
         self.rounded = Rounded(self.variables, bits, learn_scale=False)
-        sizes = [layer.weight.numel() for layer in layers]
-        orders = [torch.randperm(size, generator=generator) for _ in range(-(-sum(sizes) // size))]
-        for layer, index in zip(layers, torch.cat(orders)[: sum(sizes)].split(sizes), strict=True):
-            weight = layer.weight
-            del layer.weight
-            layer.register_parameter("scale", nn.Parameter(weight.detach().std() / deviation))
-            layer.register_buffer("index", index.view(weight.shape), persistent=False)
-            layer.register_forward_pre_hook(self._fill)
 
-    def _fill(self, layer: nn.Module, args: object) -> None:
-        layer.weight = self.rounded(self.variables)[layer.index] * layer.scale
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the network."""
-        return self.model(x)
+    def values(self) -> torch.Tensor:
+        """Return the rounded table."""
+        return self.rounded(self.variables)
 
     def rate(self) -> torch.Tensor:
         """Return the rate of the table."""
@@ -130,3 +157,62 @@ class OnTable(nn.Module):
     def integers(self) -> list[torch.Tensor]:
         """Return the integers of the table."""
         return [self.rounded.integers(self.variables)]
+
+
+class OnProduct(Shared):
+    """A network whose weights are the cells of one matrix product in another order than row by row.
+
+    Parameters
+    ----------
+    model, layers, bits, seed
+        As in :class:`OnTable`.
+    size : int
+        The maximum number of variables.
+    order : callable
+        Returns the places of all cells of a square matrix, given its side, a multiple of 16, and a generator.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        size: int,
+        bits: int,
+        seed: int,
+        order: Callable[[int, torch.Generator], torch.Tensor],
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        total = sum(layer.weight.numel() for layer in layers)
+        side = math.isqrt(total - 1) // 16 * 16 + 16
+        terms = max(1, size // (2 * side))
+        super().__init__(model, layers, order(side, generator)[:total])
+        deviation = math.sqrt(self.deviation / math.sqrt(terms))
+        self.left = nn.Parameter(deviation * torch.randn(side, terms, generator=generator))
+        self.right = nn.Parameter(deviation * torch.randn(terms, side, generator=generator))
+        self.rounded = nn.ModuleList(Rounded(x, bits, learn_scale=False) for x in (self.left, self.right))
+
+    def values(self) -> torch.Tensor:
+        """Return the cells, row by row."""
+        left, right = (rounded(x) for rounded, x in zip(self.rounded, (self.left, self.right), strict=True))
+        return (left @ right).flatten()
+
+    def integers(self) -> list[torch.Tensor]:
+        """Return the integers of both factors."""
+        return [rounded.integers(x) for rounded, x in zip(self.rounded, (self.left, self.right), strict=True)]
+
+
+def shuffled(side: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the cells in random order."""
+    return torch.randperm(side * side, generator=generator)
+
+
+def diagonals(side: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the cells diagonal by diagonal; each has all rows and all columns."""
+    cell = torch.arange(side * side)
+    row, diagonal = cell % side, cell // side
+    return row * side + (row + diagonal) % side
+
+
+def tiles(side: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the cells row by row of strips of 16 columns, strip by strip."""
+    return torch.arange(side * side).view(side, side // 16, 16).transpose(0, 1).flatten()

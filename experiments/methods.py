@@ -21,6 +21,9 @@ random          matmul with a frozen initial pool; only scales, biases and norms
 integers        the plain network with an integer for each weight and a learned scale for each layer, trained with the
                 rate in the loss if the settings say so
 fold            one table of integers for all weights, each used equally often (STABLE-RPS)
+shuffled        one matrix product, whose cells are weights in random order
+diagonals       the same, diagonal by diagonal
+tiles           the same, in strips of 16 columns
 ==============  =====================================================================================================
 """
 
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -35,9 +39,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments import sizes
+from experiments import integers, sizes, students
 from experiments.errors import ExperimentError
-from experiments.integers import OnTable, RoundedTensors
+from experiments.integers import OnProduct, OnTable, RoundedTensors
 from experiments.lowrank import factorise_
 from experiments.method import Made, Method, Network, Stored
 from experiments.models import Shape
@@ -113,6 +117,7 @@ def make(settings: Settings, shape: Shape, classes: int, dense: nn.Module | None
     """
     network = Network(settings.model, shape, classes, dense)
     made = METHODS[settings.method].make(settings, network, _size(settings, network).choice)
+    made = students.change(made, settings)
     return made if made.integers is not None else dataclasses.replace(made, weights=_rounded(made, settings.method))
 
 
@@ -182,6 +187,19 @@ def _fold(settings: Settings, network: Network, variables: int) -> Made:
     on_table = OnTable(model, layers, variables, settings.bits, settings.seed)
     stored = Stored(pool=variables, scales=len(layers), kept=network.kept)
     return Made(on_table, stored, integers=on_table.integers, rate=on_table.rate)
+
+
+def _ordered(order: Callable[[int, torch.Generator], torch.Tensor]) -> Method:
+    """Return the method that generates weights from one matrix product in an order."""
+
+    def make(settings: Settings, network: Network, variables: int) -> Made:
+        model = network.build()
+        layers = list(sizes.layers(model).values())
+        product = OnProduct(model, layers, variables, settings.bits, settings.seed, order)
+        stored = Stored(pool=product.left.numel() + product.right.numel(), scales=len(layers), kept=network.kept)
+        return Made(product, stored, integers=product.integers)
+
+    return Method(make, lambda _, network, allowed: network.room(allowed, scales=len(network.weights)))
 
 
 def pooled(pool: Pool) -> Method:
@@ -281,5 +299,8 @@ METHODS: dict[str, Method] = {
     "pruned": Method(_pruned, lambda _, net, allowed: net.room(allowed)),
     "integers": Method(_with_integers),
     "fold": Method(_fold, lambda _, net, allowed: net.room(allowed, scales=len(net.weights))),
+    "shuffled": _ordered(integers.shuffled),
+    "diagonals": _ordered(integers.diagonals),
+    "tiles": _ordered(integers.tiles),
 }
 """All methods, by name."""

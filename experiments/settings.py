@@ -13,6 +13,7 @@ OPTIMIZERS = ("adamw", "sgd")
 DECAYS = ("variables", "weights")
 INCLUDES = ("all", "convolutions", "inner")
 SCALE_RATES = ("relative", "same")
+ACTIVATIONS = ("relu", "segments")
 PRECISIONS = ("float32", "channels_last", "bfloat16")
 
 
@@ -64,7 +65,13 @@ class Settings:
         The share of the last steps whose variables are averaged at the end; then batch norms are estimated again
         (Izmailov et al. 2018). 0 for the variables of the last step.
     fit_share : float
-        The share of the steps that train the dense model in method ``fit``.
+        The share of the steps that train the dense model in method ``fit``, or the pool with ``first_bits``.
+    activation : str
+        ``relu``, or ``segments``, a learned function in its place (:class:`experiments.students.Segments`).
+    channel_scale : bool
+        Whether layers without a norm behind them have a learned scale for each output.
+    first_bits : int
+        The bits of the pool in the first ``fit_share`` of the steps; 0 for ``bits``.
     precision : str
         ``float32``; ``channels_last``, the same arithmetic with the channels of images last in memory; or
         ``bfloat16``, which adds PyTorch's autocast. Tests always use float32.
@@ -100,6 +107,9 @@ class Settings:
     teacher: bool = False
     average: float = 0.0
     fit_share: float = 0.5
+    activation: str = "relu"
+    channel_scale: bool = False
+    first_bits: int = 0
     precision: str = "float32"
     compile: bool = False
     rate: float = 0.0
@@ -111,6 +121,7 @@ class Settings:
             ("decay", self.decay, DECAYS),
             ("include", self.include, INCLUDES),
             ("scale_rate", self.scale_rate, SCALE_RATES),
+            ("activation", self.activation, ACTIVATIONS),
             ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:

@@ -91,6 +91,15 @@ def _train(
         made = methods.make(settings, loaded.shape, loaded.classes, dense=made.model.cpu())
         made.model.to(device)
         losses = trainings.train(made, trainings.steps - first, settings, teacher)
+    elif settings.first_bits:
+        first = round(trainings.steps * settings.fit_share)
+        before = methods.make(settings.replace(bits=settings.first_bits), loaded.shape, loaded.classes)
+        before.model.to(device)
+        trainings.train(before, first, settings, teacher)
+        made = methods.make(settings, loaded.shape, loaded.classes)
+        made.model.to(device)
+        improvements.copy_(made.model, before.model)
+        losses = trainings.train(made, trainings.steps - first, settings, teacher)
     else:
         made = methods.make(settings, loaded.shape, loaded.classes)
         made.model.to(device)

@@ -64,6 +64,9 @@ METHODS = {
         "every weight is an entry of one table, and all entries are used equally often (STABLE-RPS, Desai and "
         "Shrivastava 2024)",
     ),
+    "shuffled": Name("matrix product, shuffled", "the cells of the matrix product are weights in random order"),
+    "diagonals": Name("matrix product by diagonals", "the cells of the matrix product are weights diagonal by diagonal"),
+    "tiles": Name("matrix product by tiles", "the cells of the matrix product are weights in strips of 16 columns"),
 }
 NETWORKS = {
     "mlp": Name("MLP", "784-1000-1000-10, ReLU, the three layers of HashedNets"),

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments import cells, improvements, methods, training
+from experiments import cells, improvements, integers, methods, training
 from experiments.data import InMemory
 from experiments.errors import ExperimentError
 from experiments.improvements import Average
 from experiments.results import Results
 from experiments.settings import Settings
+from experiments.students import Segments
 from smh.backends import torch as smh
 
 TINY = Settings("digits", "tiny", "matmul", 0.3, 1e-2, training=200, validation=50, epochs=2, batch=50)
@@ -38,6 +39,9 @@ def plain(line: dict) -> dict:
         (TINY, {"average": 0.5}),
         (TINY.replace(method="fit"), {"fit_share": 0.25}),
         (TINY, {"precision": "bfloat16"}),
+        (TINY, {"activation": "segments"}),
+        (TINY, {"channel_scale": True}),
+        (TINY, {"first_bits": 16}),
     ],
     ids=str,
 )
@@ -126,7 +130,9 @@ def test_pruned_weights_stay_pruned_in_an_average():
 
 
 @pytest.mark.filterwarnings("ignore:the fitted weights are off:UserWarning")
-@pytest.mark.parametrize("changes", [{"teacher": True}, {"average": 0.6}, {"method": "fit", "fit_share": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"teacher": True}, {"average": 0.6}, {"method": "fit", "fit_share": 0.3}, {"first_bits": 16}], ids=str
+)
 def test_an_interrupted_run_gives_the_same(changes, tmp_path, monkeypatch):
     asked, state = TINY.replace(epochs=4, **changes), tmp_path / "x.unfinished" / "state.pt"
     first = training.run(asked)
@@ -146,6 +152,64 @@ def test_an_interrupted_run_gives_the_same(changes, tmp_path, monkeypatch):
     second = training.run(asked, unfinished=state)
     assert (first.pop("interruptions"), second.pop("interruptions")) == (0, 1)
     assert plain(first) == plain(second)
+
+
+def test_training_runs_the_compiled_model_and_tests_the_plain_one(monkeypatch):
+    compiled = []
+
+    def compile_(model):
+        assert model.training
+        compiled.append(0)
+
+        def run(x):
+            compiled[-1] += 1
+            return model(x)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    line = training.run(TINY.replace(compile=True))
+    assert compiled == [8]
+    assert line["test_accuracy"] == training.run(TINY)["test_accuracy"]
+
+
+def test_segments_are_relu_at_first_and_follow_the_inputs():
+    layer = Segments()
+    x = torch.linspace(-5, 5, 101)
+    for factor in (1, 1000):
+        torch.testing.assert_close(layer(factor * x), functional.relu(factor * x))
+    with torch.no_grad():
+        layer.slopes[3] = 0.25  # of the first negative segment, which is half of the root mean square
+        layer.rms.fill_(4.0)
+    layer.eval()
+    torch.testing.assert_close(layer(torch.tensor([-9.0, -2.0, -1.0, 3.0])), torch.tensor([-0.5, -0.5, -0.25, 3.0]))
+
+
+def test_a_scale_for_each_output_of_layers_without_a_norm():
+    asked = Settings("cifar10", "cnn", "matmul", 0.1, channel_scale=True)
+    made = methods.make(asked, (3, 32, 32), 10)
+    assert [x.numel() for name, x in made.model.named_parameters() if name.endswith("channel_scale")] == [216, 10]
+    assert made.stored.kept == methods.make(asked.replace(channel_scale=False), (3, 32, 32), 10).stored.kept + 226
+
+
+@pytest.mark.parametrize("order", [integers.shuffled, integers.diagonals, integers.tiles])
+def test_an_order_has_every_cell_once(order):
+    cells = order(48, torch.Generator().manual_seed(0))
+    assert torch.equal(cells.sort().values, torch.arange(48 * 48))
+    assert not torch.equal(cells, torch.arange(48 * 48))
+
+
+def test_orders_of_the_matrix():
+    assert integers.diagonals(16, None)[:17].tolist() == [*(17 * k for k in range(16)), 1]
+    assert integers.tiles(32, None)[15:18].tolist() == [15, 32, 33]
+    made = methods.make(TINY.replace(method="tiles"), (1, 8, 8), 10)
+    assert made.stored.total <= 0.3 * 3010
+    assert made.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    weights = [layer.weight for layer in made.model.modules() if isinstance(layer, nn.Linear)]
+    values = made.model.values().view(64, 64)
+    torch.testing.assert_close(
+        weights[0].flatten()[:20] / weights[0].flatten()[0], (torch.cat([values[0, :16], values[1, :4]])) / values[0, 0]
+    )
 
 
 @pytest.mark.parametrize("model", ["resnet20", "resnet32"])
@@ -177,7 +241,9 @@ def test_untuned_teachers_and_warm_starts_use_the_rate_of_the_run():
     assert [(s.method, s.teacher, s.lr) for s in needed] == [("matmul", True, None), ("dense", False, None)]
 
 
-@pytest.mark.parametrize("wrong", [{"average": 1.5}, {"fit_share": 1.0}, {"precision": "float16"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"average": 1.5}, {"fit_share": 1.0}, {"precision": "float16"}, {"activation": "tanh"}], ids=str
+)
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ExperimentError, match=next(iter(wrong))):
         TINY.replace(**wrong)
