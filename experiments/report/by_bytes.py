@@ -165,6 +165,15 @@ def best(found: Iterable[Point], family: str, budget: float) -> Point | None:
     return max(within, key=_preference, default=None)
 
 
+def best_so_far(of: Iterable[tuple[float, Point]]) -> list[tuple[float, Point]]:
+    """Return the points, with their places, that no point at a smaller place exceeds on validation images."""
+    front: list[tuple[float, Point]] = []
+    for place, point in sorted(of, key=lambda one: (one[0], -one[1].validation)):
+        if not front or point.validation > front[-1][1].validation:
+            front.append((place, point))
+    return front
+
+
 def _preference(point: Point) -> tuple[int, float]:
     """Return what the best point has most of; test images have no say in it."""
     return point.seeds, point.validation
@@ -299,18 +308,15 @@ def _every(found: list[Point], whole: int) -> str:
 def _plot(
     found: list[Point], places: list[float], whole: float, title: str, label: str, share: str, path: Path
 ) -> None:
-    """Draw accuracy over ``places``: for each family the points that no smaller one exceeds on validation images.
+    """Draw accuracy over ``places``: for each family its :func:`best_so_far`.
 
     ``whole`` is the place of the dense model, ``label`` the unit of places, and ``share`` what the dense model has.
     """
     drawing = Figure(figsize=(8, 5), layout="constrained")
     axes = drawing.subplots()
     for number, family in enumerate(dict.fromkeys([*FAMILIES.values(), *_families(found)])):
-        front: list[tuple[float, Point]] = []
         of = [(place, point) for place, point in zip(places, found, strict=True) if point.family == family]
-        for place, point in sorted(of, key=lambda one: (one[0], -one[1].validation)):
-            if not front or point.validation > front[-1][1].validation:
-                front.append((place, point))
+        front = best_so_far(of)
         if front:
             x, y = [place for place, _ in front], [point.accuracy for _, point in front]
             spread = [point.spread or 0.0 for _, point in front]

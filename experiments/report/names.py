@@ -65,7 +65,9 @@ METHODS = {
         "Shrivastava 2024)",
     ),
     "shuffled": Name("matrix product, shuffled", "the cells of the matrix product are weights in random order"),
-    "diagonals": Name("matrix product by diagonals", "the cells of the matrix product are weights diagonal by diagonal"),
+    "diagonals": Name(
+        "matrix product by diagonals", "the cells of the matrix product are weights diagonal by diagonal"
+    ),
     "tiles": Name("matrix product by tiles", "the cells of the matrix product are weights in strips of 16 columns"),
 }
 NETWORKS = {
