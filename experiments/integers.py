@@ -160,7 +160,7 @@ class OnTable(Shared):
 
 
 class OnProduct(Shared):
-    """A network whose weights are the cells of one matrix product in another order than row by row.
+    """A network whose weights are the cells of one matrix product in an order.
 
     Parameters
     ----------
@@ -199,6 +199,11 @@ class OnProduct(Shared):
     def integers(self) -> list[torch.Tensor]:
         """Return the integers of both factors."""
         return [rounded.integers(x) for rounded, x in zip(self.rounded, (self.left, self.right), strict=True)]
+
+
+def rows(side: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the cells row by row."""
+    return torch.arange(side * side)
 
 
 def shuffled(side: int, generator: torch.Generator) -> torch.Tensor:

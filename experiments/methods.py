@@ -21,7 +21,8 @@ random          matmul with a frozen initial pool; only scales, biases and norms
 integers        the plain network with an integer for each weight and a learned scale for each layer, trained with the
                 rate in the loss if the settings say so
 fold            one table of integers for all weights, each used equally often (STABLE-RPS)
-shuffled        one matrix product, whose cells are weights in random order
+rows            one matrix product, whose cells are weights row by row, with a scale for each layer
+shuffled        the same in random order
 diagonals       the same, diagonal by diagonal
 tiles           the same, in strips of 16 columns
 ==============  =====================================================================================================
@@ -299,6 +300,7 @@ METHODS: dict[str, Method] = {
     "pruned": Method(_pruned, lambda _, net, allowed: net.room(allowed)),
     "integers": Method(_with_integers),
     "fold": Method(_fold, lambda _, net, allowed: net.room(allowed, scales=len(net.weights))),
+    "rows": _ordered(integers.rows),
     "shuffled": _ordered(integers.shuffled),
     "diagonals": _ordered(integers.diagonals),
     "tiles": _ordered(integers.tiles),

@@ -64,6 +64,7 @@ METHODS = {
         "every weight is an entry of one table, and all entries are used equally often (STABLE-RPS, Desai and "
         "Shrivastava 2024)",
     ),
+    "rows": Name("matrix product by rows", "the cells of the matrix product are weights row by row, with fixed units"),
     "shuffled": Name("matrix product, shuffled", "the cells of the matrix product are weights in random order"),
     "diagonals": Name(
         "matrix product by diagonals", "the cells of the matrix product are weights diagonal by diagonal"

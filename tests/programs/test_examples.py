@@ -9,6 +9,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "examples"
 NEEDS = {
     "torch_cnn": ("torch", "sklearn"),
+    "torch_activation": ("torch", "sklearn"),
     "torch_distillation": ("torch", "sklearn"),
     "flax_mlp": ("jax", "flax", "optax", "sklearn"),
     "keras_cnn": ("keras", "sklearn"),
