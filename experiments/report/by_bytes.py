@@ -72,8 +72,7 @@ version 0.1: [Accuracy](accuracy.md#what-the-paper-claims).
 {claims}
 ## When to choose something else
 
-- **The file may have a tenth of the dense bytes or more.** Weights of a few bits, as by quantization, are then as
-  accurate, and simpler. Pools are for smaller files.
+- **The file may be larger.** Quantization is simpler, and needs no training of its own. With 6 bits, {rounded}.
 - **Only the number of nonzero weights counts**, as on hardware for sparse products. Choose pruning.
 - **Time or memory at run time counts.** A generated layer computes with full-size weights. A narrower network or low
   rank also computes less.
@@ -95,6 +94,7 @@ python -m experiments bytes
 _PART = """## {model} on {data}
 
 {training}. The dense model has {dense:,} numbers, {dense_bytes:,.0f} kB in float32, and an accuracy of {accuracy} %.
+Batch norms and biases take {kept:.1f} kB, with any method but a narrower network.
 
 ![Accuracy by bytes](bytes-{name}.svg)
 
@@ -186,7 +186,7 @@ def write(lines: list[Line], output: Path) -> None:
     for line in lines:
         if "bytes" in line:
             groups.setdefault((line["settings"]["model"], line["settings"]["data"]), []).append(line)
-    parts, every = [], []
+    parts, every, rounded = [], [], list[str]()
     for (model, data), some in groups.items():
         found, dense, title = points(some), some[0]["dense"], names.title(names.NETWORKS, model)
         kilobytes, numbers = [one.size / 1000 for one in found], [one.variables for one in found]
@@ -201,6 +201,7 @@ def write(lines: list[Line], output: Path) -> None:
         )
         _plot(found, numbers, dense, title, "stored variables", "variables", output / f"variables-{model}.svg")
         parts.append(_part(model, data, some))
+        rounded += _rounded(found, some, title)
         every.append(f"### {title}\n\n{_every(found, 4 * dense)}")
     processors = ", ".join(sorted({line["cpu"] for line in lines}))
     commits = ", ".join(dict.fromkeys(line["commit"] + (" with changes" * line["changed"]) for line in lines))
@@ -209,6 +210,7 @@ def write(lines: list[Line], output: Path) -> None:
     page = _PAGE.format(
         parts="".join(parts),
         claims=claims(plain, plain, only_measured=True),
+        rounded="; ".join(rounded),
         every="\n".join(every),
         commands="\n".join(f"python -m experiments run --config experiments/{x}.toml --data FOLDER" for x in CONFIGS),
         about=f"{len(lines)} runs, each on one thread of {processors}; {versions}; commits {commits}.",
@@ -231,7 +233,7 @@ def _places(lines: Iterable[Line]) -> Places:
 def _part(model: str, data: str, lines: list[Line]) -> str:
     found, first = points(lines), lines[0]
     whole = 4 * first["dense"]
-    dense = [line["test_accuracy"] for line in lines if line["settings"]["method"] == "dense"]
+    accuracy = _accuracy(lines)
     return _PART.format(
         model=names.title(names.NETWORKS, model),
         name=model,
@@ -239,10 +241,28 @@ def _part(model: str, data: str, lines: list[Line]) -> str:
         training=_training(from_dict(first["settings"], "a result")),
         dense=first["dense"],
         dense_bytes=whole / 1000,
-        accuracy=f"{mean(dense):.2f}" if dense else "–",
+        kept=max(line["stored_parts"]["kept"] for line in lines) / 250,
+        accuracy="–" if accuracy is None else f"{accuracy:.2f}",
         best=_best(found, whole),
         answer="\n".join(_answers(found, whole)),
     )
+
+
+def _rounded(found: list[Point], lines: list[Line], title: str) -> list[str]:
+    """Say what the dense network loses by rounding to 6 bits, if it was measured."""
+    accuracy, whole = _accuracy(lines), 4 * lines[0]["dense"]
+    return [
+        f"the dense {title} takes {percent(point.size / whole)} of the bytes and loses {accuracy - point.accuracy:.1f} "
+        "points"
+        for point in found
+        if accuracy is not None and point.settings.method == "dense" and point.bits == 6
+    ]
+
+
+def _accuracy(lines: list[Line]) -> float | None:
+    """Return the accuracy of the dense network in float32."""
+    dense = [line["test_accuracy"] for line in lines if line["settings"]["method"] == "dense"]
+    return mean(dense) if dense else None
 
 
 def _training(settings: Settings) -> str:

@@ -14,7 +14,13 @@ from experiments.settings import Settings
 from smh.files.coder import encode
 
 TINY = Settings("digits", "tiny", "matmul", 0.4, 1e-2, training=200, validation=50, epochs=2, batch=50)
-ABOUT = {"cpu": "a processor", "versions": {"torch": "2"}, "changed": False, "commit": "0123"}
+ABOUT = {
+    "stored_parts": {"kept": 50},
+    "cpu": "a processor",
+    "versions": {"torch": "2"},
+    "changed": False,
+    "commit": "0123",
+}
 
 
 def test_bytes_are_those_of_a_packed_array():
