@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from experiments.report import names
 from experiments.report.claims import claims
@@ -273,10 +274,10 @@ def _training(settings: Settings) -> str:
 
 def _best(found: list[Point], whole: int) -> str:
     """Return the table of the best points, one row for each family that has any."""
-    of = {family: [best(found, family, budget * whole) for budget in BUDGETS] for family in _families(found)}
-    top = [
-        max((row[k].accuracy for row in of.values() if row[k] is not None), default=0.0) for k in range(len(BUDGETS))
-    ]
+    budgets = [budget for budget in BUDGETS if any(point.size <= budget * whole for point in found)]
+    of = {family: [best(found, family, budget * whole) for budget in budgets] for family in _families(found)}
+    of = {family: row for family, row in of.items() if any(row)}
+    top = [max(point.accuracy for row in of.values() if (point := row[k])) for k in range(len(budgets))]
 
     def cell(point: Point | None, most: float) -> str:
         if point is None:
@@ -284,7 +285,7 @@ def _best(found: list[Point], whole: int) -> str:
         text = f"**{point.text}**" if point.accuracy == most else point.text
         return f"{text} ({point.size / 1000:.1f} kB)"
 
-    head = ["method", *(f"{percent(budget)}: {budget * whole / 1000:.1f} kB" for budget in BUDGETS)]
+    head = ["method", *(f"{percent(budget)}: {budget * whole / 1000:.1f} kB" for budget in budgets)]
     return table(head, ([family, *map(cell, row, top)] for family, row in of.items()))
 
 
@@ -358,6 +359,8 @@ def _plot(
     axes.set_ylim(bottom=max(point.accuracy for point in found) - _SHOWN)
     for axis in (axes.xaxis, above.xaxis):
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
     with mpl.rc_context({"svg.hashsalt": "smh"}):
