@@ -93,7 +93,9 @@ class Panel:
 
 def draw(theme: str) -> None:
     """Draw both networks side by side."""
-    canvas = Canvas(960, 440, theme, "Test accuracy over bytes for smh, integers, pruning, low rank and narrower networks")
+    canvas = Canvas(
+        960, 440, theme, "Test accuracy over bytes for smh, integers, pruning, low rank and narrower networks"
+    )
     for k, (name, (title, accuracies, labels)) in enumerate(NETWORKS.items()):
         lines = results.read(ROOT / "experiments" / "results" / f"{name}.jsonl")
         found, dense = points(lines), [x["test_accuracy"] for x in lines if x["settings"]["method"] == "dense"]
