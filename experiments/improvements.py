@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -116,8 +115,7 @@ def place_of_teacher(settings: Settings, unfinished: Path | None) -> Path | None
     """Return the file of a teacher: ``CONFIG.teachers/KEY.pt`` beside ``CONFIG.unfinished``."""
     if unfinished is None:
         return None
-    name = hashlib.sha256(settings.key.encode()).hexdigest()[:16]
-    return unfinished.parent.with_suffix(".teachers") / f"{name}.pt"
+    return unfinished.parent.with_suffix(".teachers") / f"{settings.file_name}.pt"
 
 
 def restore(model: nn.Module, path: Path | None, device: str) -> bool:

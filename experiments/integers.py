@@ -5,6 +5,7 @@ Both round as pools with fixed exponents do, and both can be trained with the ra
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 
@@ -79,7 +80,7 @@ class RoundedTensors:
         return [part.integers(x) for part, x in self._rounded]
 
 
-class Shared(nn.Module):
+class Shared(nn.Module, abc.ABC):
     """A network whose weights are read from shared values, times a learned scale of each layer.
 
     Parameters
@@ -104,9 +105,9 @@ class Shared(nn.Module):
             layer.register_buffer("index", places.view(weight.shape), persistent=False)
             layer.register_forward_pre_hook(self._fill)
 
+    @abc.abstractmethod
     def values(self) -> torch.Tensor:
         """Return all values, of the deviation of all initial weights together."""
-        raise NotImplementedError
 
     def _fill(self, layer: nn.Module, args: object) -> None:
         layer.weight = self.values()[layer.index] * layer.scale
@@ -127,10 +128,8 @@ class OnTable(Shared):
 
     Parameters
     ----------
-    model : torch.nn.Module
-        The network. Its layers are changed in place.
-    layers : sequence of torch.nn.Module
-        The layers whose weights are replaced.
+    model, layers
+        As in :class:`Shared`.
     size : int
         The number of variables.
     bits, seed : int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import multiprocessing
 import os
@@ -171,8 +170,7 @@ class Runner:
 
     def _unfinished(self, settings: Settings) -> Path:
         """Return the file for the state of a run in progress."""
-        name = hashlib.sha256(settings.key.encode()).hexdigest()[:16]
-        return self.path.with_suffix(".unfinished") / f"{name}.pt"
+        return self.path.with_suffix(".unfinished") / f"{settings.file_name}.pt"
 
     def _next(self, cells: list[Cell], running: set[str]) -> tuple[Cell, Settings] | None:
         """Return the first cell that is ready to run. Records cells that cannot be reached."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,12 @@ class Settings:
     def key(self) -> str:
         """The settings as canonical JSON, which identifies a run."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @property
+    def file_name(self) -> str:
+        """A name for files of a run, from what differs from the defaults, so that a new setting leaves it as it is."""
+        changed = {f.name: x for f in dataclasses.fields(self) if (x := getattr(self, f.name)) != f.default}
+        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def dense(self) -> Settings:

@@ -61,7 +61,7 @@ they are the nonzero weights without their positions. Methods that train float32
 
 The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
 standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those
-with most seeds. The sentences below a table compare methods in the same way. Bold: the highest test accuracy.
+with most seeds. The sentences below a table compare its methods in the same way. Bold: the highest test accuracy.
 
 {parts}## What the paper claims
 
@@ -73,7 +73,7 @@ version 0.1: [Accuracy](accuracy.md#what-the-paper-claims).
 {claims}
 ## When to choose something else
 
-- **The file may be larger.** Quantization is simpler, and needs no training of its own. With 6 bits, {rounded}.
+- **A larger file is acceptable.** Quantization is simpler and needs no extra training. With 6 bits: {rounded}.
 - **Only the number of nonzero weights counts**, as on hardware for sparse products. Choose pruning.
 - **Time or memory at run time counts.** A generated layer computes with full-size weights. A narrower network or low
   rank also computes less.
@@ -253,8 +253,7 @@ def _rounded(found: list[Point], lines: list[Line], title: str) -> list[str]:
     """Say what the dense network loses by rounding to 6 bits, if it was measured."""
     accuracy, whole = _accuracy(lines), 4 * lines[0]["dense"]
     return [
-        f"the dense {title} takes {percent(point.size / whole)} of the bytes and loses {accuracy - point.accuracy:.1f} "
-        "points"
+        f"{title}, {percent(point.size / whole)} of the bytes, {accuracy - point.accuracy:.1f} points lost"
         for point in found
         if accuracy is not None and point.settings.method == "dense" and point.bits == 6
     ]

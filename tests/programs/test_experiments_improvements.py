@@ -249,5 +249,20 @@ def test_settings_that_make_no_sense(wrong):
         TINY.replace(**wrong)
 
 
+def test_the_file_of_a_run_depends_on_what_differs_from_the_defaults():
+    settings = [
+        TINY,
+        TINY.replace(seed=1),
+        TINY.replace(lr=2e-2),
+        TINY.replace(teacher=True),
+        TINY.replace(compile=True),
+    ]
+    assert len({one.file_name for one in settings}) == 5
+    fields = [(f.name, f.type, f) for f in dataclasses.fields(Settings)]
+    later = dataclasses.make_dataclass("Later", [*fields, ("new", int, 7)], bases=(Settings,), frozen=True)
+    assert later(**dataclasses.asdict(TINY)).file_name == TINY.file_name
+    assert later(**dataclasses.asdict(TINY), new=8).file_name != TINY.file_name
+
+
 def test_every_setting_can_be_written_as_json():
     assert json.loads(TINY.key)["teacher"] is False
