@@ -1,14 +1,21 @@
-"""Models of Keras that were edited after their compression."""
+"""Models of Keras that are edited or copied, layer by layer, after their compression."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
+import keras
+
+from smh.core.warning import warn
 from smh.errors import PlanError
 from smh.text import some
 
 if TYPE_CHECKING:
     from smh.backends.tensorflow.keras_model import Compressed
+
+_WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
+"""Whether a whole model is being serialized, which then adds the plan."""
 
 
 def check_layers(model: Compressed) -> None:
@@ -29,3 +36,25 @@ def check_layers(model: Compressed) -> None:
             f"since compression {' and '.join(changes)}, so a file or a copy of this model would be of the old one. "
             "Edit a model before smh.compress; or undo the edit, and edit the result of smh.materialize(model)"
         )
+
+
+def serialized(model: keras.Model) -> dict[str, Any]:
+    """Return the configuration of a model, its class and its layers, as Keras stores it."""
+    token = _WHOLE.set(True)
+    try:
+        config: dict[str, Any] = keras.saving.serialize_keras_object(model)
+        return config
+    finally:
+        _WHOLE.reset(token)
+
+
+def config_of(layer: keras.Layer) -> dict[str, Any]:
+    """Return the configuration of a layer with generated weights; warns if it is asked for by itself."""
+    if not _WHOLE.get():
+        warn(
+            "the weights of this layer are generated, but a layer that is made from its configuration has trained "
+            "weights of its own. So keras.models.clone_model makes a model without a pool. To copy a compressed model, "
+            "call type(model).from_config(model.get_config()), and then set_weights(model.get_weights())"
+        )
+    config: dict[str, Any] = type(layer).get_config(layer)
+    return config

@@ -24,7 +24,7 @@ from keras.src.utils import io_utils
 from keras.src.utils.tracking import DotNotTrackScope
 
 from smh.backends.tensorflow import keras_tensors
-from smh.backends.tensorflow.keras_edits import check_layers
+from smh.backends.tensorflow.keras_edits import check_layers, config_of, serialized
 from smh.backends.tensorflow.keras_frozen import FrozenSource
 from smh.backends.tensorflow.keras_pool import PoolLayer
 from smh.backends.tensorflow.keras_weights import GeneratedVariable, Source, held_while_running
@@ -184,7 +184,7 @@ class Compressed(keras.Model):
             )
         check_layers(self)
         compression = self.smh_source.compression
-        plain = keras.saving.serialize_keras_object(as_plain(self))
+        plain = serialized(as_plain(self))
         plain.pop("compile_config", None)  # Keras stores that of the compressed model
         return {
             "inner": plain,
@@ -378,6 +378,7 @@ def _generate(model: keras.Model, source: Source) -> None:
         if using[id(layer)] and layer is not model:
             for method in ("set_weights", "quantize", "enable_lora"):
                 setattr(layer, method, functools.partial(_refuse, method, layer.name, using[id(layer)]))
+            layer.get_config = functools.partial(config_of, layer)
         owned = [x for x in keras_tensors.own_weights(layer) if id(x) in chosen]
         for variable in owned:
             layer._untrack_variable(variable)

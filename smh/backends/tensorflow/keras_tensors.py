@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from smh.backends.tensorflow.keras_edits import serialized
 from smh.errors import PlanError
 from smh.models.compression import ModelTensor
 from smh.models.roles import by_class
@@ -251,7 +252,7 @@ def _rebuilt(model: keras.Model) -> keras.Model:
     advice = "give every custom class a get_config (and a build) with which keras.saving can make it again"
     try:
         with keras.saving.custom_object_scope(custom):
-            config = keras.saving.serialize_keras_object(model)
+            config = serialized(model)
             config.pop("compile_config", None)
             return keras.saving.deserialize_keras_object(config, safe_mode=False)
     except Exception as error:  # whatever the model's own code may raise

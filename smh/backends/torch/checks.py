@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -161,7 +161,9 @@ def _mark(x: torch.Tensor) -> tuple[int, list[float]]:
     return 0 if x.is_inference() else x._version, x.detach().reshape(-1)[:8].tolist()
 
 
-def check_finite(plan: Plan, variables: Mapping[str, torch.Tensor], weights: Sequence[torch.Tensor]) -> None:
+def check_finite(
+    plan: Plan, variables: Callable[[], Mapping[str, torch.Tensor]], weights: Sequence[torch.Tensor]
+) -> None:
     """Raise :class:`~smh.VariableError` if variables are poisoned; not where one would have to wait for a device.
 
     A poisoned variable makes whole weights NaN, so one number of each tells.
@@ -170,7 +172,7 @@ def check_finite(plan: Plan, variables: Mapping[str, torch.Tensor], weights: Seq
         return
     with torch.no_grad():
         if any(math.isnan(w.as_strided((), ()).item()) for w in weights):
-            poison.check(plan, {name: x.numpy(force=True) for name, x in variables.items()})
+            poison.check(plan, {name: x.numpy(force=True) for name, x in variables().items()})
 
 
 def check_whole(store: Store, what: str) -> None:

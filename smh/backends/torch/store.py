@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from smh.backends.torch.discovery import Site
 from smh.backends.torch.empty import check_not_offloaded
 from smh.backends.torch.kernels import TorchKernels
 from smh.backends.torch.saved import kept_aside, rebuilt, traced
+from smh.backends.torch.state import State, same
 from smh.backends.torch.weights import ADVICE, GeneratedWeight, PassWeight, refused
 from smh.core.integers import Exponents
 from smh.core.plan import Plan
@@ -30,7 +32,6 @@ from smh.models.compression import Compression
 
 Exporting = tuple[Callable[[Plan, packed.Packed], packed.Packed], TorchKernels]
 """What prepares the integers of a pool for kernels, and these."""
-State = tuple[int, tuple[tuple[Any, ...], ...], torch.Tensor | None]
 _MOST_APART = 8
 """How often parts of the weights are built from the same variables before a warning."""
 
@@ -131,7 +132,7 @@ class Store:
 
     def _dtype(self) -> torch.dtype:
         """Return the type of weights: that of the variables, or of what else is not an integer in a frozen model."""
-        held = (*self.parameters().values(), *self.root.parameters(), *self.root.buffers())
+        held = chain(self.parameters().values(), self.root.parameters(), self.root.buffers())
         return next((x.dtype for x in held if x.is_floating_point()), torch.float32)
 
     def _materialized(self, tensors: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
@@ -139,31 +140,36 @@ class Store:
         plan, fast = self.compression.plan, self.compression.fast
         if self.exponents is not None:
             return self._of_integers(tensors, self.exponents)
-        variables = self.variables()
-        if any(x.is_meta for x in variables.values()):
+        if any(x.is_meta for x in self.parameters().values()):
             check_not_offloaded(self.root)
         by_layer = self.compression.residency == "layer" and not torch.is_grad_enabled()
         state = self._state() if by_layer else None
         if state is None:
-            found: tuple[torch.Tensor, ...] = Materialize.apply(plan, tensors, fast, *variables.values())
+            found: tuple[torch.Tensor, ...] = Materialize.apply(plan, tensors, fast, *self.variables().values())
         else:
             kept = self.packed
-            if kept is None or not _same(kept[0], state):
-                self.packed = kept = self._state(values=True) or state, packed.pack(plan, variables)
-            found = packed.materialize(plan, kept[1], variables, tensors)
-        check_finite(plan, variables, found)
+            if kept is None or not same(kept[0], state):
+                state = self._state(values=True) or state
+                self.packed = kept = state.copied(), packed.pack(plan, self.variables())
+            found = packed.materialize(plan, kept[1], self._scales(tensors), tensors)
+        check_finite(plan, self.variables, found)
         return found
 
     def _of_integers(self, tensors: tuple[str, ...], exponents: Exponents) -> tuple[torch.Tensor, ...]:
         """Return tensors of the plan of a frozen model."""
-        plan, parameters = self.compression.plan, self.parameters()
-        grids = packed.of_integers(plan, parameters, exponents)
-        scales = {name: x.to(torch.float32).reshape(()) for name, x in parameters.items() if name.startswith("scale/")}
+        plan = self.compression.plan
+        grids = packed.of_integers(plan, self.parameters(), exponents)
         prepare, kernels = self.exporting or (None, None)
-        found = packed.materialize(plan, prepare(plan, grids) if prepare else grids, scales, tensors, kernels)
-        if not traced() and any(w.device.type == "cpu" and math.isnan(w.as_strided((), ()).item()) for w in found):
-            check_finite(plan, self.variables(), found)
+        grids = prepare(plan, grids) if prepare else grids
+        found = packed.materialize(plan, grids, self._scales(tensors), tensors, kernels)
+        check_finite(plan, self.variables, found)
         return found
+
+    def _scales(self, tensors: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Return the learned scales of tensors: to read all variables for each layer takes as long as a small layer."""
+        parameters = self.parameters()
+        names = [tensor.scale_variable for tensor in self.compression.plan.select(tensors) if tensor.learn_scale]
+        return {name: parameters[name].to(torch.float32).reshape(()) for name in names}
 
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
@@ -214,7 +220,7 @@ class Store:
             check_pass(self, traced())
         if self.cut and not stack:
             self._cut_again()
-        if not stack and self.packed is not None and not _same(self.packed[0], self._state(values=True)):
+        if not stack and self.packed is not None and not same(self.packed[0], self._state(values=True)):
             self.packed = None
         kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
         if self.compression.residency == "layer" and kept is None:
@@ -301,20 +307,13 @@ class Store:
         return tuple(name for name in self.weights if name in read)
 
     def _state(self, values: bool = False) -> State | None:
-        """Return a key that changes with the variables, or None if none exists.
-
-        Only their values tell for sure: fused optimizers raise no version, nor does what writes through ``.data``.
-        """
+        """Return what tells whether the variables changed, or None if nothing does."""
         found = () if self.cut or traced() else tuple(self.parameters().values())
         kind = nn.Parameter if self.exponents is None else torch.Tensor
         if not found or any(type(x) is not kind or x.is_inference() or x.is_meta for x in found):
             return None
-        # The tensors themselves are kept for comparison, so that nothing else can get their identity.
-        versions = tuple((x, x._version, x.data_ptr(), x.requires_grad) for x in found)
-        if not values or self.exponents is not None or (found[0].is_cuda and torch.cuda.is_current_stream_capturing()):
-            return self.backwards, versions, None
-        with torch.no_grad():
-            return self.backwards, versions, torch._utils._flatten_dense_tensors(found)
+        capturing = found[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        return State.of(found, self.backwards, values and self.exponents is None and not capturing)
 
     def _watch_backward(self, built: tuple[torch.Tensor, ...]) -> None:
         """Count the backward passes that go through weights."""
@@ -330,9 +329,10 @@ class Store:
         needs = self._needs_grad()
         # Where variables have gradients an optimizer may step.
         state = self._state(values=any(x.grad is not None for x in self.parameters().values()))
-        if not _same(kept.state, state) or (needs and not kept.learns):
+        if not same(kept.state, state) or (needs and not kept.learns):
             self.packed = None
-            kept.weights, kept.learns, kept.state = self._current(), needs, state
+            kept.state = None if state is None else state.copied()
+            kept.weights, kept.learns = self._current(), needs
         return kept.weights
 
     def _part(self, names: tuple[str, ...], first_is_free: bool = False) -> dict[str, torch.Tensor]:
@@ -340,7 +340,7 @@ class Store:
         state = self._state()
         if state is not None and self.compression.residency == "full" and not _in_backward():
             before, seen, count = self.apart
-            if not _same(before, state):
+            if not same(before, state):
                 seen, count = set(), 0
             count += not (first_is_free and seen.isdisjoint(names))
             self.apart = state, seen.union(names), count
@@ -360,8 +360,8 @@ class Store:
         if state is None:
             return self.build(names)
         cached = self.cache  # once: another thread may forget it, or keep what it built for other variables
-        if cached is None or not _same(cached[0], state):
-            self.cache = cached = state, self.build()
+        if cached is None or not same(cached[0], state):
+            self.cache = cached = state.copied(), self.build()
         return cached[1]
 
 
@@ -376,15 +376,6 @@ def find_store(model: Any) -> Store | None:
         case [("module" | "_orig_mod" | "_fsdp_wrapped_module", inner)]:
             return find_store(inner)
     return None
-
-
-def _same(before: State | None, now: State | None) -> bool:
-    """Say whether variables did not change, as far as can be told."""
-    if before is None or now is None or before[0] != now[0]:
-        return False
-    if not all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(before[1], now[1], strict=True)):
-        return False
-    return now[2] is None or (before[2] is not None and torch.equal(before[2], now[2]))
 
 
 def _in_backward() -> bool:

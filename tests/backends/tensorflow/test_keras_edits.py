@@ -80,3 +80,23 @@ def test_layers_without_weights_may_be_added_and_an_edit_may_be_undone(tmp_path)
         smh.digest(model)
     model.add(last)
     assert smh.digest(model) == digest
+
+
+def functional():
+    x = keras.Input((6,))
+    return keras.Model(x, layers.Dense(4, name="out")(layers.Dense(6, name="hidden")(x)))
+
+
+@pytest.mark.parametrize("make", [plain, functional])
+def test_a_clone_without_the_pool_is_warned_of_and_a_whole_copy_is_not(make, tmp_path):
+    model = smh.compress(make(), ratio=0.5)
+    with pytest.warns(UserWarning, match="makes a model without a pool") as told:
+        keras.models.clone_model(model)
+    assert {warning.filename for warning in told} == {__file__}
+
+    copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    assert smh.digest(copy) == smh.digest(model)
+    model.save(tmp_path / "model.keras")
+    assert smh.digest(keras.models.load_model(tmp_path / "model.keras")) == smh.digest(model)
+    keras.models.clone_model(smh.materialize(model))

@@ -140,6 +140,35 @@ def test_other_changes(change, residency):
             model(X)
 
 
+def odd(model):
+    """Let variables be parts of one memory, which begin at every second number."""
+    memory = torch.zeros(1 + sum(p.numel() for p in model.parameters()))
+    start = 1
+    for p in model.parameters():
+        there = memory[start : start + p.numel()].view(p.shape)
+        p.data = there.copy_(p.data)
+        start += p.numel()
+
+
+@pytest.mark.parametrize("residency", ["cached", "layer"])
+@pytest.mark.parametrize("prepare", [nn.Module.float, odd, nn.Module.bfloat16], ids=["own", "odd", "bfloat16"])
+def test_one_number_of_a_large_variable(prepare, residency):
+    plain = nn.Linear(101, 101, bias=False)
+    model = smh.compress(plain, plan=smh.Plan.build({"weight": plain.weight.shape}, 0.9), residency=residency)
+    prepare(model)
+    left, right = model.pool_left.data.view(-1), model.pool_right.data.view(-1)
+    assert len(left) % 2
+    assert len(left) > 4096
+    x = torch.eye(101, dtype=left.dtype)
+    with torch.no_grad():
+        for flat in (left, right):
+            for place in (0, 1, len(flat) // 2, len(flat) - 2, len(flat) - 1):
+                before = model(x)
+                flat[place] = 0.375 if flat[place] < 0 else -0.375  # raises no version
+                assert not torch.equal(model(x), before)
+                assert_same_bits(model(x).float().numpy(), copy.deepcopy(model)(x).float().numpy())
+
+
 @pytest.mark.parametrize("within", [False, True], ids=["alone", "built"])
 def test_what_was_handed_out_is_not_what_is_kept(within):
     """Its memory may be written to by ways that PyTorch does not see."""

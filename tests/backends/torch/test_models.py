@@ -889,7 +889,7 @@ def test_a_part_of_a_parameter_cannot_be_generated_alone():
 
 def test_another_thread_may_forget_the_cache_while_a_weight_is_read(monkeypatch):
     layer = smh.compress(nn.Linear(30, 20), ratio=0.5, residency="cached")
-    same = store._same
+    same = store.same
 
     def forgets_first(*states):
         smh.set_residency(layer, "cached")
@@ -897,5 +897,5 @@ def test_another_thread_may_forget_the_cache_while_a_weight_is_read(monkeypatch)
 
     with torch.no_grad():
         expected = layer.weight.clone()
-        monkeypatch.setattr(store, "_same", forgets_first)
+        monkeypatch.setattr(store, "same", forgets_first)
         assert torch.equal(layer.weight, expected)
