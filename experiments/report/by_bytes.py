@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator
 
 from experiments.report import names
 from experiments.report.claims import claims
-from experiments.report.markdown import percent, table
+from experiments.report.markdown import machine, percent, table
 from experiments.report.places import Place, Places
 from experiments.results import Line
 from experiments.settings import Settings, from_dict
@@ -204,9 +204,7 @@ def write(lines: list[Line], output: Path) -> None:
         parts.append(_part(model, data, some))
         rounded += _rounded(found, some, title)
         every.append(f"### {title}\n\n{_every(found, 4 * dense)}")
-    processors = ", ".join(sorted({line["cpu"] for line in lines}))
     commits = ", ".join(dict.fromkeys(line["commit"] + (" with changes" * line["changed"]) for line in lines))
-    versions = ", ".join(f"{name} {version}" for name, version in lines[-1]["versions"].items())
     plain = _places(lines)
     page = _PAGE.format(
         parts="".join(parts),
@@ -214,7 +212,7 @@ def write(lines: list[Line], output: Path) -> None:
         rounded="; ".join(rounded),
         every="\n".join(every),
         commands="\n".join(f"python -m experiments run --config experiments/{x}.toml --data FOLDER" for x in CONFIGS),
-        about=f"{len(lines)} runs, each on one thread of {processors}; {versions}; commits {commits}.",
+        about=f"{len(lines)} runs, each on {machine(lines)}; commits {commits}.",
     )
     (output / "bytes.md").write_text(page, encoding="utf-8")
 

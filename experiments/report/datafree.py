@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from experiments.datafree import INPUTS
-from experiments.report.markdown import percent, table
+from experiments.report.markdown import machine, percent, table
 from experiments.results import Line
 
 _METHODS = {
@@ -50,12 +50,11 @@ python -m experiments.datafree report
 def page(lines: list[Line]) -> str:
     """Return the page, in Markdown."""
     last = lines[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if name != "smh")
     count = len({line["settings"]["seed"] for line in lines})
     return _PAGE.format(
         **last["settings"] | {"rows": table(_HEAD, _rows(lines))},
         seeds="One seed: small differences mean nothing." if count == 1 else "Ranges are those of the seeds.",
-        about=f"One thread of {last['cpu']}; {versions}.",
+        about=f"Each run on {machine(lines)}.",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.knob import BASES, OPTIMIZERS, RATES, RATIO, Runs, compressed
-from experiments.report.markdown import percent, signed, table
+from experiments.report.markdown import machine, percent, signed, table
 from experiments.results import Line
 from experiments.training import MOMENTUM
 
@@ -58,8 +58,6 @@ def page(lines: list[Line]) -> str:
     data = [name for name in BASES if any(line["settings"]["data"] == name for line in lines)]
     rows = [row for name in data for framework in _FRAMEWORKS for row in _rows(runs, name, framework)]
     bad = sum(row.bad for row in rows)
-    about = lines[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if name != "smh")
     return _PAGE.format(
         data="\n".join(_described(name) for name in data),
         ratio=percent(RATIO),
@@ -68,7 +66,7 @@ def page(lines: list[Line]) -> str:
         worst=max(0.0, *(row.own - row.ours for row in rows)),
         bad=f"{bad or 'No'} run{'s' if bad > 1 else ''} at the dense rate ended in NaN.",
         rates="\n".join(_by_rate(runs, data, optimizer) for optimizer in RATES),
-        about=f"One thread of {about['cpu']}; {versions}.",
+        about=f"Each run on {machine(lines)}.",
     )
 
 

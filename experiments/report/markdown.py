@@ -1,8 +1,9 @@
-"""Tables as Markdown."""
+"""What all pages have: tables, numbers, and where runs took place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -20,3 +21,10 @@ def signed(points: float) -> str:
     """Return a difference with its sign, a minus that is one."""
     text = f"{points:+.2f}"
     return text.replace("-", "−")
+
+
+def machine(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the processors of all runs, and the versions of the last one."""
+    processors = ", ".join(sorted({line["cpu"] for line in lines}))
+    versions = ", ".join(f"{name} {version}" for name, version in lines[-1]["versions"].items() if name != "smh")
+    return f"one thread of {processors}; {versions}"

@@ -14,7 +14,7 @@ import smh
 from experiments import data
 from experiments.mnist_rate import Cell, make
 from experiments.report import names
-from experiments.report.markdown import percent, table
+from experiments.report.markdown import machine, percent, table
 from experiments.results import Line
 from experiments.stored import coded_bytes
 
@@ -53,12 +53,10 @@ python -m experiments.mnist_rate report
 
 def page(lines: list[Line]) -> str:
     """Return the page, in Markdown."""
-    last = lines[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if name != "smh")
     return _PAGE.format(
         rows=table(_HEAD, _rows(lines)),
         settings="\n".join(_settings(lines)),
-        about=f"One thread of {last['cpu']}; {versions}.",
+        about=f"Each run on {machine(lines)}.",
     )
 
 
