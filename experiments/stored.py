@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from smh.files.coder import encode
-from smh.files.packed import FEWEST
+from smh.files.packed import FEWEST_CODED
 
 ROUNDINGS = (8, 6, 5, 4)
 """The bits of integers to which float32 weights are rounded after training."""
@@ -24,7 +24,7 @@ def coded_bytes(q: np.ndarray, bits: int) -> int:
     """Return the bytes of the integers of an array in a packed file, without its header."""
     q = q.astype(np.int8 if bits <= 8 else np.int16).reshape(-1)
     plain = -(-q.size // 2) if bits <= 4 else q.nbytes
-    return plain if q.size < FEWEST else min(plain, len(encode(q, bits)))
+    return plain if q.size < FEWEST_CODED else min(plain, len(encode(q, bits)))
 
 
 def all_coded_bytes(integers: Iterable[torch.Tensor], bits: int) -> int:

@@ -17,7 +17,7 @@ BITS = (8, 16)
 WIDTHS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 """The dtypes of tensors that can be rounded, and their bits."""
 
-FEWEST = 2
+FEWEST_ROUNDED = 2
 """The fewest values of a tensor that is rounded."""
 
 SMALLEST = 16
@@ -30,7 +30,7 @@ def tried_bits(dtype: str, size: int, bits: int) -> list[int]:
     Only integers smaller than the dtype are tried. Without any, the tensor stays as it is.
     """
     tried = {each for each in (bits, max(BITS)) if each < WIDTHS.get(dtype, 0)}
-    return sorted(tried) if size >= FEWEST else []
+    return sorted(tried) if size >= FEWEST_ROUNDED else []
 
 
 def kept_grid(kernels: Kernels, x: Array, bits: int) -> tuple[Array, Array]:

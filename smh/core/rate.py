@@ -15,7 +15,7 @@ from smh.core.kernels import Array, Kernels
 from smh.core.plan import Plan
 from smh.errors import PlanError
 
-FEWEST = 128
+FEWEST_CODED = 128
 """The fewest integers of an array that is coded."""
 
 MOST = 1024
@@ -112,7 +112,7 @@ def kept_rate(kernels: Kernels, kept: Iterable[Array], bits: int, constant: Call
     rounded = sum(len(rows) for key, rows in alike.items() if tried_bits(*key, bits))
     for (dtype, size), rows in alike.items():
         if tried_bits(dtype, size, bits):
-            coded = size >= FEWEST and rounded <= MOST
+            coded = size >= FEWEST_CODED and rounded <= MOST
             total = total + _rows_rate(kernels, kernels.xp.stack(rows), dtype, bits, coded, constant)
         else:
             total = total + float(len(rows) * size * WIDTHS[dtype])

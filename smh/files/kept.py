@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smh.core.grid import LARGEST, LEAST
-from smh.core.kept import BITS, FEWEST, WIDTHS, keeps, kept_grid, tried_bits
+from smh.core.kept import BITS, FEWEST_ROUNDED, WIDTHS, keeps, kept_grid, tried_bits
 from smh.core.kernels import Kernels
 from smh.core.views import MAX_AXES
 from smh.errors import PlanError, VariableError
@@ -99,7 +99,7 @@ def round_kept(kept: Mapping[str, np.ndarray], bits: int | Mapping[str, int] | N
     roundings: Roundings = {}
     for name, x in kept.items():
         if isinstance(bits, Mapping):
-            found = _on_grid(x, bits[name]) if name in bits and x.size >= FEWEST else None
+            found = _on_grid(x, bits[name]) if name in bits and x.size >= FEWEST_ROUNDED else None
             found = found if found and np.array_equal(values(name, *found), x) else None
         else:
             found = None if bits is None else rounded(name, x, bits)
@@ -165,7 +165,7 @@ def read_roundings(given: Any) -> Roundings:
         check(exponent is None or type(exponent) is int, f"{what} have a whole exponent or null", exponent)
         check(exponent is None or LEAST <= exponent <= LARGEST, f"{what} have one in {LEAST} to {LARGEST}", exponent)
         check(are_sizes(shape) and len(shape) <= MAX_AXES, f"{what} have a shape, of at most {MAX_AXES} axes", shape)
-        check(math.prod(shape) >= FEWEST, f"{what} have two values or more", shape)
+        check(math.prod(shape) >= FEWEST_ROUNDED, f"{what} have two values or more", shape)
         found[name] = Rounding(bits, dtype, exponent, tuple(shape))
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from smh.core.integers import pool_arrays
 from smh.core.plan import Plan
-from smh.core.rate import FEWEST, MOST
+from smh.core.rate import FEWEST_CODED, MOST
 from smh.files.coder import decode, encode, least_bytes
 from smh.files.integers import Arrays, from_stored, stored_bytes, to_stored
 from smh.files.kept import ROUNDED, Rounding
@@ -83,7 +83,7 @@ def check_coded(plan: Plan, entries: Mapping[str, Any], rounded: Mapping[str, Ro
         check(name in arrays, f"{what} be an array of the pool or a rounded kept tensor", name)
         check(sizes[name] <= MOST, f"{what} be one of at most {MOST} arrays", sizes[name])
         bits, shape = arrays[name]
-        check(math.prod(shape) >= FEWEST, f"{what} have at least {FEWEST} integers", shape)
+        check(math.prod(shape) >= FEWEST_CODED, f"{what} have at least {FEWEST_CODED} integers", shape)
         dtype, axes = entry
         check(dtype == "U8" and len(axes) == 1, f"{what} be U8 with one axis", entry)
         least, most = least_bytes(math.prod(shape)), stored_bytes(bits, shape)
@@ -96,7 +96,7 @@ def _codable(plan: Plan, rounded: Mapping[str, Rounding]) -> list[_Integers]:
 
 def _stream(name: str, bits: int, shape: tuple[int, ...], array: np.ndarray) -> bytes | None:
     """Return the stream of a stored array, or None where it is not to be coded."""
-    if math.prod(shape) < FEWEST:
+    if math.prod(shape) < FEWEST_CODED:
         return None
     stream = encode(from_stored(name, bits, shape, array), bits)
     return stream if len(stream) < array.nbytes else None
