@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from matplotlib.ticker import LogLocator
 from experiments.report import names
 from experiments.report.claims import claims
 from experiments.report.markdown import machine, percent, table
-from experiments.report.places import Place, Places
+from experiments.report.places import Place, Places, ahead
 from experiments.results import Line
 from experiments.settings import Settings, from_dict
 
@@ -61,7 +62,8 @@ they are the nonzero weights without their positions. Methods that train float32
 
 The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
 standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those
-with most seeds. The sentences below a table compare its methods in the same way. Bold: the highest test accuracy.
+with most seeds. Bold: the highest test accuracy. The sentences below a table compare the two methods that are best on
+validation images, with the seeds that both have.
 
 {parts}## What the paper claims
 
@@ -107,6 +109,10 @@ Batch norms and biases take {kept:.1f} kB, with any method but a narrower networ
 """
 
 
+_MEANS = ("stored", "bytes", "validation_accuracy")
+"""What is averaged over seeds, besides test accuracies."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A method with settings, over its seeds."""
@@ -116,10 +122,23 @@ class Point:
     bits: int
     variables: float
     size: float
-    accuracy: float
+    by_seed: Mapping[int, float]  # test accuracies
     validation: float
-    spread: float | None
-    seeds: int
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over seeds."""
+        return mean(self.by_seed.values())
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation, or None for one seed."""
+        return stdev(self.by_seed.values()) if self.seeds > 1 else None
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return len(self.by_seed)
 
     @property
     def text(self) -> str:
@@ -129,19 +148,16 @@ class Point:
 
 def points(lines: Iterable[Line]) -> list[Point]:
     """Return the points of results, in the order of the families, the smallest first."""
-    groups: dict[tuple[Settings, int], list[tuple[float, float, float, float]]] = {}
+    groups: dict[tuple[Settings, int], list[dict[str, Any]]] = {}
     for line in lines:
         settings = from_dict(line["settings"], "a result").replace(seed=0)
         for entry in line.get("bytes", ()):
-            one = {**line, **entry}
-            values = one["stored"], one["bytes"], one["test_accuracy"], one["validation_accuracy"]
-            groups.setdefault((settings, entry["bits"]), []).append(values)
+            groups.setdefault((settings, entry["bits"]), []).append({**line, **entry})
     found = []
-    for (settings, bits), values in groups.items():
-        family = _family(settings)
-        variables, size, accuracy, validation = map(mean, zip(*values, strict=True))
-        spread = stdev(one[2] for one in values) if len(values) > 1 else None
-        found.append(Point(family, settings, bits, variables, size, accuracy, validation, spread, len(values)))
+    for (settings, bits), some in groups.items():
+        variables, size, validation = (mean(one[key] for one in some) for key in _MEANS)
+        accuracies = {one["settings"]["seed"]: one["test_accuracy"] for one in some}
+        found.append(Point(_family(settings), settings, bits, variables, size, accuracies, validation))
     order = list(dict.fromkeys([*FAMILIES.values(), *(point.family for point in found)]))
     return sorted(found, key=lambda point: (order.index(point.family), point.size))
 
@@ -296,10 +312,11 @@ def _answers(found: list[Point], whole: int) -> Iterable[str]:
             if point is not None:
                 (ours if family.startswith("smh") else others).append(point)
         if ours and others:
-            one, other = (max(some, key=_preference) for some in (ours, others))
-            ahead = one.accuracy - other.accuracy
-            where = f"{abs(ahead):.2f} points {'ahead of' if ahead > 0 else 'behind'}"
-            yield f"- Within {percent(budget)}, {one.family} is {where} the best other method: {other.family}."
+            one, other = (max(some, key=lambda point: point.validation) for some in (ours, others))
+            points = ahead(one.by_seed, other.by_seed)
+            where = f"{abs(points):.2f} points {'ahead of' if points > 0 else 'behind'}"
+            seeds = " (one seed)" if min(one.seeds, other.seeds) == 1 else ""
+            yield f"- Within {percent(budget)}, {one.family} is {where} the best other method{seeds}: {other.family}."
 
 
 def _every(found: list[Point], whole: int) -> str:

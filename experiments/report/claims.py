@@ -11,7 +11,7 @@ from statistics import median
 
 from experiments.report import names
 from experiments.report.markdown import percent, signed, table
-from experiments.report.places import Place, Places, place, ratios
+from experiments.report.places import Place, Places, ahead, place, ratios
 
 _FULL = 92.91
 _SMH = {0.258: 92.54, 0.1: 90.15, 0.031: 86.18}
@@ -73,7 +73,7 @@ def _to_dense(groups: Places, *near: float) -> Iterator[str]:
         for method in _OURS:
             entries = [place(groups, group, method, ratio) for ratio in near]
             for entry in filter(None, entries if dense else []):
-                yield f"{_named(group, method)}: {_difference(entry.accuracies, dense.accuracies)}"
+                yield f"{_named(group, method)}: {_difference(entry, dense)}"
 
 
 def _to_width(groups: Places) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _to_width(groups: Places) -> Iterator[str]:
             for ratio in ratios(groups[group].values()):
                 entry, width = place(groups, group, method, ratio), place(groups, group, "width", ratio)
                 if entry and width:
-                    parts.append(f"{_difference(entry.accuracies, width.accuracies)} at {percent(ratio)}")
+                    parts.append(f"{_difference(entry, width)} at {percent(ratio)}")
             if parts:
                 yield f"{_named(group, method)}: {', '.join(parts)}"
 
@@ -98,7 +98,7 @@ def _to_wider(groups: Places) -> Iterator[str]:
                 wider = [r for r in ratios(groups[group].values()) if r >= 2 * ratio]
                 width = place(groups, group, "width", min(wider)) if wider else None
                 if entry and width:
-                    difference = _difference(entry.accuracies, width.accuracies)
+                    difference = _difference(entry, width)
                     parts.append(f"{difference} at {percent(ratio)} against {percent(min(wider))}")
             if parts:
                 yield f"{_named(group, method)}: {', '.join(parts)}"
@@ -109,7 +109,7 @@ def _scales(groups: Places) -> Iterator[str]:
         fixed = place(groups, "learn-scale", f"{label.removesuffix('learnable')}fixed", ratio)
         if label.endswith("learnable") and learnable.lines and fixed:
             model = names.title(names.NETWORKS, learnable.settings.model)
-            yield f"{model} at {percent(ratio or 1)}: {_difference(learnable.accuracies, fixed.accuracies)}"
+            yield f"{model} at {percent(ratio or 1)}: {_difference(learnable, fixed)}"
 
 
 def _times(groups: Places) -> Iterator[str]:
@@ -129,5 +129,5 @@ def _seconds(entry: Place, commits: set[str]) -> float:
     return median(line["training_seconds"] for line in entry.lines if line["commit"] in commits)
 
 
-def _difference(these: list[float], those: list[float]) -> str:
-    return signed(sum(these) / len(these) - sum(those) / len(those))
+def _difference(one: Place, other: Place) -> str:
+    return signed(ahead(one.by_seed, other.by_seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
@@ -25,6 +25,11 @@ class Place:
     def accuracies(self) -> list[float]:
         """The test accuracy of each completed seed."""
         return [line["test_accuracy"] for line in self.lines]
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The test accuracy by seed."""
+        return {line["settings"]["seed"]: line["test_accuracy"] for line in self.lines}
 
     @property
     def mean(self) -> float | None:
@@ -130,3 +135,11 @@ def place(groups: Places, group: str, label: str, ratio: float | None) -> Place 
     """Return a place if it has results."""
     entry = groups.get(group, {}).get((label, ratio))
     return entry if entry is not None and entry.lines else None
+
+
+def ahead(one: Mapping[int, float], other: Mapping[int, float]) -> float:
+    """Return the mean difference of accuracies by seed: of the seeds of both, or else of the means."""
+    seeds = one.keys() & other.keys()
+    if not seeds:
+        return mean(one.values()) - mean(other.values())
+    return mean(one[seed] - other[seed] for seed in seeds)

@@ -118,6 +118,15 @@ def test_the_page_says_who_is_ahead(tmp_path):
     assert "**78.50 ± 0.71** (1.5 kB)" in page
 
 
+def test_methods_are_compared_with_the_seeds_that_both_have(tmp_path):
+    found = [line for line in lines() if (line["settings"]["method"], line["settings"]["seed"]) != ("pruned", 0)]
+    found[-1]["bytes"][0]["test_accuracy"] = 69.5  # with seed 1
+    found[3]["bytes"][0]["test_accuracy"] = 10.0  # of the pool, with seed 0
+    by_bytes.write(found, tmp_path)
+    page = (tmp_path / "bytes.md").read_text()
+    assert "with the rate is 0.50 points ahead of the best other method (one seed): pruning" in page
+
+
 def test_the_claims_are_those_of_plain_runs(tmp_path):
     def plain(method, ratio, accuracy):
         line = {**lines()[0], "test_accuracy": accuracy}
