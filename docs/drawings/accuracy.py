@@ -20,7 +20,7 @@ METHODS = {  # label: color, methods
     "integers": ("one", ("integers",)),
     "low rank": ("three", ("lowrank",)),
     "width multiplier": ("four", ("width",)),
-    "smh": ("smh", ("kronecker", "matmul")),
+    "smh": ("smh", ("kronecker", "matmul", "hash1")),
 }
 NETWORKS = {  # file: title, lowest and highest accuracy, places of labels as bytes and accuracy
     "bytes": (

@@ -33,6 +33,7 @@ FAMILIES = {
     ("kronecker", True, True): "smh, Kronecker products, with the rate and a teacher",
     ("matmul", False, False): "smh, matrix product",
     ("kronecker", False, False): "smh, Kronecker products",
+    ("hash1", True, True): "smh, 1 hash, with the rate and a teacher",
     ("hash1", False, False): "smh, 1 hash (HashedNets, one table)",
     ("fold", True, False): "one table, used evenly (STABLE-RPS), with the rate",
     ("fold", False, False): "one table, used evenly (STABLE-RPS)",
@@ -63,7 +64,8 @@ they are the nonzero weights without their positions. Methods that train float32
 The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
 standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those
 with most seeds. Bold: the highest test accuracy. The sentences below a table compare the two methods that are best on
-validation images, with the seeds that both have.
+validation images, with the seeds that both have. Where smh is behind, pools of other sizes and weights of the rate
+were tried, as listed below, and the methods of [What was tried](ideas.md).
 
 {parts}## What the paper claims
 
