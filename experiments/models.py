@@ -20,7 +20,8 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
     Parameters
     ----------
     name : str
-        ``mlp``: 784-1000-1000-10 on 28 x 28, the three layers of HashedNets (Chen et al. 2015).
+        ``mlp``: 784-1000-1000-10 on 28 x 28.
+        ``shallow``: 784-1000-10 on 28 x 28, the smaller network of HashedNets (Chen et al. 2015).
         ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
         ``convnet``: four convolutions with batch norm, average pooling, one dense layer; 278,368 weights on 28 x 28.
         ``resnet32``, ``resnet20``: the networks for CIFAR-10 (He et al. 2016), images of any size.
@@ -64,6 +65,7 @@ def widths(name: str) -> Iterator[float]:
 
 UNITS: dict[str, set[int]] = {
     "mlp": {1000},
+    "shallow": {1000},
     "cnn": {32, 64, 216},
     "convnet": {32, 64, 128, 160},
     "resnet32": {16, 32, 64},
@@ -88,6 +90,11 @@ def _mlp(shape: Shape, classes: int, units: Units) -> nn.Module:
         nn.ReLU(),
         nn.Linear(hidden, classes),
     )
+
+
+def _shallow(shape: Shape, classes: int, units: Units) -> nn.Module:
+    inputs, hidden = shape[0] * shape[1] * shape[2], units(1000)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
 def _lenet300(shape: Shape, classes: int, units: Units) -> nn.Module:
@@ -196,6 +203,7 @@ def _resnet(blocks: int) -> Callable[[Shape, int, Units], nn.Module]:
 
 BUILDERS: dict[str, Callable[[Shape, int, Units], nn.Module]] = {
     "mlp": _mlp,
+    "shallow": _shallow,
     "cnn": _cnn,
     "convnet": _convnet,
     "resnet32": _resnet(5),

@@ -72,7 +72,8 @@ METHODS = {
     "tiles": Name("matrix product by tiles", "the cells of the matrix product are weights in strips of 16 columns"),
 }
 NETWORKS = {
-    "mlp": Name("MLP", "784-1000-1000-10, ReLU, the three layers of HashedNets"),
+    "mlp": Name("MLP", "784-1000-1000-10, ReLU"),
+    "shallow": Name("MLP with one hidden layer", "784-1000-10, ReLU"),
     "cnn": Name(
         "CNN",
         "three convolutions of stride 2 with batch norm, 32-64-64 channels, two dense layers of 216 and 10 units",
