@@ -117,3 +117,10 @@ def test_answers_about_ideas_are_those_of_the_results():
         assert "{} and {}".format(*gains({"method": order}, rows)) in answers["layouts"]
     assert losses.format(*gains(tiles, rows, "convnet")) in answers["layouts-second-network"]
     assert f"lose {-gain(tiles, rows, 'mlp', 0.03):.1f} points" in answers["layouts-mlp"]
+
+
+def test_errors_on_mnist_are_those_of_the_results():
+    (question,) = tomllib.loads((ROOT / "experiments/mnist_hashed.toml").read_text())["question"]
+    errors = {x["settings"]["ratio"]: f"{100 - x['test_accuracy']:.2f} %" for x in lines("mnist_hashed")}
+    assert f"At a sixty-fourth yes, with {errors[1 / 64]} errors" in question["answer"]
+    assert f"At an eighth no, with {errors[1 / 8]}" in question["answer"]
