@@ -184,6 +184,15 @@ def best(found: Iterable[Point], family: str, budget: float) -> Point | None:
     return max(within, key=_preference, default=None)
 
 
+def leaders(found: Iterable[Point], budget: float) -> tuple[Point | None, Point | None]:
+    """Return the best points of the library and of other methods within a budget, on validation images."""
+    found = list(found)
+    tops = [point for family in _families(found) if (point := best(found, family, budget))]
+    ours, others = ([top for top in tops if top.family.startswith("smh") == own] for own in (True, False))
+    one, other = (max(some, key=lambda point: point.validation, default=None) for some in (ours, others))
+    return one, other
+
+
 def best_so_far(of: Iterable[tuple[float, Point]]) -> list[tuple[float, Point]]:
     """Return the points, with their places, that no point at a smaller place exceeds on validation images."""
     front: list[tuple[float, Point]] = []
@@ -307,14 +316,8 @@ def _best(found: list[Point], whole: int) -> str:
 def _answers(found: list[Point], whole: int) -> Iterable[str]:
     """Iterate over a line for each budget: the best recipe of the library against the best other method."""
     for budget in BUDGETS:
-        ours: list[Point] = []
-        others: list[Point] = []
-        for family in _families(found):
-            point = best(found, family, budget * whole)
-            if point is not None:
-                (ours if family.startswith("smh") else others).append(point)
-        if ours and others:
-            one, other = (max(some, key=lambda point: point.validation) for some in (ours, others))
+        one, other = leaders(found, budget * whole)
+        if one and other:
             points = ahead(one.by_seed, other.by_seed)
             where = f"{abs(points):.2f} points {'ahead of' if points > 0 else 'behind'}"
             seeds = " (one seed)" if min(one.seeds, other.seeds) == 1 else ""

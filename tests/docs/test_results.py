@@ -1,6 +1,5 @@
 """Pages of results are what their commands write, and figures in texts are those of the results."""
 
-import math
 import re
 import tomllib
 from pathlib import Path
@@ -30,38 +29,53 @@ def test_the_page_by_bytes_is_what_its_command_writes(tmp_path):
     assert (tmp_path / "bytes.md").read_text(encoding="utf-8") == page, "run python -m experiments bytes"
 
 
-def best(config, share, by=lambda point: point.validation):
-    """Return the dense lines, and the best points of smh and of other methods within a share of the dense bytes."""
+def dense_and_points(config):
     found = lines(config)
     dense = [line for line in found if line["settings"]["method"] == "dense"]
-    points = [point for point in by_bytes.points(found) if point.size <= share * 4 * dense[0]["dense"]]
-    ours, others = ([p for p in points if p.family.startswith("smh") == own] for own in (True, False))
-    of = ([by_bytes.best(some, family, math.inf) for family in {p.family for p in some}] for some in (ours, others))
-    return dense, *(max(some, key=by) for some in of)
+    return (
+        {line["settings"]["seed"]: line["test_accuracy"] for line in dense},
+        4 * dense[0]["dense"],
+        by_bytes.points(found),
+    )
 
 
 def test_figures_of_accuracy_by_bytes_in_the_readme():
-    dense, ours, _ = best("cifar_resnet20", 0.05, by=lambda point: (point.seeds, point.validation))
+    dense, whole, points = dense_and_points("cifar_resnet20")
     share, behind = re.search(
         r"With (\S+) % of the dense bytes, `smh` is (\S+) points below the dense ResNet-20", README
     ).groups()
-    assert share == f"{ours.size / dense[0]['dense'] * 25:.0f}"
-    of_dense = {line["settings"]["seed"]: line["test_accuracy"] for line in dense}
-    assert of_dense.keys() == ours.by_seed.keys() == {0, 1, 2}
-    assert behind == f"{ahead(of_dense, ours.by_seed):.1f}"
-    least, most = re.search(r"between (\d+) and (\d+) % it is the most accurate method", README).groups()
+    ours = by_bytes.best(points, by_bytes.FAMILIES["matmul", True, True], 0.05 * whole)
+    assert share == f"{100 * ours.size / whole:.0f}"
+    assert dense.keys() == ours.by_seed.keys() == {0, 1, 2}
+    assert behind == f"{ahead(dense, ours.by_seed):.1f}"
+    least, most = re.search(r"between (\d+) and (\d+) % no other method is more accurate", README).groups()
     for budget in by_bytes.BUDGETS:
         if int(least) / 100 <= budget <= int(most) / 100:
-            _, ours, others = best("cifar_resnet20", budget)
-            assert ahead(ours.by_seed, others.by_seed) > 0
+            ours, other = by_bytes.leaders(points, budget * whole)
+            assert ahead(ours.by_seed, other.by_seed) > 0
     most, behind, at = re.search(
         r"accurate up to (\d) % of the dense bytes, and (\S+) points behind at (\d) %", README
     ).groups()
+    _, whole, points = dense_and_points("bytes")
     for budget in by_bytes.BUDGETS:
-        _, ours, others = best("bytes", budget)
-        assert (ours.accuracy > others.accuracy) == (budget <= int(most) / 100)
+        ours, other = by_bytes.leaders(points, budget * whole)
+        lead = ahead(ours.by_seed, other.by_seed)
+        assert (lead > 0) == (budget <= int(most) / 100)
         if budget == int(at) / 100:
-            assert behind == f"{others.accuracy - ours.accuracy:.1f}"
+            assert behind == f"{-lead:.1f}"
+
+
+def test_fewer_bits_in_a_larger_pool_are_more_accurate_with_fewer_bytes():
+    _, _, points = dense_and_points("bytes")
+    for method in ("matmul", "kronecker"):
+        plain = [p for p in points if p.family == by_bytes.FAMILIES[method, False, False]]
+        (eight,) = (p for p in plain if p.bits == 8 and p.settings.ratio == 0.1)
+        fewer = [p for p in plain if p.bits in (4, 5)]
+        assert len(fewer) == 2
+        for point in fewer:
+            assert point.seeds == eight.seeds == 3
+            assert point.size < eight.size
+            assert point.accuracy > eight.accuracy
 
 
 def test_figures_of_the_claims_in_the_readme():
@@ -83,8 +97,13 @@ def test_answers_about_ideas_are_those_of_the_results():
         one, other = (base.replace(model=model, ratio=ratio, **changes) for changes in (better, worse or {}))
         return mean(accuracies[one.replace(seed=k)] - accuracies[other.replace(seed=k)] for k in range(3))
 
-    def gains(better, worse=None, model="cnn"):
-        return [f"{abs(gain(better, worse, model, ratio)):.1f}" for ratio in (0.1, 0.03)]
+    def gains(better, worse=None, model="cnn", sign=1):
+        found = [sign * gain(better, worse, model, ratio) for ratio in (0.1, 0.03)]
+        assert min(found) > 0, "a gain is a loss, or a loss a gain"
+        return [f"{x:.1f}" for x in found]
+
+    def losses(better, worse=None):
+        return gains(better, worse, sign=-1)
 
     questions = tomllib.loads((ROOT / "experiments/ideas.toml").read_text())["question"]
     answers = {question["name"]: question.get("answer", "") for question in questions}
@@ -101,21 +120,23 @@ def test_answers_about_ideas_are_those_of_the_results():
     least, most = min(cnn + convolutions), max(cnn + convolutions)
     assert f"gained {least} to {most} points in addition to a teacher, on two networks" in small_files
 
-    losses = "{} points at 0.1 and {} at 0.03"
-    assert losses.format(*gains({"bits": 4})) in answers["bits"]
+    both_ratios = "{} points at 0.1 and {} at 0.03"
+    assert both_ratios.format(*losses({"bits": 4})) in answers["bits"]
     assert all(gain({"bits": 16}, ratio=ratio) <= 0 for ratio in (0.1, 0.03))
-    assert losses.format(*gains({"method": "product"})) in answers["pools"]
+    assert both_ratios.format(*losses({"method": "product"})) in answers["pools"]
     sums = [gain({"method": f"kronecker{x}"}, ratio=ratio) for x in ("", "_hash") for ratio in (0.1, 0.03)]
     assert max(map(abs, sums)) < 0.45
+    longer = losses({"method": "fit", "epochs": 8})
+    assert "{} points below the base at 0.1 and {} at 0.03".format(*longer) in answers["longer-warm-start"]
     early = {"first_bits": 16}
-    assert losses.format(*gains(early)) in answers["annealed-bits"]
-    assert "{} and {} with 4".format(*gains({**early, "bits": 4}, {"bits": 4})) in answers["annealed-bits"]
-    assert losses.format(*gains({"channel_scale": True})) in answers["channel-scales"]
+    assert both_ratios.format(*losses(early)) in answers["annealed-bits"]
+    assert "{} and {} with 4".format(*losses({**early, "bits": 4}, {"bits": 4})) in answers["annealed-bits"]
+    assert both_ratios.format(*losses({"channel_scale": True})) in answers["channel-scales"]
     rows, tiles = {"method": "rows"}, {"method": "tiles"}
-    assert losses.format(*gains(tiles, rows)) in answers["layouts"]
+    assert both_ratios.format(*gains(tiles, rows)) in answers["layouts"]
     for order in ("diagonals", "shuffled"):
-        assert "{} and {}".format(*gains({"method": order}, rows)) in answers["layouts"]
-    assert losses.format(*gains(tiles, rows, "convnet")) in answers["layouts-second-network"]
+        assert "{} and {}".format(*losses({"method": order}, rows)) in answers["layouts"]
+    assert both_ratios.format(*gains(tiles, rows, "convnet")) in answers["layouts-second-network"]
     assert f"lose {-gain(tiles, rows, 'mlp', 0.03):.1f} points" in answers["layouts-mlp"]
 
 

@@ -52,9 +52,9 @@ def config_of(layer: keras.Layer) -> dict[str, Any]:
     """Return the configuration of a layer with generated weights; warns if it is asked for by itself."""
     if not _WHOLE.get():
         warn(
-            "the weights of this layer are generated, but a layer that is made from its configuration has trained "
-            "weights of its own. So keras.models.clone_model makes a model without a pool. To copy a compressed model, "
-            "call type(model).from_config(model.get_config()), and then set_weights(model.get_weights())"
+            "a layer made from this configuration has its own weights instead of generated ones, so "
+            "keras.models.clone_model returns a plain model. Copy a compressed model with "
+            "type(model).from_config(model.get_config()) and set_weights(model.get_weights())"
         )
     config: dict[str, Any] = type(layer).get_config(layer)
     return config

@@ -166,7 +166,7 @@ class Store:
         return found
 
     def _scales(self, tensors: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return the learned scales of tensors: to read all variables for each layer takes as long as a small layer."""
+        """Return the learned scales of some tensors, without reading the others for each layer."""
         parameters = self.parameters()
         names = [tensor.scale_variable for tensor in self.compression.plan.select(tensors) if tensor.learn_scale]
         return {name: parameters[name].to(torch.float32).reshape(()) for name in names}

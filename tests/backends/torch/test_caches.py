@@ -141,7 +141,7 @@ def test_other_changes(change, residency):
 
 
 def odd(model):
-    """Let variables be parts of one memory, which begin at every second number."""
+    """Move all variables into one memory, the first to its second number."""
     memory = torch.zeros(1 + sum(p.numel() for p in model.parameters()))
     start = 1
     for p in model.parameters():
