@@ -21,7 +21,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0) -> nn.Modul
     ----------
     name : str
         ``mlp``: 784-1000-1000-10 on 28 x 28.
-        ``shallow``: 784-1000-10 on 28 x 28, the smaller network of HashedNets (Chen et al. 2015).
+        ``shallow``: 784-1000-10 on 28 x 28, the three layers of units of HashedNets (Chen et al. 2015).
         ``cnn``: three convolutions with batch norm, two dense layers; 278,928 weights on 28 x 28.
         ``convnet``: four convolutions with batch norm, average pooling, one dense layer; 278,368 weights on 28 x 28.
         ``resnet32``, ``resnet20``: the networks for CIFAR-10 (He et al. 2016), images of any size.

@@ -30,13 +30,10 @@ def test_the_page_by_bytes_is_what_its_command_writes(tmp_path):
 
 
 def dense_and_points(config):
+    """Return the dense accuracies by seed, the bytes of the dense model, and the points of all methods."""
     found = lines(config)
-    dense = [line for line in found if line["settings"]["method"] == "dense"]
-    return (
-        {line["settings"]["seed"]: line["test_accuracy"] for line in dense},
-        4 * dense[0]["dense"],
-        by_bytes.points(found),
-    )
+    dense = {x["settings"]["seed"]: x["test_accuracy"] for x in found if x["settings"]["method"] == "dense"}
+    return dense, 4 * found[0]["dense"], by_bytes.points(found)
 
 
 def test_figures_of_accuracy_by_bytes_in_the_readme():
