@@ -231,8 +231,9 @@ class _Maker:
 
     def of_table(self, settings: Settings) -> Cell:
         """Return a cell of a table. Its label is the method, and what a table may vary."""
-        varied = {what: getattr(settings, what) for what in ("bits", "rate", "teacher")}
-        special = [f"{what}={x:g}" for what, x in varied.items() if x != getattr(Settings, what)]
+        varied = {what: getattr(settings, what) for what in ("bits", "rate", "teacher", "include", "activation")}
+        changed = {what: x for what, x in varied.items() if x != getattr(Settings, what)}
+        special = [f"{what}={x}" if isinstance(x, str) else f"{what}={x:g}" for what, x in changed.items()]
         name = "/".join((settings.model, settings.method, *_share(settings), *special))
         return self.cell(name, settings.model, ", ".join((settings.method, *special)), settings)
 
