@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments import results  # noqa: E402
-from experiments.report.by_bytes import FAMILIES, Point, best_so_far, points  # noqa: E402
+from experiments.report.by_bytes import Point, best_so_far, points  # noqa: E402
 
 METHODS = {  # label: color, methods
     "pruning": ("two", ("pruned",)),
@@ -109,8 +109,7 @@ def draw(theme: str) -> None:
         panel.axes(title)
         panel.dense(sum(dense) / len(dense))
         for label, (color, methods) in METHODS.items():
-            families = {family for (method, *_), family in FAMILIES.items() if method in methods}
-            front = best_so_far((point.size, point) for point in found if point.family in families)
+            front = best_so_far((point.size, point) for point in found if point.settings.method in methods)
             panel.curve((point for _, point in front), color, stroke_width=3.2 if label == "smh" else 1.8)
         for label, (size, accuracy) in labels.items():
             x, y = panel.at(size, accuracy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,34 +19,22 @@ from experiments.report.places import Place, Places, ahead
 from experiments.results import Line
 from experiments.settings import Settings, from_dict
 
-_MARKERS = "osPDvXd*^<>hp14x8"
+_MARKERS = "osPDvXd*^<"
 _SHOWN = 16
 """Points of accuracy below the best that the plot shows."""
 CONFIGS = ("cifar_resnet20", "cifar_resnet32", "bytes")
 """The configurations of the page."""
 BUDGETS = (0.1, 0.05, 0.02, 0.01, 0.007)
 """Bytes over those of the dense float32 model."""
-FAMILIES = {
-    ("matmul", True, False): "smh, matrix product, with the rate",
-    ("matmul", True, True): "smh, matrix product, with the rate and a teacher",
-    ("kronecker", True, False): "smh, Kronecker products, with the rate",
-    ("kronecker", True, True): "smh, Kronecker products, with the rate and a teacher",
-    ("matmul", False, False): "smh, matrix product",
-    ("kronecker", False, False): "smh, Kronecker products",
-    ("hash1", True, True): "smh, 1 hash, with the rate and a teacher",
-    ("hash1", False, False): "smh, 1 hash (HashedNets, one table)",
-    ("fold", True, False): "one table, used evenly (STABLE-RPS), with the rate",
-    ("fold", False, False): "one table, used evenly (STABLE-RPS)",
-    ("integers", True, False): "an integer for each weight, with the rate",
-    ("integers", True, True): "an integer for each weight, with the rate and a teacher",
-    ("integers", False, False): "an integer for each weight",
-    ("dense", False, False): "dense, rounded after training",
-    ("pruned", False, False): "pruning, rounded after training",
-    ("pruned", False, True): "pruning with a teacher, rounded after training",
-    ("lowrank", False, False): "low rank, rounded after training",
-    ("width", False, False): "width multiplier, rounded after training",
+METHODS = ("matmul", "kronecker", "hash1", "fold", "integers", "dense", "pruned", "lowrank", "width")
+"""Methods in the order of the tables. Others follow them."""
+_ROUNDED = ("dense", "pruned", "lowrank", "width")
+_ADDED: dict[str, Callable[[Settings], bool]] = {
+    "the rate": lambda settings: settings.rate > 0,
+    "a teacher": lambda settings: settings.teacher,
+    "a learned activation": lambda settings: settings.activation != "relu",
 }
-"""Methods, without and with the rate in the loss and a teacher, in the order of the tables. Others follow them."""
+"""What makes another row of a method in the tables."""
 _PAGE = """# Accuracy by bytes
 
 <!-- Written by `python -m experiments bytes`; changes by hand are lost. -->
@@ -59,20 +47,23 @@ Bytes are those of all integers, entropy-coded as in a [packed file](../files.md
 number of batch norm. Headers are not counted, for no method. *Variables* are all stored numbers; for a pruned network,
 they are the nonzero weights without their positions. Methods that train float32 weights are rounded after training to
 8, 6, 5 or 4 bits. *With the rate* means that the estimated bits are a part of the loss
-([small files](../small_files.md)). *With a teacher* is distillation from the dense model of the same seed.
+([small files](../small_files.md)). *With a teacher* is distillation from the dense model of the same seed. *With a
+learned activation*, eight linear segments with learned slopes take the place of ReLU. *1 hash* is the method of
+HashedNets, with one table for all layers.
 
 The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
 standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those
-with most seeds. Bold: the highest test accuracy. The sentences below a table compare the two methods that are best on
-validation images, with the seeds that both have. Where smh is behind, pools of other sizes and weights of the rate
-were tried, as listed below, and the methods of [What was tried](ideas.md).
+with most seeds. Bold: the highest test accuracy. The plots show each method with all that is added to it, at its best.
+The sentences below a table compare the two methods that are best on validation images, with the seeds that both have.
+Where smh is behind, pools of other sizes and weights of the rate were tried, as listed below, and the methods of
+[What was tried](ideas.md).
 
 {parts}## What the paper claims
 
 The figures of the paper ([arXiv 1911.11177](https://arxiv.org/abs/1911.11177)) are for ResNet-32 on CIFAR-10, trained
-for 180 epochs. The last column was measured with the networks above, without the rate or a teacher. Differences are
-points of test accuracy at equal numbers of stored variables. Those on scales and on time were measured with
-version 0.1: [Accuracy](accuracy.md#what-the-paper-claims).
+for 180 epochs. The last column was measured with the networks above, without the rate, a teacher or a learned
+activation. Differences are points of test accuracy at equal numbers of stored variables. Those on scales and on time
+were measured with version 0.1: [Accuracy](accuracy.md#what-the-paper-claims).
 
 {claims}
 ## When to choose something else
@@ -85,6 +76,9 @@ version 0.1: [Accuracy](accuracy.md#what-the-paper-claims).
 [When to use smh, and when not](../comparison.md) has the other reasons.
 
 ## All settings
+
+*Layers* are those that a method generates or rounds: all, or *inner*, all except the first and the last. Sizes include
+the layers that are kept.
 
 {every}
 The commands that repeat it, for CIFAR-10 as images in folders:
@@ -159,18 +153,22 @@ def points(lines: Iterable[Line]) -> list[Point]:
     for (settings, bits), some in groups.items():
         variables, size, validation = (mean(one[key] for one in some) for key in _MEANS)
         accuracies = {one["settings"]["seed"]: one["test_accuracy"] for one in some}
-        found.append(Point(_family(settings), settings, bits, variables, size, accuracies, validation))
-    order = list(dict.fromkeys([*FAMILIES.values(), *(point.family for point in found)]))
-    return sorted(found, key=lambda point: (order.index(point.family), point.size))
+        found.append(Point(family_of(settings), settings, bits, variables, size, accuracies, validation))
+    return sorted(found, key=_place)
 
 
-def _family(settings: Settings) -> str:
-    key = settings.method, settings.rate > 0.0, settings.teacher
-    if key in FAMILIES:
-        return FAMILIES[key]
-    added = [what for what, used in zip(("the rate", "a teacher"), key[1:], strict=True) if used]
-    title = names.title(names.METHODS, settings.method)
-    return title + (f", with {' and '.join(added)}" if added else "")
+def family_of(settings: Settings) -> str:
+    """Return the title of a row of the tables: the method, and what is added to it."""
+    added = [what for what, used in _ADDED.items() if used(settings)]
+    listed = " and ".join([", ".join(added[:-1]), added[-1]] if added[1:] else added)
+    title = names.title(names.METHODS, settings.method) + (f", with {listed}" if added else "")
+    return title + ", rounded after training" * (settings.method in _ROUNDED)
+
+
+def _place(point: Point) -> tuple[int, str, float]:
+    """Return the place of a point in the tables."""
+    method = point.settings.method
+    return METHODS.index(method) if method in METHODS else len(METHODS), point.family, point.size
 
 
 def _families(found: Iterable[Point]) -> list[str]:
@@ -249,7 +247,7 @@ def _places(lines: Iterable[Line]) -> Places:
     groups: Places = {}
     for line in lines:
         settings = from_dict(line["settings"], "a result")
-        if not (settings.rate or settings.teacher):
+        if settings.include == "all" and not any(used(settings) for used in _ADDED.values()):
             places = groups.setdefault(settings.model, {})
             place = places.setdefault((settings.method, settings.ratio), Place(settings.method, settings))
             place.lines.append(line)
@@ -325,13 +323,14 @@ def _answers(found: list[Point], whole: int) -> Iterable[str]:
 
 
 def _every(found: list[Point], whole: int) -> str:
-    head = ("method", "variables", "rate", "learning rate", "bits", "kB", "of dense", "test accuracy, %", "seeds")
+    settings = ("variables", "layers", "rate", "learning rate", "bits")
     return table(
-        head,
+        ("method", *settings, "kB", "of dense", "test accuracy, %", "seeds"),
         (
             [
                 point.family,
                 "" if point.settings.ratio is None else percent(point.settings.ratio),
+                point.settings.include,
                 f"{point.settings.rate:g}" if point.settings.rate else "",
                 f"{point.settings.lr:g}",
                 f"{point.bits}",
@@ -346,33 +345,26 @@ def _every(found: list[Point], whole: int) -> str:
 
 
 def _plot(
-    found: list[Point], places: list[float], whole: float, title: str, label: str, share: str, path: Path
+    found: list[Point], places: list[float], whole: float, network: str, label: str, share: str, path: Path
 ) -> None:
-    """Draw accuracy over ``places``: for each family its :func:`best_so_far`.
+    """Draw accuracy over ``places``: for each method, with all that is added to it, its :func:`best_so_far`.
 
     ``whole`` is the place of the dense model, ``label`` the unit of places, and ``share`` what the dense model has.
     """
     drawing = Figure(figsize=(8, 5), layout="constrained")
     axes = drawing.subplots()
-    for number, family in enumerate(dict.fromkeys([*FAMILIES.values(), *_families(found)])):
-        of = [(place, point) for place, point in zip(places, found, strict=True) if point.family == family]
+    for number, method in enumerate(dict.fromkeys([*METHODS, *(point.settings.method for point in found)])):
+        of = [(place, point) for place, point in zip(places, found, strict=True) if point.settings.method == method]
         front = best_so_far(of)
         if front:
             x, y = [place for place, _ in front], [point.accuracy for _, point in front]
             spread = [point.spread or 0.0 for _, point in front]
-            style = {"marker": _MARKERS[number % len(_MARKERS)], "linestyle": "-" if family.startswith("smh") else "--"}
-            axes.errorbar(
-                x,
-                y,
-                yerr=spread,
-                color=mpl.colormaps["tab20"](number % 20),
-                markersize=5,
-                capsize=2,
-                label=family,
-                **style,
-            )
+            title = names.title(names.METHODS, method)
+            style = {"marker": _MARKERS[number % len(_MARKERS)], "linestyle": "-" if title.startswith("smh") else "--"}
+            color = mpl.colormaps["tab10"](number % 10)
+            axes.errorbar(x, y, yerr=spread, color=color, markersize=5, capsize=2, label=title, **style)
     axes.set_xscale("log")
-    axes.set(title=title, xlabel=label, ylabel="test accuracy, %")
+    axes.set(title=network, xlabel=label, ylabel="test accuracy, %")
     above = axes.secondary_xaxis("top", functions=(lambda x: x * 100 / whole, lambda x: x * whole / 100))
     above.set_xlabel(f"% of the dense {share}")
     axes.set_ylim(bottom=max(point.accuracy for point in found) - _SHOWN)
@@ -381,6 +373,6 @@ def _plot(
         axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
         axis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    axes.legend(fontsize="small")
     with mpl.rc_context({"svg.hashsalt": "smh"}):
         drawing.savefig(path, format="svg", metadata={"Date": None})

@@ -60,9 +60,8 @@ METHODS = {
     ),
     "integers": Name("an integer for each weight", "every weight is an integer, with a learned scale for each layer"),
     "fold": Name(
-        "one table, used evenly",
-        "every weight is an entry of one table, and all entries are used equally often (STABLE-RPS, Desai and "
-        "Shrivastava 2024)",
+        "one table, used evenly (STABLE-RPS)",
+        "every weight is an entry of one table, and all entries are used equally often (Desai and Shrivastava 2024)",
     ),
     "rows": Name("matrix product by rows", "the cells of the matrix product are weights row by row, with fixed units"),
     "shuffled": Name("matrix product, shuffled", "the cells of the matrix product are weights in random order"),

@@ -41,7 +41,7 @@ def test_figures_of_accuracy_by_bytes_in_the_readme():
     share, behind = re.search(
         r"With (\S+) % of the dense bytes, `smh` is (\S+) points below the dense ResNet-20", README
     ).groups()
-    ours = by_bytes.best(points, by_bytes.FAMILIES["matmul", True, True], 0.05 * whole)
+    ours = by_bytes.best(points, "smh, matrix product, with the rate and a teacher", 0.05 * whole)
     assert share == f"{100 * ours.size / whole:.0f}"
     assert dense.keys() == ours.by_seed.keys() == {0, 1, 2}
     assert behind == f"{ahead(dense, ours.by_seed):.1f}"
@@ -64,8 +64,8 @@ def test_figures_of_accuracy_by_bytes_in_the_readme():
 
 def test_fewer_bits_in_a_larger_pool_are_more_accurate_with_fewer_bytes():
     _, _, points = dense_and_points("bytes")
-    for method in ("matmul", "kronecker"):
-        plain = [p for p in points if p.family == by_bytes.FAMILIES[method, False, False]]
+    for title in ("matrix product", "Kronecker products"):
+        plain = [p for p in points if p.family == f"smh, {title}" and p.settings.include == "all"]
         (eight,) = (p for p in plain if p.bits == 8 and p.settings.ratio == 0.1)
         fewer = [p for p in plain if p.bits in (4, 5)]
         assert len(fewer) == 2

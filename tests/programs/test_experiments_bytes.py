@@ -91,7 +91,7 @@ def lines():
 
 def test_the_best_point_is_selected_by_validation_within_the_budget():
     found = by_bytes.points(lines())
-    family = by_bytes.FAMILIES["matmul", True, False]
+    family = "smh, matrix product, with the rate"
     assert by_bytes.best(found, family, 1150).accuracy == 81.0
     assert by_bytes.best(found, family, 1150).size == 1100
     assert by_bytes.best(found, family, 1150).variables == 2000

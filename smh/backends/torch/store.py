@@ -38,19 +38,20 @@ _MOST_APART = 8
 
 @dataclass
 class Scope:
-    """A forward pass under way, of the model or of one layer."""
+    """What a forward pass reads, of the model or of one layer. Passes with the same weights may share it."""
 
     weights: dict[str, torch.Tensor]  # those that are built
     lazy: bool = False  # whether missing weights are built when read, and kept until the end
     promises: Mapping[str, torch.Tensor] = field(default_factory=dict)  # for weights to come, if they get gradients
     hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
-    read: list[tuple[str, torch.Tensor, int]] = field(default_factory=list)  # what layers got, and its version
+    read: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)  # what layers got, and its version
 
 
 @dataclass
 class Kept(Scope):
     """A stretch of code in which passes and readers share all weights, as long as these are right."""
 
+    shared: Scope = field(default_factory=lambda: Scope({}))  # what passes read
     state: State | None = None  # of the variables that they were built from
     learns: bool = False  # whether autograd saw how
 
@@ -66,7 +67,7 @@ class Store:
     weights: dict[str, tuple[str, ...]]  # what layers read, and the tensors of the plan in it, one below the other
     scopes: dict[int, list[Scope]] = field(default_factory=dict)  # by thread
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # that users gave to weights
-    cache: tuple[State, dict[str, torch.Tensor]] | None = None  # all weights, and of what variables
+    cache: tuple[State, Scope] | None = None  # all weights, and of what variables
     packed: tuple[State, packed.Packed] | None = None  # the integers of the pool, where single layers are built
     exponents: Exponents | None = None  # of a frozen model, whose slots are buffers with integers
     exporting: Exporting | None = None  # how a frozen model builds its weights while it is exported
@@ -174,10 +175,12 @@ class Store:
     def weight(self, name: str) -> torch.Tensor:
         """Return a weight, for a layer or for whoever reads its attribute."""
         stack = self.scopes.get(_thread(), [])
+        if stack and name in stack[-1].read:
+            return stack[-1].read[name][0]
         if stack and isinstance(stack[-1], Kept) and not _in_backward():
-            return self._copied(self._kept(stack[-1])[name], name)
+            return self._copied(self._kept(stack[-1]).weights[name], name)
         for scope in reversed(stack):
-            if name in scope.weights and not isinstance(scope, Kept):
+            if name in scope.weights:
                 return self._served(scope.weights[name], name, scope)
         if stack and not isinstance(stack[-1], Kept):
             scope = stack[-1]
@@ -187,14 +190,14 @@ class Store:
             return self._served(built[name], name, scope)
         if compiles():
             return self.build([name])[name]
-        return self._copied(self._part((name,), first_is_free=True)[name], name)
+        return self._copied(self._part((name,), first_is_free=True).weights[name], name)
 
     def _served(self, weight: torch.Tensor, name: str, scope: Scope) -> torch.Tensor:
         """Return a weight as layers read it."""
         if type(weight) in (torch.Tensor, PassWeight) and not traced():
             weight.__class__ = PassWeight
             weight.__dict__ = self.attributes.setdefault(name, {})
-            scope.read.append((name, weight, weight._version))
+            scope.read[name] = weight, weight._version
         return weight
 
     def _copied(self, weight: torch.Tensor, name: str) -> torch.Tensor:
@@ -224,7 +227,8 @@ class Store:
             self.packed = None
         kept = None if _in_backward() else next((scope for scope in stack if isinstance(scope, Kept)), None)
         if self.compression.residency == "layer" and kept is None:
-            scope = Scope({}, NAMES in module.__dict__, stack[-1].promises if stack else self._promises())
+            promises = stack[-1].promises if stack else self._promises()
+            scope = Scope({}, lazy=NAMES in module.__dict__, promises=promises)
             if scope.lazy and scope.promises:
                 scope.hooks = rebuilt(self, scope.weights)
                 scope.hooks.__enter__()
@@ -232,11 +236,11 @@ class Store:
         elif stack and not isinstance(stack[-1], Kept) and not stack[-1].lazy:  # the model calls itself
             stack.append(stack[-1])
         elif kept is not None:
-            stack.append(Scope(self._kept(kept)))
+            stack.append(self._kept(kept))
         elif module is self.root:
-            stack.append(Scope(self._current()))
+            stack.append(self._current())
         else:
-            stack.append(Scope(self._part(self._below(module)), lazy=True))
+            stack.append(self._part(self._below(module)))
 
     def keep(self) -> bool:
         """Begin a stretch of code that shares weights, unless it is part of a larger one; say whether it began."""
@@ -273,7 +277,7 @@ class Store:
         stack = self.scopes.get(_thread())
         if stack:
             scope = stack.pop()
-            changed = [name for name, weight, version in scope.read if weight._version != version]
+            changed = [name for name, (weight, version) in list(scope.read.items()) if weight._version != version]
             if scope.hooks is not None:
                 scope.hooks.__exit__(None, None, None)
                 scope.weights.clear()  # the hooks outlive the pass, and hold these
@@ -285,7 +289,7 @@ class Store:
             if not stack:
                 del self.scopes[_thread()]
             if changed and complete:
-                raise refused(f"a forward pass changed {', '.join(map(repr, dict.fromkeys(changed)))} in place")
+                raise refused(f"a forward pass changed {', '.join(map(repr, changed))} in place")
 
     def _needs_grad(self) -> bool:
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters().values())
@@ -324,19 +328,19 @@ class Store:
         if not traced() and built and built[0].grad_fn is not None:
             built[0].grad_fn.register_prehook(count)
 
-    def _kept(self, kept: Kept) -> dict[str, torch.Tensor]:
-        """Return all weights: those that are kept, unless a variable changed, or autograd needs others."""
+    def _kept(self, kept: Kept) -> Scope:
+        """Return a scope with all weights: the kept one, unless a variable changed, or autograd needs others."""
         needs = self._needs_grad()
         # Where variables have gradients an optimizer may step.
         state = self._state(values=any(x.grad is not None for x in self.parameters().values()))
         if not same(kept.state, state) or (needs and not kept.learns):
             self.packed = None
             kept.state = None if state is None else state.copied()
-            kept.weights, kept.learns = self._current(), needs
-        return kept.weights
+            kept.shared, kept.learns = self._current(), needs
+        return kept.shared
 
-    def _part(self, names: tuple[str, ...], first_is_free: bool = False) -> dict[str, torch.Tensor]:
-        """Return weights outside of a pass of the model; warn where that happens again and again."""
+    def _part(self, names: tuple[str, ...], first_is_free: bool = False) -> Scope:
+        """Return a scope with weights outside of a pass of the model; warn where that happens again and again."""
         state = self._state()
         if state is not None and self.compression.residency == "full" and not _in_backward():
             before, seen, count = self.apart
@@ -352,16 +356,19 @@ class Store:
                 )
         return self._current(names)
 
-    def _current(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """Return weights; where they may be cached all of them, built anew only if a variable is another or changed."""
+    def _current(self, names: Iterable[str] | None = None) -> Scope:
+        """Return a scope with weights, by default with all.
+
+        Where weights may be cached they are all of them, built anew only if a variable is another or changed.
+        """
         if self.compression.residency != "cached" or self._needs_grad():
-            return self.build(names)
+            return Scope(self.build(names), lazy=names is not None)
         state = self._state(values=True)
         if state is None:
-            return self.build(names)
+            return Scope(self.build(names), lazy=names is not None)
         cached = self.cache  # once: another thread may forget it, or keep what it built for other variables
         if cached is None or not same(cached[0], state):
-            self.cache = cached = state.copied(), self.build()
+            self.cache = cached = state.copied(), Scope(self.build())
         return cached[1]
 
 
@@ -384,5 +391,5 @@ def _in_backward() -> bool:
 
 
 def _thread() -> int:
-    """Return the identity of the thread; a compiler traces one only."""
-    return 0 if compiles() else threading.get_ident()
+    """Return the identity of the thread, which Dynamo cannot trace; it traces one only."""
+    return 0 if torch.compiler.is_dynamo_compiling() else threading.get_ident()
