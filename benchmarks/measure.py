@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GRADIENTS = ("exact", "fast")
 """The kinds of gradients."""
+AMX = "-amx"
+"""What names of results with AMX have after the backend."""
 _INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
@@ -135,7 +137,7 @@ def _multiplies_bytes(backend: str) -> bool:
 
 
 def record(command: str, backend: str, rounds: int, rows: list[Row], folder: Path) -> Path:
-    """Write the results of a command for a backend, with machine, versions and commit."""
+    """Write the results of a command for a backend, with machine, versions and commit. Those with AMX get a file."""
     libraries = {"numpy": ["numpy"], "torch": ["torch"], "jax": ["jax"], "tensorflow": ["tensorflow", "keras"]}
     conditions = {
         "command": command,
@@ -151,11 +153,16 @@ def record(command: str, backend: str, rounds: int, rows: list[Row], folder: Pat
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{command}-{backend}.json"
+    path = folder / f"{command}-{backend}{AMX if has_amx(conditions) else ''}.json"
     head = json.dumps(conditions, indent=1).removesuffix("\n}")
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     path.write_text(f'{head},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
     return path
+
+
+def has_amx(conditions: Mapping[str, Any]) -> bool:
+    """Say whether products of bytes used the matrix units of a processor: such results stand beside others."""
+    return bool(conditions["int8"]) and "amx_int8" in conditions["features"]
 
 
 def processor() -> str:

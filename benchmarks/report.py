@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.measure import Row
+from benchmarks.measure import AMX, Row, has_amx
 from benchmarks.sizes import DENSE, FILE, FLOAT, PACKED, PARTS, POOL, QUANTIZED
 
 HERE = Path(__file__).parent
@@ -34,7 +34,8 @@ class Result(NamedTuple):
     @property
     def backend(self) -> str:
         name = NAMES[self.run["backend"]]
-        return name if self.run["backend"] == "numpy" else f"{name} ({self.row['mode']})"
+        amx = ", AMX" * has_amx(self.run)
+        return name if self.run["backend"] == "numpy" else f"{name} ({self.row['mode']}{amx})"
 
     @property
     def network(self) -> str:
@@ -66,7 +67,7 @@ def write(results: Path, output: Path, texts: Path = HERE) -> None:
     kernels = [r for name in KERNELS_NETWORKS for r in ordered if r.row["network"] == name]
     page = (HERE / "page.md").read_text(encoding="utf-8")
     page = page.replace("@@step@@", section(recorded["step"], ["network", "backend", "ratio"], by_network))
-    page = page.replace("@@inference@@", section(recorded["inference"], ["network"], by_network[:1]))
+    page = page.replace("@@inference@@", section(recorded["inference"], ["network", "backend"], by_network[:2]))
     page = page.replace("@@loading@@", section(recorded["loading"], ["network", "ratio"], by_network[::2]))
     page = page.replace("@@kernels@@", section(kernels, ["network", "backend", "ratio"], by_network))
     (output / "assets").mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def write(results: Path, output: Path, texts: Path = HERE) -> None:
 def read(folder: Path, texts: dict[str, dict[str, Any]]) -> dict[str, list[Result]]:
     """Return all recorded results, by command."""
     recorded: dict[str, list[Result]] = {"kernels": [], "step": [], "inference": [], "loading": [], "sizes": []}
-    for backend in NAMES:
+    for backend in (f"{name}{amx}" for name in NAMES for amx in ("", AMX)):
         for command, results in recorded.items():
             path = folder / f"{command}-{backend}.json"
             if path.exists():
@@ -92,7 +93,8 @@ def read(folder: Path, texts: dict[str, dict[str, Any]]) -> dict[str, list[Resul
 
 
 def _result(run: dict[str, Any], row: Row, texts: dict[str, dict[str, Any]]) -> Result:
-    backend = run["backend"] + ("-int8" if run["int8"] and run["backend"] == "torch" else "")
+    units = "-int8" * (run["int8"] and run["backend"] == "torch") + AMX * has_amx(run)
+    backend = run["backend"] + units
     name = f"{run['command']} {backend} {row['network']} {row['what']} {row['ratio']:g}"
     fits = {kind: next((x for p, x in texts[kind].items() if fnmatchcase(name, p)), None) for kind in texts}
     return Result(run, row, fits["targets"], fits["notes"])

@@ -30,14 +30,14 @@ def values(rows):
     return {(row["network"], row["ratio"], row["mode"], row["what"]): row["value"] for row in rows}
 
 
-def recorded(folder, backend, command="kernels", int8=False, ratio=0.1, **results):
+def recorded(folder, backend, command="kernels", int8=False, ratio=0.1, features=(), **results):
     rows = [
         {"network": "resnet34", "ratio": ratio, "mode": "fast", "what": what.replace("_", " "), "value": value}
         | {"low": value - 0.1, "high": value + 0.3}
         for what, value in results.items()
     ]
     path = measure.record(command, backend, 3, rows, folder)
-    run = json.loads(path.read_text(encoding="utf-8")) | {"int8": int8}
+    run = json.loads(path.read_text(encoding="utf-8")) | {"int8": int8, "features": [*features]}
     path.write_text(json.dumps(run), encoding="utf-8")
 
 
@@ -208,6 +208,20 @@ def test_the_page_tells_what_is_missed_and_why(tmp_path):
     assert all(text in table[-1] for text in (measure.processor(), "3 rounds", measure.commit()))
 
 
+def test_results_with_amx_stand_beside_others(tmp_path, monkeypatch):
+    own = []
+    for flags in ("avx512_vnni", "avx512_vnni amx_int8"):
+        monkeypatch.setattr(measure, "_cpu", {"flags": flags, "model name": "a processor"}.get)
+        monkeypatch.setattr(measure, "_multiplies_bytes", lambda backend: True)
+        own.append(measure.record("kernels", "torch", 3, [], tmp_path).name)
+    assert own == ["kernels-torch.json", "kernels-torch-amx.json"]
+    for name in own:
+        (tmp_path / name).unlink()
+    recorded(tmp_path, "torch", int8=True, features=["amx_int8"], build=1.1)
+    (found,) = report.read(tmp_path, {"targets": {"kernels torch-int8-amx *": 1.0}, "notes": {}})["kernels"]
+    assert (found.backend, found.target) == ("PyTorch (fast, AMX)", 1.0)
+
+
 def test_a_page_and_plots_without_results(tmp_path):
     report.write(tmp_path, tmp_path)
     page = (tmp_path / "performance.md").read_text(encoding="utf-8")
@@ -236,7 +250,7 @@ def test_special_targets_come_before_general_ones(tmp_path, backend, int8, what,
 
 def test_every_target_is_that_of_a_result():
     texts = tomllib.loads((report.HERE / "targets.toml").read_text(encoding="utf-8"))
-    backends = ["numpy", "torch", "torch-int8", "jax", "tensorflow"]
+    backends = ["numpy", "torch", "torch-int8", "torch-int8-amx", "jax", "tensorflow"]
     whats = {
         "kernels": ([*report.KERNELS_NETWORKS], [*report.FLOORS, "memory of build"]),
         "step": (__main__.STEP["torch"], ["exact", "fast", "memory"]),

@@ -67,14 +67,18 @@ class TorchKernels(Kernels):
         dtype, zero = self._dtype(left, right, exact_terms), left.new_zeros(1, dtype=torch.float32)
         for rows, some in _bands(parts, columns):
             for cell, sums in self._rows(left, right, dtype, rows):
+                end = cell + len(sums)
                 for k in some:
                     _, start, stop = parts[k]
-                    a, b = max(start, cell), min(stop, cell + len(sums))
+                    a, b = max(start, cell), min(stop, end)
                     if a < b:
+                        here = results[k][a - start : b - start]
                         v, factor = sums[a - cell : b - cell], unit * scales[k]
                         if not 2.0**-126 <= abs(factor) < math.inf:
                             v, factor = v.to(torch.float32) * unit, scales[k]
-                        torch.add(zero, v, alpha=factor, out=results[k][a - start : b - start])  # -0 becomes +0
+                        torch.add(zero, v, alpha=factor, out=here)  # -0 becomes +0
+                    elif start >= end:
+                        break
         return results
 
     def product(self, left: Array, right: Array, unit: Array, exact_terms: int) -> Array:
