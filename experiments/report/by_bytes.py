@@ -254,6 +254,12 @@ def _places(lines: Iterable[Line]) -> Places:
     return groups
 
 
+def _has_all_layers(line: Line) -> bool:
+    """Say whether a run kept only what the network itself has besides weights."""
+    settings = from_dict(line["settings"], "a result")
+    return settings.include == "all" and settings.activation == "relu"
+
+
 def _part(model: str, data: str, lines: list[Line]) -> str:
     found, first = points(lines), lines[0]
     whole = 4 * first["dense"]
@@ -265,7 +271,7 @@ def _part(model: str, data: str, lines: list[Line]) -> str:
         training=_training(from_dict(first["settings"], "a result")),
         dense=first["dense"],
         dense_bytes=whole / 1000,
-        kept=max(line["stored_parts"]["kept"] for line in lines) / 250,
+        kept=max(line["stored_parts"]["kept"] for line in lines if _has_all_layers(line)) / 250,
         accuracy="–" if accuracy is None else f"{accuracy:.2f}",
         best=_best(found, whole),
         answer="\n".join(_answers(found, whole)),
