@@ -75,9 +75,9 @@ def write(results: Path, output: Path, texts: Path = HERE) -> None:
     (output / "results").mkdir(exist_ok=True)
     page = (HERE / "sizes.md").read_text(encoding="utf-8").replace("@@sizes@@", sizes(recorded["sizes"]))
     (output / "results" / "sizes.md").write_text(page, encoding="utf-8")
-    drawn = [r for r in kernels if r.row["network"] == KERNELS_NETWORKS[0]]
-    plot_kernels(drawn, output / "assets" / "performance-kernels.svg")
-    plot_step(recorded["step"], output / "assets" / "performance-step.svg")
+    of_first = [r for r in kernels if r.row["network"] == KERNELS_NETWORKS[0]]
+    plot_kernels(drawn(of_first), output / "assets" / "performance-kernels.svg")
+    plot_step(drawn(recorded["step"]), output / "assets" / "performance-step.svg")
 
 
 def read(folder: Path, texts: dict[str, dict[str, Any]]) -> dict[str, list[Result]]:
@@ -159,6 +159,11 @@ def conditions(results: Iterable[Result]) -> str:
         where = f"{run['processor']} ({units}), threads: {run['threads']}, commit {run['commit']}, {run['date']}"
         lines.setdefault(where, []).append(f"{versions} ({run['rounds']} rounds)")
     return "Measured on " + "; on ".join(f"{where}: {', '.join(runs)}" for where, runs in lines.items()) + "."
+
+
+def drawn(results: list[Result]) -> list[Result]:
+    """Return what plots show: results without AMX, if there are any."""
+    return [r for r in results if not has_amx(r.run)] or results
 
 
 def plot_kernels(results: Sequence[Result], path: Path) -> None:
