@@ -54,8 +54,8 @@ HashedNets, with one table for all layers.
 The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
 standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those
 with most seeds. Bold: the highest test accuracy. The plots show each method with all that is added to it, at its best.
-The sentences below a table compare the two methods that are best on validation images, with the seeds that both have.
-Where smh is behind, pools of other sizes and weights of the rate were tried, as listed below, and the methods of
+The sentences below a table compare the best of smh with the best other method, selected alike, with the seeds that both
+have. Where smh is behind, pools of other sizes and weights of the rate were tried, as listed below, and the methods of
 [What was tried](ideas.md).
 
 {parts}## What the paper claims
@@ -183,11 +183,11 @@ def best(found: Iterable[Point], family: str, budget: float) -> Point | None:
 
 
 def leaders(found: Iterable[Point], budget: float) -> tuple[Point | None, Point | None]:
-    """Return the best points of the library and of other methods within a budget, on validation images."""
+    """Return the best points of the library and of other methods within a budget, preferred alike."""
     found = list(found)
     tops = [point for family in _families(found) if (point := best(found, family, budget))]
     ours, others = ([top for top in tops if top.family.startswith("smh") == own] for own in (True, False))
-    one, other = (max(some, key=lambda point: point.validation, default=None) for some in (ours, others))
+    one, other = (max(some, key=_preference, default=None) for some in (ours, others))
     return one, other
 
 
