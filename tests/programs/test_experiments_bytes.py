@@ -99,6 +99,22 @@ def test_the_best_point_is_selected_by_validation_within_the_budget():
     assert by_bytes.best(found, family, 1000) is None
 
 
+def test_what_is_added_to_a_method_makes_another_row():
+    added = {"teacher": True, "activation": "segments"}
+    pool, pruned = TINY.replace(rate=1e-6, **added), TINY.replace(method="pruned", **added)
+    assert by_bytes.family_of(pool) == "smh, matrix product, with the rate, a teacher and a learned activation"
+    with_two = "pruning, with a teacher and a learned activation, rounded after training"
+    assert by_bytes.family_of(pruned) == with_two
+    assert by_bytes.family_of(TINY.replace(include="inner")) == by_bytes.family_of(TINY) == "smh, matrix product"
+
+
+def test_leaders_are_among_those_with_most_seeds():
+    single = {**lines()[3], "settings": {**lines()[3]["settings"], "method": "hash1"}}
+    single["bytes"] = [{**single["bytes"][0], "validation_accuracy": 99.0}]
+    one, other = by_bytes.leaders(by_bytes.points([*lines(), single]), 2000)
+    assert (one.settings.method, other.settings.method) == ("matmul", "pruned")
+
+
 def test_methods_are_compared_that_validation_images_prefer(tmp_path):
     more = [{**line, "settings": {**line["settings"], "method": "kronecker"}} for line in lines()[3:5]]
     for line in more:
