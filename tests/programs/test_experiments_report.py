@@ -293,6 +293,19 @@ def test_a_table_does_not_mix_weights_of_the_size_penalty(tmp_path):
     assert names.title(names.METHODS, "matmul, rate=1e-06") == "smh, matrix product, rate=1e-06"
 
 
+def test_tables_may_differ_in_layers_bits_and_activation(tmp_path):
+    path = tmp_path / "options.toml"
+    options = ("", "bits = 4\n", 'include = "inner"\n', 'activation = "segments"\n')
+    table = '[[table]]\nmodel = "tiny"\nmethods = ["matmul"]\nratios = [0.5]\nseeds = [0]\n'
+    path.write_text('[run]\ndata = "digits"\nlr = 1e-2\n' + "".join(table + option for option in options))
+    assert [cell.label for cell in cells.read(path).cells] == [
+        "matmul",
+        "matmul, bits=4",
+        "matmul, include=inner",
+        "matmul, activation=segments",
+    ]
+
+
 def test_markdown():
     assert table(["a", "b"], [["1|2", "x"]]) == "| a | b |\n| --- | --- |\n| 1\\|2 | x |\n"
     assert (percent(0.1), percent(0.258), percent(0.0113)) == ("10 %", "25.8 %", "1.13 %")
