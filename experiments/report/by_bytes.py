@@ -49,7 +49,7 @@ they are the nonzero weights without their positions. Methods that train float32
 8, 6, 5 or 4 bits. *With the rate* means that the estimated bits are a part of the loss
 ([small files](../small_files.md)). *With a teacher* is distillation from the dense model of the same seed. *With a
 learned activation*, eight linear segments with learned slopes take the place of ReLU. *1 hash* is the method of
-HashedNets, with one table for all layers.
+HashedNets, with one table for all layers. STABLE-RPS is not a pool of smh, because it is the best method at no size.
 
 The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
 standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those

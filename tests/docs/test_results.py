@@ -76,6 +76,14 @@ def test_fewer_bits_in_a_larger_pool_are_more_accurate_with_fewer_bytes():
             assert point.accuracy > eight.accuracy
 
 
+def test_stable_rps_is_the_best_method_at_no_size():
+    _, whole, points = dense_and_points("bytes")
+    families = {point.family: point.settings.method for point in points}
+    for budget in by_bytes.BUDGETS:
+        found = [x for family in families if (x := by_bytes.best(points, family, budget * whole))]
+        assert max(found, key=lambda point: point.accuracy).settings.method != "fold"
+
+
 def test_figures_of_fewer_bits_with_the_rate():
     _, _, points = dense_and_points("bytes")
     of = [p for p in points if p.family == "smh, Kronecker products, with the rate and a teacher" and p.seeds == 3]
