@@ -33,6 +33,7 @@ _ADDED: dict[str, Callable[[Settings], bool]] = {
     "the rate": lambda settings: settings.rate > 0,
     "a teacher": lambda settings: settings.teacher,
     "a learned activation": lambda settings: settings.activation != "relu",
+    "the first and the last layer kept": lambda settings: settings.include == "inner",
 }
 """What makes another row of a method in the tables."""
 _PAGE = """# Accuracy by bytes
@@ -49,7 +50,8 @@ they are the nonzero weights without their positions. Methods that train float32
 8, 6, 5 or 4 bits. *With the rate* means that the estimated bits are a part of the loss
 ([small files](../small_files.md)). *With a teacher* is distillation from the dense model of the same seed. *With a
 learned activation*, eight linear segments with learned slopes take the place of ReLU. *1 hash* is the method of
-HashedNets, with one table for all layers. STABLE-RPS is not a pool of smh, because it is the best method at no size.
+HashedNets, with one table for all layers. Layers that are *kept* are stored in float32. STABLE-RPS is not a pool of
+smh, because it is the best method at no size.
 
 The tables show the best of each method within a budget, in percent of the dense float32 bytes: test accuracy, mean ±
 standard deviation over seeds, and the bytes. The best one is selected by accuracy on validation images, among those
@@ -76,9 +78,6 @@ were measured with version 0.1: [Accuracy](accuracy.md#what-the-paper-claims).
 [When to use smh, and when not](../comparison.md) has the other reasons.
 
 ## All settings
-
-*Layers* are those that a method generates or rounds: all, or *inner*, all except the first and the last. Sizes include
-the layers that are kept.
 
 {every}
 The commands that repeat it, for CIFAR-10 as images in folders:
@@ -154,7 +153,7 @@ def points(lines: Iterable[Line]) -> list[Point]:
         variables, size, validation = (mean(one[key] for one in some) for key in _MEANS)
         accuracies = {one["settings"]["seed"]: one["test_accuracy"] for one in some}
         found.append(Point(family_of(settings), settings, bits, variables, size, accuracies, validation))
-    return sorted(found, key=_place)
+    return sorted(found, key=_order)
 
 
 def family_of(settings: Settings) -> str:
@@ -165,7 +164,12 @@ def family_of(settings: Settings) -> str:
     return title + ", rounded after training" * (settings.method in _ROUNDED)
 
 
-def _place(point: Point) -> tuple[int, str, float]:
+def _is_plain(settings: Settings) -> bool:
+    """Say whether nothing is added to a method."""
+    return not any(used(settings) for used in _ADDED.values())
+
+
+def _order(point: Point) -> tuple[int, str, float]:
     """Return the place of a point in the tables."""
     method = point.settings.method
     return METHODS.index(method) if method in METHODS else len(METHODS), point.family, point.size
@@ -247,17 +251,11 @@ def _places(lines: Iterable[Line]) -> Places:
     groups: Places = {}
     for line in lines:
         settings = from_dict(line["settings"], "a result")
-        if settings.include == "all" and not any(used(settings) for used in _ADDED.values()):
+        if _is_plain(settings):
             places = groups.setdefault(settings.model, {})
             place = places.setdefault((settings.method, settings.ratio), Place(settings.method, settings))
             place.lines.append(line)
     return groups
-
-
-def _has_all_layers(line: Line) -> bool:
-    """Say whether a run kept only what the network itself has besides weights."""
-    settings = from_dict(line["settings"], "a result")
-    return settings.include == "all" and settings.activation == "relu"
 
 
 def _part(model: str, data: str, lines: list[Line]) -> str:
@@ -271,7 +269,7 @@ def _part(model: str, data: str, lines: list[Line]) -> str:
         training=_training(from_dict(first["settings"], "a result")),
         dense=first["dense"],
         dense_bytes=whole / 1000,
-        kept=max(line["stored_parts"]["kept"] for line in lines if _has_all_layers(line)) / 250,
+        kept=max(x["stored_parts"]["kept"] for x in lines if _is_plain(from_dict(x["settings"], "a result"))) / 250,
         accuracy="–" if accuracy is None else f"{accuracy:.2f}",
         best=_best(found, whole),
         answer="\n".join(_answers(found, whole)),
@@ -329,14 +327,13 @@ def _answers(found: list[Point], whole: int) -> Iterable[str]:
 
 
 def _every(found: list[Point], whole: int) -> str:
-    settings = ("variables", "layers", "rate", "learning rate", "bits")
+    head = ("method", "variables", "rate", "learning rate", "bits", "kB", "of dense", "test accuracy, %", "seeds")
     return table(
-        ("method", *settings, "kB", "of dense", "test accuracy, %", "seeds"),
+        head,
         (
             [
                 point.family,
                 "" if point.settings.ratio is None else percent(point.settings.ratio),
-                point.settings.include,
                 f"{point.settings.rate:g}" if point.settings.rate else "",
                 f"{point.settings.lr:g}",
                 f"{point.bits}",
