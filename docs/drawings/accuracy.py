@@ -22,9 +22,10 @@ METHODS = {  # label: color, methods
     "width multiplier": ("four", ("width",)),
     "smh": ("smh", ("kronecker", "matmul", "hash1")),
 }
-NETWORKS = {  # file: title, lowest and highest accuracy, places of labels as bytes and accuracy
+NETWORKS = {  # file: title, seeds at least, lowest and highest accuracy, places of labels as bytes and accuracy
     "bytes": (
         "CNN, 280,154 numbers, three seeds",
+        3,
         (46.0, 69.0),
         {
             "smh": (8_300, 62.6),
@@ -36,6 +37,7 @@ NETWORKS = {  # file: title, lowest and highest accuracy, places of labels as by
     ),
     "cifar_resnet20": (
         "ResNet-20, 271,098 numbers, one or three seeds",
+        1,
         (56.0, 78.0),
         {
             "smh": (15_500, 72.6),
@@ -102,14 +104,15 @@ def draw(theme: str) -> None:
     canvas = Canvas(
         960, 440, theme, "Test accuracy over bytes for smh, integers, pruning, low rank and narrower networks"
     )
-    for k, (name, (title, accuracies, labels)) in enumerate(NETWORKS.items()):
+    for k, (name, (title, seeds, accuracies, labels)) in enumerate(NETWORKS.items()):
         lines = results.read(ROOT / "experiments" / "results" / f"{name}.jsonl")
         found, dense = points(lines), [x["test_accuracy"] for x in lines if x["settings"]["method"] == "dense"]
         panel = Panel(canvas, 46 + 484 * k, 68, accuracies)
         panel.axes(title)
         panel.dense(sum(dense) / len(dense))
         for label, (color, methods) in METHODS.items():
-            front = best_so_far((point.size, point) for point in found if point.settings.method in methods)
+            of = [point for point in found if point.settings.method in methods and point.seeds >= seeds]
+            front = best_so_far((point.size, point) for point in of)
             panel.curve((point for _, point in front), color, stroke_width=3.2 if label == "smh" else 1.8)
         for label, (size, accuracy) in labels.items():
             x, y = panel.at(size, accuracy)
