@@ -137,7 +137,7 @@ def _multiplies_bytes(backend: str) -> bool:
 
 
 def record(command: str, backend: str, rounds: int, rows: list[Row], folder: Path) -> Path:
-    """Write the results of a command for a backend, with machine, versions and commit. Those with AMX get a file."""
+    """Write the results of a command for a backend, with machine, versions and commit; those with AMX apart."""
     libraries = {"numpy": ["numpy"], "torch": ["torch"], "jax": ["jax"], "tensorflow": ["tensorflow", "keras"]}
     conditions = {
         "command": command,

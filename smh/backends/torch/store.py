@@ -41,10 +41,10 @@ class Scope:
     """What a forward pass reads, of the model or of one layer. Passes with the same weights may share it."""
 
     weights: dict[str, torch.Tensor]  # those that are built
+    read: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)  # what layers got, and its version
     lazy: bool = False  # whether missing weights are built when read, and kept until the end
     promises: Mapping[str, torch.Tensor] = field(default_factory=dict)  # for weights to come, if they get gradients
     hooks: AbstractContextManager[Any] | None = None  # how autograd keeps weights meanwhile, where not as usual
-    read: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)  # what layers got, and its version
 
 
 @dataclass
@@ -240,7 +240,8 @@ class Store:
         elif module is self.root:
             stack.append(self._current())
         else:
-            stack.append(self._part(self._below(module)))
+            part = self._part(self._below(module))
+            stack.append(Scope(part.weights, part.read, lazy=True))
 
     def keep(self) -> bool:
         """Begin a stretch of code that shares weights, unless it is part of a larger one; say whether it began."""
@@ -362,10 +363,10 @@ class Store:
         Where weights may be cached they are all of them, built anew only if a variable is another or changed.
         """
         if self.compression.residency != "cached" or self._needs_grad():
-            return Scope(self.build(names), lazy=names is not None)
+            return Scope(self.build(names))
         state = self._state(values=True)
         if state is None:
-            return Scope(self.build(names), lazy=names is not None)
+            return Scope(self.build(names))
         cached = self.cache  # once: another thread may forget it, or keep what it built for other variables
         if cached is None or not same(cached[0], state):
             self.cache = cached = state.copied(), Scope(self.build())

@@ -265,3 +265,27 @@ def test_compressing_again_says_what_to_turn_back():
         for compress in (smh.compress, smh.compress_, smh.fit):
             with pytest.raises(PlanError, match=match):
                 compress(model, ratio=0.5)
+
+
+@pytest.mark.parametrize("residency", ["full", "cached"])
+def test_a_part_without_gradients_may_call_the_model_with_them(residency):
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.owner = nn.Linear(16, 16), []
+
+        def forward(self, x):
+            if not self.owner:
+                return self.inner(x)
+            owner, self.owner = self.owner, []
+            with torch.enable_grad():
+                return owner[0](self.inner(x))
+
+    model = smh.compress(nn.Sequential(Calls(), nn.Linear(16, 16)), ratio=0.5, optimizer="adam", residency=residency)
+    part = model[0]
+    with torch.no_grad():
+        part(torch.ones(2, 16))
+        part.owner = [model]
+        y = part(torch.ones(2, 16))
+    y.sum().backward()
+    assert all(x.grad is not None and bool(x.grad.any()) for x in model.parameters() if x.numel() > 100)
